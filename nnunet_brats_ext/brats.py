@@ -1,0 +1,92 @@
+"""The facts of BraTS that everything else rests on: sequences, labels, regions. Imports nothing of ours.
+
+Two numberings exist. *As released* is what a challenge hands out and wants back (ET was 4 until 2022). *As trained* is
+nnU-Net's own BraTS numbering and holds everywhere between `convert` and `restore`: 1 ED, 2 NCR, 3 ET, and 4 for the
+one label that some cohorts add. With it, painting the regions from the largest to the smallest is painting 1, 2, 3.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+SEQUENCES = ("T1", "T1ce", "T2", "FLAIR")  # channel 0000 to 0003; the challenge of 2023 calls them t1n, t1c, t2w, t2f
+
+BACKGROUND, ED, NCR, ET = 0, 1, 2, 3  # as trained
+EXTRA = 4  # as trained: the one further label of a cohort, named in its scheme
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """How a cohort numbers its labels, what they are called, and which regions its challenge scores.
+
+    released: value in the release's files -> value as trained; bijective, so that `restore` is the inverse.
+    names: value as trained -> name, background left out.
+    regions: name -> labels as trained, from the largest to the smallest; the order of the network's channels.
+    paint: the label that region i paints over the regions before it (nnU-Net's `regions_class_order`).
+    """
+
+    released: Mapping[int, int]
+    names: Mapping[int, str]
+    regions: Mapping[str, tuple[int, ...]]
+    paint: tuple[int, ...]
+
+    @property
+    def trained(self) -> dict[int, int]:
+        """Value as trained -> value as released."""
+        return {trained: released for released, trained in self.released.items()}
+
+    def nnunet_labels(self) -> dict[str, int | list[int]]:
+        """The `labels` entry of a dataset.json: nnU-Net takes a list for a region and an int for a plain label."""
+        regions = {name: labels[0] if len(labels) == 1 else list(labels) for name, labels in self.regions.items()}
+        return {"background": BACKGROUND, **regions}
+
+
+_GLIOMA_REGIONS = {"WT": (ED, NCR, ET), "TC": (NCR, ET), "ET": (ET,)}
+_GLIOMA_NAMES = {ED: "ED", NCR: "NCR", ET: "ET"}
+
+LABEL_SCHEMES: Mapping[str, LabelScheme] = {
+    # BraTS 2013 to 2016 told non-enhancing tumour (3) from necrosis (1). Both belong to the core; NET keeps a value of
+    # its own, so that nothing is lost in conversion, and is predicted as NCR, as every later release has it.
+    "glioma_2013": LabelScheme(
+        released={0: 0, 1: NCR, 2: ED, 3: EXTRA, 4: ET},
+        names={**_GLIOMA_NAMES, EXTRA: "NET"},
+        regions={"WT": (ED, NCR, ET, EXTRA), "TC": (NCR, ET, EXTRA), "ET": (ET,)},
+        paint=(ED, NCR, ET),
+    ),
+    "glioma_2017": LabelScheme({0: 0, 1: NCR, 2: ED, 4: ET}, _GLIOMA_NAMES, _GLIOMA_REGIONS, (ED, NCR, ET)),
+    "glioma_2023": LabelScheme({0: 0, 1: NCR, 2: ED, 3: ET}, _GLIOMA_NAMES, _GLIOMA_REGIONS, (ED, NCR, ET)),
+    # Post-treatment glioma (2024) and metastases (2024 on): the resection cavity lies outside WT and TC.
+    "resected_2024": LabelScheme(
+        released={0: 0, 1: NCR, 2: ED, 3: ET, 4: EXTRA},
+        names={**_GLIOMA_NAMES, EXTRA: "RC"},
+        regions={**_GLIOMA_REGIONS, "RC": (EXTRA,)},
+        paint=(ED, NCR, ET, EXTRA),
+    ),
+    # Paediatric tumours from 2024 on reversed the order and added the cystic component, which belongs to the core.
+    "paediatric_2024": LabelScheme(
+        released={0: 0, 1: ET, 2: NCR, 3: EXTRA, 4: ED},
+        names={**_GLIOMA_NAMES, EXTRA: "CC"},
+        regions={"WT": (ED, NCR, ET, EXTRA), "TC": (NCR, ET, EXTRA), "ET": (ET,), "CC": (EXTRA,)},
+        paint=(ED, NCR, ET, EXTRA),
+    ),
+    "decathlon": LabelScheme({0: 0, 1: ED, 2: NCR, 3: ET}, _GLIOMA_NAMES, _GLIOMA_REGIONS, (ED, NCR, ET)),
+    # Meningioma before radiotherapy: one target volume, hence no nested regions.
+    "radiotherapy_2024": LabelScheme({0: 0, 1: 1}, {1: "GTV"}, {"GTV": (1,)}, (1,)),
+}
+
+
+def remap(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
+    """Replace every label; one that the mapping lacks is an error, never a silent background. Gives uint8."""
+    values = np.unique(labels)
+    if unknown := [float(v) for v in values if v not in mapping]:
+        raise ValueError(f"labels {unknown} are not among {sorted(mapping)}")
+    table = np.zeros(max(mapping) + 1, dtype=np.uint8)
+    for value, replacement in mapping.items():
+        table[value] = replacement
+    return table[labels.astype(np.int64, copy=False)]
+
+
+def to_regions(segmentation: np.ndarray, regions: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The boolean mask of each region of a label map; `regions` and the map in the same numbering."""
+    return {name: np.isin(segmentation, labels) for name, labels in regions.items()}
