@@ -6,7 +6,6 @@ Every verb imports its function when it runs, so that `nnunet_brats evaluate` ne
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from nnunet_brats_ext import __version__
 

@@ -1,0 +1,67 @@
+"""The variational auto-encoder branch that regularises an encoder: Myronenko 2018, https://arxiv.org/abs/1810.11654."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+import torch
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from torch import Tensor, nn
+
+from nnunet_brats_ext.architectures.blocks import ConvOp, PreActivationBlock, ProjectAndUpsample
+
+
+class VAEBranch(nn.Module):
+    """Reconstructs the image from the encoder's endpoint; Lyu & Shu 2020, https://arxiv.org/abs/2011.02881, fig. 1.
+
+    endpoint (b, features[-1], *e) -> reconstruction (b, output_channels, *patch), mean and log-variance (b, latent).
+    Its fully connected layers freeze e, the endpoint's size, to that of the training patch. No skips enter it.
+
+    endpoint_size: e; an axis is halved once more where it is even.
+    strides: of the encoder, per stage and axis; they are undone on the way back.
+    gradient: "full" draws mean + sigma * noise with the gradient; "none" cuts the draw off, as the authors' release
+    does, so that the reconstruction teaches the branch alone and only the KL term reaches the encoder.
+    """
+
+    def __init__(
+        self,
+        output_channels: int,
+        endpoint_size: Sequence[int],
+        conv_op: ConvOp = nn.Conv3d,
+        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        features_per_stage: Sequence[int] = (32, 64, 128, 256),
+        latent: int = 128,
+        gradient: Literal["full", "none"] = "full",
+    ):
+        super().__init__()
+        self.gradient = gradient
+        features = list(features_per_stage)
+        halving = [2 if size % 2 == 0 else 1 for size in endpoint_size]
+        small = [size // step for size, step in zip(endpoint_size, halving, strict=True)]
+        bottleneck = features[-1] // 16
+
+        self.squeeze = nn.Sequential(
+            nn.GroupNorm(8, features[-1]),
+            nn.ReLU(inplace=True),
+            conv_op(features[-1], bottleneck, 3, stride=halving, padding=1),
+            nn.Flatten(),
+        )
+        self.distribution = nn.Linear(bottleneck * prod(small), 2 * latent)
+        width = features[-1] // 2
+        self.expand = nn.Sequential(nn.Linear(latent, width * prod(small)), nn.ReLU(inplace=True))
+        self.shape = (width, *small)
+        decoder: list[nn.Module] = [ProjectAndUpsample(conv_op, width, features[-1], halving, align_corners=True)]
+        for wide, narrow, stride in zip(features[:0:-1], features[-2::-1], list(strides)[:0:-1], strict=True):
+            decoder.append(ProjectAndUpsample(conv_op, wide, narrow, stride, align_corners=True))
+            decoder.append(PreActivationBlock(conv_op, narrow))
+        self.decoder = nn.Sequential(*decoder, conv_op(features[0], output_channels, 1))
+        self.spatial_axes = convert_conv_op_to_dim(conv_op)
+
+    def forward(self, endpoint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = self.distribution(self.squeeze(endpoint)).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-10, 10)
+        latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        if self.gradient == "none":
+            latent = latent.detach()
+        volume = self.expand(latent).unflatten(1, self.shape)
+        return self.decoder(volume), mean, log_variance

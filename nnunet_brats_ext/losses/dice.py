@@ -1,0 +1,56 @@
+"""Soft Dice of regions, in the variants that the papers state."""
+
+from collections.abc import Sequence
+
+import torch
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor, nn
+
+
+class SoftDiceLoss(nn.Module):
+    """One minus the soft Dice of each region, averaged: Milletari et al. 2016, https://arxiv.org/abs/1606.04797.
+
+    logits (b, r, *s), target (b, r, *s) in [0, 1] -> scalar, fp32 or wider. With p = sigmoid(logits), sums over space
+
+        dice = (2 sum(p t) + smooth_numerator) / (sum(p^2) + sum(t^2) + smooth_denominator),
+
+    without the squares if `squared` is off. A region that is empty in target and prediction has dice
+    smooth_numerator / smooth_denominator; with smooth_numerator = 0 it adds a constant 1 and no gradient.
+
+    batch: sum over the batch as well (and over the ranks of a distributed run), rather than average dice over it.
+    weights: one per region, summing to 1; equal if None.
+    """
+
+    def __init__(
+        self,
+        smooth_numerator: float = 0.0,
+        smooth_denominator: float = 1e-8,
+        squared: bool = True,
+        batch: bool = False,
+        weights: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.smooth_numerator, self.smooth_denominator = smooth_numerator, smooth_denominator
+        self.power, self.batch, self.weights = 2 if squared else 1, batch, weights
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):  # half precision overflows at 65,504 voxels
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            return 1 - self.dice(logits.to(wide).sigmoid(), target.to(wide))
+
+    def dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        """The weighted Dice of probabilities, a scalar; for networks whose regions are sums of label probabilities."""
+        space = tuple(range(2, target.ndim))
+        overlap = (probabilities * target).sum(space)
+        total = (probabilities**self.power).sum(space) + (target**self.power).sum(space)  # (b, r)
+        if self.batch:
+            overlap, total = (self.sum_over_batch(x) for x in (overlap, total))
+        dice = (2 * overlap + self.smooth_numerator) / (total + self.smooth_denominator)
+        return (dice.mean(0) * dice.new_tensor(self.weights)).sum() if self.weights is not None else dice.mean()
+
+    @staticmethod
+    def sum_over_batch(x: Tensor) -> Tensor:
+        x = x.sum(0, keepdim=True)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            x = AllGatherGrad.apply(x).sum(0)
+        return x

@@ -1,0 +1,8 @@
+"""All that nnU-Net searches of nnunet_brats_ext: the trainers, under the one identity they have in the package."""
+
+try:
+    from nnunet_brats_ext.trainers import *  # noqa: F403
+except ModuleNotFoundError as error:
+    # The search path is inherited by Pythons of other environments; there, this folder has nothing to offer.
+    if error.name != "nnunet_brats_ext":
+        raise

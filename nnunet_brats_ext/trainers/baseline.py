@@ -1,0 +1,9 @@
+"""The yardstick: nnU-Net itself on our base."""
+
+from nnunet_brats_ext.training.base import BraTSTrainer
+
+
+class BraTSBaselineTrainer(BraTSTrainer):
+    """nnU-Net's own network, loss, augmentation and schedule: https://doi.org/10.1038/s41592-020-01008-z."""
+
+    one_draw_per_case = False

@@ -1,0 +1,30 @@
+"""Transforms of the papers that batchgeneratorsv2 does not have. Images (c, *s) are normalised, 0 outside the brain."""
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from torch import Tensor
+
+
+class ShiftIntensity(ImageOnlyTransform):
+    """Adds to each channel a random share of its own deviation: Myronenko 2018, https://arxiv.org/abs/1810.11654.
+
+    Deviation and shift concern the voxels inside the brain only, which nnU-Net marks by segmentation >= 0.
+    """
+
+    def __init__(self, largest_share: float = 0.1):
+        super().__init__()
+        self.largest_share = largest_share
+
+    def get_parameters(self, **data_dict) -> dict:
+        channels = data_dict["image"].shape[0]
+        return {
+            "shares": torch.empty(channels).uniform_(-self.largest_share, self.largest_share),
+            "brain": data_dict["segmentation"][0] >= 0,
+        }
+
+    def _apply_to_image(self, img: Tensor, **params) -> Tensor:
+        brain = params["brain"]
+        if brain.sum() < 2:  # a patch beside the head
+            return img
+        deviations = img[:, brain].std(dim=1, correction=0)
+        return img + (params["shares"] * deviations).view(-1, *[1] * brain.ndim) * brain

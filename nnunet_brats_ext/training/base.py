@@ -1,0 +1,307 @@
+"""The base of all our trainers: nnU-Net's own, with the seams whose absence makes others copy it."""
+
+import inspect
+import os
+import random
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_brats_ext import __version__
+from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
+
+SHORT_EPOCHS, SHORT_ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # environment variables
+OURS = "nnunet_brats_ext"  # our key in a checkpoint, beside nnU-Net's
+
+
+def topology(configuration: ConfigurationManager) -> dict[str, Any]:
+    """What a network has to take from the plans: the kind of convolution and the strides of its stages."""
+    return {
+        "conv_op": convert_dim_to_conv_op(len(configuration.patch_size)),
+        "strides": configuration.pool_op_kernel_sizes,
+    }
+
+
+class BraTSTrainer(nnUNetTrainer):
+    """nnU-Net's trainer (https://doi.org/10.1038/s41592-020-01008-z) with seams: a recipe declares what differs.
+
+    Left alone, every seam is nnU-Net's own behaviour on region-based training. A recipe declares `hyperparameters` and
+    overrides, where its paper differs, `architecture_for`, `training_branch`, `region_loss`, `augmentation` and
+    nnU-Net's `configure_optimizers`. State beyond network and optimiser goes through `extra_state`.
+    """
+
+    hyperparameters: ClassVar[dict[str, Any]] = {}
+    """Attributes of nnUNetTrainer under its names; a subclass adds to or replaces those of its parents."""
+
+    one_draw_per_case: ClassVar[bool] = True
+    """A paper's epoch sees every training case once: ceil(cases / batch) iterations. Off: nnU-Net's 250."""
+
+    previous_stage_trainer: ClassVar[str | None] = None
+    """In a cascade, the trainer of the previous stage, by name; None is this trainer itself, as in nnU-Net."""
+
+    # nnU-Net reads the names of these parameters and stores them in the checkpoint: no more, no fewer, no **kwargs.
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ):
+        require_regions(dataset_json, plans.get("dataset_name", "this dataset"))
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        for declaring in reversed(type(self).__mro__):
+            for name, value in vars(declaring).get("hyperparameters", {}).items():
+                if not hasattr(self, name):
+                    raise AttributeError(f"{declaring.__name__}.hyperparameters: nnUNetTrainer has no '{name}'")
+                setattr(self, name, value)
+        self._shorten()
+        if self.previous_stage_trainer and self.is_cascaded and nnUNet_results.is_set():
+            previous_stage = self.configuration_manager.previous_stage_name
+            self.folder_with_segs_from_previous_stage = str(
+                Path(nnUNet_results, self.plans_manager.dataset_name)
+                / f"{self.previous_stage_trainer}__{self.plans_manager.plans_name}__{previous_stage}"
+                / "predicted_next_stage"
+                / self.configuration_name
+            )
+        self._random_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on
+        # nnU-Net builds for training through the instance and for inference through the class, where branches that
+        # only training needs must not exist.
+        self.build_network_architecture = self.build_training_network  # type: ignore[method-assign]
+
+    # ---- length of a run -------------------------------------------------------------------------------------------
+
+    def _shorten(self) -> None:
+        """Honour the environment's request for a trial run, so loudly that nobody takes it for a real one."""
+        requests = {name: os.environ[name] for name in (SHORT_EPOCHS, SHORT_ITERATIONS) if os.environ.get(name)}
+        for name, value in requests.items():
+            if not value.isdecimal() or int(value) < 1:
+                raise ValueError(f"{name}={value}: expected a whole number of at least 1; unset it for a full training")
+        if SHORT_EPOCHS in requests:
+            self.num_epochs = int(requests[SHORT_EPOCHS])
+        if SHORT_ITERATIONS in requests:
+            self._set_iterations(int(requests[SHORT_ITERATIONS]))
+        if requests:
+            self.print_to_log_file(f"WARNING: SHORT RUN because of {requests}. Unset these variables to train in full.")
+
+    def _set_iterations(self, iterations: int, validation_iterations: int | None = None) -> None:
+        self.num_iterations_per_epoch = iterations
+        self.num_val_iterations_per_epoch = validation_iterations or ceil(iterations / 5)  # nnU-Net's own proportion
+
+    def get_tr_and_val_datasets(self):
+        training, validation = super().get_tr_and_val_datasets()
+        if self.one_draw_per_case and not os.environ.get(SHORT_ITERATIONS):
+            batch_size = self.configuration_manager.batch_size  # of all ranks together
+            self._set_iterations(*(ceil(len(data.identifiers) / batch_size) for data in (training, validation)))
+            self.print_to_log_file(
+                f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations: one draw per training case"
+            )
+        return training, validation
+
+    # ---- network ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module] | None:
+        """What builds the network from input_channels and num_classes (and deep_supervision, if it takes that).
+
+        None is the network that the plans name.
+        """
+        return None
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network as inference needs it, without anything that exists for training only."""
+        architecture = cls.architecture_for(configuration_manager)
+        if architecture is None:
+            return nnUNetTrainer.build_network_architecture(
+                plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            )
+        takes = inspect.signature(architecture).parameters
+        supervision = {"deep_supervision": enable_deep_supervision} if "deep_supervision" in takes else {}
+        return architecture(input_channels=num_input_channels, num_classes=num_output_channels, **supervision)
+
+    def training_branch(self, network: nn.Module) -> nn.Module | None:
+        """A branch on the network's features that only training needs (see `NetworkWithBranch`)."""
+        return None
+
+    def build_training_network(
+        self,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        network = type(self).build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        branch = self.training_branch(network)
+        return network if branch is None else NetworkWithBranch(network, branch)
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The module behind DistributedDataParallel and torch.compile."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        # nnU-Net switches it on again after every validation, also where training never had it.
+        if decoder := getattr(self.bare_network, "decoder", None):
+            decoder.deep_supervision = enabled and self.enable_deep_supervision
+
+    # ---- loss ------------------------------------------------------------------------------------------------------
+
+    def region_loss(self) -> nn.Module | None:
+        """The paper's loss at one scale, (logits, regions) -> scalar; None is nnU-Net's Dice and cross-entropy."""
+        return None
+
+    def _build_loss(self) -> nn.Module:
+        built = super()._build_loss()
+        if (loss := self.region_loss()) is not None:
+            if self.label_manager.has_ignore_label:
+                raise ValueError(
+                    f"{type(self).__name__} cannot ignore voxels: remove the label 'ignore' from dataset.json"
+                )
+            if isinstance(built, DeepSupervisionWrapper):
+                built.loss = loss  # under nnU-Net's weights of the scales
+            else:
+                built = loss
+        return LossWithAuxiliaries(built) if isinstance(self.bare_network, NetworkWithBranch) else built
+
+    def train_step(self, batch: dict) -> dict:
+        losses = super().train_step(batch)
+        latest = getattr(self.loss, "latest", {})
+        return losses | {name: value.float().cpu().numpy() for name, value in latest.items()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        auxiliary = {
+            name: np.mean([step[name] for step in train_outputs]) for name in train_outputs[0] if name != "loss"
+        }
+        for name, value in auxiliary.items():
+            self.print_to_log_file(f"train_loss, of which {name}", np.round(value, decimals=4))
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def augmentation(self) -> list[BasicTransform] | None:
+        """The paper's training transforms at patch size, in order; None is nnU-Net's own augmentation."""
+        return None
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.augmentation() is None:
+            return settings
+        *_, mirror_axes = settings
+        return (0.0, 0.0), False, self.configuration_manager.patch_size, mirror_axes
+
+    def get_training_transforms(
+        self,
+        patch_size: Sequence[int],
+        rotation_for_DA: Any,
+        deep_supervision_scales: list | None,
+        mirror_axes: tuple[int, ...],
+        do_dummy_2d_data_aug: bool,
+        use_mask_for_norm: list[bool] | None = None,
+        **labels: Any,
+    ) -> BasicTransform:
+        transforms = self.augmentation()
+        if transforms is None:
+            return nnUNetTrainer.get_training_transforms(
+                patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
+                use_mask_for_norm, **labels,
+            )  # fmt: skip
+        # What nnU-Net does in validation is what it always does: previous stage, regions, scales.
+        return ComposeTransforms([*transforms, self.get_validation_transforms(deep_supervision_scales, **labels)])
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass must keep beside network and optimiser, so that `--c` goes on as if never interrupted."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `extra_state` gave."""
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with ours inside, in one rename: an interruption never leaves half a file."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return super().save_checkpoint(filename)
+        partial = Path(f"{filename}.partial")
+        super().save_checkpoint(str(partial))
+        checkpoint = torch.load(partial, map_location="cpu", weights_only=False)
+        network = self.bare_network
+        checkpoint[OURS] = {
+            "version": __version__,
+            "random_state": random_state(),
+            "training_branch": network.branch.state_dict() if isinstance(network, NetworkWithBranch) else None,
+            "extra": self.extra_state(),
+        }
+        torch.save(checkpoint, partial)
+        partial.replace(filename)
+        return None
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        if (state := checkpoint.get(OURS)) is None:
+            return  # written by nnU-Net itself
+        if state["training_branch"] is not None and isinstance(self.bare_network, NetworkWithBranch):
+            self.bare_network.branch.load_state_dict(state["training_branch"])
+        self._random_state = state["random_state"]
+        self.load_extra_state(state["extra"])
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._random_state is not None:  # not earlier: starting the loaders draws random numbers
+            restore_random_state(self._random_state)
+            self._random_state = None
+
+
+def require_regions(dataset_json: dict, dataset_name: str) -> None:
+    """Nested regions are what a BraTS trainer predicts; without them, say how to get them."""
+    labels = dataset_json["labels"]
+    if not any(isinstance(region, list | tuple) and len(region) > 1 for region in labels.values()):
+        raise ValueError(
+            f"{dataset_name} has no nested regions (labels: {labels}), which BraTS trainers predict. "
+            f"Convert the release with `nnunet_brats convert SOURCE -d ID`, "
+            f"or train these labels with nnU-Net's own `-tr nnUNetTrainer`."
+        )
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all random generators of this process."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
