@@ -46,6 +46,10 @@ _GLIOMA_REGIONS = {"WT": (ED, NCR, ET), "TC": (NCR, ET), "ET": (ET,)}
 _GLIOMA_NAMES = {ED: "ED", NCR: "NCR", ET: "ET"}
 
 LABEL_SCHEMES: Mapping[str, LabelScheme] = {
+    # The first BraTS labelled oedema and core alone; nothing tells the enhancing part from the rest of the core.
+    "glioma_2012": LabelScheme(
+        {0: 0, 1: ED, 2: NCR}, {ED: "ED", NCR: "TC"}, {"WT": (ED, NCR), "TC": (NCR,)}, (ED, NCR)
+    ),
     # BraTS 2013 to 2016 told non-enhancing tumour (3) from necrosis (1). Both belong to the core; NET keeps a value of
     # its own, so that nothing is lost in conversion, and is predicted as NCR, as every later release has it.
     "glioma_2013": LabelScheme(
