@@ -1,6 +1,10 @@
 """All trainers, one file per paper. Their names are public: checkpoints store them."""
 
-from nnunet_brats_ext.trainers.baseline import BraTSBaselineTrainer
-from nnunet_brats_ext.trainers.lyu2020 import BraTSVAETrainer
+from nnunet_brats_ext.plugin.requirements import require_nnunet
+
+require_nnunet()  # before anything fails with an obscure message
+
+from nnunet_brats_ext.trainers.baseline import BraTSBaselineTrainer  # noqa: E402
+from nnunet_brats_ext.trainers.lyu2020 import BraTSVAETrainer  # noqa: E402
 
 __all__ = ["BraTSBaselineTrainer", "BraTSVAETrainer"]
