@@ -48,7 +48,7 @@ def add_ensemble(verbs: argparse._SubParsersAction) -> None:
         "ensemble",
         help="several prediction folders -> one: mean, vote, or the merges of papers",
         description="mean: of probabilities (.npz), any trainers and heads. majority: of label maps, with the tie rule "
-        "of Lyu and Shu. two-pass: A decides ET and NCR, B oedema. nested: binary models of WT, TC and ET, in this order.",
+        "of Lyu and Shu. two-pass: A decides ET and NCR, B oedema. nested: binary models of WT, TC, ET, in this order.",
     )
     parser.add_argument("-i", dest="inputs", nargs="+", type=Path, required=True, help="prediction folders")
     parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")

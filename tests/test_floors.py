@@ -14,6 +14,7 @@ FLOORS = {
     "losses": 1,
     "dataset_conversion": 1,
     "planning": 1,
+    "prediction_folders": 1,
     "ensembling": 1,
     "postprocessing": 1,
     "evaluation": 1,
@@ -24,7 +25,14 @@ FLOORS = {
     "cli": 3,
 }
 LEFT_WING = {"architectures", "losses"}  # tensors, no files
-RIGHT_WING = {"dataset_conversion", "planning", "ensembling", "postprocessing", "evaluation"}  # arrays, no torch
+RIGHT_WING = {  # arrays and folders, no torch
+    "dataset_conversion",
+    "planning",
+    "prediction_folders",
+    "ensembling",
+    "postprocessing",
+    "evaluation",
+}
 HEAVY = ("torch", "nnunetv2", "numpy", "SimpleITK", "batchgenerators", "matplotlib")
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "shim" not in path.parts)
 

@@ -1,0 +1,1 @@
+"""Ensembling beyond nnU-Net's equal mean: weights, mixed heads, votes, and the merges that papers describe."""
