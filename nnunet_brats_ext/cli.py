@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="nnunet_brats", description="What nnU-Net lacks for BraTS.")
     parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for add_verb in (add_doctor, add_ensemble):
+    for add_verb in (add_doctor, add_ensemble, add_phantom):
         add_verb(verbs)
     options = parser.parse_args(arguments)
     run: Run = options.run
@@ -71,6 +71,41 @@ def add_ensemble(verbs: argparse._SubParsersAction) -> None:
         for name in ("verb", "run", "method", "inputs", "out"):
             given.pop(name)
         ensemble(options.method, options.inputs, options.out, **given)
+
+    parser.set_defaults(run=run)
+
+
+def add_phantom(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("phantom", help="synthetic gliomas in BraTS form, deterministic by seed")
+    parser.add_argument("out", type=Path, help="folder to write; what a release unpacks to lies in it")
+    parser.add_argument("--release", default="BraTS2020", help="whose layout, names and labels (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=12, help="how many (default: %(default)s)")
+    parser.add_argument("--unlabelled", type=int, default=0, metavar="N", help="leave the last N without label file")
+    parser.add_argument("--size", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels (default: the release's)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--anatomy",
+        choices=("auto", "mni152", "procedural"),
+        default="auto",
+        help="mni152 needs nilearn; auto takes it where it is installed (default: %(default)s)",
+    )
+    parser.add_argument("--processes", type=int, help="(default: one per core, at most 8)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the phantoms that OUT holds")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.dataset_conversion.phantoms import write_phantoms
+
+        write_phantoms(
+            options.out,
+            options.release,
+            cases=options.cases,
+            unlabelled=options.unlabelled,
+            shape=options.size,
+            seed=options.seed,
+            anatomy=options.anatomy,
+            processes=options.processes,
+            overwrite=options.overwrite,
+        )
 
     parser.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
-from nnunet_brats_ext.dataset_conversion.anatomy import CSF, WM, Grid, smooth_noise
+from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import CSF, WM, Grid, smooth_noise
 
 HEALTHY = ("CSF", "GM", "WM")
 # part -> signal in T1, T1ce, T2, FLAIR. A `solid` core is one that does not enhance: tumour, not yet necrosis.

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_brats_ext.brats import BACKGROUND, ED, ET, EXTRA, NCR
-from nnunet_brats_ext.dataset_conversion.anatomy import CSF, WM, Grid, Push, smooth_noise
+from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import CSF, WM, Grid, Push, smooth_noise
 
 MULTIFOCAL = 0.2  # of all gliomas
 INNERMOST = ("RC", "CC")  # further labels that take the middle of the core (resection cavity, cyst); NET takes its rest
