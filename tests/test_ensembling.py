@@ -13,8 +13,8 @@ from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.ensembling import rules
 from nnunet_brats_ext.ensembling.folders import ensemble
-from nnunet_brats_ext.ensembling.heads import check_convertible, convert, head_of, label_probabilities, paint
-from nnunet_brats_ext.prediction_folders import read_geometry, read_label_map, read_probabilities
+from nnunet_brats_ext.prediction_folders.heads import check_convertible, convert, head_of, label_probabilities, paint
+from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, read_probabilities
 
 REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
 LABELS = (ED, NCR, ET)

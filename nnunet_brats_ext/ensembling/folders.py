@@ -7,7 +7,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,47 +16,15 @@ import numpy as np
 
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES
 from nnunet_brats_ext.ensembling import rules
-from nnunet_brats_ext.ensembling.heads import Head, check_convertible, convert, head_of, label_probabilities, paint
-from nnunet_brats_ext.prediction_folders import (
-    find_cases,
-    for_each_case,
-    probabilities_shape,
-    problems_between,
-    read_geometry,
-    read_json,
-    read_label_map,
-    read_probabilities,
-    refuse,
-    staged,
-    write_label_map,
-)
+from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, convert, label_probabilities, paint
+from nnunet_brats_ext.prediction_folders.images import read_geometry, read_probabilities, write_label_map
+from nnunet_brats_ext.prediction_folders.members import Member, open_members
+from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, staged
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 AS_TRAINED = tuple(GLIOMA.paint)  # the order of a vote's labels where no dataset.json tells another
 
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One prediction folder of an ensemble.
-
-    cases: case -> label map. head: of its probabilities; None for a member of which only label maps are used.
-    """
-
-    folder: Path
-    cases: Mapping[str, Path]
-    dataset_json: Mapping[str, Any] | None = None
-    head: Head | None = None
-
-    def label_map(self, case: str) -> np.ndarray:
-        return read_label_map(self.cases[case])[0]
-
-    def npz(self, case: str) -> Path:
-        return self.folder / f"{case}.npz"
-
-    def has_probabilities(self) -> bool:
-        return all(self.npz(case).is_file() for case in self.cases)
 
 
 def ensemble(method: str, inputs: Sequence[Path], out: Path, **options: Any) -> None:
@@ -174,54 +142,6 @@ METHODS: Mapping[str, Callable[..., None]] = {
     "two-pass": ensemble_two_pass,
     "nested": ensemble_nested,
 }
-
-
-def open_members(folders: Sequence[Path], with_probabilities: bool) -> list[Member]:
-    """Look at every file of every member before anything is computed; one error names all that does not fit.
-
-    Checked are: the same cases, the same grids, and with probabilities that each case has some, on its label map's
-    grid, with channels that its dataset.json explains.
-    """
-    if len(folders) != len({folder.resolve() for folder in folders}):
-        raise ValueError(f"a folder is given twice among {', '.join(map(str, folders))}")
-    members, problems = [], []
-    for folder in folders:
-        dataset_json = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else None
-        ending = (dataset_json or {}).get("file_ending", ".nii.gz")
-        member = Member(folder, find_cases(folder, ending), dataset_json)
-        if with_probabilities:
-            member, found = _with_head(member)
-            problems += found
-        members.append(member)
-    problems += problems_between({str(member.folder): member.cases for member in members})
-    refuse(problems, "ensemble")
-    return members
-
-
-def _with_head(member: Member) -> tuple[Member, list[str]]:
-    """The member with the head of its probabilities, and what is wrong with them."""
-    folder = member.folder
-    if member.dataset_json is None:
-        return member, [f"{folder} has no dataset.json, which tells what the channels of its probabilities are"]
-    if missing := [case for case in member.cases if not member.npz(case).is_file()]:
-        hint = "predict with --save_probabilities"
-        return member, [f"{folder} lacks the probabilities of {', '.join(missing)}: {hint}"]
-    plans = read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {}
-    reader = member.dataset_json.get("overwrite_image_reader_writer") or plans.get("image_reader_writer", "")
-    if "Reorient" in reader:
-        return member, [f"{folder} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
-    shapes = {case: probabilities_shape(member.npz(case)) for case in member.cases}
-    problems = []
-    for case, shape in shapes.items():
-        if shape[1:] != (expected := read_geometry(member.cases[case]).shape):
-            problems.append(f"{member.npz(case)} has probabilities of shape {shape[1:]}, its label map {expected}")
-    if len(channels := sorted({shape[0] for shape in shapes.values()})) > 1:
-        return member, [*problems, f"{folder} mixes probabilities of {channels} channels"]
-    try:
-        head = head_of(member.dataset_json, channels[0])
-    except ValueError as error:
-        return member, [*problems, f"{folder}: {error}"]
-    return replace(member, head=head), problems
 
 
 def write_predictions(

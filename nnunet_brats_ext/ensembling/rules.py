@@ -16,7 +16,7 @@ def mean(members: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
     """
     total = None
     for member, weight in zip(members, weights, strict=True):
-        scaled = member.astype(np.float32) * np.float32(weight)
+        scaled = np.multiply(member, weight, dtype=np.float32)
         total = scaled if total is None else np.add(total, scaled, out=total)
     if total is None:
         raise ValueError("a mean needs at least one member")

@@ -1,0 +1,111 @@
+"""Prediction folders, looked at in full before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_brats_ext.prediction_folders.heads import Head, head_of
+from nnunet_brats_ext.prediction_folders.images import probabilities_shape, read_geometry, read_label_map
+from nnunet_brats_ext.prediction_folders.runs import read_json, refuse
+
+
+@dataclass(frozen=True)
+class Member:
+    """One prediction folder of an ensemble.
+
+    cases: case -> label map. head: of its probabilities; None for a member of which only label maps are used.
+    """
+
+    folder: Path
+    cases: Mapping[str, Path]
+    dataset_json: Mapping[str, Any] | None = None
+    head: Head | None = None
+
+    def label_map(self, case: str) -> np.ndarray:
+        return read_label_map(self.cases[case])[0]
+
+    def npz(self, case: str) -> Path:
+        return self.folder / f"{case}.npz"
+
+    def has_probabilities(self) -> bool:
+        return all(self.npz(case).is_file() for case in self.cases)
+
+
+def open_members(folders: Sequence[Path], with_probabilities: bool) -> list[Member]:
+    """Look at every file of every member before anything is computed; one error names all that does not fit.
+
+    Checked are: the same cases, the same grids, and with probabilities that each case has some, on its label map's
+    grid, with channels that its dataset.json explains.
+    """
+    if len(folders) != len({folder.resolve() for folder in folders}):
+        raise ValueError(f"a folder is given twice among {', '.join(map(str, folders))}")
+    members, problems = [], []
+    for folder in folders:
+        dataset_json = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else None
+        ending = (dataset_json or {}).get("file_ending", ".nii.gz")
+        member = Member(folder, find_cases(folder, ending), dataset_json)
+        if with_probabilities:
+            member, found = _with_head(member)
+            problems += found
+        members.append(member)
+    problems += problems_between({str(member.folder): member.cases for member in members})
+    refuse(problems, "use these folders")
+    return members
+
+
+def find_cases(folder: Path, ending: str = ".nii.gz") -> dict[str, Path]:
+    """Case name -> file, for the files of a folder with this ending; none at all is an error."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder")
+    cases = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"[!.]*{ending}"))}
+    if not cases:
+        raise FileNotFoundError(f"{folder} holds no file that ends in {ending}")
+    return cases
+
+
+def problems_between(folders: Mapping[str, Mapping[str, Path]]) -> list[str]:
+    """All that keeps folders from being combined case by case: cases that one lacks, grids that differ.
+
+    folders: what to call each folder in a message -> its label maps, as `find_cases` gives them.
+    """
+    every = sorted(set().union(*folders.values()))
+    problems = []
+    for name, cases in folders.items():
+        if missing := [case for case in every if case not in cases]:
+            problems.append(f"{name} lacks {len(missing)} of {len(every)} cases: {', '.join(missing)}")
+    for case in every:
+        holders = [name for name in folders if case in folders[name]]
+        reference = read_geometry(folders[holders[0]][case])
+        for name in holders[1:]:
+            if difference := reference.difference(read_geometry(folders[name][case])):
+                problems.append(f"{case}: {holders[0]} and {name} differ in {difference}")
+    return problems
+
+
+def _with_head(member: Member) -> tuple[Member, list[str]]:
+    """The member with the head of its probabilities, and what is wrong with them."""
+    folder = member.folder
+    if member.dataset_json is None:
+        return member, [f"{folder} has no dataset.json, which tells what the channels of its probabilities are"]
+    if missing := [case for case in member.cases if not member.npz(case).is_file()]:
+        hint = "predict with --save_probabilities"
+        return member, [f"{folder} lacks the probabilities of {', '.join(missing)}: {hint}"]
+    plans = read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {}
+    reader = member.dataset_json.get("overwrite_image_reader_writer") or plans.get("image_reader_writer", "")
+    if "Reorient" in reader:
+        return member, [f"{folder} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
+    shapes = {case: probabilities_shape(member.npz(case)) for case in member.cases}
+    problems = []
+    for case, shape in shapes.items():
+        if shape[1:] != (expected := read_geometry(member.cases[case]).shape):
+            problems.append(f"{member.npz(case)} has probabilities of shape {shape[1:]}, its label map {expected}")
+    if len(channels := sorted({shape[0] for shape in shapes.values()})) > 1:
+        return member, [*problems, f"{folder} mixes probabilities of {channels} channels"]
+    try:
+        head = head_of(member.dataset_json, channels[0])
+    except ValueError as error:
+        return member, [*problems, f"{folder}: {error}"]
+    return replace(member, head=head), problems
