@@ -4,6 +4,7 @@ Every verb imports its function when it runs, so that `nnunet_brats evaluate` ne
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="nnunet_brats", description="What nnU-Net lacks for BraTS.")
     parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for add_verb in (add_doctor, add_ensemble, add_phantom):
+    for add_verb in (add_doctor, add_ensemble, add_phantom, add_evaluate):
         add_verb(verbs)
     options = parser.parse_args(arguments)
     run: Run = options.run
@@ -106,6 +107,83 @@ def add_phantom(verbs: argparse._SubParsersAction) -> None:
             processes=options.processes,
             overwrite=options.overwrite,
         )
+
+    parser.set_defaults(run=run)
+
+
+def add_evaluate(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "evaluate",
+        help="scores of predictions, as a BraTS challenge computes them",
+        description="Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
+        "results.csv (one row per case and region) and results_summary.csv.",
+    )
+    parser.add_argument("reference", type=Path, help="folder of reference label maps (or of case folders), or one file")
+    parser.add_argument("prediction", type=Path, help="folder of predicted label maps with the same names, or one file")
+    parser.add_argument("--preset", default="brats2020", help="brats2017 to brats2021, brats2023, brats2024, brats2026")
+    parser.add_argument("--cohort", default="gli", help="gli (default), ssa, men, met, ped, men-rt or goat")
+    parser.add_argument(
+        "--labels",
+        help="numbering of the files: trained, released, or a scheme's name; default: ask their dataset.json",
+    )
+    parser.add_argument("--partial", action="store_true", help="score only the cases that both folders hold")
+    parser.add_argument("-o", dest="out", type=Path, default=Path("results.json"), help="default: results.json")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="default: all CPU cores")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
+        from nnunet_brats_ext.evaluation.results import print_results, save_results
+
+        results = evaluate_folders(
+            options.reference,
+            options.prediction,
+            options.preset,
+            options.cohort,
+            options.labels,
+            options.partial,
+            options.processes,
+            progress=True,
+        )
+        print_results(results)
+        print("written:", *save_results(results, options.out))
+
+    parser.set_defaults(run=run)
+
+
+def add_postprocess(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "postprocess",
+        help="apply rules to label maps: small ET, small components, ...",
+        description="Rules come from --rules (a JSON file, a name saved beside --model, or a paper: lyu2020, "
+        "lachinov2019, zhou2020, zhou2020-kmeans), then from --rule, in this order.",
+    )
+    parser.add_argument("predictions", type=Path, metavar="IN", help="folder of label maps as trained")
+    parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")
+    parser.add_argument("--rules", nargs="+", default=[], metavar="RULES", help="files or names")
+    parser.add_argument(
+        "--rule",
+        nargs="+",
+        default=[],
+        metavar="RULE",
+        help="small-et=500 (voxels), small-et=0.5ml, small-components:WT=50, small-region:TC=20, "
+        "unlikely-components:ET=0.6 (mean probability), oedema-to-core",
+    )
+    parser.add_argument("--scheme", help="whose regions --rule speaks of; default glioma_2017")
+    parser.add_argument("--model", type=Path, help="folder of a trained model, where rules are found and saved by name")
+    parser.add_argument("--save", metavar="NAME", help="save the rules beside --model under this name")
+    parser.add_argument("--images", type=Path, help="images as nnU-Net names them, for oedema-to-core")
+    parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.postprocessing.folders import postprocess
+        from nnunet_brats_ext.postprocessing.rule_files import collect_rules, save_rules
+
+        rules = collect_rules(options.rules, options.rule, options.model, options.scheme)
+        if options.save and not options.model:
+            raise ValueError("--save needs --model, the folder beside which the rules are saved")
+        postprocess(options.predictions, options.out, rules, options.images, options.processes)
+        if options.save:
+            print("saved as", save_rules(rules, options.model, options.save))
 
     parser.set_defaults(run=run)
 

@@ -1,0 +1,187 @@
+"""Lesion-wise scoring: a region is cut into lesions, these are matched, and each is scored for itself.
+
+Two families: lesions joined by dilation (BraTS 2023 and 2024) and one-to-one matching of components (2026).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from scipy.ndimage import find_objects, label
+from scipy.optimize import linear_sum_assignment
+
+from nnunet_brats_ext.evaluation.boxes import Box, cut_box, join_boxes, share_boxes
+from nnunet_brats_ext.evaluation.presets import DilationRule, MatchingRule
+
+Scores = Mapping[str, float]  # metric -> value
+PairScore = Callable[[np.ndarray, np.ndarray], Scores]  # of a reference lesion and its prediction, both masks
+_TOUCHING_EVERYWHERE = np.ones((3, 3, 3), bool)  # 26 neighbours
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """The lesions of one mask, numbered from 1 (not always without gaps); arrays cover `box` of the volume.
+
+    reach: the lesions' dilations under the same numbers.
+    """
+
+    box: Box
+    numbers: np.ndarray
+    reach: np.ndarray
+
+
+def find_components(mask: np.ndarray) -> np.ndarray:
+    """Number the 26-connected components as the official scripts do: by first voxel in (x, y, z) order."""
+    return label(mask.T, _TOUCHING_EVERYWHERE)[0].T
+
+
+def find_lesions(mask: np.ndarray, box: Box, dilation: int) -> Lesions:
+    """Cut a boolean mask (z, y, x) into lesions: voxels whose `dilation`-fold dilations are 26-connected.
+
+    As dilations of different lesions are then never connected, the components of the dilated mask are the dilations
+    of the lesions, and one labelling serves both. `box` must leave room for the dilation within the volume.
+    """
+    reach = find_components(dilate(mask, dilation))
+    return Lesions(box, np.where(mask, reach, 0), reach)
+
+
+def drop_small(lesions: Lesions, max_voxels: float) -> Lesions:
+    """The lesions of more than `max_voxels` voxels."""
+    large = np.bincount(lesions.numbers.ravel()) > max_voxels
+    large[0] = False
+    return replace(lesions, numbers=np.where(large[lesions.numbers], lesions.numbers, 0))
+
+
+def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
+    """Join the lesions whose first (lowest-numbered) touching lesion among `others` is the same one.
+
+    This is how the script of BraTS 2024 does it, for all the mergers one might expect: a single touching pair of
+    lesions changes nothing, and lesions that share only a later neighbour stay apart.
+    """
+    first: dict[int, int] = {}
+    for own, other in sorted(_touching_pairs(lesions, others)):
+        first.setdefault(own, other)
+    joined = np.arange(int(lesions.reach.max(initial=0)) + 1)
+    for own, other in first.items():
+        joined[own] = min(lesion for lesion, neighbour in first.items() if neighbour == other)
+    return replace(lesions, numbers=joined[lesions.numbers], reach=joined[lesions.reach])
+
+
+def score_by_dilation(
+    reference: Lesions,
+    prediction: np.ndarray,
+    rule: DilationRule,
+    voxel_mm3: float,
+    score_pair: PairScore,
+    agreed: Scores,
+    missed: Scores,
+) -> dict[str, float]:
+    """Mean scores over reference lesions and false positives, and their counts n_tp, n_fp, n_fn.
+
+    prediction: component numbers on the box of `reference`. agreed: the scores where nothing is left to score. missed:
+    what a false negative or positive scores. Lesions too small to count still claim the components that touch them.
+    """
+    sizes = np.bincount(reference.numbers.ravel())
+    claims = _overlaps(reference.reach, prediction)
+    pair_masks = _PairMasks(reference.numbers, prediction)
+    scores, n_tp = [], 0
+    for lesion in np.flatnonzero(sizes[1:] * voxel_mm3 > rule.min_volume) + 1:
+        components = claims.get(int(lesion), {})
+        n_tp += bool(components)
+        scores.append(score_pair(*pair_masks(int(lesion), list(components))) if components else missed)
+    n_fn = len(scores) - n_tp
+    claimed = set().union(*claims.values())
+    n_fp = len(set(np.flatnonzero(np.bincount(prediction.ravel())).tolist()) - claimed - {0})
+    if rule.false_positives_count:
+        scores += [missed] * n_fp
+    return {**(_mean(scores) if scores else agreed), "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
+
+
+def score_by_matching(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    rule: MatchingRule,
+    score_pair: PairScore,
+    agreed: Scores,
+    missed: Scores,
+) -> dict[str, float]:
+    """Mean scores over one-to-one matched components, and the counts n_tp, n_fp, n_fn of all components.
+
+    reference, prediction: boolean masks on one box. agreed: the scores where neither has a component. missed: the
+    scores where none is matched.
+    """
+    reference, prediction = find_components(reference), find_components(prediction)
+    sizes, predicted_sizes = np.bincount(reference.ravel())[1:], np.bincount(prediction.ravel())[1:]
+    dice = np.full((len(sizes), len(predicted_sizes)), -1e-6)  # panoptica's price of a pair that shares nothing
+    for lesion, components in _overlaps(reference, prediction).items():
+        for component, shared in components.items():
+            dice[lesion - 1, component - 1] = 2 * shared / (sizes[lesion - 1] + predicted_sizes[component - 1])
+    matched = [(i, j) for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True) if dice[i, j] > 0]
+    n_tp, n_fp, n_fn = len(matched), len(predicted_sizes) - len(matched), len(sizes) - len(matched)
+    pair_masks = _PairMasks(reference, prediction)
+    scores = [score_pair(*pair_masks(i + 1, [j + 1])) for i, j in matched if sizes[i] >= rule.min_voxels]
+    if rule.unmatched_count:
+        n_missed = int((sizes >= rule.min_voxels).sum()) - len(scores)
+        scores += [missed] * (n_missed + n_fp)
+    nothing = not n_tp + n_fp + n_fn or (rule.min_voxels and not (sizes >= rule.min_voxels).any())
+    means = agreed if nothing else _mean(scores) if scores else missed
+    return {**means, "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
+
+
+def dilate(mask: np.ndarray, iterations: int) -> np.ndarray:
+    """Dilate a boolean mask by the 18-neighbourhood (faces and edges), again and again; nothing leaves the array."""
+    for _ in range(iterations):
+        along_z, along_y = _widen(mask, 0), _widen(mask, 1)
+        mask = _widen(along_z, 1) | _widen(along_z, 2) | _widen(along_y, 2)
+    return mask
+
+
+def _widen(mask: np.ndarray, axis: int) -> np.ndarray:
+    wide = mask.copy()
+    ahead, behind = np.moveaxis(wide, axis, 0), np.moveaxis(mask, axis, 0)
+    ahead[1:] |= behind[:-1]
+    ahead[:-1] |= behind[1:]
+    return wide
+
+
+def _overlaps(first: np.ndarray, second: np.ndarray) -> dict[int, dict[int, int]]:
+    """Number in `first` -> number in `second` -> shared voxels, for all that share some; 0 is no number."""
+    shared = np.flatnonzero((first != 0) & (second != 0))
+    pairs, counts = np.unique(np.stack((first.ravel()[shared], second.ravel()[shared])), axis=1, return_counts=True)
+    overlaps: dict[int, dict[int, int]] = {}
+    for one, other, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        overlaps.setdefault(one, {})[other] = count
+    return overlaps
+
+
+def _touching_pairs(lesions: Lesions, others: Lesions) -> set[tuple[int, int]]:
+    """Pairs of a lesion and one of `others` that overlap or meet in a face or an edge."""
+    box = share_boxes(lesions.box, others.box)
+    own, other = (cut_box(found.numbers, found.box, box) for found in (lesions, others))
+    pairs = set()
+    for shift in product((-1, 0, 1), repeat=3):
+        if np.abs(shift).sum() > 2:
+            continue
+        here = tuple(slice(max(step, 0), size + min(step, 0)) for step, size in zip(shift, own.shape, strict=True))
+        there = tuple(slice(max(-step, 0), size + min(-step, 0)) for step, size in zip(shift, own.shape, strict=True))
+        pairs |= {(one, two) for one, found in _overlaps(own[here], other[there]).items() for two in found}
+    return pairs
+
+
+class _PairMasks:
+    """Cuts a lesion and its predicted components out of two numbered arrays, on the smallest box that holds them."""
+
+    def __init__(self, reference: np.ndarray, prediction: np.ndarray):
+        self.reference, self.prediction = reference, prediction
+        boxes = [find_objects(numbers) if numbers.size else [] for numbers in (reference, prediction)]
+        self.reference_boxes, self.prediction_boxes = boxes
+
+    def __call__(self, lesion: int, components: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        boxes = [self.reference_boxes[lesion - 1], *(self.prediction_boxes[component - 1] for component in components)]
+        box = join_boxes(boxes)
+        return self.reference[box] == lesion, np.isin(self.prediction[box], components)
+
+
+def _mean(scores: Sequence[Scores]) -> dict[str, float]:
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}

@@ -1,0 +1,239 @@
+"""What each BraTS challenge scores, and how: one table per year and cohort, in the numbering as trained.
+
+Sources: 2017-21 CBICA's portal (CaPTk); 2023 and 2024 the official scripts BraTS-2023-Metrics and BraTS-2024-Metrics;
+2026 BraTS_evaluation 0.0.10 on panoptica. Their quirks are kept where they move a score and are named beside the entry.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import inf, nan
+
+from nnunet_brats_ext.brats import ED, LABEL_SCHEMES, NCR
+from nnunet_brats_ext.evaluation.metrics import (
+    Overlap,
+    balanced_border_dice,
+    border_dice,
+    dice,
+    directed_hd95,
+    pooled_hd95,
+    sensitivity,
+    specificity,
+    surfel_dice,
+    surfel_hd95,
+)
+from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, surfel_surface_distances, voxel_surface_distances
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A reduction of surface distances, and what stands for it where there is no surface to measure.
+
+    agreed: its value where both masks are empty. missed: where one is; infinity stands for the preset's penalty.
+    """
+
+    surfaces: Callable[..., SurfaceDistances]
+    reduce: Callable[[SurfaceDistances], float]
+    agreed: float
+    missed: float
+
+
+@dataclass(frozen=True)
+class DilationRule:
+    """How BraTS 2023 and 2024 cut a region into lesions and match them.
+
+    A lesion is what the `dilation`-fold 18-neighbourhood joins in the reference; it owns every predicted component that
+    touches its dilation, and is scored against their union. Predicted components that touch none are false positives.
+
+    min_volume: only reference lesions larger than this (mm³) count.
+    filter_prediction: as well, the prediction is cut into lesions by the same dilation, and those not larger than
+        `min_volume`, in this unit ("voxels" or "mm3"), are removed; if None, each 26-connected component counts.
+    joined_by: regions whose lesions, in this order, join the lesions of this region that touch them.
+    false_positives_count: whether they enter the mean (with Dice 0 and the penalty distance).
+    """
+
+    dilation: int
+    min_volume: float
+    filter_prediction: str | None = None
+    joined_by: tuple[str, ...] = ()
+    false_positives_count: bool = True
+
+
+@dataclass(frozen=True)
+class MatchingRule:
+    """How panoptica, as BraTS 2026 configures it, matches 26-connected components: one to one, for the largest Dice.
+
+    min_voxels: only reference components of at least this size count; a case without one has no score.
+    unmatched_count: whether false negatives and false positives enter the mean (with Dice 0 and the penalty distance)
+        or, as everywhere but in metastases, only matched pairs do.
+    measures: what stands for the preset's own measures on a pair.
+    """
+
+    min_voxels: int
+    unmatched_count: bool
+    measures: Mapping[str, Measure]
+
+
+_OVERLAPS: Mapping[str, Callable[[Overlap], float]] = {
+    "dice": dice,
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All that one challenge fixes about scoring one cohort.
+
+    scheme: name in `LABEL_SCHEMES` of the numbering of the cohort's released files.
+    regions: name -> labels as trained.
+    measures: metric -> how it is made of surface distances.
+    penalty_mm: the distance where a mask is empty; None is the diagonal of the case's volume, in voxels.
+    overlaps: metric -> how it is made of voxel counts.
+    uses_spacing: False measures in voxels.
+    lesions: region -> rule; empty where a challenge scores whole regions only.
+    unscored: further regions, name -> labels as trained, cut into lesions only because these join those of others.
+    """
+
+    scheme: str
+    regions: Mapping[str, tuple[int, ...]]
+    measures: Mapping[str, Measure]
+    penalty_mm: float | None
+    overlaps: Mapping[str, Callable[[Overlap], float]] = field(default_factory=lambda: _OVERLAPS)
+    uses_spacing: bool = True
+    lesions: Mapping[str, DilationRule | MatchingRule] = field(default_factory=dict)
+    unscored: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _nsd(surfaces: Callable[..., SurfaceDistances], reduce: Callable[..., float], tolerance_mm: float) -> Measure:
+    return Measure(surfaces, partial(reduce, tolerance_mm=tolerance_mm), agreed=1.0, missed=0.0)
+
+
+def _hd95(surfaces: Callable[..., SurfaceDistances], reduce: Callable[[SurfaceDistances], float]) -> Measure:
+    return Measure(surfaces, reduce, agreed=0.0, missed=inf)
+
+
+# NSD was no metric of a challenge before 2024; up to then it is measured on the surface of the year's own HD95.
+_MEASURES_2020 = {
+    "hd95": _hd95(voxel_surface_distances, directed_hd95),
+    "hd95_pooled": _hd95(voxel_surface_distances, pooled_hd95),
+    "nsd": _nsd(voxel_surface_distances, border_dice, 1.0),
+}
+_MEASURES_2023 = {
+    "hd95": _hd95(surfel_surface_distances, surfel_hd95),
+    "nsd": _nsd(surfel_surface_distances, surfel_dice, 1.0),
+}
+# 2024 took HD95 from one library and NSD from another, hence two kinds of surface.
+_MEASURES_2024 = {
+    "hd95": _hd95(surfel_surface_distances, surfel_hd95),
+    "nsd": _nsd(voxel_surface_distances, balanced_border_dice, 1.0),
+    "nsd_0.5mm": _nsd(voxel_surface_distances, balanced_border_dice, 0.5),
+}
+# Nothing to find and nothing found is no score at all in 2026. By an oversight a whole region's NSD tolerates half a
+# voxel and a lesion's one voxel.
+_MEASURES_2026 = {
+    "hd95": replace(_hd95(voxel_surface_distances, pooled_hd95), agreed=nan),
+    "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, 0.5), agreed=nan),
+}
+_PAIR_MEASURES_2026 = {
+    **_MEASURES_2026,
+    "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, 1.0), agreed=nan),
+}
+
+_GLIOMA = LABEL_SCHEMES["glioma_2023"].regions
+_METASTASES = LABEL_SCHEMES["resected_2024"].regions
+_RESECTED = {**_METASTASES, "NETC": (NCR,), "SNFH": (ED,)}
+_PAEDIATRIC = {**LABEL_SCHEMES["paediatric_2024"].regions, "NETC": (NCR,), "ED": (ED,)}
+_RADIOTHERAPY = LABEL_SCHEMES["radiotherapy_2024"].regions
+
+
+def _preset_2023(dilation: int, min_volume: float) -> Preset:
+    rule = DilationRule(dilation, min_volume)
+    return Preset("glioma_2023", _GLIOMA, _MEASURES_2023, penalty_mm=374, lesions=dict.fromkeys(_GLIOMA, rule))
+
+
+def _preset_2024(
+    scheme: str, regions: Mapping[str, tuple[int, ...]], penalty_mm: float | None, rule: DilationRule
+) -> Preset:
+    return Preset(scheme, regions, _MEASURES_2024, penalty_mm, lesions=dict.fromkeys(regions, rule))
+
+
+def _preset_2026(
+    scheme: str, regions: Mapping[str, tuple[int, ...]], min_voxels: int = 0, unmatched_count: bool = False
+) -> Preset:
+    rule = MatchingRule(min_voxels, unmatched_count, _PAIR_MEASURES_2026)
+    return Preset(
+        scheme,
+        regions,
+        _MEASURES_2026,
+        penalty_mm=373,
+        overlaps={"dice": partial(dice, agreed=nan)},
+        uses_spacing=False,
+        lesions=dict.fromkeys(regions, rule),
+    )
+
+
+def _with_lesions(preset: Preset, **rules: DilationRule) -> Preset:
+    unscored = {"NETC": (NCR,)} if "NETC" not in preset.regions else {}
+    return replace(preset, lesions={**preset.lesions, **rules}, unscored=unscored)
+
+
+_BRATS_2020 = {"gli": Preset("glioma_2017", _GLIOMA, _MEASURES_2020, penalty_mm=None)}
+_BRATS_2023 = {
+    "gli": _preset_2023(dilation=3, min_volume=50),
+    "ssa": _preset_2023(dilation=3, min_volume=50),
+    "ped": _preset_2023(dilation=3, min_volume=50),
+    "men": _preset_2023(dilation=1, min_volume=50),
+    "met": _preset_2023(dilation=1, min_volume=2),
+}
+_BRATS_2024 = {
+    # SNFH was to be dilated five times, as NETC and RC are, but the script spells it SFNH: it is dilated three times.
+    "gli": _with_lesions(
+        _preset_2024("resected_2024", _RESECTED, 337, DilationRule(3, 20, "voxels")),
+        ET=DilationRule(3, 10, "voxels", joined_by=("NETC", "RC")),
+        NETC=DilationRule(5, 20, "voxels", joined_by=("ET", "RC")),
+        RC=DilationRule(5, 20, "voxels", joined_by=("ET", "NETC")),
+        SNFH=DilationRule(3, 20, "voxels", joined_by=("ET", "RC", "NETC")),
+    ),
+    "ped": _preset_2024("paediatric_2024", _PAEDIATRIC, 374, DilationRule(5, 10, "voxels")),
+    "men": _preset_2024("glioma_2023", _GLIOMA, 374, DilationRule(1, 50)),
+    "men-rt": _preset_2024(
+        "radiotherapy_2024", _RADIOTHERAPY, None, DilationRule(1, 50, "mm3", false_positives_count=False)
+    ),
+    # NETC is cut into lesions only to join those of ET.
+    "ssa": _with_lesions(
+        _preset_2024("glioma_2023", _GLIOMA, 374, DilationRule(3, 50, "voxels")),
+        ET=DilationRule(3, 50, "voxels", joined_by=("NETC",)),
+        NETC=DilationRule(3, 50, "voxels"),
+    ),
+    "met": _with_lesions(
+        _preset_2024("resected_2024", _METASTASES, None, DilationRule(1, 2, "voxels")),
+        ET=DilationRule(1, 2, "voxels", joined_by=("NETC",)),
+        NETC=DilationRule(1, 2, "voxels"),
+    ),
+}
+_BRATS_2024["goat"] = _BRATS_2023["gli"]  # the generalisability task kept the rules of 2023
+_BRATS_2026 = {
+    "gli": _preset_2026("resected_2024", _RESECTED),
+    "ped": _preset_2026("paediatric_2024", _PAEDIATRIC),
+    "met": _preset_2026("resected_2024", _METASTASES, min_voxels=27, unmatched_count=True),
+    "men": _preset_2026("glioma_2023", _GLIOMA),
+    "men-rt": _preset_2026("radiotherapy_2024", _RADIOTHERAPY),
+    "goat": _preset_2026("glioma_2023", _GLIOMA),
+}
+
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    **{f"brats{year}": _BRATS_2020 for year in range(2017, 2022)},
+    "brats2023": _BRATS_2023,
+    "brats2024": _BRATS_2024,
+    "brats2026": _BRATS_2026,
+}
+
+
+def find_preset(name: str, cohort: str = "gli") -> Preset:
+    """The preset of a challenge year and cohort; an unknown one is a ValueError that lists those there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if cohort not in PRESETS[name]:
+        raise ValueError(f"{name} has no cohort {cohort!r}; it has {', '.join(PRESETS[name])}")
+    return PRESETS[name][cohort]
