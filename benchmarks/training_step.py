@@ -1,0 +1,130 @@
+"""One training step of Lyu & Shu's stage 1 against MONAI's SegResNetVAE of the same widths: throughput and peak memory.
+
+    pip install -e .[benchmark]
+    python benchmarks/training_step.py                           # 64 x 96 x 80 on the CPU
+    python benchmarks/training_step.py --device cuda --size 128 192 160
+
+Both train with the same Dice loss, optimiser and precision (mixed on CUDA, as nnU-Net trains; with --compile, compiled).
+Each network lives in a process of its own; the two take turns, so that a machine that drifts is unfair to neither.
+Only the ratios mean something. Peak memory is what the steps add to the process before the first of them.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor, nn
+
+BATCH, REGIONS, CHANNELS = 1, 3, 4
+
+
+def ours(size: tuple[int, ...], device: torch.device) -> nn.Module:
+    from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
+    from nnunet_brats_ext.architectures.vae import VAEBranch
+    from nnunet_brats_ext.training.base import fastest_memory_format
+    from nnunet_brats_ext.training.branches import NetworkWithBranch, VAERegularisation
+
+    network = PreActivationResidualUNet(CHANNELS, REGIONS)
+    branch = VAERegularisation(VAEBranch(CHANNELS, network.endpoint_size(size)), CHANNELS)
+    return NetworkWithBranch(network, branch).to(memory_format=fastest_memory_format(device, len(size)))
+
+
+def monai(size: tuple[int, ...], device: torch.device) -> nn.Module:
+    from monai.networks.nets import SegResNetVAE
+
+    return SegResNetVAE(
+        size, vae_nz=128, init_filters=32, in_channels=CHANNELS, out_channels=REGIONS, dropout_prob=0.2,
+        blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1),
+    )  # fmt: skip
+
+
+NETWORKS = {"nnunet_brats_ext": ours, "MONAI SegResNetVAE": monai}
+
+
+def total_loss(output: tuple, target: Tensor, dice: nn.Module) -> Tensor:
+    logits, auxiliary = output
+    terms = auxiliary.values() if isinstance(auxiliary, dict) else [0.1 * auxiliary]
+    return dice(logits, target) + sum(terms)
+
+
+def serve(name: str, size: tuple[int, ...], device_name: str, threads: int, compiled: bool, pipe: Connection) -> None:
+    """Answer each message with the seconds of one step; on None, with the peak memory in MiB and the parameters."""
+    import psutil
+
+    from nnunet_brats_ext.losses.dice import SoftDiceLoss
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    network = NETWORKS[name](size, device).to(device).train()
+    parameters = sum(p.numel() for p in network.parameters())
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
+    x = torch.randn(BATCH, CHANNELS, *size, device=device)
+    target = torch.rand(BATCH, REGIONS, *size, device=device) > 0.5
+    dice = SoftDiceLoss()
+    forward = torch.compile(network) if compiled else network
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    resident = psutil.Process().memory_info().rss
+
+    while pipe.recv() is not None:
+        begin = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            loss = total_loss(forward(x), target, dice)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - begin)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
+    pipe.send((peak / 2**20, parameters))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 80), metavar=("Z", "Y", "X"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both, as nnU-Net does on CUDA")
+    parser.add_argument("--rounds", type=int, default=7, help="counted steps of each network, after two warm-ups")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name in NETWORKS:
+        pipes[name], theirs = context.Pipe()
+        arguments = (name, tuple(options.size), options.device, options.threads, options.compile, theirs)
+        context.Process(target=serve, args=arguments, daemon=True).start()
+
+    seconds: dict[str, list[float]] = {name: [] for name in NETWORKS}
+    for _ in range(options.rounds + 2):
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            seconds[name].append(pipe.recv())
+    peaks = {}
+    for name, pipe in pipes.items():
+        pipe.send(None)
+        peaks[name], parameters = pipe.recv()
+        print(f"{name:20} {parameters:>12,} parameters   peak memory of the steps {peaks[name]:8.0f} MiB")
+
+    us, them = (seconds[name][2:] for name in NETWORKS)
+    ratios = sorted(b / a for a, b in zip(us, them, strict=True))
+    ours_mib, theirs_mib = peaks.values()
+    print(
+        f"{' x '.join(map(str, options.size))} on {options.device}, {options.rounds} rounds: throughput "
+        f"{statistics.median(ratios):.2f} times MONAI's (rounds from {ratios[0]:.2f} to {ratios[-1]:.2f}), "
+        f"peak memory {ours_mib / theirs_mib:.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    main()
