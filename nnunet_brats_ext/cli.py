@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="nnunet_brats", description="What nnU-Net lacks for BraTS.")
     parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for add_verb in (add_doctor, add_ensemble, add_phantom, add_evaluate):
+    for add_verb in (add_doctor, add_convert, add_restore, add_ensemble, add_phantom, add_evaluate, add_postprocess):
         add_verb(verbs)
     options = parser.parse_args(arguments)
     run: Run = options.run
@@ -40,6 +40,90 @@ def add_doctor(verbs: argparse._SubParsersAction) -> None:
         from nnunet_brats_ext.plugin.doctor import examine
 
         return examine()
+
+    parser.set_defaults(run=run)
+
+
+def add_convert(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "convert",
+        help="a BraTS release folder -> a data set in nnUNet_raw",
+        description="Recognises every release from BraTS 2012 to 2026, FeTS, UCSF-BMSR and MSD Task01, however nested "
+        "or renamed. All bad cases are reported at once, before anything is written.",
+    )
+    parser.add_argument("source", type=Path, help="the unpacked release, or a folder above it")
+    parser.add_argument("-d", dest="dataset_id", type=int, required=True, metavar="ID", help="1 to 999, as nnU-Net has")
+    parser.add_argument("--name", help="what follows the ID in the folder's name (default: the release's)")
+    parser.add_argument("-o", dest="output", type=Path, metavar="FOLDER", help="instead of nnUNet_raw")
+    parser.add_argument("--release", metavar="NAME", help="say which release it is, where it cannot be told")
+    parser.add_argument(
+        "--overlay",
+        dest="overlays",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="corrected labels or images, that replace those of the same case (repeatable; the last wins)",
+    )
+    parser.add_argument(
+        "--name-mapping", type=Path, metavar="CSV", help="patients and grades, where SOURCE has no such"
+    )
+    parser.add_argument(
+        "--link",
+        choices=("auto", "hard", "symbolic", "copy"),
+        default="auto",
+        help="how images that need no change get there; auto: the first of these that works",
+    )
+    parser.add_argument(
+        "--normalise",
+        choices=("percentile-minmax",),
+        help="write images clipped to their 1st to 99th percentile and scaled to 0..1 (Henry 2020); nnU-Net then "
+        "leaves them alone",
+    )
+    parser.add_argument(
+        "--tolerance",
+        dest="tolerance_mm",
+        type=float,
+        default=0.1,
+        metavar="MM",
+        help="how far apart the sequences of a case may lie; within it, headers are made equal (default: %(default)s)",
+    )
+    parser.add_argument("--folds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=12345, help="of the folds (default: %(default)s)")
+    parser.add_argument("--same-patients-as", type=int, metavar="ID", help="keep patients in the folds they have there")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad cases out; the manifest lists them")
+    parser.add_argument("--overwrite", action="store_true", help="replace another conversion, and other folds")
+    parser.add_argument("-np", dest="processes", type=int, default=min(8, os.cpu_count() or 1), help="processes")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.dataset_conversion.convert import Options, convert
+
+        given = {name: value for name, value in vars(options).items() if name not in ("verb", "run", "source")}
+        convert(options.source, Options(**given))
+
+    parser.set_defaults(run=run)
+
+
+def add_restore(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "restore",
+        help="predictions -> a submission: the release's labels, names and headers",
+        description="Works on predictions of imagesTs and on those of cross-validation. What the challenge would "
+        "refuse is listed for all cases, and then nothing is written.",
+    )
+    parser.add_argument("predictions", type=Path, metavar="PRED", help="folder of label maps as trained")
+    parser.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="folder of the submission")
+    parser.add_argument(
+        "-d", dest="dataset_id", type=int, metavar="ID", help="whose cases they are (default: ask PRED)"
+    )
+    parser.add_argument("--release", metavar="NAME", help="where there is no data set to ask")
+    parser.add_argument("--source", type=Path, help="where the release's images lie now (default: as converted)")
+    parser.add_argument("-np", dest="processes", type=int, default=min(8, os.cpu_count() or 1), help="processes")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.dataset_conversion.restore import restore
+
+        restore(**{name: value for name, value in vars(options).items() if name not in ("verb", "run")})
 
     parser.set_defaults(run=run)
 

@@ -110,10 +110,14 @@ class Release:
         """Whether this release, among those with the same form of names, numbers a case like that."""
         return re.fullmatch(self.numbered or self.case, case) is not None
 
+    def groups(self, case: str) -> dict[str, str]:
+        """What a case name tells: `patient`, `session`, `site`, `grade`, as far as it does."""
+        match = re.fullmatch(self.case, case)
+        return {key: value for key, value in match.groupdict().items() if value} if match else {}
+
     def patient(self, case: str) -> str:
         """What all time points of the patient share; the case itself where its name tells nothing."""
-        match = re.fullmatch(self.case, case)
-        return match.groupdict().get("patient") or case if match else case
+        return self.groups(case).get("patient", case)
 
     def case_name(self, number: int, session: int = 0, *, grade: str | None = None, training: bool = True) -> str:
         """The name of the case of that number; `session` counts the patient's time points from 0."""

@@ -1,0 +1,169 @@
+"""One case: look at all its files, say what is wrong with them, then lay them into an nnU-Net data set.
+
+Both halves run in worker processes. Inspecting reads every file whole and writes nothing; laying links the images whose
+bytes serve as they are and writes the rest.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_brats_ext.brats import remap
+from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release
+from nnunet_brats_ext.dataset_conversion.scan import Case
+from nnunet_brats_ext.dataset_conversion.volumes import (
+    Grid,
+    ending,
+    labels_of,
+    min_max_of_percentiles,
+    read_whole,
+    write_image,
+)
+
+
+@dataclass
+class Inspection:
+    """What a case's files hold. `rewrite` names the sequences whose bytes cannot serve as they are."""
+
+    case: Case
+    grid: Grid | None = None
+    sha256: dict[str, str] = field(default_factory=dict)  # role -> of the source file
+    labels: list[int] = field(default_factory=list)  # as released, background included
+    rewrite: set[str] = field(default_factory=set)
+    bytes_to_write: int = 0  # at most
+
+
+def inspect(case: Case, normalise: bool, tolerance_mm: float) -> Inspection:
+    """Read all files of a case; what is wrong goes to `case.problems`, what is odd but harmless to `case.remarks`."""
+    release = RELEASES[case.release]
+    found = Inspection(case)
+    images: dict[str, sitk.Image] = {}
+    for role in (role for role in release.roles if role in case.files):
+        try:
+            image, found.sha256[role] = read_whole(case.files[role])
+            images |= _unstack(image, role, release)
+        except (OSError, ValueError) as error:
+            case.problems.append(f"{role} {case.files[role].name}: {error}")
+    for role, image in images.items():
+        grid = Grid.of(image)
+        found.grid = found.grid or grid
+        _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
+        if role == LABEL:
+            _inspect_label(image, release, found)
+            continue
+        _inspect_image(image, role, case)
+        linkable = role in case.files and ending(case.files[role]) == ".nii.gz"
+        if normalise or not linkable or not grid.equals(found.grid):
+            found.rewrite.add(role)
+            itemsize = 4 if normalise else image.GetSizeOfPixelComponent()
+            found.bytes_to_write += _compressed(sitk.GetArrayViewFromImage(image), itemsize)
+    return found
+
+
+def _unstack(image: sitk.Image, role: str, release: Release) -> dict[str, sitk.Image]:
+    """The image under its role, or each sequence of a 4-D file; any other number of dimensions is an error."""
+    size = "x".join(map(str, image.GetSize()))
+    if role == STACK and release.stack:
+        if image.GetDimension() != 4 or image.GetSize()[3] != len(release.stack):
+            raise ValueError(f"has the size {size} where {len(release.stack)} volumes are expected")
+        volumes = {name: image[:, :, :, number] for number, name in enumerate(release.stack)}
+        return {name: volumes[name] for name in release.sequences}
+    if image.GetDimension() != 3:
+        raise ValueError(f"has the size {size} where one volume is expected")
+    return {role: image}
+
+
+def _compare(case: Case, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float) -> None:
+    if grid.size != reference.size:
+        sizes = ["x".join(map(str, size)) for size in (grid.size, reference.size)]
+        case.problems.append(f"{role} has {sizes[0]} voxels, {reference_role} {sizes[1]}")
+    elif not grid.equals(reference):
+        shift = grid.shift_mm(reference)
+        if shift > tolerance_mm:
+            case.problems.append(
+                f"{role} lies up to {shift:.3g} mm away from {reference_role}, more than the {tolerance_mm:g} tolerated"
+            )
+        else:
+            case.remarks.append(f"header of {role} moved by {shift:.2g} mm, onto that of {reference_role}")
+
+
+def _inspect_image(image: sitk.Image, role: str, case: Case) -> None:
+    values = sitk.GetArrayViewFromImage(image)
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        case.problems.append(f"{role} has voxels that are infinite or no number")
+    elif not values.any():
+        case.remarks.append(f"{role} is zero everywhere")
+
+
+def _inspect_label(image: sitk.Image, release: Release, found: Inspection) -> None:
+    case = found.case
+    try:
+        values, counts = np.unique(labels_of(image), return_counts=True)
+    except ValueError as error:
+        case.problems.append(f"{LABEL} {case.files[LABEL].name}: {error}")
+        return
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value in release.stray_labels:
+            case.remarks.append(f"label {value} -> {release.stray_labels[value]} in {count} voxels")
+        elif value not in release.scheme.released:
+            case.problems.append(_unknown_label(value, count, release, case))
+    found.labels = sorted({release.stray_labels.get(value, value) for value in values.tolist()})
+    found.bytes_to_write += _compressed(sitk.GetArrayViewFromImage(image), 1)
+
+
+def _unknown_label(value: int, count: int, release: Release, case: Case) -> str:
+    others = [other.name for other in RELEASES.values() if other.is_case(case.name) and value in other.scheme.released]
+    advice = f"; it exists in {', '.join(others)}: is this that release?" if others else ""
+    return f"label {value} in {count} voxels; {release.name} has {sorted(release.scheme.released)}{advice}"
+
+
+def _compressed(values: np.ndarray, itemsize: int) -> int:
+    """An upper bound in bytes: at worst what is not zero does not shrink at all."""
+    return int(np.count_nonzero(values)) * itemsize + values.size // 100 + 1000
+
+
+def lay(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
+    """Put an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs."""
+    case, release, grid = found.case, RELEASES[found.case.release], found.grid
+    assert grid is not None, "a case without problems has images"
+    stacked = {}
+    if STACK in case.files:
+        stacked = _unstack(read_whole(case.files[STACK])[0], STACK, release)
+    images = folder / ("imagesTr" if case.labelled else "imagesTs")
+    for number, sequence in enumerate(release.sequences):
+        target = images / f"{case.name}_{number:04d}.nii.gz"
+        if sequence not in found.rewrite:
+            place(case.files[sequence], target, link)
+            continue
+        image = stacked[sequence] if stacked else read_whole(case.files[sequence])[0]
+        if normalise:
+            image = sitk.GetImageFromArray(min_max_of_percentiles(sitk.GetArrayFromImage(image)))
+        write_image(grid.apply_to(image), target)
+    if case.labelled:
+        labels = remap(labels_of(read_whole(case.files[LABEL])[0]), numbering(release))
+        write_image(grid.apply_to(sitk.GetImageFromArray(labels)), folder / "labelsTr" / f"{case.name}.nii.gz")
+
+
+def numbering(release: Release) -> Mapping[int, int]:
+    """Label in the release's files, stray ones included -> label as trained."""
+    released = release.scheme.released
+    return {**released, **{stray: released[meant] for stray, meant in release.stray_labels.items()}}
+
+
+def place(source: Path, target: Path, link: str) -> None:
+    """Give a file a second place: by a hard link, a symbolic link or a copy; `auto` takes the first that works."""
+    source = source.resolve()
+    ways: dict[str, Callable] = {"hard": os.link, "symbolic": os.symlink, "copy": shutil.copyfile}
+    errors = []
+    for way in ways if link == "auto" else (link,):
+        try:
+            ways[way](source, target)
+            return
+        except OSError as error:
+            errors.append(f"{way}: {error.strerror}")
+    raise OSError(f"could not place {source} at {target} ({'; '.join(errors)}); try another --link")

@@ -1,0 +1,262 @@
+"""Find the files of a release in a folder, whatever it is nested in, and pair them into cases.
+
+Nothing is opened here but, where names and folders leave two releases possible, the header of one image.
+"""
+
+import csv
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import SimpleITK as sitk
+
+from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, Release, find_release
+from nnunet_brats_ext.dataset_conversion.volumes import ending
+
+GRADES = {"HG": "HGG", "HGG": "HGG", "LG": "LGG", "LGG": "LGG"}
+JUNK = "__MACOSX"  # beside dot files, which include `._*` and `.DS_Store`
+
+
+@dataclass
+class Case:
+    """The files of one case, by role, with what is known about the patient, what is odd and what is wrong."""
+
+    name: str
+    release: str
+    files: dict[str, Path] = field(default_factory=dict)
+    patient: str = ""
+    known_as: list[str] = field(default_factory=list)  # the patient's names in other releases
+    grade: str | None = None
+    site: str | None = None
+    remarks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def labelled(self) -> bool:
+        return LABEL in self.files
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, the release found in it, and why it was taken for that one."""
+
+    root: Path
+    release: Release
+    evidence: str
+    cases: list[Case]
+    unrecognised: list[Path]
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path  # from the root it was found under
+    root: Path
+    rank: int  # the overlay it comes from; 0 is the source itself
+
+    @property
+    def absolute(self) -> Path:
+        return self.root / self.path
+
+
+def scan(
+    root: Path, release: str | None = None, overlays: Sequence[Path] = (), name_mapping: Path | None = None
+) -> Source:
+    """Every case below `root`, in the order of their names. An overlay's files replace those of the same case and role.
+
+    A folder that holds no release, several, or one of several that it might be, is an error that says what was seen.
+    """
+    tables: list[Path] = []
+    files = list(_files(root, 0, tables))
+    seen = [file.path for file in files]
+    chosen, evidence = (find_release(release), "as asked") if release else _decide(root, seen)
+    for rank, overlay in enumerate(overlays, start=1):
+        files += _files(overlay, rank, tables)
+    cases, unrecognised = _pair(files, chosen)
+    if not cases:
+        raise ValueError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
+    _describe_patients(cases, chosen, [*tables, *([name_mapping] if name_mapping else [])])
+    return Source(root, chosen, evidence, cases, unrecognised)
+
+
+def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
+    """The image files below a folder; tables are put aside. Links are followed, but never round in a circle."""
+    if not root.is_dir():
+        unpack = "; unpack it first" if root.is_file() else ""
+        raise ValueError(f"{root} is not a folder{unpack}")
+    visited: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if name != JUNK and not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() == ".csv":
+                tables.append(path)
+            elif ending(path):
+                yield _File(path.relative_to(root), root, rank)
+
+
+def _decide(root: Path, paths: Sequence[Path]) -> tuple[Release, str]:
+    """The one release that all cases belong to, with the evidence for it."""
+    found: dict[str, tuple[frozenset[str], Path]] = {}
+    for path in paths:
+        candidates = {}
+        for release in RELEASES.values():
+            if (match := release.recognise(PurePosixPath(path))) and release.gives_out(match[0]):
+                candidates[release.name] = match[0]
+        for case in candidates.values():
+            found.setdefault(case, (frozenset(candidates), path))
+    verdicts: dict[str, tuple[set[str], str]] = {
+        case: _narrow(root, candidates, path) for case, (candidates, path) in found.items()
+    }
+    if not verdicts:
+        known = "".join(f"\n  {release.name:<18} {_example(release)}" for release in RELEASES.values())
+        raise ValueError(f"no case of any known release in {root}; {_sample(paths)} Known are:{known}")
+    groups = Counter(" or ".join(sorted(names)) for names, _ in verdicts.values())
+    if len(groups) > 1:
+        seen = ", ".join(f"{count} cases of {name}" for name, count in groups.most_common())
+        raise ValueError(f"{root} holds {seen}: convert each on its own, or name the one you want with --release")
+    names, evidence = next(iter(verdicts.values()))
+    if len(names) > 1:
+        case = next(iter(verdicts))
+        schemes = "".join(
+            f"\n  --release {name:<18} labels {_numbering(RELEASES[name])}" for name in RELEASES if name in names
+        )
+        raise ValueError(
+            f"cases like {case} exist in several releases, and no folder name tells which this is; say it:{schemes}"
+        )
+    return RELEASES[names.pop()], evidence
+
+
+def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[set[str], str]:
+    """The candidates that folder names or, failing that, the grid leave, and which of them spoke.
+
+    The nearest folder wins; folders above the source are not asked, they may be named after anything.
+    A grid decides only if it is one release's own and all others are known to have another.
+    """
+    releases = [RELEASES[name] for name in candidates]
+    if len(releases) == 1:
+        return {releases[0].name}, "by the names of its files"
+    for folder in (*reversed(path.parent.parts), root.resolve().name):
+        hinted = [release for release in releases if release.hint and re.search(release.hint, folder, re.IGNORECASE)]
+        if len(hinted) == 1:
+            return {hinted[0].name}, f"by the folder {folder!r}"
+    if all(release.shape for release in releases):
+        shape = _shape(root / path)
+        fitting = [release for release in releases if release.shape == shape]
+        if len(fitting) == 1:
+            return {fitting[0].name}, f"by the size of its images, {'x'.join(map(str, shape or ()))}"
+    return set(candidates), ""
+
+
+def _shape(path: Path) -> tuple[int, ...] | None:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # the case itself is reported later, with all others
+        return None
+    return reader.GetSize()
+
+
+def _pair(found: Sequence[_File], release: Release) -> tuple[list[Case], list[Path]]:
+    """Cases by name. Where several files claim a role, an overlay or a correction wins; equals are a problem."""
+    claims: dict[str, dict[str, list[tuple[tuple[int, ...], _File]]]] = defaultdict(lambda: defaultdict(list))
+    unrecognised = []
+    order = {kind: number for number, kind in enumerate(release.kinds)}
+    for file in found:
+        match = release.recognise(PurePosixPath(file.path))
+        if match is None:
+            unrecognised.append(file.absolute)
+            continue
+        case, kind = match
+        corrected = release.superseding and re.search(release.superseding, file.path.parent.as_posix(), re.IGNORECASE)
+        rank = (file.rank, int(bool(corrected)), order[kind])
+        claims[case][release.kinds[kind]].append((rank, file))
+    for name in [name for name, claimed in claims.items() if all(_overlaid(files) for files in claimed.values())]:
+        # An overlay corrects cases of the source; what it holds of others is no case of this conversion.
+        unrecognised += [file.absolute for files in claims.pop(name).values() for _, file in files]
+    return [_choose(name, release, claims[name]) for name in sorted(claims)], unrecognised
+
+
+def _overlaid(claimed: Sequence[tuple[tuple[int, ...], _File]]) -> bool:
+    return all(file.rank > 0 for _, file in claimed)
+
+
+def _choose(name: str, release: Release, claims: dict[str, list[tuple[tuple[int, ...], _File]]]) -> Case:
+    case = Case(name, release.name)
+    for role, claimed in claims.items():
+        claimed.sort(key=lambda claim: claim[0])
+        rank, file = claimed[-1]
+        case.files[role] = file.absolute
+        if len(claimed) > 1 and claimed[-2][0] == rank:
+            paths = ", ".join(str(other.path) for level, other in claimed if level == rank)
+            case.problems.append(f"duplicate {role}: {paths}; keep one")
+        elif len(claimed) > 1:
+            case.remarks.append(f"{role} from {file.path} supersedes {claimed[-2][1].path}")
+        elif file.path.name in release.misnamed:
+            case.remarks.append(f"{role} was misnamed {file.path.name}")
+    if missing := [role for role in release.roles if role not in case.files and role != LABEL]:
+        case.problems.append(f"no {' and no '.join(missing)}")
+    return case
+
+
+def _describe_patients(cases: Sequence[Case], release: Release, tables: Sequence[Path]) -> None:
+    """Patient, grade and site of each case: from its name, its folders, and the tables that come with a release."""
+    rows = [row for table in tables for row in _rows(table)]
+    by_case: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        for value in set(row.values()):
+            by_case[value].append(row)
+    for case in cases:
+        groups = release.groups(case.name)
+        folders = [part for path in case.files.values() for part in path.parts[-4:-1]]
+        grades = [groups.get("grade"), *(part for part in folders if part in release.grades)]
+        sites = [groups.get("site")]
+        known_as = set()
+        for row in by_case[case.name]:
+            known_as |= {patient_id(value) for column, value in row.items() if column.endswith("subject_ID")}
+            grades.append(row.get("Grade"))
+            sites.append(row.get("Partition_ID"))
+        case.patient = release.patient(case.name)
+        case.known_as = sorted(known_as - {case.patient})
+        case.grade = next((GRADES[grade] for grade in grades if grade in GRADES), None)
+        case.site = next((site for site in sites if site), None)
+
+
+def patient_id(case: str) -> str:
+    """The patient of a case name of any release; the name itself where it belongs to none."""
+    return next((release.patient(case) for release in RELEASES.values() if release.is_case(case)), case)
+
+
+def _rows(table: Path) -> Iterator[dict[str, str]]:
+    """The rows of a `name_mapping*.csv` or `partitioning_*.csv`, without their empty cells; of other tables none."""
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
+        reader = csv.DictReader(stream)
+        if not {"Subject_ID", "BraTS_2020_subject_ID", "BraTS_2019_subject_ID"} & set(reader.fieldnames or ()):
+            return
+        for row in reader:
+            cells = {key: value.strip() for key, value in row.items() if key and value}
+            yield {key: value for key, value in cells.items() if value not in ("", "NA")}
+
+
+def _example(release: Release) -> str:
+    return str(release.path(release.case_name(1), release.roles[0]))
+
+
+def _numbering(release: Release) -> str:
+    names = release.scheme.names
+    return ", ".join(f"{old} {names[new]}" for old, new in release.scheme.released.items() if new)
+
+
+def _sample(paths: Sequence[Path]) -> str:
+    if not paths:
+        return "it has no .nii.gz, .nii or .mha file at all."
+    return f"it has {len(paths)} image files, such as {', '.join(map(str, paths[:3]))}."
