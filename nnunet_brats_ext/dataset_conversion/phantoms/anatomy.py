@@ -81,9 +81,14 @@ class Template:
     origin_mm: np.ndarray
 
     @cached_property
+    def brain(self) -> np.ndarray:
+        """1 within the brain, 0 outside."""
+        return self.tissues.sum(0)
+
+    @cached_property
     def centre_mm(self) -> np.ndarray:
         """Middle of the bounding box of the brain."""
-        box = ndimage.find_objects((self.tissues.sum(0) > 0.5).astype(np.uint8))[0]
+        box = ndimage.find_objects((self.brain > 0.5).astype(np.uint8))[0]
         return self.origin_mm + [(s.start + s.stop - 1) / 2 for s in box]
 
     @cached_property
@@ -98,17 +103,18 @@ class Template:
     @cached_property
     def surface_mm(self) -> np.ndarray:
         """Positions (n, 3) at the upper surface of the brain."""
-        brain = self.tissues.sum(0) > 0.5
+        brain = self.brain > 0.5
         z = self.origin_mm[2] + np.arange(brain.shape[2])
         return self._positions_mm(brain & ~ndimage.binary_erosion(brain, iterations=4) & (z > 0))
 
     def _positions_mm(self, mask: np.ndarray) -> np.ndarray:
         return self.origin_mm + 3 * np.argwhere(mask[::3, ::3, ::3])
 
-    def sample(self, positions_mm: Sequence[np.ndarray]) -> np.ndarray:
-        """Tissue probabilities at template positions."""
-        index = [p - np.float32(o) for p, o in zip(positions_mm, self.origin_mm, strict=True)]
-        return np.stack([ndimage.map_coordinates(tissue, index, order=1) for tissue in self.tissues])
+
+def sample(maps: np.ndarray, origin_mm: np.ndarray, positions_mm: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of maps (n, x, y, z) of a template at positions in it, by linear interpolation; 0 outside."""
+    index = [p - np.float32(o) for p, o in zip(positions_mm, origin_mm, strict=True)]
+    return np.stack([ndimage.map_coordinates(values, index, order=1) for values in maps])
 
 
 def load_template(anatomy: str = "auto") -> Template:
@@ -161,7 +167,7 @@ def procedural_template() -> Template:
     ventricles = [depth((8, -8, 20), (6, 28, 8)), depth((22, -42, 14), (6, 14, 14)), depth((2, -16, 4), (2, 14, 9))]
     fissure = (side < 1.5) & (z > 24 - 0.003 * (y + 18) ** 2) & (cerebrum < 30)
     # Down to some 20 mm the cortex may fold, so its probabilities fade slowly into each other there.
-    wm = np.maximum.reduce([expit((cerebrum - 12) / 3.5), expit((cerebellum - 10) / 3), expit((stem - 3) / 1)])
+    wm = np.maximum.reduce([expit((cerebrum - 14) / 3.5), expit((cerebellum - 10) / 3), expit((stem - 3) / 1)])
     wm = np.where(np.maximum.reduce(nuclei) > 0, 0.05, wm)
     csf = np.maximum(0.25 * expit(-(cerebrum - 8) / 4) * (cerebellum < 0) * (stem < 0), expit(-(head - 1.5) / 0.7))
     csf = np.where((np.maximum.reduce(ventricles) > 0) | fissure, 1, csf)
@@ -214,17 +220,17 @@ def grow_brain(
         p + offset + 3.5 * smooth_noise(bends, grid, 40) + 1.2 * smooth_noise(wiggles, grid, 15)
         for p, offset in zip(positions, pose.offset_mm.astype(np.float32), strict=True)
     ]
-    priors = template.sample(positions)
-    mask = ndimage.binary_fill_holes(priors.sum(0) > 0.5)
-    if pushes:  # the skull does not give way: the mask stays
-        for push in pushes:
-            away = [line - c for line, c in zip(axes, push.centre_mm.astype(np.float32), strict=True)]
-            gain = push.strength * np.exp(-sum(a**2 for a in away) / (2 * push.radius_mm**2))
-            positions = [
-                p - gain * sum(m * a for m, a in zip(row, away, strict=True))
-                for p, row in zip(positions, matrix, strict=True)
-            ]
-        priors = template.sample(positions)
+    (brain,) = sample(template.brain[None], template.origin_mm, positions)
+    pieces, _ = ndimage.label(ndimage.binary_fill_holes(brain > 0.5))
+    mask = pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1
+    for push in pushes:  # the skull does not give way: the mask stays
+        away = [line - c for line, c in zip(axes, push.centre_mm.astype(np.float32), strict=True)]
+        gain = push.strength * np.exp(-sum(a**2 for a in away) / (2 * push.radius_mm**2))
+        positions = [
+            p - gain * sum(m * a for m, a in zip(row, away, strict=True))
+            for p, row in zip(positions, matrix, strict=True)
+        ]
+    priors = sample(template.tissues, template.origin_mm, positions)
     return fold(folds, grid, priors, mask), mask
 
 
@@ -237,7 +243,7 @@ def fold(rng: np.random.Generator, grid: Grid, priors: np.ndarray, mask: np.ndar
     sheets = np.abs(smooth_noise(rng, grid, 8)) + 0.35 * np.abs(smooth_noise(rng, grid, 4)) - 1.0
     age = rng.normal(0, 0.5)  # wider or narrower sulci and ventricles
     logits = np.log(priors + 0.02)
-    logits[CSF] += age - 0.2 - 1.6 * sheets
+    logits[CSF] += age + 0.1 - 1.7 * sheets
     logits[WM] += 1.3 * sheets
     logits *= 1.7  # one brain is sharper than the average
     logits -= logits.max(0)

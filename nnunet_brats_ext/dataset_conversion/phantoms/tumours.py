@@ -35,8 +35,8 @@ class Kind:
 # Shares and volumes after the training cases of BraTS 2020: 293 of 369 high-grade; many of the others without ET.
 GLIOMAS = (
     Kind(0.79, "HGG", (25, 190), (0.2, 0.6), (0.35, 0.85)),
-    Kind(0.13, "LGG", (25, 160), (0.35, 0.85), (0, 0)),
-    Kind(0.08, "LGG", (25, 160), (0.35, 0.85), (0.05, 0.3)),
+    Kind(0.15, "LGG", (25, 160), (0.35, 0.85), (0, 0)),
+    Kind(0.06, "LGG", (25, 160), (0.35, 0.85), (0.05, 0.3)),
 )
 MENINGIOMAS = (Kind(1, "", (5, 60), (1, 1), (1, 1)),)  # all of it enhances
 
@@ -51,13 +51,13 @@ class Focus:
 
 @dataclass(frozen=True)
 class Tumour:
-    """The plan of a tumour; `extra_of_core` is what a cohort's further label takes."""
+    """The plan of a tumour; a cohort's further label takes `extra_of_rest` of the core that does not enhance."""
 
     kind: Kind
     foci: tuple[Focus, ...]
     core_of_whole: float
     enhancing_of_core: float
-    extra_of_core: float
+    extra_of_rest: float
 
     @property
     def volume_mm3(self) -> float:
@@ -105,7 +105,7 @@ def draw_tumour(
         foci=tuple(foci),
         core_of_whole=rng.uniform(*kind.core_of_whole),
         enhancing_of_core=rng.uniform(*kind.enhancing_of_core),
-        extra_of_core=rng.uniform(0.15, 0.5) if extra else 0,
+        extra_of_rest=rng.uniform(0.3, 0.8) if extra else 0,
     )
 
 
@@ -167,6 +167,7 @@ def grow_tumour(
     labels = np.full(grid.shape, BACKGROUND, np.uint8)
     labels[whole], labels[core], labels[enhancing] = ED, NCR, ET
     if extra:
-        share = round(tumour.extra_of_core * core.sum())
-        labels[cheapest(cost if extra in INNERMOST else -cost, labels == NCR, share)] = EXTRA
+        rest = labels == NCR
+        taken = cheapest(cost if extra in INNERMOST else -cost, rest, round(tumour.extra_of_rest * rest.sum()))
+        labels[taken] = EXTRA
     return labels
