@@ -1,0 +1,119 @@
+"""A folder of label maps in, a folder of mended label maps out."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_brats_ext.brats import BACKGROUND, SEQUENCES
+from nnunet_brats_ext.postprocessing.rule_files import RuleSet, describe
+from nnunet_brats_ext.postprocessing.rules import Case
+from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, convert, head_of
+from nnunet_brats_ext.prediction_folders.images import (
+    read_geometry,
+    read_image,
+    read_label_map,
+    read_probabilities,
+    write_label_map,
+)
+from nnunet_brats_ext.prediction_folders.members import Member, open_members, problems_between
+from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, staged
+
+T1CE_NAMES = ("t1ce", "t1c", "t1gd", "t1post", "t1ct")  # lower case, letters and digits only
+"""How data sets call the contrast-enhanced T1."""
+
+
+def postprocess(
+    predictions: Path, out: Path, rule_set: RuleSet, images: Path | None = None, processes: int | None = None
+) -> None:
+    """Apply rules to every label map of a folder; prints how many cases and voxels each of them changed.
+
+    images: nnU-Net's `imagesTs` with CASE_0000.nii.gz and so on, for rules that look at them. Probabilities are read
+    from the .npz of the same folder, for rules that weigh them; they are not copied, because they would contradict
+    the new label maps.
+    """
+    member = open_members([predictions], with_probabilities=rule_set.needs_probabilities)[0]
+    cases = list(member.cases)
+    channels = find_images(member, images) if rule_set.needs_images else {}
+    if member.head:
+        check_convertible(member.head, region_head(rule_set))
+    ending = (member.dataset_json or {}).get("file_ending", ".nii.gz")
+    with staged(out, cases, [predictions], ending) as stage:
+        work = partial(_write_case, member, rule_set, channels, stage, ending)
+        changed = for_each_case(work, cases, "Postprocess", processes)
+        (stage / "postprocessing_rules.json").write_text(rule_set.to_json())
+        for name in ("dataset.json", "plans.json"):
+            if (predictions / name).is_file():
+                shutil.copyfile(predictions / name, stage / name)
+    print_changes(rule_set, list(changed.values()))
+
+
+def load_case(member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence[Path]], case: str) -> Case:
+    """All that the rules need of one case; a label that their scheme lacks is an error."""
+    labels, geometry = read_label_map(member.cases[case])
+    known = {BACKGROUND, *rule_set.scheme.names}
+    if strangers := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - known):
+        raise ValueError(
+            f"labels {strangers} are not among {sorted(known)} of {rule_set.scheme_name}; rules work on label maps "
+            "as trained, before `restore`"
+        )
+    details: dict[str, Any] = {}
+    if rule_set.needs_images:
+        details["images"] = np.stack([read_image(path)[0].astype(np.float32) for path in channels[case]])
+        details["t1ce"] = t1ce_channel(member.dataset_json)
+    if member.head:
+        target = region_head(rule_set)
+        probabilities = convert(read_probabilities(member.npz(case)), member.head, target)
+        details["probabilities"] = dict(zip(target.names, probabilities, strict=True))
+    return Case(labels, geometry.voxel_volume_mm3, scheme=rule_set.scheme, **details)
+
+
+def region_head(rule_set: RuleSet) -> Head:
+    scheme = rule_set.scheme
+    declared = {"labels": scheme.nnunet_labels(), "regions_class_order": list(scheme.paint)}
+    return head_of(declared, len(scheme.regions))
+
+
+def find_images(member: Member, images: Path | None) -> dict[str, list[Path]]:
+    """Case -> its image files in the order of channels, checked against the grid of the label maps."""
+    if images is None:
+        raise ValueError("the rule oedema-to-core needs the images: give --images with CASE_0000.nii.gz and so on")
+    found = {case: sorted(images.glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz")) for case in member.cases}
+    counts = {len(paths) for paths in found.values()}
+    if len(counts) > 1 or not min(counts):
+        few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]
+        raise ValueError(f"{images} lacks images CASE_0000.nii.gz and so on of {', '.join(few)}")
+    channels = {f"channel {i}": {case: paths[i] for case, paths in found.items()} for i in range(counts.pop())}
+    refuse(problems_between({str(member.folder): member.cases, **channels}), "postprocess")
+    return found
+
+
+def t1ce_channel(dataset_json: Mapping[str, Any] | None) -> int:
+    """The channel of the contrast-enhanced T1 by its name in dataset.json; without one, its place in `SEQUENCES`."""
+    names = (dataset_json or {}).get("channel_names") or dict(enumerate(SEQUENCES))
+    for channel, name in names.items():
+        if "".join(filter(str.isalnum, name.lower())) in T1CE_NAMES:
+            return int(channel)
+    raise ValueError(
+        f"none of the channels {list(names.values())} is called like a contrast-enhanced T1: T1ce, T1c, T1Gd"
+    )
+
+
+def print_changes(rule_set: RuleSet, changed: Sequence[Sequence[int]]) -> None:
+    table = Table("rule", "cases changed", "voxels changed", title=f"{len(changed)} cases")
+    for rule, voxels in zip(rule_set.rules, np.transpose(changed), strict=True):
+        table.add_row(describe(rule), str(np.count_nonzero(voxels)), str(voxels.sum()))
+    Console().print(table)
+
+
+def _write_case(
+    member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence[Path]], stage: Path, ending: str, case: str
+) -> list[int]:
+    labels, changed = rule_set.apply(load_case(member, rule_set, channels, case))
+    write_label_map(stage / f"{case}{ending}", labels, read_geometry(member.cases[case]))
+    return changed
