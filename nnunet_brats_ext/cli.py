@@ -19,7 +19,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="nnunet_brats", description="What nnU-Net lacks for BraTS.")
     parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for add_verb in (add_doctor, add_convert, add_restore, add_ensemble, add_phantom, add_evaluate, add_postprocess):
+    for add_verb in (
+        add_doctor,
+        add_convert,
+        add_restore,
+        add_ensemble,
+        add_phantom,
+        add_evaluate,
+        add_postprocess,
+        add_rank,
+    ):
         add_verb(verbs)
     options = parser.parse_args(arguments)
     run: Run = options.run
@@ -268,6 +277,43 @@ def add_postprocess(verbs: argparse._SubParsersAction) -> None:
         postprocess(options.predictions, options.out, rules, options.images, options.processes)
         if options.save:
             print("saved as", save_rules(rules, options.model, options.save))
+
+    parser.set_defaults(run=run)
+
+
+def add_rank(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "rank",
+        help="BraTS ranking of several results, with the significance of every lead",
+        description="Ranks results.json files of `evaluate`, or folders of predictions scored on the way: per case, "
+        "region and metric, averaged. Writes ranking.json and two CSV tables.",
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="results.json files or folders")
+    parser.add_argument("--names", nargs="+", help="what to call them; default: where their paths differ")
+    parser.add_argument("--metrics", nargs="+", help="default: lesion-wise Dice and HD95 if there are, else dice hd95")
+    parser.add_argument("--reference", type=Path, help="reference label maps, to score folders")
+    parser.add_argument("--preset", default="brats2020", help="to score folders: as for `evaluate`")
+    parser.add_argument("--cohort", default="gli", help="to score folders: as for `evaluate`")
+    parser.add_argument("--labels", help="to score folders: as for `evaluate`")
+    parser.add_argument("--permutations", type=int, default=100_000, help="of the test; default 100000")
+    parser.add_argument("-o", dest="out", type=Path, default=Path("ranking.json"), help="default: ranking.json")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="default: all CPU cores")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.evaluation.ranking import load_entries, print_ranking, rank_entries, save_ranking
+
+        entries = load_entries(
+            options.sources,
+            options.reference,
+            options.names,
+            preset=options.preset,
+            cohort=options.cohort,
+            labels=options.labels,
+            processes=options.processes,
+        )
+        ranking = rank_entries(entries, options.metrics, options.permutations)
+        print_ranking(ranking)
+        print("written:", *save_ranking(ranking, options.out))
 
     parser.set_defaults(run=run)
 

@@ -1,0 +1,160 @@
+"""BraTS ranking: ranks by hand, ties, missing scores, and a permutation test against counting by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.evaluation.ranking import load_entries, rank_entries, rank_values, save_ranking
+from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
+
+
+def entry(dice, hd95):
+    """Scores of one region from lists over cases."""
+    return {f"c{i}": {"WT": {"dice": d, "hd95": h}} for i, (d, h) in enumerate(zip(dice, hd95, strict=True))}
+
+
+def test_ranks_count_high_dice_and_low_distance_as_good_and_ties_share_their_mean():
+    values = np.array([[[0.9, 3.0]], [[0.9, 1.0]], [[0.5, 2.0]]])
+    # Dice: two share the places 1 and 2; HD95: 1 mm, 2 mm, 3 mm
+    np.testing.assert_array_equal(rank_values(values, [False, True])[:, 0], [[1.5, 3], [1.5, 1], [3, 2]])
+
+
+def test_the_final_score_is_the_mean_over_cases_of_the_mean_rank_in_a_case():
+    ranking = rank_entries({"a": entry([0.9, 0.5], [1, 9]), "b": entry([0.8, 0.6], [2, 9])})
+    # case 0: a first in both; case 1: a second in Dice, both 1.5 in HD95
+    np.testing.assert_allclose(ranking.case_ranks, [[1, 1.75], [2, 1.25]])
+    np.testing.assert_allclose(ranking.scores, [1.375, 1.625])
+    assert [ranking.entries[i] for i in ranking.order] == ["a", "b"]
+    np.testing.assert_allclose(ranking.means, [[0.7, 5], [0.7, 5.5]])
+
+
+def test_an_entry_that_wins_in_all_of_five_cases_has_p_of_one_in_32():
+    better, worse = entry([0.9] * 5, [1] * 5), entry([0.8] * 5, [2] * 5)
+    p = rank_entries({"worse": worse, "better": better}).p_values
+    # of the 2^5 ways to swap the two in some cases only one has a lead as large; all have one at least as bad
+    np.testing.assert_allclose(p, [[1, 1], [1 / 32, 1]])
+
+
+def test_equal_entries_share_their_rank_and_no_lead_is_significant():
+    ranking = rank_entries({name: entry([0.9, 0.8], [1, 2]) for name in "abc"})
+    np.testing.assert_array_equal(ranking.scores, [2, 2, 2])
+    np.testing.assert_array_equal(ranking.p_values, np.ones((3, 3)))
+
+
+def test_the_order_of_entries_does_not_matter():
+    rng = np.random.default_rng(0)
+    entries = {name: entry(rng.random(9), rng.random(9)) for name in "abcd"}
+    forward, back = rank_entries(entries), rank_entries(dict(reversed(entries.items())))
+    np.testing.assert_allclose(forward.scores, back.scores[::-1])
+    np.testing.assert_allclose(forward.p_values, back.p_values[::-1, ::-1])
+
+
+def test_drawn_permutations_approach_the_exact_count():
+    rng = np.random.default_rng(1)
+    differences = rng.normal(0.3, 1, (16, 4))
+    exact = sign_flip_p_values(differences)
+    padded = np.concatenate([differences, np.zeros((4, 4))])  # 20 cases are drawn; zeros change nothing
+    drawn = sign_flip_p_values(padded, permutations=20_000)
+    np.testing.assert_allclose(drawn, exact, atol=0.015)  # four standard errors at p = .5
+    np.testing.assert_array_equal(drawn, sign_flip_p_values(padded, permutations=20_000))
+
+
+def test_no_drawn_p_value_is_zero():
+    assert sign_flip_p_values(np.ones((100, 1)), permutations=999) == pytest.approx(1 / 1000)
+
+
+def test_a_case_without_a_score_is_not_ranked_there():
+    ranking = rank_entries({"a": entry([None, 0.9], [None, 1]), "b": entry([0.0, 0.8], [373, 2])}, ["dice"])
+    assert ranking.left_out == 1
+    np.testing.assert_array_equal(ranking.case_ranks, [[1], [2]])
+    np.testing.assert_array_equal(ranking.means, [[0.9], [0.4]])
+
+
+def test_a_case_without_any_common_score_does_not_count():
+    ranking = rank_entries({"a": entry([None, 0.9], [None, 1]), "b": entry([0.0, 0.8], [373, 2])})
+    assert ranking.cases == ("c1",)
+    np.testing.assert_array_equal(ranking.case_ranks, [[1], [2]])
+    partly = rank_entries({"a": entry([None, 0.9], [5, 1]), "b": entry([0.0, 0.8], [3, 2])})
+    np.testing.assert_array_equal(partly.case_ranks, [[2, 1], [1, 2]])
+    with pytest.raises(ValueError, match="no case in which all entries have a score"):
+        rank_entries({"a": entry([None], [None]), "b": entry([0.0], [373])})
+
+
+def test_lesionwise_scores_are_ranked_where_all_have_them():
+    whole = {"dice": 1, "hd95": 0}
+    with_lesions = {"c": {"WT": whole | {"lesionwise_dice": 0.5, "lesionwise_hd95": 9}}}
+    columns = rank_entries({"a": with_lesions, "b": with_lesions}).columns
+    assert columns == (("WT", "lesionwise_dice"), ("WT", "lesionwise_hd95"))
+    columns = rank_entries({"a": with_lesions, "b": {"c": {"WT": whole}}}).columns
+    assert columns == (("WT", "dice"), ("WT", "hd95"))
+
+
+def test_entries_over_different_cases_regions_or_metrics_are_an_error():
+    with pytest.raises(ValueError, match=r"b lacks 1 cases of a: c1"):
+        rank_entries({"a": entry([1, 1], [0, 0]), "b": entry([1], [0])})
+    with pytest.raises(ValueError, match=r"b has the regions \['TC'\], a has \['WT'\]"):
+        rank_entries({"a": entry([1], [0]), "b": {"c0": {"TC": {"dice": 1, "hd95": 0}}}})
+    with pytest.raises(ValueError, match="a, b lacks the metric nsd; choose among dice, hd95"):
+        rank_entries({"a": entry([1], [0]), "b": entry([1], [0])}, ["nsd"])
+    with pytest.raises(ValueError, match="two entries or more, got a"):
+        rank_entries({"a": entry([1], [0])})
+
+
+def write_results(path, scores, preset="brats2020"):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"preset": preset, "cohort": "gli", "cases": scores}))
+    return path
+
+
+def test_results_are_called_by_what_tells_their_paths_apart(tmp_path):
+    one = write_results(tmp_path / "vae" / "results.json", entry([1], [0]))
+    two = write_results(tmp_path / "omnet" / "results.json", entry([1], [0]))
+    assert list(load_entries([one, two])) == ["vae/results", "omnet/results"]
+    assert list(load_entries([one, two], names=["A", "B"])) == ["A", "B"]
+    with pytest.raises(ValueError, match="the same results twice"):
+        load_entries([one, one])
+    other = write_results(tmp_path / "new.json", entry([1], [0]), "brats2023")
+    with pytest.raises(ValueError, match="different presets or cohorts"):
+        load_entries([one, other])
+
+
+def test_the_command_ranks_results_and_writes_json_and_csv(tmp_path, capsys):
+    good = write_results(tmp_path / "good.json", entry([0.9, 0.8], [1, 2]))
+    bad = write_results(tmp_path / "bad.json", entry([0.7, 0.6], [3, 4]))
+    out = tmp_path / "ranking.json"
+    assert main(["rank", str(bad), str(good), "-o", str(out)]) == 0
+    content = json.loads(out.read_text())
+    assert [row["entry"] for row in content["ranking"]] == ["good", "bad"]
+    assert content["ranking"][0]["mean_rank"] == 1
+    assert content["p_values"]["good"]["bad"] == pytest.approx(1 / 4)
+    assert content["cases"]["c0"] == {"bad": 2, "good": 1}
+    assert out.with_suffix(".csv").read_text().splitlines()[1] == "1,good,1.0,0.8500000000000001,1.5"
+    assert (tmp_path / "ranking_p_values.csv").read_text().splitlines()[1] == "good,,0.25"
+    assert "good" in capsys.readouterr().out
+
+
+def test_the_command_scores_folders_on_the_way(tmp_path, capsys):
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    for name, array in (("ref", labels), ("exact", labels), ("shifted", np.roll(labels, 1, 0))):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / name / "case.nii.gz")
+    command = ["rank", str(tmp_path / "shifted"), str(tmp_path / "exact"), "-o", str(tmp_path / "ranking.json")]
+    assert main(command) == 1
+    assert "give --reference" in capsys.readouterr().err
+    assert main([*command, "--reference", str(tmp_path / "ref"), "--labels", "trained", "-np", "1"]) == 0
+    ranking = json.loads((tmp_path / "ranking.json").read_text())["ranking"]
+    # WT differs; TC and ET are empty in all three, so that both share the rank 1.5: (1 + 1.5 + 1.5) / 3
+    assert [(row["entry"], row["mean_rank"]) for row in ranking] == [
+        ("exact", pytest.approx(4 / 3)),
+        ("shifted", pytest.approx(5 / 3)),
+    ]
+
+
+def test_a_ranking_without_means_is_still_valid_json(tmp_path):
+    scores = {"c0": {"WT": {"dice": 0.9}, "ET": {"dice": None}}}
+    path, *_ = save_ranking(rank_entries({"a": scores, "b": scores}, ["dice"]), tmp_path / "r.json")
+    assert json.loads(path.read_text())["ranking"][0]["ET dice"] is None
