@@ -1,7 +1,7 @@
 """One image file: read it whole or not at all, tell its grid, compare grids, make a label map of it.
 
-ITK reads a truncated NIfTI file without a word and fills the rest with whatever it likes, so completeness is checked
-here first. Arrays are in ITK's order, (z, y, x); sizes, spacings and origins in (x, y, z), in mm and LPS.
+ITK reads a truncated NIfTI file without a word and fills the rest with whatever it likes, and it reads NaN as 0; both
+are looked for here first. Arrays are in ITK's order, (z, y, x); sizes, spacings and origins in (x, y, z), mm and LPS.
 """
 
 import gzip
@@ -78,28 +78,35 @@ def read_whole(path: Path) -> tuple[sitk.Image, str]:
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"truncated or damaged: {error}") from error
     if ending(path) != ".mha":  # ITK itself finds an .mha that is too short
-        _check_length(unpacked)
+        _check_nifti(unpacked)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines() if "rror" in line) or str(error)
         raise ValueError(f"unreadable: {reason}") from error
+    check_finite(sitk.GetArrayViewFromImage(image))
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ValueError(f"has {image.GetNumberOfComponentsPerPixel()} components per voxel instead of one")
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
     return image, hashlib.sha256(content).hexdigest()
 
 
-def _check_length(nifti: bytes) -> None:
-    kind = nibabel.Nifti2Header if nifti[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Header
+def _check_nifti(content: bytes) -> None:
+    kind = nibabel.Nifti2Header if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Header
     try:
-        header = kind.from_fileobj(BytesIO(nifti))
+        header = kind.from_fileobj(BytesIO(content))
+        offset, dtype = int(header.get_data_offset()), header.get_data_dtype()
     except Exception as error:  # nibabel raises its own kinds for each way a header can be broken
         raise ValueError(f"no NIfTI header: {error}") from error
-    expected = int(header.get_data_offset()) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-    if len(nifti) < expected:
-        raise ValueError(f"truncated: {len(nifti)} of {expected} bytes")
+    voxels = int(np.prod(header.get_data_shape()))
+    if len(content) < (expected := offset + voxels * dtype.itemsize):
+        raise ValueError(f"truncated: {len(content)} of {expected} bytes")
+    check_finite(np.frombuffer(content, dtype, voxels, offset))
+
+
+def check_finite(values: np.ndarray) -> None:
+    """NaN and infinity in an image or a label map are an error."""
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise ValueError("has voxels that are infinite or no number")
 
 
 def labels_of(image: sitk.Image) -> np.ndarray:
@@ -107,7 +114,7 @@ def labels_of(image: sitk.Image) -> np.ndarray:
     values = sitk.GetArrayFromImage(image)
     if np.issubdtype(values.dtype, np.integer):
         return values
-    if not np.array_equal(values, np.rint(values)):  # NaN equals nothing
+    if not np.array_equal(values, np.rint(values)):
         strange = np.unique(values[values != np.rint(values)])[:3]
         raise ValueError(f"labels are not whole numbers: {', '.join(f'{value:g}' for value in strange)}")
     return values.astype(np.int64)

@@ -1,0 +1,393 @@
+"""What `convert` links, writes, refuses and repeats."""
+
+import gzip
+import io
+import json
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import NoNormalization, ZScoreNormalization
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from release_folders import as_image, label_values, sequence_values, write, write_case
+from rich.console import Console
+
+from nnunet_brats_ext.brats import SEQUENCES
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion import cases as cases_module
+from nnunet_brats_ext.dataset_conversion import convert as convert_module
+from nnunet_brats_ext.dataset_conversion.convert import PERCENTILE_MINMAX, Options, convert
+from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
+from nnunet_brats_ext.dataset_conversion.volumes import min_max_of_percentiles
+
+RELEASE = RELEASES["BraTS2020"]
+CASES = ("BraTS20_Training_001", "BraTS20_Training_002")
+NAME = "Dataset137_BraTS2020"
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """nnU-Net's folders, empty, and a source of two cases; gives (source, raw, files of case and role)."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    files = {case: write_case(tmp_path / "source", RELEASE, case) for case in CASES}
+    return tmp_path / "source", tmp_path / "raw", files
+
+
+def values(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def manifest_of(dataset):
+    return json.loads((dataset / "manifest.json").read_text())
+
+
+def said(source, options):
+    """What a conversion prints, on one line."""
+    stream = io.StringIO()
+    convert(source, options, Console(file=stream, width=10_000))
+    return stream.getvalue()
+
+
+# Links and written files.
+
+
+@pytest.mark.parametrize("link", ["auto", "hard", "symbolic", "copy"])
+def test_images_that_need_no_change_keep_every_byte(world, link):
+    source, _, files = world
+    dataset = convert(source, Options(137, link=link))
+    for channel, sequence in enumerate(SEQUENCES):
+        placed, original = dataset / "imagesTr" / f"{CASES[0]}_{channel:04d}.nii.gz", files[CASES[0]][sequence]
+        assert placed.read_bytes() == original.read_bytes()
+        assert placed.is_symlink() == (link == "symbolic")
+        assert placed.samefile(original) == (link != "copy")
+    assert not (dataset / "imagesTs").exists()
+
+
+def test_where_hard_links_are_impossible_auto_takes_a_symbolic_one(world, monkeypatch):
+    source, _, files = world
+
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(cases_module.os, "link", refuse)
+    dataset = convert(source, Options(137))
+    assert (dataset / "imagesTr" / f"{CASES[0]}_0000.nii.gz").readlink() == files[CASES[0]]["T1"]
+    with pytest.raises(OSError, match="hard: Invalid cross-device link"):
+        convert(source, Options(138, link="hard"))
+
+
+def test_uncompressed_and_float_typed_files_are_written_anew(world):
+    source, _, files = world
+    label = files[CASES[0]][LABEL]
+    write(sitk.Cast(sitk.ReadImage(str(label)), sitk.sitkFloat64), label)
+    t2 = files[CASES[0]]["T2"]
+    write(sitk.ReadImage(str(t2)), t2.with_name(t2.name.removesuffix(".gz")))
+    t2.unlink()
+    dataset = convert(source, Options(137))
+    np.testing.assert_array_equal(
+        values(dataset / "imagesTr" / f"{CASES[0]}_0002.nii.gz"), sequence_values(CASES[0], "T2")
+    )
+    converted = sitk.ReadImage(str(dataset / "labelsTr" / f"{CASES[0]}.nii.gz"))
+    assert converted.GetPixelID() == sitk.sitkUInt8
+
+
+def test_a_header_within_the_tolerance_is_made_equal_and_remarked(world):
+    source, _, files = world
+    moved = as_image(sequence_values(CASES[0], "FLAIR"), (0.0, -239.0, 0.03))
+    write(moved, files[CASES[0]]["FLAIR"])
+    write(as_image(label_values(RELEASE), (0.02, -239.0, 0.0)), files[CASES[0]][LABEL])
+    dataset = convert(source, Options(137))
+    for path in (dataset / "imagesTr" / f"{CASES[0]}_0003.nii.gz", dataset / "labelsTr" / f"{CASES[0]}.nii.gz"):
+        assert sitk.ReadImage(str(path)).GetOrigin() == (0.0, -239.0, 0.0)
+    np.testing.assert_array_equal(
+        values(dataset / "imagesTr" / f"{CASES[0]}_0003.nii.gz"), sitk.GetArrayFromImage(moved)
+    )
+    assert manifest_of(dataset)["cases"][CASES[0]]["remarks"] == [
+        "header of FLAIR moved by 0.03 mm, onto that of T1",
+        "header of label moved by 0.02 mm, onto that of T1",
+    ]
+    with pytest.raises(ValueError, match=r"FLAIR lies up to 0.03 mm away from T1, more than the 0.01 tolerated"):
+        convert(source, Options(138, tolerance_mm=0.01))
+
+
+def test_percentile_min_max_is_henrys():
+    # Positive voxels 1 to 101: numpy's linear percentiles are 2 and 100, so 2 -> 0, 51 -> 49/98, 100 and 101 -> 1.
+    image = np.array([-5, 0, *range(1, 102)], np.int16)
+    scaled = min_max_of_percentiles(image)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled[[0, 1, 2, 3, 52, 101, 102]], [0, 0, 0, 0, 0.5, 1, 1])
+    assert not min_max_of_percentiles(np.zeros(5)).any()
+    assert not min_max_of_percentiles(np.full(5, 3)).any()
+
+
+def test_normalised_images_are_declared_so_that_nnunet_leaves_them_alone(world):
+    source, _, _ = world
+    dataset = convert(source, Options(137, normalise=PERCENTILE_MINMAX))
+    description = json.loads((dataset / "dataset.json").read_text())
+    assert [get_normalization_scheme(name) for name in description["channel_names"].values()] == [NoNormalization] * 4
+    assert description["brats_sequences"] == list(SEQUENCES)
+    for channel, sequence in enumerate(SEQUENCES):
+        written = values(dataset / "imagesTr" / f"{CASES[0]}_{channel:04d}.nii.gz")
+        np.testing.assert_array_equal(written, min_max_of_percentiles(sequence_values(CASES[0], sequence)))
+    plain = json.loads((convert(source, Options(138)) / "dataset.json").read_text())
+    assert [get_normalization_scheme(name) for name in plain["channel_names"].values()] == [ZScoreNormalization] * 4
+
+
+def test_the_manifest_tells_where_everything_came_from(world):
+    import hashlib
+
+    source, _, files = world
+    manifest = manifest_of(convert(source, Options(137)))
+    assert (manifest["release"], manifest["source"]) == ("BraTS2020", str(source))
+    assert manifest["label_mapping"] == {"0": 0, "1": 2, "2": 1, "4": 3}
+    entry = manifest["cases"][CASES[0]]
+    assert (entry["labelled"], entry["patient"], entry["labels"]) == (True, CASES[0], [0, 1, 2, 4])
+    assert entry["grid"]["size"] == [8, 9, 10]
+    for role, path in files[CASES[0]].items():
+        assert source / entry["files"][role]["path"] == path
+        assert entry["files"][role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_several_processes_do_what_one_does(world):
+    source, _, _ = world
+    one = convert(source, Options(137, normalise=PERCENTILE_MINMAX))
+    two = convert(source, Options(138, normalise=PERCENTILE_MINMAX, processes=2))
+    for path in one.rglob("*.nii.gz"):
+        np.testing.assert_array_equal(values(path), values(two / path.relative_to(one)))
+    assert manifest_of(one)["cases"] == manifest_of(two)["cases"]
+
+
+# Bad input.
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def truncate_inside(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-200]))
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def rewrite(change):
+    return lambda path: write(change(sitk.ReadImage(str(path))), path)
+
+
+def set_voxel(value, pixel_type):
+    def change(image):
+        image = sitk.Cast(image, pixel_type)
+        image[1, 1, 1] = value
+        return image
+
+    return rewrite(change)
+
+
+def shift(image):
+    image.SetOrigin((0, -239, 1))
+    return image
+
+
+DEFECTS = {
+    "missing": ("T1ce", lambda path: path.unlink(), "no T1ce"),
+    "truncated": ("T2", truncate, "T2 BraTS20_Training_002_t2.nii.gz: truncated or damaged"),
+    "short inside": ("T2", truncate_inside, "_t2.nii.gz: truncated: 1592 of 1792 bytes"),
+    "damaged": ("T1", flip_a_byte, "T1 BraTS20_Training_002_t1.nii.gz: truncated or damaged"),
+    "empty file": ("T1", lambda path: path.write_bytes(b""), "T1 BraTS20_Training_002_t1.nii.gz: no NIfTI header"),
+    "no image": ("T1", lambda path: path.write_bytes(gzip.compress(b"text" * 500)), "_t1.nii.gz: no NIfTI header"),
+    "not a number": ("FLAIR", set_voxel(np.nan, sitk.sitkFloat32), "_flair.nii.gz: has voxels that are infinite or"),
+    "two volumes": ("T1", rewrite(lambda image: sitk.JoinSeries([image] * 2)), "has the size 8x9x10x2 where one"),
+    "other size": ("T2", rewrite(lambda image: image[:, :, :9]), "T2 has 8x9x9 voxels, T1 8x9x10"),
+    "elsewhere": ("T2", rewrite(shift), "T2 lies up to 1 mm away from T1, more than the 0.1 tolerated"),
+    "unknown label": (LABEL, set_voxel(3, sitk.sitkUInt8), "label 3 in 1 voxels; BraTS2020 has [0, 1, 2, 4]"),
+    "fractional label": (LABEL, set_voxel(0.5, sitk.sitkFloat32), "labels are not whole numbers: 0.5"),
+    "label not a number": (LABEL, set_voxel(np.nan, sitk.sitkFloat32), "_seg.nii.gz: has voxels that are infinite or"),
+    "negative label": (LABEL, set_voxel(-1, sitk.sitkInt16), "label -1 in 1 voxels"),
+    "label of other size": (LABEL, rewrite(lambda image: image[:, :, :9]), "label has 8x9x9 voxels, T1 8x9x10"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_bad_file_is_named_and_nothing_is_written(world, defect):
+    source, raw, files = world
+    role, spoil, message = DEFECTS[defect]
+    spoil(files[CASES[1]][role])
+    with pytest.raises(ValueError) as error:
+        convert(source, Options(137))
+    first, line, last = str(error.value).split("\n", 1)[0], str(error.value).split("\n")[1], str(error.value)
+    assert first == "1 bad case:"
+    assert line.startswith(f"  {CASES[1]}: ") and message in line
+    assert "Nothing was written" in last
+    assert list(raw.iterdir()) == []
+
+
+def test_all_bad_cases_are_told_at_once_and_can_be_left_out(world, capsys):
+    source, raw, files = world
+    third = write_case(source, RELEASE, "BraTS20_Training_003")
+    truncate(files[CASES[1]]["T1"])
+    third["T2"].unlink()
+    third["T1"].unlink()
+    assert main(["convert", str(source), "-d", "137", "-np", "1"]) == 1
+    message = capsys.readouterr().err
+    assert "2 bad cases:" in message
+    assert f"{CASES[1]}: T1" in message and "BraTS20_Training_003: no T1 and no T2" in message
+    assert main(["convert", str(source), "-d", "137", "-np", "1", "--skip-bad"]) == 0
+    manifest = manifest_of(raw / NAME)
+    assert list(manifest["cases"]) == [CASES[0]]
+    assert manifest["skipped"]["BraTS20_Training_003"] == ["no T1 and no T2"]
+    assert "left out as bad" in capsys.readouterr().out
+
+
+def test_leaving_out_all_cases_is_no_conversion(world):
+    source, raw, files = world
+    for case in CASES:
+        files[case]["T1"].unlink()
+    with pytest.raises(ValueError, match="2 bad cases"):
+        convert(source, Options(137, skip_bad=True))
+    assert list(raw.iterdir()) == []
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(world, monkeypatch):
+    source, raw, _ = world
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage(1000, 990, 10))
+    with pytest.raises(OSError, match=r"has 0.00 GB free, .* Nothing was written"):
+        convert(source, Options(137))
+    assert list(raw.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(world, monkeypatch):
+    source, raw, _ = world
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cases_module, "write_image", fail)
+    with pytest.raises(OSError, match="No space left"):
+        convert(source, Options(137))
+    assert list(raw.iterdir()) == []
+
+
+# Runs that are repeated, interrupted, or in the way of each other.
+
+
+def test_the_same_conversion_again_is_no_work_and_no_error(world):
+    source, raw, _ = world
+    before = (convert(source, Options(137)) / "dataset.json").stat().st_mtime_ns
+    assert "this very conversion, finished; nothing to do" in said(source, Options(137))
+    assert (raw / NAME / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_another_conversion_in_its_place_needs_to_be_asked_for(world):
+    source, raw, _ = world
+    convert(source, Options(137))
+    other = Options(137, normalise=PERCENTILE_MINMAX)
+    with pytest.raises(ValueError, match="is another conversion; --overwrite replaces it"):
+        convert(source, other)
+    convert(source, replace(other, overwrite=True))
+    assert manifest_of(raw / NAME)["normalise"] == PERCENTILE_MINMAX
+    assert [path.name for path in raw.iterdir()] == [NAME]
+
+
+def test_a_changed_source_is_another_conversion(world):
+    source, _, files = world
+    convert(source, Options(137, link="copy"))
+    write(as_image(sequence_values(CASES[1], "T1")), files[CASES[0]]["T1"])
+    with pytest.raises(ValueError, match="another conversion"):
+        convert(source, Options(137, link="copy"))
+
+
+def test_a_run_after_an_interrupted_one_starts_cleanly(world):
+    source, raw, _ = world
+    (raw / f".{NAME}.partial" / "imagesTr").mkdir(parents=True)
+    (raw / f".{NAME}.partial" / "imagesTr" / "stale_0000.nii.gz").write_bytes(b"")
+    dataset = convert(source, Options(137))
+    assert [path.name for path in raw.iterdir()] == [NAME]
+    assert not list(dataset.rglob("stale*"))
+
+
+@pytest.mark.parametrize("folder", ["raw", "preprocessed", "results"])
+def test_an_id_that_is_taken_is_refused(world, tmp_path, folder):
+    (tmp_path / folder / "Dataset137_Other").mkdir()
+    with pytest.raises(ValueError, match=r"ID 137 belongs to .*Dataset137_Other already"):
+        convert(world[0], Options(137))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(0), "ID 0 is not between 1 and 999"),
+        (Options(1000), "ID 1000 is not between"),
+        (Options(1, name="a b"), "data set name 'a b'"),
+    ],
+)
+def test_ids_and_names_are_those_nnunet_can_read(world, options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(world[0], options)
+
+
+def test_without_nnunets_folder_the_line_to_type_is_told(world, tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    with pytest.raises(ValueError, match=r"`export nnUNet_raw=.*or name a folder with -o"):
+        convert(world[0], Options(137))
+    assert convert(world[0], Options(137, output=tmp_path / "elsewhere")) == tmp_path / "elsewhere" / NAME
+
+
+# The last words.
+
+
+def test_the_end_tells_what_was_found_and_what_to_type_next(world):
+    source, _, files = world
+    write_case(source, RELEASE, "BraTS20_Validation_001", training=False)
+    labels = label_values(RELEASE)
+    labels[labels == 4] = 1
+    for case in CASES:
+        write(as_image(labels), files[case][LABEL])
+    text = said(source, Options(137))
+    assert "BraTS2020, by the names of its files; 3 cases" in text
+    assert "1: BraTS20_Validation_001" in text  # unlabelled
+    assert "2 instead of 5" in text  # folds, for two patients
+    assert "label 4 (ET) never found; is it BraTS2020?" in text
+    assert "next: nnUNetv2_plan_and_preprocess -d 137 --verify_dataset_integrity" in text
+
+
+def test_a_source_without_labels_is_for_prediction(world, tmp_path):
+    source, _, files = world
+    for case in CASES:
+        files[case][LABEL].unlink()
+    text = said(source, Options(137))
+    assert "next: nnUNetv2_predict -i" in text and "none" in text
+    assert (
+        sorted(path.name for path in (tmp_path / "raw" / NAME / "imagesTs").iterdir())[0] == f"{CASES[0]}_0000.nii.gz"
+    )
+
+
+def test_an_overlay_corrects_the_label(world, tmp_path):
+    source, _, _ = world
+    corrected = np.zeros_like(label_values(RELEASE))
+    corrected[5, 5, 5] = 4
+    write(as_image(corrected), tmp_path / "fix" / f"{CASES[0]}_seg.nii.gz")
+    dataset = convert(source, Options(137, overlays=[tmp_path / "fix"]))
+    np.testing.assert_array_equal(values(dataset / "labelsTr" / f"{CASES[0]}.nii.gz"), np.where(corrected == 4, 3, 0))
+    assert manifest_of(dataset)["cases"][CASES[0]]["files"][LABEL]["path"] == str(
+        tmp_path / "fix" / f"{CASES[0]}_seg.nii.gz"
+    )
+
+
+def test_a_source_reached_by_a_relative_path_is_remembered_whole(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+
+    manifest = manifest_of(convert(Path("source"), Options(137)))
+    assert manifest["source"] == str(tmp_path / "source")
+    assert all(not entry["path"].startswith(("/", "..")) for entry in manifest["cases"][CASES[0]]["files"].values())
+    shutil.rmtree(tmp_path / "source")

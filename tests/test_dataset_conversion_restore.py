@@ -1,0 +1,197 @@
+"""What `restore` gives back, and what it refuses to hand in."""
+
+import io
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from release_folders import as_image, label_values, write, write_case
+from rich.console import Console
+
+from nnunet_brats_ext.brats import remap
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion.convert import Options, convert
+from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.restore import restore
+
+RELEASE = RELEASES["BraTS2020"]
+CASES = ("BraTS20_Validation_001", "BraTS20_Validation_002")
+TRAINED = remap(label_values(RELEASE), RELEASE.scheme.released)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Two unlabelled cases, converted as data set 137, and predictions of them; gives the folder of all that."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    for case in CASES:
+        write_case(tmp_path / "source", RELEASE, case, training=False)
+        write(as_image(TRAINED), tmp_path / "predicted" / f"{case}.nii.gz")
+    convert(tmp_path / "source", Options(137), Console(file=io.StringIO()))
+    return tmp_path
+
+
+def values(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def t1_of(world, case):
+    return world / "source" / RELEASE.path(case, "T1", training=False)
+
+
+def said(*arguments, **options):
+    stream = io.StringIO()
+    restore(*arguments, **options, console=Console(file=stream, width=10_000))
+    return stream.getvalue()
+
+
+def test_both_transforms_of_the_sources_header_come_back_with_their_codes(world):
+    # A qform and an sform that differ, as some sites write them; ITK would make one of the two.
+    path = t1_of(world, CASES[0])
+    source = nibabel.load(path)
+    header = source.header.copy()
+    header.set_sform(source.affine, code=4)
+    header.set_qform(source.affine + 0.01 * np.eye(4, k=3), code=2)  # 0.01 mm further along x
+    nibabel.save(nibabel.Nifti1Image(np.asarray(source.dataobj), None, header), path)
+    restored, _ = restore(world / "predicted", world / "out", dataset_id=137)
+    result = nibabel.load(restored).header
+    assert (result["qform_code"], result["sform_code"]) == (2, 4)
+    np.testing.assert_array_equal(result.get_sform(), header.get_sform())
+    np.testing.assert_array_equal(result.get_qform(), header.get_qform())
+    assert result.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(values(restored), label_values(RELEASE))
+
+
+def test_headers_come_from_the_data_set_where_the_source_is_gone(world):
+    header = nibabel.load(t1_of(world, CASES[0])).header.copy()
+    shutil.rmtree(world / "source")  # the data set has hard links
+    restored, _ = restore(world / "predicted", world / "out", dataset_id=137)
+    assert nibabel.load(restored).header["srow_y"].tolist() == header["srow_y"].tolist()
+
+
+def test_a_source_that_moved_is_found_where_told(world):
+    moved = (world / "source").rename(world / "moved")
+    shutil.rmtree(world / "raw" / "Dataset137_BraTS2020" / "imagesTs")
+    assert "not compared" not in said(world / "predicted", world / "out", dataset_id=137, source=moved)
+
+
+def test_predictions_tell_their_data_set_themselves(world):
+    shutil.copy(world / "raw" / "Dataset137_BraTS2020" / "dataset.json", world / "predicted")
+    assert main(["restore", str(world / "predicted"), "-o", str(world / "out"), "-np", "1"]) == 0
+    assert sorted(path.name for path in (world / "out").iterdir()) == [f"{case}.nii.gz" for case in CASES]
+    # nnU-Net puts validation/ two folders below the dataset.json of a trained model
+    fold = world / "model" / "fold_0" / "validation"
+    shutil.copytree(world / "predicted", fold)
+    (fold / "dataset.json").rename(world / "model" / "dataset.json")
+    assert len(restore(fold, world / "out2")) == 2
+
+
+def test_predictions_of_unknown_origin_are_not_guessed(world):
+    with pytest.raises(ValueError, match="name it with -d, or --release"):
+        restore(world / "predicted", world / "out")
+
+
+def test_a_release_and_a_source_do_without_a_data_set(world):
+    text = said(world / "predicted", world / "out", release="brats2020", source=world / "source")
+    assert "2 cases of BraTS2020, labels 0 -> 0, 1 -> 2, 2 -> 1, 3 -> 4" in text
+    np.testing.assert_array_equal(values(world / "out" / f"{CASES[0]}.nii.gz"), label_values(RELEASE))
+
+
+def test_without_a_source_the_grid_is_said_not_to_be_compared(tmp_path):
+    write(sitk.Image((5, 6, 7), sitk.sitkUInt8), tmp_path / "predicted" / "BraTS-MEN-RT-0000-1.nii.gz")
+    assert "grid not compared" in said(tmp_path / "predicted", tmp_path / "out", release="BraTS2024-MEN-RT")
+
+
+def test_a_grid_that_only_the_challenge_refuses_is_noted(world):
+    # The tiny source is not 240 x 240 x 155 itself, so the prediction is as good as it can be.
+    text = said(world / "predicted", world / "out", dataset_id=137)
+    assert "size 8 x 9 x 10, where BraTS2020 takes 240 x 240 x 155 (2 cases" in text
+
+
+def test_every_violation_of_every_case_is_listed_and_nothing_written(world):
+    folder = world / "predicted"
+    write(as_image(TRAINED[:9]), folder / f"{CASES[0]}.nii.gz")
+    unknown = TRAINED.copy()
+    unknown[0, 0, 0] = 4
+    write(as_image(unknown, (0.0, -238.0, 0.0)), folder / f"{CASES[1]}.nii.gz")
+    write(as_image(TRAINED), folder / "BraTS20_Validation_003.nii.gz")
+    write(as_image(TRAINED), folder / "patient 1.nii.gz")
+    with pytest.raises(ValueError) as error:
+        restore(folder, world / "out", dataset_id=137)
+    for line in (
+        "BraTS20_Validation_001: has 8 x 9 x 9 voxels, its source 8 x 9 x 10",
+        "BraTS20_Validation_002: labels [4] as trained do not exist in BraTS2020",
+        "BraTS20_Validation_002: lies up to 1 mm away from its source",
+        "BraTS20_Validation_003: is no case of",
+        "patient 1: patient 1.nii.gz is not named like BraTS20_{part}_{number:03d}.nii.gz",
+    ):
+        assert f"\n  {line}" in str(error.value)
+    assert not (world / "out").exists()
+    assert not [path for path in world.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("release", "case", "size", "origin", "refused"),
+    [
+        ("BraTS2020", "BraTS20_Validation_001", (240, 240, 155), (0, -239, 0), []),
+        ("BraTS2020", "BraTS20_Validation_001", (240, 240, 155), (0, 0, 0), ["origin 0 x 0 x 0"]),
+        ("BraTS2023-GLI", "BraTS-GLI-00001-000", (240, 240, 154), (0, -239, 0), ["size 240 x 240 x 154"]),
+        ("BraTS2024-GLI", "BraTS-GLI-00001-100", (182, 218, 182), (9, 9, 9), []),
+        ("BraTS2024-GLI", "BraTS-GLI-00001-100", (240, 240, 155), (0, -239, 0), ["size 240 x 240 x 155"]),
+        ("BraTS2024-MEN-RT", "BraTS-MEN-RT-0000-1", (17, 3, 5), (1, 2, 3), []),
+    ],
+)
+def test_grids_are_held_against_the_challenges_rules(tmp_path, release, case, size, origin, refused):
+    image = sitk.Image(size, sitk.sitkUInt8)
+    image.SetOrigin(origin)
+    write(image, tmp_path / "predicted" / f"{case}.nii.gz")
+    if refused:
+        with pytest.raises(ValueError, match=refused[0]):
+            restore(tmp_path / "predicted", tmp_path / "out", release=release)
+    else:
+        assert len(restore(tmp_path / "predicted", tmp_path / "out", release=release)) == 1
+
+
+def test_a_truncated_prediction_is_told(world):
+    path = world / "predicted" / f"{CASES[0]}.nii.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="BraTS20_Validation_001: truncated or damaged"):
+        restore(world / "predicted", world / "out", dataset_id=137)
+
+
+def test_missing_predictions_of_the_test_set_are_told(world):
+    (world / "predicted" / f"{CASES[1]}.nii.gz").unlink()
+    assert f"1 unlabelled cases have no prediction, such as {CASES[1]}" in said(
+        world / "predicted", world / "out", dataset_id=137
+    )
+
+
+def test_restoring_again_is_fine_but_a_folder_of_other_files_is_not(world):
+    for _ in range(2):
+        restore(world / "predicted", world / "out", dataset_id=137)
+    (world / "out" / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"out holds other files \(notes.txt\)"):
+        restore(world / "predicted", world / "out", dataset_id=137)
+
+
+def test_data_set_and_release_may_not_contradict(world):
+    with pytest.raises(ValueError, match="is BraTS2020, not BraTS2021"):
+        restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2021")
+    (world / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no .nii.gz file in"):
+        restore(world / "empty", world / "out", dataset_id=137)
+
+
+def test_another_data_sets_cases_are_refused(world):
+    """Predictions of a model trained on 137 for cases of another data set carry the dataset.json of 137."""
+    description = json.loads((world / "raw" / "Dataset137_BraTS2020" / "dataset.json").read_text())
+    (world / "predicted" / "dataset.json").write_text(json.dumps(description))
+    for case in CASES:
+        (world / "predicted" / f"{case}.nii.gz").unlink()
+    write(as_image(TRAINED), world / "predicted" / "BraTS20_Testing_001.nii.gz")
+    with pytest.raises(ValueError, match=r"is no case of .*Dataset137_BraTS2020; name the data set"):
+        restore(world / "predicted", world / "out")

@@ -1,0 +1,147 @@
+"""Folds: a patient never straddles them, grades are spread over them, and other data sets can follow them."""
+
+import json
+from collections import Counter
+
+import pytest
+from release_folders import write_case
+
+from nnunet_brats_ext.dataset_conversion.convert import Options, convert
+from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.splits import assign_folds, group_patients, make_splits
+
+MAPPING = "Grade,BraTS_2018_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
+
+
+@pytest.fixture
+def nnunet(tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+def splits_of(dataset):
+    return json.loads((dataset / "splits_final.json").read_text())
+
+
+def test_cases_that_share_a_name_through_others_are_one_patient():
+    # a-b share x, b-c share y, so a, b and c are one; d is alone.
+    patients = group_patients({"a": ["x"], "b": ["y", "x"], "c": ["z", "y"], "d": ["w"]})
+    assert patients == {"a": "x", "b": "x", "c": "x", "d": "w"}
+
+
+@pytest.mark.parametrize("folds", [2, 5, 7])
+def test_folds_partition_the_cases_and_never_part_a_patient(folds):
+    patients = {f"case{number}": f"patient{number % 23}" for number in range(100)}
+    strata = {case: "HGG" if int(case[4:]) % 23 < 17 else "LGG" for case in patients}
+    splits = make_splits(patients, assign_folds(patients, strata, folds), folds)
+    validated = [case for split in splits for case in split["val"]]
+    assert sorted(validated) == sorted(patients)
+    for split in splits:
+        assert sorted(split["train"] + split["val"]) == sorted(patients)
+        assert not {patients[case] for case in split["train"]} & {patients[case] for case in split["val"]}
+        assert split["val"]
+
+
+def test_grades_are_spread_as_evenly_as_the_release_allows():
+    # BraTS 2020: 293 HGG and 76 LGG of one case each, so five folds hold 58 or 59, and 15 or 16.
+    grades = {f"case{number:03d}": "HGG" if number < 293 else "LGG" for number in range(369)}
+    fold_of = assign_folds({case: case for case in grades}, grades, 5)
+    counts = Counter((fold_of[case], grade) for case, grade in grades.items())
+    assert sorted(counts[fold, "HGG"] for fold in range(5)) == [58, 58, 59, 59, 59]
+    assert sorted(counts[fold, "LGG"] for fold in range(5)) == [15, 15, 15, 15, 16]
+    assert max(Counter(fold_of.values()).values()) - min(Counter(fold_of.values()).values()) <= 1
+
+
+def test_folds_depend_on_the_seed_and_on_nothing_else():
+    patients = {f"case{number}": f"case{number}" for number in range(40)}
+    strata = dict.fromkeys(patients, "")
+    first = assign_folds(patients, strata, 5, seed=1)
+    assert assign_folds(dict(reversed(patients.items())), strata, 5, seed=1) == first
+    assert assign_folds(patients, strata, 5, seed=2) != first
+
+
+def test_time_points_of_a_patient_stay_in_one_fold_where_nnunet_reads_it(nnunet):
+    release = RELEASES["BraTS2024-GLI"]
+    for number in range(1, 7):
+        for session in (0, 1):
+            write_case(nnunet / "source", release, release.case_name(number, session))
+    dataset = convert(nnunet / "source", Options(137))
+    splits = json.loads((nnunet / "preprocessed" / dataset.name / "splits_final.json").read_text())
+    assert splits == splits_of(dataset) and len(splits) == 5
+    for split in splits:
+        assert not {case[:-4] for case in split["train"]} & {case[:-4] for case in split["val"]}
+
+
+def test_fewer_patients_than_folds_give_fewer_folds_and_one_gives_none(nnunet):
+    release = RELEASES["BraTS2023-GLI"]
+    for number in (1, 2):
+        for session in (0, 1):
+            write_case(nnunet / "two", release, release.case_name(number, session))
+    assert len(splits_of(convert(nnunet / "two", Options(137)))) == 2
+    for session in (0, 1):
+        write_case(nnunet / "one", release, release.case_name(1, session))
+    assert not (convert(nnunet / "one", Options(138)) / "splits_final.json").exists()
+
+
+def test_unlabelled_cases_are_in_no_fold(nnunet):
+    release = RELEASES["BraTS2020"]
+    for number in (1, 2, 3):
+        write_case(nnunet / "source", release, release.case_name(number))
+    write_case(nnunet / "source", release, "BraTS20_Validation_001", training=False)
+    splits = splits_of(convert(nnunet / "source", Options(137)))
+    assert {case for split in splits for case in (*split["train"], *split["val"])} == {
+        release.case_name(number) for number in (1, 2, 3)
+    }
+
+
+def test_the_same_patients_are_in_the_same_folds_of_two_releases(nnunet):
+    # Patient n is TCIA01_n in 2018 and case 20 - n in 2020, whose name mapping knows it; 2020 has two patients more.
+    old, new = RELEASES["BraTS2018"], RELEASES["BraTS2020"]
+    rows = []
+    for number in range(1, 9):
+        write_case(nnunet / "2018", old, old.case_name(number), grade="HGG" if number % 2 else "LGG")
+        write_case(nnunet / "2020", new, new.case_name(20 - number))
+        rows.append(f"HGG,{old.case_name(number)},NA,{new.case_name(20 - number)}\n")
+    for number in (40, 41):
+        write_case(nnunet / "2020", new, new.case_name(number))
+    (nnunet / "2020" / "name_mapping.csv").write_text(MAPPING + "".join(rows))
+    first = splits_of(convert(nnunet / "2018", Options(137, folds=4)))
+    second = splits_of(convert(nnunet / "2020", Options(138, same_patients_as=137)))
+    assert len(first) == len(second) == 4
+    for number in range(1, 9):
+        (fold,) = [fold for fold, split in enumerate(first) if old.case_name(number) in split["val"]]
+        assert new.case_name(20 - number) in second[fold]["val"]
+    assert sorted(case for split in second for case in split["val"])[-2:] == [new.case_name(40), new.case_name(41)]
+
+
+def test_folds_that_part_a_patient_cannot_be_followed(nnunet):
+    # Two cases of 2018 that only the name mapping of 2020 knows to be one patient.
+    old, new = RELEASES["BraTS2018"], RELEASES["BraTS2020"]
+    for number in (1, 2):
+        write_case(nnunet / "2018", old, old.case_name(number))
+    for number in (1, 2, 3):
+        write_case(nnunet / "2020", new, new.case_name(number))
+    (nnunet / "mapping.csv").write_text(
+        MAPPING + "".join(f"HGG,{old.case_name(number)},BraTS19_X_1_1,{new.case_name(number)}\n" for number in (1, 2))
+    )
+    convert(nnunet / "2018", Options(137))
+    options = Options(138, same_patients_as=137, name_mapping=nnunet / "mapping.csv")
+    with pytest.raises(ValueError, match="Dataset137_BraTS2018 has 1 patients in several folds"):
+        convert(nnunet / "2020", options)
+    with pytest.raises(ValueError, match="0 data sets with ID 5"):
+        convert(nnunet / "2020", Options(138, same_patients_as=5))
+
+
+def test_folds_someone_else_wrote_are_kept_unless_told_otherwise(nnunet):
+    release = RELEASES["BraTS2020"]
+    for number in (1, 2, 3):
+        write_case(nnunet / "source", release, release.case_name(number))
+    place = nnunet / "preprocessed" / "Dataset137_BraTS2020" / "splits_final.json"
+    place.parent.mkdir()
+    place.write_text("[]")
+    dataset = convert(nnunet / "source", Options(137))
+    assert json.loads(place.read_text()) == []
+    convert(nnunet / "source", Options(137, overwrite=True))
+    assert json.loads(place.read_text()) == splits_of(dataset)
