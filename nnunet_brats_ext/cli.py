@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_evaluate,
         add_postprocess,
         add_rank,
+        add_tune,
     ):
         add_verb(verbs)
     options = parser.parse_args(arguments)
@@ -314,6 +315,54 @@ def add_rank(verbs: argparse._SubParsersAction) -> None:
         ranking = rank_entries(entries, options.metrics, options.permutations)
         print_ranking(ranking)
         print("written:", *save_ranking(ranking, options.out))
+
+    parser.set_defaults(run=run)
+
+
+def add_tune(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "tune",
+        help="thresholds of post-processing rules from cross-validation",
+        description="Chooses rules on all folds but one, tries them on that one, and so on; reports the gain on "
+        "held-out cases with a permutation test; writes rules.json for `postprocess` and rules_report.json.",
+    )
+    parser.add_argument("reference", type=Path, help="reference label maps as trained, such as labelsTr")
+    parser.add_argument("predictions", type=Path, help="folder of a trained model with fold_*/validation")
+    parser.add_argument("--splits", type=Path, help="splits_final.json, if predictions is one folder of label maps")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        metavar="RULE=V,V,...",
+        help="what to try, in this order: small-et=50,100,500 small-components:WT=10,50 unlikely-components:ET=0.6,0.7 "
+        "oedema-to-core; of every step one or none is chosen",
+    )
+    parser.add_argument("--objective", default="ranking", help="ranking (default) or a metric, such as dice")
+    parser.add_argument("--preset", default="brats2020", help="as for `evaluate`")
+    parser.add_argument("--cohort", default="gli", help="as for `evaluate`")
+    parser.add_argument("--images", type=Path, help="images as nnU-Net names them, for oedema-to-core")
+    parser.add_argument("-o", dest="out", type=Path, default=Path("rules.json"), help="default: rules.json")
+    parser.add_argument("--save", metavar="NAME", help="save the rules beside the trained model too, under this name")
+    parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.evaluation.tune import DEFAULT_GRID, tune
+        from nnunet_brats_ext.postprocessing.rule_files import save_rules
+
+        rules = tune(
+            options.reference,
+            options.predictions,
+            options.out,
+            options.grid or DEFAULT_GRID,
+            options.objective,
+            options.preset,
+            options.cohort,
+            options.splits,
+            options.images,
+            options.processes,
+        )
+        print("written:", options.out)
+        if options.save:
+            print("saved as", save_rules(rules, options.predictions, options.save))
 
     parser.set_defaults(run=run)
 

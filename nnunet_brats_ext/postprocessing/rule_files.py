@@ -104,7 +104,7 @@ def collect_rules(
     found = [find_rules(name, model) for name in names]
     if texts:
         found.append(RuleSet(tuple(map(parse_rule, texts)), scheme_name or "glioma_2017"))
-    if not found or not any(one.rules for one in found):
+    if not found:
         raise ValueError("no rules given: use --rules or --rule")
     if len(schemes := sorted({one.scheme_name for one in found})) > 1:
         raise ValueError(f"the rules speak of the regions of different schemes: {', '.join(schemes)}")

@@ -44,7 +44,7 @@ def open_members(folders: Sequence[Path], with_probabilities: bool) -> list[Memb
         raise ValueError(f"a folder is given twice among {', '.join(map(str, folders))}")
     members, problems = [], []
     for folder in folders:
-        dataset_json = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else None
+        dataset_json = _settings(folder, "dataset.json")
         ending = (dataset_json or {}).get("file_ending", ".nii.gz")
         member = Member(folder, find_cases(folder, ending), dataset_json)
         if with_probabilities:
@@ -93,7 +93,7 @@ def _with_head(member: Member) -> tuple[Member, list[str]]:
     if missing := [case for case in member.cases if not member.npz(case).is_file()]:
         hint = "predict with --save_probabilities"
         return member, [f"{folder} lacks the probabilities of {', '.join(missing)}: {hint}"]
-    plans = read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {}
+    plans = _settings(folder, "plans.json") or {}
     reader = member.dataset_json.get("overwrite_image_reader_writer") or plans.get("image_reader_writer", "")
     if "Reorient" in reader:
         return member, [f"{folder} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
@@ -109,3 +109,11 @@ def _with_head(member: Member) -> tuple[Member, list[str]]:
     except ValueError as error:
         return member, [*problems, f"{folder}: {error}"]
     return replace(member, head=head), problems
+
+
+def _settings(folder: Path, name: str) -> dict[str, Any] | None:
+    """dataset.json or plans.json of a folder; for fold_0/validation and the like, that of the trained model."""
+    for place in (folder, *([folder.parents[1]] if folder.name == "validation" else [])):
+        if (place / name).is_file():
+            return read_json(place / name)
+    return None
