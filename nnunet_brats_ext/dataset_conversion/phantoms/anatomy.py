@@ -8,6 +8,7 @@ front, z up).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import ceil
 
 import numpy as np
 from scipy import ndimage
@@ -44,12 +45,12 @@ def field_grid(shape: Sequence[int]) -> Grid:
     240 x 240 x 155 gives the 1 mm of BraTS. Rounded up to 0.01 mm.
     """
     finest = max(field / n for field, n in zip(FIELD_MM, shape, strict=True))
-    return Grid(tuple(shape), max(1.0, np.ceil(round(finest * 100, 6)) / 100))
+    return Grid(tuple(shape), max(1.0, ceil(round(finest * 100, 6)) / 100))
 
 
 def head_grid(image: Grid) -> tuple[Grid, tuple[slice, ...]]:
     """The part of the image that can hold the head, with the same middle, and where it lies in the image."""
-    inner = [min(n, int(np.ceil(field / image.spacing_mm))) for field, n in zip(FIELD_MM, image.shape, strict=True)]
+    inner = [min(n, ceil(field / image.spacing_mm)) for field, n in zip(FIELD_MM, image.shape, strict=True)]
     margins = [(n - m) // 2 for n, m in zip(image.shape, inner, strict=True)]
     shape = tuple(n - 2 * margin for n, margin in zip(image.shape, margins, strict=True))
     return Grid(shape, image.spacing_mm), tuple(slice(m, m + n) for m, n in zip(margins, shape, strict=True))

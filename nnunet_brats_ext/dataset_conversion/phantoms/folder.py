@@ -65,6 +65,7 @@ def write_phantoms(
         raise ValueError(f"{cases} cases, {unlabelled} of them unlabelled: at least one case, and no more than all")
     row = find_release(release)
     order = Order(row, tuple(shape or row.shape or BRATS_SHAPE), seed, anatomy)
+    out = out.resolve()
     check_vacant(out, overwrite)
     load_template(anatomy)  # a missing anatomy is told before any process starts
     out.parent.mkdir(parents=True, exist_ok=True)
