@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_postprocess,
         add_rank,
         add_tune,
+        add_uncertainty,
     ):
         add_verb(verbs)
     options = parser.parse_args(arguments)
@@ -363,6 +364,30 @@ def add_tune(verbs: argparse._SubParsersAction) -> None:
         print("written:", options.out)
         if options.save:
             print("saved as", save_rules(rules, options.predictions, options.save))
+
+    parser.set_defaults(run=run)
+
+
+def add_uncertainty(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "uncertainty",
+        help="voxel maps of doubt per region from several predictions, and their QU-BraTS scores",
+        description="Writes CASE_unc_whole.nii.gz, _core, _enhance with whole numbers from 0 (certain) to 100; with "
+        "--reference also uncertainty.json with QU-BraTS's filtered curves and scores.",
+    )
+    parser.add_argument("-i", dest="inputs", nargs="+", type=Path, required=True, help="prediction folders")
+    parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")
+    parser.add_argument("--measure", choices=("entropy", "mutual-information"), default="entropy")
+    parser.add_argument("--reference", type=Path, help="reference label maps as trained")
+    parser.add_argument("--scheme", default="glioma_2017", help="whose regions; default glioma_2017")
+    parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.uncertainty import map_uncertainty
+
+        map_uncertainty(
+            options.inputs, options.out, options.measure, options.reference, options.scheme, options.processes
+        )
 
     parser.set_defaults(run=run)
 

@@ -18,6 +18,7 @@ FLOORS = {
     "ensembling": 1,
     "postprocessing": 1,
     "evaluation": 1,
+    "uncertainty": 1,
     "training": 2,
     "inference": 2,
     "trainers": 3,
@@ -32,6 +33,7 @@ RIGHT_WING = {  # arrays and folders, no torch
     "ensembling",
     "postprocessing",
     "evaluation",
+    "uncertainty",
 }
 HEAVY = ("torch", "nnunetv2", "numpy", "SimpleITK", "batchgenerators", "matplotlib")
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "shim" not in path.parts)

@@ -16,9 +16,9 @@ import numpy as np
 
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES
 from nnunet_brats_ext.ensembling import rules
-from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, convert, label_probabilities, paint
+from nnunet_brats_ext.prediction_folders.heads import Head, convert, label_probabilities, paint
 from nnunet_brats_ext.prediction_folders.images import read_geometry, read_probabilities, write_label_map
-from nnunet_brats_ext.prediction_folders.members import Member, open_members
+from nnunet_brats_ext.prediction_folders.members import Member, open_members, problems_with_heads
 from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, staged
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
@@ -57,13 +57,7 @@ def ensemble_mean(
         source, target = next((f, h) for f, h in heads.items() if h.has_regions == (space == "regions"))
     else:
         source, target = next(iter(heads.items()))
-    problems = []
-    for folder, head in heads.items():
-        try:
-            check_convertible(head, target)
-        except ValueError as error:
-            problems.append(f"{folder} does not fit {source}: {error}")
-    refuse(problems, "ensemble")
+    refuse(problems_with_heads(members, target), f"average with {source}")
     reference = next(member for member in members if member.folder == source)
     function = partial(_mean_of_case, members, _weights(weights, members), target)
     settings = {"method": "mean", "weights": weights, "space": "regions" if target.has_regions else "labels"}

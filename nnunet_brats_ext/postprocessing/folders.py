@@ -13,7 +13,7 @@ from rich.table import Table
 from nnunet_brats_ext.brats import BACKGROUND, SEQUENCES
 from nnunet_brats_ext.postprocessing.rule_files import RuleSet, describe
 from nnunet_brats_ext.postprocessing.rules import Case
-from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, convert, head_of
+from nnunet_brats_ext.prediction_folders.heads import convert, region_head
 from nnunet_brats_ext.prediction_folders.images import (
     read_geometry,
     read_image,
@@ -21,7 +21,7 @@ from nnunet_brats_ext.prediction_folders.images import (
     read_probabilities,
     write_label_map,
 )
-from nnunet_brats_ext.prediction_folders.members import Member, open_members, problems_between
+from nnunet_brats_ext.prediction_folders.members import Member, open_members, problems_between, problems_with_heads
 from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, staged
 
 T1CE_NAMES = ("t1ce", "t1c", "t1gd", "t1post", "t1ct")  # lower case, letters and digits only
@@ -40,8 +40,7 @@ def postprocess(
     member = open_members([predictions], with_probabilities=rule_set.needs_probabilities)[0]
     cases = list(member.cases)
     channels = find_images(member, images) if rule_set.needs_images else {}
-    if member.head:
-        check_convertible(member.head, region_head(rule_set))
+    refuse(problems_with_heads([member], region_head(rule_set.scheme)), "postprocess")
     ending = (member.dataset_json or {}).get("file_ending", ".nii.gz")
     with staged(out, cases, [predictions], ending) as stage:
         work = partial(_write_case, member, rule_set, channels, stage, ending)
@@ -67,16 +66,10 @@ def load_case(member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence
         details["images"] = np.stack([read_image(path)[0].astype(np.float32) for path in channels[case]])
         details["t1ce"] = t1ce_channel(member.dataset_json)
     if member.head:
-        target = region_head(rule_set)
+        target = region_head(rule_set.scheme)
         probabilities = convert(read_probabilities(member.npz(case)), member.head, target)
         details["probabilities"] = dict(zip(target.names, probabilities, strict=True))
     return Case(labels, geometry.voxel_volume_mm3, scheme=rule_set.scheme, **details)
-
-
-def region_head(rule_set: RuleSet) -> Head:
-    scheme = rule_set.scheme
-    declared = {"labels": scheme.nnunet_labels(), "regions_class_order": list(scheme.paint)}
-    return head_of(declared, len(scheme.regions))
 
 
 def find_images(member: Member, images: Path | None) -> dict[str, list[Path]]:

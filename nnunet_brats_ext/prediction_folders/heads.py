@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_brats_ext.brats import BACKGROUND, ED, ET, NCR
+from nnunet_brats_ext.brats import BACKGROUND, ED, ET, NCR, LabelScheme
 
 AS_TRAINED = {"ED": ED, "NCR": NCR, "ET": ET}
 
@@ -37,6 +37,11 @@ class Head:
         return tuple(label for label in self.paint if label != BACKGROUND)
 
 
+def region_head(scheme: LabelScheme) -> Head:
+    """The head that a network has which predicts the regions of a cohort."""
+    return Head(tuple(scheme.regions), tuple(scheme.regions.values()), scheme.paint)
+
+
 def head_of(dataset_json: Mapping[str, Any], num_channels: int) -> Head:
     """The head that a dataset.json declares; the number of channels tells where a network departed from it.
 
@@ -53,17 +58,17 @@ def head_of(dataset_json: Mapping[str, Any], num_channels: int) -> Head:
             )
     sets = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in declared.items()}
     values = sorted(set().union(*sets.values()))
-    by_value = {labels[0]: name for name, labels in sets.items() if len(labels) == 1}
-    label_head = Head(
-        tuple(by_value.get(value, str(value)) for value in values), tuple((v,) for v in values), tuple(values)
+    name_of = {labels[0]: name for name, labels in sets.items() if len(labels) == 1}
+    by_label = Head(
+        tuple(name_of.get(value, str(value)) for value in values), tuple((v,) for v in values), tuple(values)
     )
     regions = {name: labels for name, labels in sets.items() if set(labels) != {BACKGROUND}}
-    region_head = Head(tuple(regions), tuple(regions.values()), tuple(dataset_json.get("regions_class_order") or ()))
-    heads = [label_head]
+    by_region = Head(tuple(regions), tuple(regions.values()), tuple(dataset_json.get("regions_class_order") or ()))
+    heads = [by_label]
     if any(len(labels) > 1 for labels in sets.values()):
-        heads = [region_head, label_head]
-        if len(region_head.paint) != len(regions):
-            raise ValueError(f"regions_class_order {list(region_head.paint)} does not fit the regions {list(regions)}")
+        heads = [by_region, by_label]
+        if len(by_region.paint) != len(regions):
+            raise ValueError(f"regions_class_order {list(by_region.paint)} does not fit the regions {list(regions)}")
     for head in heads:
         if len(head.channels) == num_channels:
             return head

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_brats_ext.prediction_folders.heads import Head, head_of
+from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, head_of
 from nnunet_brats_ext.prediction_folders.images import probabilities_shape, read_geometry, read_label_map
 from nnunet_brats_ext.prediction_folders.runs import read_json, refuse
 
@@ -82,6 +82,18 @@ def problems_between(folders: Mapping[str, Mapping[str, Path]]) -> list[str]:
         for name in holders[1:]:
             if difference := reference.difference(read_geometry(folders[name][case])):
                 problems.append(f"{case}: {holders[0]} and {name} differ in {difference}")
+    return problems
+
+
+def problems_with_heads(members: Sequence[Member], target: Head) -> list[str]:
+    """The members whose probabilities cannot be brought to a common head."""
+    problems = []
+    for member in members:
+        if member.head:
+            try:
+                check_convertible(member.head, target)
+            except ValueError as error:
+                problems.append(f"{member.folder}: {error}")
     return problems
 
 

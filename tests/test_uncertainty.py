@@ -1,0 +1,140 @@
+"""Uncertainty: entropies by hand, QU-BraTS's curves by counting, and the maps on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, write_label_map
+from nnunet_brats_ext.uncertainty import binary_entropy, doubt, filtered_curves, qu_brats_score, to_scale
+
+REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+SHAPE = (4, 5, 6)
+
+
+def test_entropy_is_none_where_sure_and_one_bit_at_a_half():
+    # at a quarter: .25 * 2 + .75 * log2(4 / 3) = 0.811278
+    p = np.float32([0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(binary_entropy(p), [0, 0.811278, 1, 0.811278, 0], atol=1e-6)
+    np.testing.assert_array_equal(to_scale(binary_entropy(p)), [0, 81, 100, 81, 0])
+
+
+def test_mutual_information_is_what_the_members_disagree_about():
+    agree = np.full((1, 1, 1, 1), 0.5, np.float32)
+    mean, own_doubt = doubt([agree, agree], "mutual-information")
+    assert (mean.item(), own_doubt.item()) == (0.5, 0)
+    mean, dispute = doubt([agree * 0, agree * 2], "mutual-information")
+    assert (mean.item(), dispute.item()) == (0.5, 1)
+    assert doubt([agree, agree], "entropy")[1].item() == doubt([agree * 0, agree * 2], "entropy")[1].item() == 1
+
+
+def test_members_are_read_one_at_a_time_and_their_order_does_not_matter():
+    p = np.random.default_rng(0).random((5, 3, *SHAPE), dtype=np.float32)
+    for measure in ("entropy", "mutual-information"):
+        forward, back = doubt(iter(p), measure), doubt(iter(p[::-1]), measure)
+        np.testing.assert_allclose(forward, back, atol=1e-6)
+        np.testing.assert_allclose(forward[0], p.mean(0), rtol=1e-6)
+    with pytest.raises(ValueError, match="at least one member"):
+        doubt([])
+
+
+def test_curves_count_what_is_left_below_each_threshold():
+    # four true positives, at uncertainty 0, 0, 40 and 80; one false positive at 60, one false negative at 20
+    reference = np.array([1, 1, 1, 1, 0, 1, 0, 0], bool)
+    prediction = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    uncertainty = np.array([0, 0, 40, 80, 60, 20, 0, 100], np.uint8)
+    curves = filtered_curves(reference, prediction, uncertainty)
+    expected = {0: 1, 19: 1, 20: 4 / 5, 39: 4 / 5, 40: 6 / 7, 59: 6 / 7, 60: 6 / 8, 80: 8 / 10, 100: 8 / 10}
+    assert {t: pytest.approx(curves["dice"][t]) for t in expected} == expected
+    assert [curves["filtered_tp"][t] for t in (0, 39, 40, 79, 80)] == [0.5, 0.5, 0.25, 0.25, 0]
+    assert [curves["filtered_tn"][t] for t in (0, 99, 100)] == [0.5, 0.5, 0]
+
+
+def test_the_best_uncertainty_is_full_on_errors_and_none_elsewhere():
+    rng = np.random.default_rng(1)
+    reference, prediction = rng.random((2, 1000)) > 0.5
+    perfect = np.where(reference != prediction, 100, 0).astype(np.uint8)
+    # without errors Dice is 1 at all thresholds but 100, where it has the trapezoid's last half step
+    dice = 2 * (reference & prediction).sum() / (reference.sum() + prediction.sum())
+    scores = qu_brats_score(filtered_curves(reference, prediction, perfect))
+    assert scores["dice_auc"] == pytest.approx(1 - 0.005 * (1 - dice))
+    assert scores["filtered_tp_auc"] == scores["filtered_tn_auc"] == 0
+    for other in (np.zeros_like(perfect), np.full_like(perfect, 50), 100 - perfect):
+        assert qu_brats_score(filtered_curves(reference, prediction, other))["score"] < scores["score"]
+
+
+def test_empty_masks_agree_and_nothing_is_set_aside():
+    empty, uncertainty = np.zeros(10, bool), np.arange(10, dtype=np.uint8)
+    curves = filtered_curves(empty, empty, uncertainty)
+    assert set(curves["dice"]) == {1}
+    assert set(curves["filtered_tp"]) == {0}
+    full = ~empty
+    assert set(filtered_curves(full, full, uncertainty)["filtered_tn"]) == {0}
+
+
+def member(folder, labels, probabilities=None):
+    folder.mkdir()
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    sitk.WriteImage(image, folder / "a.nii.gz")
+    if probabilities is not None:
+        np.savez_compressed(folder / "a.npz", probabilities=probabilities)
+        declared = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
+        (folder / "dataset.json").write_text(json.dumps(declared))
+    return folder
+
+
+@pytest.mark.parametrize("measure", ["entropy", "mutual-information"])
+def test_the_command_writes_a_map_per_region_with_the_geometry_of_the_case(tmp_path, measure):
+    p = np.random.default_rng(2).random((2, 3, *SHAPE), dtype=np.float32)
+    members = [member(tmp_path / f"m{i}", np.zeros(SHAPE, np.uint8), p[i]) for i in range(2)]
+    out = tmp_path / "out"
+    assert main(["uncertainty", "-i", *map(str, members), "-o", str(out), "--measure", measure, "-np", "1"]) == 0
+    _, expected = doubt(p, measure)
+    for i, name in enumerate(("whole", "core", "enhance")):
+        values, geometry = read_label_map(out / f"a_unc_{name}.nii.gz")
+        np.testing.assert_array_equal(values, to_scale(expected[i]))
+        assert geometry == read_geometry(members[0] / "a.nii.gz")
+    assert len(list(out.iterdir())) == 3
+
+
+def test_label_maps_alone_vote(tmp_path):
+    labels = [np.full(SHAPE, value, np.uint8) for value in (0, 1, 3, 3)]
+    members = [member(tmp_path / f"m{i}", array) for i, array in enumerate(labels)]
+    command = ["uncertainty", "-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1"]
+    assert main(command) == 0
+    # WT 3 of 4 votes, TC and ET 2 of 4
+    for name, doubt_there in (("whole", 81), ("core", 100), ("enhance", 100)):
+        assert set(read_label_map(tmp_path / "out" / f"a_unc_{name}.nii.gz")[0].ravel()) == {doubt_there}
+    assert main(command) == 0, "it can be run again"
+
+
+def test_disagreement_takes_two_members(tmp_path, capsys):
+    one = member(tmp_path / "m", np.zeros(SHAPE, np.uint8))
+    command = ["uncertainty", "-i", str(one), "-o", str(tmp_path / "out"), "--measure", "mutual-information"]
+    assert main(command) == 1
+    assert "two folders or more" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not REAL_CASE.is_dir(), reason="the real case is not here")
+def test_doubt_of_five_real_candidates_lies_where_their_vote_errs(tmp_path):
+    trained = LABEL_SCHEMES["glioma_2017"].released
+    files = sorted((REAL_CASE / "candidates").glob("*.nii.gz"))
+    truth = REAL_CASE / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_901" / "BraTS20_Training_901_seg.nii.gz"
+    for name, path in (*((path.name[:5], path) for path in files[1:]), ("truth", truth)):
+        (tmp_path / name).mkdir()
+        labels, geometry = read_label_map(path)
+        write_label_map(tmp_path / name / "case.nii.gz", remap(labels, trained), geometry)
+    members = [str(tmp_path / path.name[:5]) for path in files[1:]]  # four of the five, so that the vote errs
+    out = tmp_path / "out"
+    command = ["uncertainty", "-i", *members, "-o", str(out), "--reference", str(tmp_path / "truth"), "-np", "1"]
+    assert main(command) == 0
+    found = json.loads((out / "uncertainty.json").read_text())["summary"]
+    for region in ("WT", "TC", "ET"):
+        dice = found[region]["curves"]["dice"]
+        assert dice[100] < dice[50] <= 1, "setting doubt aside raises Dice"
+        assert 0.9 < found[region]["scores"]["score"] < 1
