@@ -103,8 +103,22 @@ def _outcomes(
         for case in cases:
             yield case, lambda case=case: function(case)  # type: ignore[misc]
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(function, case): case for case in cases}
+    # The function goes to every worker once and not along with every case: it knows the files of all cases.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_receive, initargs=(function,)) as pool:
+        futures = {pool.submit(_run, case): case for case in cases}
         for future in as_completed(futures):
             case = futures.pop(future)  # a finished future keeps its result alive
             yield case, future.result
+
+
+_received: Callable[[str], Any]
+
+
+def _receive(function: Callable[[str], Any]) -> None:
+    global _received
+    _received = function
+
+
+def _run(case: str) -> Any:
+    return _received(case)
