@@ -82,10 +82,23 @@ def test_nnunet_accepts_what_convert_writes(release, nnunet, tmp_path):
     description = json.loads((dataset / "dataset.json").read_text())
     manager = LabelManager(description["labels"], description.get("regions_class_order"))
     assert np.all(np.diff(manager.all_labels) == 1)  # nnU-Net wants consecutive labels
-    assert len(get_filenames_of_train_images_and_targets(str(dataset))) == description["numTraining"] == 2
-    for entry in get_filenames_of_train_images_and_targets(str(dataset)).values():
-        assert verify_labels(entry["label"], SimpleITKIO, manager.all_labels)
-        assert check_cases(entry["images"], entry["label"], len(release.sequences), SimpleITKIO)
+    for number in (1, 2):
+        case = release.case_name(number)
+        images = sorted(map(str, (dataset / "imagesTr").glob(f"{case}_*.nii.gz")))
+        label = str(dataset / "labelsTr" / f"{case}.nii.gz")
+        assert verify_labels(label, SimpleITKIO, manager.all_labels)
+        assert check_cases(images, label, len(release.sequences), SimpleITKIO)
+
+
+def test_nnunet_lists_the_training_cases(nnunet, tmp_path):
+    release = RELEASES["BraTS2023-GLI"]
+    for number in (1, 2):
+        write_case(tmp_path / "source", release, release.case_name(number))
+    write_case(tmp_path / "source", release, release.case_name(3), training=False)
+    dataset = convert(tmp_path / "source", Options(137))
+    listed = get_filenames_of_train_images_and_targets(str(dataset))
+    assert sorted(listed) == ["BraTS-GLI-00001-000", "BraTS-GLI-00002-000"]
+    assert all(len(entry["images"]) == 4 for entry in listed.values())
 
 
 @pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)

@@ -1,11 +1,13 @@
 """What `convert` links, writes, refuses and repeats."""
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,8 +141,6 @@ def test_normalised_images_are_declared_so_that_nnunet_leaves_them_alone(world):
 
 
 def test_the_manifest_tells_where_everything_came_from(world):
-    import hashlib
-
     source, _, files = world
     manifest = manifest_of(convert(source, Options(137)))
     assert (manifest["release"], manifest["source"]) == ("BraTS2020", str(source))
@@ -202,6 +202,7 @@ DEFECTS = {
     "truncated": ("T2", truncate, "T2 BraTS20_Training_002_t2.nii.gz: truncated or damaged"),
     "short inside": ("T2", truncate_inside, "_t2.nii.gz: truncated: 1592 of 1792 bytes"),
     "damaged": ("T1", flip_a_byte, "T1 BraTS20_Training_002_t1.nii.gz: truncated or damaged"),
+    "broken link": ("T1", lambda path: (path.unlink(), path.symlink_to("nowhere")), "No such file"),
     "empty file": ("T1", lambda path: path.write_bytes(b""), "T1 BraTS20_Training_002_t1.nii.gz: no NIfTI header"),
     "no image": ("T1", lambda path: path.write_bytes(gzip.compress(b"text" * 500)), "_t1.nii.gz: no NIfTI header"),
     "not a number": ("FLAIR", set_voxel(np.nan, sitk.sitkFloat32), "_flair.nii.gz: has voxels that are infinite or"),
@@ -244,7 +245,7 @@ def test_all_bad_cases_are_told_at_once_and_can_be_left_out(world, capsys):
     manifest = manifest_of(raw / NAME)
     assert list(manifest["cases"]) == [CASES[0]]
     assert manifest["skipped"]["BraTS20_Training_003"] == ["no T1 and no T2"]
-    assert "left out as bad" in capsys.readouterr().out
+    assert "left out: 2 bad cases:" in capsys.readouterr().out
 
 
 def test_leaving_out_all_cases_is_no_conversion(world):
@@ -263,6 +264,11 @@ def test_a_full_disk_is_noticed_before_anything_is_written(world, monkeypatch):
     with pytest.raises(OSError, match=r"has 0.00 GB free, .* Nothing was written"):
         convert(source, Options(137))
     assert list(raw.iterdir()) == []
+    # The labels of the two cases take a few hundred bytes, their images some ten thousand.
+    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage(10_000, 0, 5_000))
+    with pytest.raises(OSError, match="may take"):
+        convert(source, Options(137, link="copy"))
+    convert(source, Options(137))
 
 
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(world, monkeypatch):
@@ -337,12 +343,19 @@ def test_ids_and_names_are_those_nnunet_can_read(world, options, message):
 
 def test_without_nnunets_folder_the_line_to_type_is_told(world, tmp_path, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
-    with pytest.raises(ValueError, match=r"`export nnUNet_raw=.*or name a folder with -o"):
+    with pytest.raises(ValueError, match=r"`export nnUNet_raw=.*, or name a folder with -o"):
         convert(world[0], Options(137))
     assert convert(world[0], Options(137, output=tmp_path / "elsewhere")) == tmp_path / "elsewhere" / NAME
 
 
 # The last words.
+
+
+def test_two_cases_of_the_same_image_are_remarked(world):
+    source, _, files = world
+    shutil.copy(files[CASES[0]]["T1"], files[CASES[1]]["T1"])
+    remarks = manifest_of(convert(source, Options(137)))["cases"][CASES[1]]["remarks"]
+    assert remarks == [f"duplicate image in {CASES[0]}"]
 
 
 def test_the_end_tells_what_was_found_and_what_to_type_next(world):
@@ -385,9 +398,8 @@ def test_an_overlay_corrects_the_label(world, tmp_path):
 
 def test_a_source_reached_by_a_relative_path_is_remembered_whole(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from pathlib import Path
-
     manifest = manifest_of(convert(Path("source"), Options(137)))
+    assert "nothing to do" in said(tmp_path / "source", Options(137))
     assert manifest["source"] == str(tmp_path / "source")
     assert all(not entry["path"].startswith(("/", "..")) for entry in manifest["cases"][CASES[0]]["files"].values())
     shutil.rmtree(tmp_path / "source")

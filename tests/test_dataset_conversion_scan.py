@@ -298,6 +298,14 @@ def test_the_name_mapping_joins_a_patient_across_releases_and_grades(tmp_path):
     assert found.known_as == ["TCGA-DU-7304", "TCIA09_101", "TCIA_101"]
 
 
+def test_a_name_mapping_that_maps_nothing_is_refused(tmp_path):
+    touch_case(tmp_path, "BraTS2020", "BraTS20_Training_001")
+    (tmp_path / "survival_info.csv").write_text("Brats20ID,Age\nBraTS20_Training_001,60\n")
+    assert scan(tmp_path).cases[0].known_as == []
+    with pytest.raises(ValueError, match=r"survival_info.csv has no column such as BraTS_2020_subject_ID"):
+        scan(tmp_path, name_mapping=tmp_path / "survival_info.csv")
+
+
 def test_a_partitioning_names_the_site(tmp_path):
     touch_case(tmp_path, "FeTS2022", "FeTS2022_00001")
     (tmp_path / "partitioning_1.csv").write_text("Partition_ID,Subject_ID\n18,FeTS2022_00001\n")

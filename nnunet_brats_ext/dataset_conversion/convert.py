@@ -29,9 +29,10 @@ from nnunet_brats_ext.dataset_conversion.folders import (
     write_json,
 )
 from nnunet_brats_ext.dataset_conversion.parallel import each
+from nnunet_brats_ext.dataset_conversion.releases import LABEL
 from nnunet_brats_ext.dataset_conversion.scan import Source, scan
 from nnunet_brats_ext.dataset_conversion.splits import group_patients, publish_splits, split_cases
-from nnunet_brats_ext.dataset_conversion.summary import summarise
+from nnunet_brats_ext.dataset_conversion.summary import describe_bad, summarise
 
 PERCENTILE_MINMAX = "percentile-minmax"
 FORMAT = 1  # of the manifest; a data set of another format counts as different
@@ -65,7 +66,7 @@ def convert(source_folder: Path, options: Options, console: Console | None = Non
     work.
     """
     console = console or Console()
-    raw = raw_folder(options.output)
+    raw = options.output or raw_folder(", or name a folder with -o")
     source = scan(source_folder, options.release, options.overlays, options.name_mapping)
     name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))
     check_id_is_free(options.dataset_id, name, raw)
@@ -88,13 +89,16 @@ def _convert(source: Source, target: Path, fingerprint: str, options: Options) -
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
-        raise ValueError(_report(bad) + "\nNothing was written." + ("" if not good else " --skip-bad leaves them out."))
+        raise ValueError(
+            describe_bad(bad) + "\nNothing was written." + (" --skip-bad leaves them out." if good else "")
+        )
+    _remark_twins(good)
     cases = [found.case for found in good]
     patients = group_patients({case.name: [case.patient, *case.known_as] for case in cases})
-    model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, options.output)
+    model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, target.parent)
     splits = split_cases(cases, patients, options.folds, options.seed, model)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(target.parent, good)
+    _check_space(target.parent, good, copies=options.link == "copy")
 
     growing = target.with_name(f".{target.name}.partial")
     shutil.rmtree(growing, ignore_errors=True)
@@ -127,8 +131,9 @@ def _fingerprint(source: Source, options: Options) -> str:
     files = []
     for case in source.cases:
         for role, path in sorted(case.files.items()):
-            status = path.stat()
-            files.append([case.name, role, str(path), status.st_size, status.st_mtime_ns])
+            path = path.resolve()
+            status = path.stat() if path.exists() else None  # a broken link is reported with all other bad files
+            files.append([case.name, role, str(path), status and status.st_size, status and status.st_mtime_ns])
     asked = [options.normalise, options.tolerance_mm, options.folds, options.seed, options.same_patients_as]
     tables = [[case.patient, case.known_as, case.grade, case.site] for case in source.cases]
     content = json.dumps([FORMAT, source.release.name, asked, options.skip_bad, files, tables])
@@ -140,13 +145,21 @@ def _finished(target: Path, fingerprint: str) -> bool:
     return manifest.is_file() and read_json(manifest).get("fingerprint") == fingerprint
 
 
-def _report(bad: dict[str, list[str]]) -> str:
-    lines = [f"\n  {case}: {problem}" for case, problems in bad.items() for problem in problems]
-    return f"{len(bad)} bad case{'s' if len(bad) > 1 else ''}:" + "".join(lines)
+def _remark_twins(inspected: Sequence[Inspection]) -> None:
+    """Two cases with the very same images are one patient at least, and perhaps one case too many."""
+    first: dict[str, str] = {}
+    for found in inspected:
+        digest = next(iter(found.sha256.values()))
+        if (twin := first.setdefault(digest, found.case.name)) != found.case.name:
+            found.case.remarks.append(f"duplicate image in {twin}")
 
 
-def _check_space(folder: Path, inspected: Sequence[Inspection]) -> None:
+def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) -> None:
     needed, free = sum(found.bytes_to_write for found in inspected), shutil.disk_usage(folder).free
+    if copies:
+        needed += sum(
+            path.stat().st_size for found in inspected for role, path in found.case.files.items() if role != LABEL
+        )
     if needed > free:
         raise OSError(
             f"{folder} has {free / 1e9:.2f} GB free, and the files to be written may take {needed / 1e9:.2f} GB; "

@@ -19,14 +19,11 @@ def nnunet_folder(variable: str) -> Path | None:
     return Path(value) if value else None
 
 
-def raw_folder(output: Path | None) -> Path:
-    """Where data sets go: the folder asked for, else nnUNet_raw."""
-    folder = output or nnunet_folder("nnUNet_raw")
+def raw_folder(otherwise: str = "") -> Path:
+    """nnUNet_raw, where data sets lie; where it is not set, an error that says what to type, or do otherwise."""
+    folder = nnunet_folder("nnUNet_raw")
     if folder is None:
-        raise ValueError(
-            "nnU-Net's folder for data sets is not set: `export nnUNet_raw=/where/your/datasets/are`, "
-            "or name a folder with -o"
-        )
+        raise ValueError(f"nnUNet_raw is not set: `export nnUNet_raw=/where/your/datasets/are`{otherwise}")
     return folder
 
 
@@ -39,9 +36,8 @@ def dataset_name(dataset_id: int, name: str) -> str:
     return f"Dataset{dataset_id:03d}_{name}"
 
 
-def find_dataset(dataset_id: int, output: Path | None) -> Path:
-    """The one converted data set of that ID."""
-    raw = raw_folder(output)
+def find_dataset(dataset_id: int, raw: Path) -> Path:
+    """The one data set of that ID."""
     found = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
     if len(found) != 1:
         raise ValueError(f"{len(found)} data sets with ID {dataset_id} in {raw}" + "".join(f"\n  {p}" for p in found))

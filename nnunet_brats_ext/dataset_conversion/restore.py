@@ -13,11 +13,13 @@ import SimpleITK as sitk
 from rich.console import Console
 
 from nnunet_brats_ext.brats import remap
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, find_dataset, nnunet_folder, read_json
+from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, find_dataset, nnunet_folder, raw_folder, read_json
 from nnunet_brats_ext.dataset_conversion.parallel import each
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES, Release, find_release
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.dataset_conversion.volumes import Grid, ending, labels_of, read_whole, write_image
+
+TOLERANCE_MM = 0.1  # as `convert` tolerates between the sequences of a case
 
 
 @dataclass
@@ -114,7 +116,7 @@ def check(found: Prediction) -> Prediction:
     if unknown := sorted(values - set(release.scheme.trained)):
         found.violations.append(f"labels {unknown} as trained do not exist in {release.name}")
     grid = Grid.of(image)
-    as_source = found.grid is not None and grid.size == found.grid.size and grid.shift_mm(found.grid) <= 0.1
+    as_source = found.grid is not None and grid.size == found.grid.size and grid.shift_mm(found.grid) <= TOLERANCE_MM
     if found.grid is None:
         found.warnings.append("grid not compared, for the source is not known")
     elif grid.size != found.grid.size:
@@ -158,7 +160,7 @@ def _origin(predictions: Path, dataset_id: int | None, release: str | None, sour
     """What is known of the predicted cases: as told, else from the dataset.json that nnU-Net leaves beside them."""
     dataset = None
     if dataset_id is not None:
-        dataset = find_dataset(dataset_id, None)
+        dataset = find_dataset(dataset_id, raw_folder())
     elif release is None:
         dataset = _dataset_beside(predictions)
     manifest = read_json(dataset / MANIFEST) if dataset else None

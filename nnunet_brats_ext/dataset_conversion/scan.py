@@ -77,7 +77,10 @@ def scan(
     cases, unrecognised = _pair(files, chosen)
     if not cases:
         raise ValueError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
-    _describe_patients(cases, chosen, [*tables, *([name_mapping] if name_mapping else [])])
+    rows = [row for table in tables for row in _rows(table)]
+    if name_mapping and not (mapped := list(_rows(name_mapping))):
+        raise ValueError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
+    _describe_patients(cases, chosen, rows + (mapped if name_mapping else []))
     return Source(root, chosen, evidence, cases, unrecognised)
 
 
@@ -208,9 +211,8 @@ def _choose(name: str, release: Release, claims: dict[str, list[tuple[tuple[int,
     return case
 
 
-def _describe_patients(cases: Sequence[Case], release: Release, tables: Sequence[Path]) -> None:
+def _describe_patients(cases: Sequence[Case], release: Release, rows: Sequence[dict[str, str]]) -> None:
     """Patient, grade and site of each case: from its name, its folders, and the tables that come with a release."""
-    rows = [row for table in tables for row in _rows(table)]
     by_case: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         for value in set(row.values()):
@@ -236,15 +238,14 @@ def patient_id(case: str) -> str:
     return next((release.patient(case) for release in RELEASES.values() if release.is_case(case)), case)
 
 
-def _rows(table: Path) -> Iterator[dict[str, str]]:
+def _rows(table: Path) -> list[dict[str, str]]:
     """The rows of a `name_mapping*.csv` or `partitioning_*.csv`, without their empty cells; of other tables none."""
     with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.DictReader(stream)
-        if not {"Subject_ID", "BraTS_2020_subject_ID", "BraTS_2019_subject_ID"} & set(reader.fieldnames or ()):
-            return
-        for row in reader:
-            cells = {key: value.strip() for key, value in row.items() if key and value}
-            yield {key: value for key, value in cells.items() if value not in ("", "NA")}
+        reader = csv.DictReader(line.replace("\0", "") for line in stream)
+        if not any(re.fullmatch(r"Subject_ID|BraTS_20\d\d_subject_ID", name or "") for name in reader.fieldnames or ()):
+            return []
+        cells = ({key: value.strip() for key, value in row.items() if key and value} for row in reader)
+        return [{key: value for key, value in row.items() if value not in ("", "NA")} for row in cells]
 
 
 def _example(release: Release) -> str:

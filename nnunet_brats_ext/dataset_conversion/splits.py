@@ -145,7 +145,7 @@ def publish_splits(dataset: Path, wanted: int, overwrite: bool) -> str:
     splits, preprocessed = read_json(dataset / SPLITS), nnunet_folder("nnUNet_preprocessed")
     number = str(len(splits))
     if len(splits) != wanted:
-        number = f"[bold red]{len(splits)} instead of {wanted}[/], for want of patients or as in the other data set"
+        number = f"[bold red]{len(splits)} instead of {wanted}[/], for want of patients or as asked"
     if preprocessed is None:
         return f"{number}; nnUNet_preprocessed is not set, so copy {dataset / SPLITS} there before you train"
     place = preprocessed / dataset.name / SPLITS

@@ -34,21 +34,27 @@ def summarise(dataset: Path, folds: str, release: Release, console: Console) -> 
     if others := manifest["unrecognised"]:
         table.add_row("other files", escape(f"{len(others)} left alone{_some(others)}"))
     console.print(table)
+    if manifest["skipped"]:
+        console.print("left out: " + describe_bad(manifest["skipped"]), markup=False, soft_wrap=True)
     command = f"nnUNetv2_plan_and_preprocess -d {int(dataset.name[7:10])} --verify_dataset_integrity"
     if not labelled:
         command = f"nnUNetv2_predict -i {dataset / 'imagesTs'} -o PREDICTIONS -d TRAINED_ON -c 3d_fullres -tr TRAINER"
     console.print(f"next: {command}", markup=False, soft_wrap=True)
 
 
+def describe_bad(cases: Mapping[str, Sequence[str]]) -> str:
+    """Every problem of every bad case, a line each."""
+    lines = [f"\n  {case}: {problem}" for case, problems in cases.items() for problem in problems]
+    return f"{len(cases)} bad case{'s' if len(cases) > 1 else ''}:" + "".join(lines)
+
+
 def _oddities(manifest: Mapping[str, Any], release: Release) -> dict[str, list[str]]:
-    """Remark, without its numbers -> the cases it was made on; then cases left out, and labels never seen."""
+    """Remark, without its numbers -> the cases it was made on; then labels never seen."""
     odd: dict[str, list[str]] = {}
     for name, case in manifest["cases"].items():
         for remark in case["remarks"]:
             words = remark.split(" by ")[0].split(" in ")[0].split(" from ")[0]
             odd.setdefault(words, []).append(name)
-    if manifest["skipped"]:
-        odd["left out as bad"] = list(manifest["skipped"])
     labelled = [name for name, case in manifest["cases"].items() if case["labelled"]]
     seen = {label for name in labelled for label in manifest["cases"][name]["labels"]}
     for label, trained in release.scheme.released.items() if labelled else ():
