@@ -122,9 +122,7 @@ def map_uncertainty(
     """
     if scheme_name not in LABEL_SCHEMES:
         raise ValueError(f"scheme {scheme_name!r} is none of {', '.join(LABEL_SCHEMES)}")
-    members = open_members(inputs, with_probabilities=False)
-    if all(member.dataset_json and member.has_probabilities() for member in members):
-        members = open_members(inputs, with_probabilities=True)
+    members = open_members(inputs, "if complete")
     if measure == "mutual-information" and len(members) < 2:
         raise ValueError("mutual-information measures disagreement: it takes two folders or more")
     scheme = LABEL_SCHEMES[scheme_name]

@@ -223,11 +223,12 @@ def test_k_means_asks_for_less_than_10_percent_of_et_in_the_case():
         assert (NCR in oedema_to_core(Case(labels, images=images))) == applies
 
 
-def test_k_means_asks_for_less_than_1000_voxels_of_et_in_the_component():
+@pytest.mark.parametrize(("voxel_mm3", "volume"), [(1.0, 1000), (2.0, 500)])
+def test_k_means_asks_for_less_than_1_ml_of_et_in_the_component(voxel_mm3, volume):
     labels = np.full((30, 30, 30), ED, np.uint8)  # 27,000 voxels: 1,000 are 3.7 %
     images = np.random.default_rng(3).normal(size=(4, *labels.shape)).astype(np.float32)
-    for volume, applies in ((999, True), (1000, False)):
-        assert (NCR in oedema_to_core(Case(fill(volume, ET, labels), images=images))) == applies
+    for voxels, applies in ((volume - 1, True), (volume, False)):
+        assert (NCR in oedema_to_core(Case(fill(voxels, ET, labels), voxel_mm3, images=images))) == applies
 
 
 def test_k_means_leaves_a_component_without_two_different_oedema_voxels():

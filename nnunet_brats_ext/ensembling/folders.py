@@ -50,7 +50,7 @@ def ensemble_mean(
     to one, the largest wins). Members with one kind of head only are averaged in that head, as nnU-Net does.
     dtype: of the probabilities that are saved; sums are always float32.
     """
-    members = open_members(inputs, with_probabilities=True)
+    members = open_members(inputs, "needed")
     heads = {member.folder: member.head for member in members if member.head}
     mixed = len({head.has_regions for head in heads.values()}) == 2
     if mixed:
@@ -76,9 +76,7 @@ def ensemble_majority(
     order: the tumour labels from the outermost to the innermost; by default the first member's dataset.json tells,
     or 1 2 3. `2 1 4` votes over label maps in the numbering of BraTS until 2022.
     """
-    members = open_members(inputs, with_probabilities=False)
-    if all(member.has_probabilities() for member in members) and all(member.dataset_json for member in members):
-        members = open_members(inputs, with_probabilities=True)
+    members = open_members(inputs, "if complete")
     declared = (members[0].dataset_json or {}).get("regions_class_order")
     labels = tuple(order or declared or AS_TRAINED)
     refuse(
@@ -99,7 +97,7 @@ def ensemble_two_pass(inputs: Sequence[Path], out: Path, processes: int | None =
     """Let the first folder of label maps decide ET and NCR, the second oedema against background (Henry et al.)."""
     if len(inputs) != 2:
         raise ValueError(f"two-pass takes two folders, the first deciding ET and NCR; got {len(inputs)}")
-    members = open_members(inputs, with_probabilities=False)
+    members = open_members(inputs, "ignored")
     function = partial(_two_pass_of_case, members)
     write_predictions(function, members, members[0], out, {"method": "two-pass"}, processes=processes)
 
@@ -118,9 +116,7 @@ def ensemble_nested(
     """
     if len(inputs) != 3:
         raise ValueError(f"nested takes three folders, of WT, TC and ET in this order; got {len(inputs)}")
-    members = open_members(inputs, with_probabilities=False)
-    if all(member.has_probabilities() and member.dataset_json for member in members):
-        members = open_members(inputs, with_probabilities=True)
+    members = open_members(inputs, "if complete")
     labels = [_region_labels(member, region) for member, region in zip(members, GLIOMA.regions, strict=True)]
     function = partial(_nested_of_case, members, labels)
     scheme = {"labels": GLIOMA.nnunet_labels(), "regions_class_order": list(GLIOMA.paint)}

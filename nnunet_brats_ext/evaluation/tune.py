@@ -54,7 +54,7 @@ def tune(
     grid = parse_grid(grid_texts)
     options = candidates(grid, rules.scheme)
     everything = RuleSet(tuple(rule for step in grid for rule in step), rules.scheme)
-    folds = find_folds(predictions, splits, everything.needs_probabilities)
+    folds = find_folds(predictions, splits, "needed" if everything.needs_probabilities else "ignored")
     references = {
         case: path for case, path in find_cases(reference).items() if any(case in m.cases for m in folds.values())
     }
@@ -80,15 +80,15 @@ def tune(
     return final
 
 
-def find_folds(predictions: Path, splits: Path | None, with_probabilities: bool) -> dict[str, Member]:
+def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> dict[str, Member]:
     """Fold -> its held-out predictions; a case in two folds is an error, as it would be tuned on."""
     if splits is None:
         folders = sorted(predictions.glob("fold_[0-9]*/validation"))
         if not folders:
             raise ValueError(f"{predictions} has no fold_0/validation: give the folder of a trained model, or --splits")
-        folds = {path.parent.name: open_members([path], with_probabilities)[0] for path in folders}
+        folds = {path.parent.name: open_members([path], probabilities)[0] for path in folders}
     else:
-        member = open_members([predictions], with_probabilities)[0]
+        member = open_members([predictions], probabilities)[0]
         held_out = [set(split["val"]) for split in json.loads(splits.read_text())]
         every = {f"fold_{i}": {c: p for c, p in member.cases.items() if c in cases} for i, cases in enumerate(held_out)}
         folds = {fold: replace(member, cases=cases) for fold, cases in every.items() if cases}

@@ -37,7 +37,7 @@ def postprocess(
     from the .npz of the same folder, for rules that weigh them; they are not copied, because they would contradict
     the new label maps.
     """
-    member = open_members([predictions], with_probabilities=rule_set.needs_probabilities)[0]
+    member = open_members([predictions], "needed" if rule_set.needs_probabilities else "ignored")[0]
     cases = list(member.cases)
     channels = find_images(member, images) if rule_set.needs_images else {}
     refuse(problems_with_heads([member], region_head(rule_set.scheme)), "postprocess")

@@ -36,9 +36,9 @@ PUBLISHED: Mapping[str, list[dict[str, Any]]] = {
         {"rule": "small-et", "min_voxels": 33},
         {"rule": "small-components", "region": "WT", "fraction_of_region": 0.1},
     ],
-    "zhou2020": [{"rule": "small-components", "region": "WT", "min_voxels": 2000, "fraction_of_largest": 0.1}],
+    "zhou2020": [{"rule": "small-components", "region": "WT", "min_ml": 2.0, "fraction_of_largest": 0.1}],
     "zhou2020-kmeans": [
-        {"rule": "small-components", "region": "WT", "min_voxels": 2000, "fraction_of_largest": 0.1},
+        {"rule": "small-components", "region": "WT", "min_ml": 2.0, "fraction_of_largest": 0.1},
         {"rule": "oedema-to-core"},
     ],
 }

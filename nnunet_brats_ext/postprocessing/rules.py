@@ -56,8 +56,8 @@ def small_region(
     """Drop a region that is implausibly small as a whole; an empty one stays empty.
 
     For ET: relabelled as NCR below 500 voxels by Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881), up to 32, that is
-    below 33, by Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688). unless_mean_probability: keep it all the same
-    where the network is that sure.
+    below 33, by Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688), who leave what the other regions say there;
+    a label map tells that only inside TC. unless_mean_probability: keep it where the network is that sure.
     """
     mask = case.mask(region)
     small = mask.sum() < _threshold(case, min_voxels, min_ml)
@@ -108,12 +108,12 @@ def oedema_to_core(
     *,
     max_et_fraction: float = 0.1,
     max_component_et_fraction: float = 0.05,
-    max_component_et_voxels: float = 1000,
+    max_component_et_ml: float = 1.0,
 ) -> np.ndarray:
     """Relabel the darker half of the oedema as NCR in tumours with little ET: Zhou et al. 2020, step 2.
 
     https://arxiv.org/abs/1906.01796. Where ET makes up less than a tenth of the tumour, the oedema of each component
-    with less than 5 % and less than 1000 voxels of ET is split in two by K-means over all sequences, and the cluster
+    with less than 5 % and less than 1 ml of ET is split in two by K-means over all sequences, and the cluster
     that is darker on T1ce becomes NCR. Nothing asks whether there are two clusters: about half the oedema of such a
     component becomes core, so the rule is for those who have tested it (`tune`).
 
@@ -123,13 +123,14 @@ def oedema_to_core(
     if case.images is None:
         raise ValueError("the rule oedema-to-core needs the images: give --images")
     tumour, et = case.mask("WT"), case.mask("ET")
-    if not tumour.any() or et.sum() >= max_et_fraction * tumour.sum():
+    if not tumour.any() or et.sum() >= max_et_fraction * tumour.sum() * (1 - ROUNDING):
         return case.labels
     labels = case.labels.copy()
     brain = [_z_scored(channel) for channel in case.images]
     components, volumes = _components(tumour)
     et_volumes = np.bincount(components[et], minlength=len(volumes) + 1)[1:]
-    chosen = (et_volumes < max_component_et_fraction * volumes) & (et_volumes < max_component_et_voxels)
+    limits = np.minimum(max_component_et_fraction * volumes, _threshold(case, None, max_component_et_ml))
+    chosen = et_volumes < limits * (1 - ROUNDING)
     for component in np.flatnonzero(chosen) + 1:
         oedema = np.nonzero((components == component) & (case.labels == ED))
         cluster = _two_clusters(np.stack([channel[oedema] for channel in brain], axis=1))

@@ -48,6 +48,8 @@ def head_of(dataset_json: Mapping[str, Any], num_channels: int) -> Head:
     A dataset with regions may be predicted by a network with a softmax over the labels (one channel more than there
     are labels). Numbers of channels that fit neither are an error.
     """
+    if not isinstance(dataset_json.get("labels"), Mapping):
+        raise ValueError("its dataset.json has no labels")
     declared = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
     for name, value in declared.items():
         binary = len(declared) == 2  # a model of ET alone may call it 1

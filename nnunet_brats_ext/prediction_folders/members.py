@@ -34,23 +34,27 @@ class Member:
         return all(self.npz(case).is_file() for case in self.cases)
 
 
-def open_members(folders: Sequence[Path], with_probabilities: bool) -> list[Member]:
+def open_members(folders: Sequence[Path], probabilities: str) -> list[Member]:
     """Look at every file of every member before anything is computed; one error names all that does not fit.
+
+    probabilities: `needed`, `ignored`, or `if complete`: used if every member has them for all its cases.
 
     Checked are: the same cases, the same grids, and with probabilities that each case has some, on its label map's
     grid, with channels that its dataset.json explains.
     """
     if len(folders) != len({folder.resolve() for folder in folders}):
         raise ValueError(f"a folder is given twice among {', '.join(map(str, folders))}")
-    members, problems = [], []
+    members = []
     for folder in folders:
         dataset_json = _settings(folder, "dataset.json")
         ending = (dataset_json or {}).get("file_ending", ".nii.gz")
-        member = Member(folder, find_cases(folder, ending), dataset_json)
-        if with_probabilities:
-            member, found = _with_head(member)
+        members.append(Member(folder, find_cases(folder, ending), dataset_json))
+    complete = all(member.dataset_json and member.has_probabilities() for member in members)
+    problems: list[str] = []
+    if probabilities == "needed" or (probabilities == "if complete" and complete):
+        for i, member in enumerate(members):
+            members[i], found = _with_head(member)
             problems += found
-        members.append(member)
     problems += problems_between({str(member.folder): member.cases for member in members})
     refuse(problems, "use these folders")
     return members

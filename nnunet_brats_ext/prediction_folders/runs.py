@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,9 +108,14 @@ def _outcomes(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_receive, initargs=(function,)) as pool:
         futures = {pool.submit(_run, case): case for case in cases}
-        for future in as_completed(futures):
-            case = futures.pop(future)  # a finished future keeps its result alive
-            yield case, future.result
+        try:
+            for future in as_completed(futures):
+                if isinstance(future.exception(), BrokenProcessPool):
+                    raise RuntimeError("a process was killed, most likely for want of memory; use fewer with -np")
+                case = futures.pop(future)  # a finished future keeps its result alive
+                yield case, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 _received: Callable[[str], Any]
