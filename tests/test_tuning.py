@@ -184,3 +184,29 @@ def test_a_case_held_out_twice_or_without_reference_is_named(model, tmp_path, ca
     assert "held out in two folds: case00" in capsys.readouterr().err
     assert main(["tune", str(tmp_path / "ref"), str(tmp_path / "ref")]) == 1
     assert "has no fold_0/validation" in capsys.readouterr().err
+
+
+def test_an_objective_or_a_splits_file_that_makes_no_sense_is_quoted(model, tmp_path, capsys):
+    command = ["tune", str(tmp_path / "ref"), str(model), "-o", str(tmp_path / "rules.json")]
+    assert main([*command, "--objective", "jaccard"]) == 1
+    assert "no objective 'jaccard'; there are ranking, dice" in capsys.readouterr().err
+    (tmp_path / "splits.json").write_text('{"val": []}')
+    assert main(["tune", str(tmp_path / "ref"), str(tmp_path / "ref"), "--splits", str(tmp_path / "splits.json")]) == 1
+    assert "is no splits_final.json" in capsys.readouterr().err
+    assert not (tmp_path / "rules.json").exists()
+
+
+def test_rules_on_probabilities_and_images_are_tuned_too(model, tmp_path):
+    declared = {"labels": {"background": 0, "ED": 1, "NCR": 2, "ET": 3}, "channel_names": {"0": "T1ce"}}
+    (model / "dataset.json").write_text(json.dumps(declared))
+    for path in model.glob("fold_*/validation/*.nii.gz"):
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(path))
+        sure = 0.9 if path.name.endswith("0.nii.gz") else 0.6  # of ET: true in the first case of a fold
+        hard = np.stack([labels == label for label in range(4)]).astype(np.float32)
+        np.savez_compressed(path.with_name(path.name.replace(".nii.gz", ".npz")), probabilities=hard * sure)
+        write(tmp_path / "images" / path.name.replace(".nii", "_0000.nii"), labels.astype(np.float32))
+    command = ["tune", str(tmp_path / "ref"), str(model), "-o", str(tmp_path / "rules.json"), "-np", "1"]
+    grid = ["--grid", "unlikely-components:ET=0.5,0.7,0.95", "oedema-to-core", "--images", str(tmp_path / "images")]
+    assert main([*command, *grid]) == 0
+    expected = {"rule": "unlikely-components", "region": "ET", "min_mean_probability": 0.7}
+    assert read_rules(tmp_path / "rules.json").rules == (expected,)

@@ -1,6 +1,7 @@
 """`nnunet_brats tune`: cross-validation predictions in, the rules that help on held-out cases out."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,25 +55,21 @@ def tune(
     grid = parse_grid(grid_texts)
     options = candidates(grid, rules.scheme)
     everything = RuleSet(tuple(rule for step in grid for rule in step), rules.scheme)
+    columns = scored_columns(rules, objective)
     folds = find_folds(predictions, splits, "needed" if everything.needs_probabilities else "ignored")
-    references = {
-        case: path for case, path in find_cases(reference).items() if any(case in m.cases for m in folds.values())
-    }
-    fold_of = {case: fold for fold, member in folds.items() for case in member.cases}
-    everyone = {case: path for member in folds.values() for case, path in member.cases.items()}
-    refuse(problems_between({str(predictions): everyone, str(reference): references}), "tune")
+    members = {case: member for member in folds.values() for case in member.cases}
+    fold_of = [fold for fold, member in folds.items() for _ in member.cases]
+    references = find_references(reference, members)
     channels: dict[str, list[Path]] = {}
     if everything.needs_images:
         for member in folds.values():
             channels |= find_images(member, images)
 
-    members = {case: folds[fold] for case, fold in fold_of.items()}
-    columns = scored_columns(rules, objective)
     work = partial(_score_case, members, channels, references, everything, grid, columns, preset, cohort)
-    scores = for_each_case(work, list(fold_of), "Tune", processes)
-    tuning = tune_scores(np.stack(list(scores.values())), list(fold_of.values()), columns, objective)
+    scores = for_each_case(work, list(members), "Tune", processes)
+    tuning = tune_scores(np.stack(list(scores.values())), fold_of, columns, objective)
     final = options[tuning.best] if tuning.helps else options[0]
-    report = describe_tuning(tuning, options, list(fold_of.values()), columns, objective)
+    report = describe_tuning(tuning, options, fold_of, columns, objective)
     report |= {"preset": preset, "cohort": cohort, "grid": list(grid_texts)}
     write_text_whole(out, final.to_json())
     write_text_whole(out.with_name(f"{out.stem}_report.json"), json.dumps(report, indent=2) + "\n")
@@ -89,19 +86,38 @@ def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> di
         folds = {path.parent.name: open_members([path], probabilities)[0] for path in folders}
     else:
         member = open_members([predictions], probabilities)[0]
-        held_out = [set(split["val"]) for split in json.loads(splits.read_text())]
+        held_out = _read_splits(splits)
         every = {f"fold_{i}": {c: p for c, p in member.cases.items() if c in cases} for i, cases in enumerate(held_out)}
         folds = {fold: replace(member, cases=cases) for fold, cases in every.items() if cases}
         if strangers := sorted(set(member.cases) - set().union(*held_out)):
             raise ValueError(f"{splits} holds out none of {', '.join(strangers)}, predicted in {predictions}")
-    counts = [case for member in folds.values() for case in member.cases]
-    if twice := sorted({case for case in counts if counts.count(case) > 1}):
+    times = Counter(case for member in folds.values() for case in member.cases)
+    if twice := sorted(case for case, count in times.items() if count > 1):
         raise ValueError(f"held out in two folds: {', '.join(twice)}")
     return folds
 
 
+def _read_splits(path: Path) -> list[set[str]]:
+    try:
+        return [set(split["val"]) for split in json.loads(path.read_text())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{path} is no splits_final.json, a list of {{"train": [...], "val": [...]}}') from error
+
+
+def find_references(folder: Path, members: Mapping[str, Member]) -> dict[str, Path]:
+    """Case -> reference label map, on the same grid as its prediction; the folder may hold more cases."""
+    references = {case: path for case, path in find_cases(folder).items() if case in members}
+    predictions = {case: member.cases[case] for case, member in members.items()}
+    refuse(problems_between({"the predictions": predictions, str(folder): references}), "tune")
+    return references
+
+
 def scored_columns(preset: Preset, objective: str) -> list[Column]:
     """The columns that a tuning looks at: those of the preset year's ranking, and the objective's."""
+    nothing = np.zeros((1, 1, 1), np.uint8)
+    known = next(iter(evaluate_case(nothing, nothing, preset=preset).values()))
+    if objective not in ("ranking", *known):
+        raise ValueError(f"no objective {objective!r}; there are ranking, {', '.join(known)}")
     metrics = list(LESIONWISE if preset.lesions else WHOLE)
     if objective not in ("ranking", *metrics):
         metrics.append(objective)
