@@ -90,8 +90,12 @@ def border_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     return float(np.mean(np.hstack((distances.from_reference, distances.from_prediction)) <= tolerance_mm))
 
 
-def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """As `border_dice`, but the mean of the two borders' shares (nnU-Net v1, BraTS 2024, panoptica)."""
+def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None) -> float:
+    """As `border_dice`, but the mean of the two borders' shares (nnU-Net v1, BraTS 2024, panoptica).
+
+    A tolerance of None is the finest spacing.
+    """
+    tolerance_mm = min(distances.spacing_mm) if tolerance_mm is None else tolerance_mm
     return (
         float(np.mean(distances.from_reference <= tolerance_mm) + np.mean(distances.from_prediction <= tolerance_mm))
         / 2

@@ -1,7 +1,9 @@
 """What each BraTS challenge scores, and how: one table per year and cohort, in the numbering as trained.
 
 Sources: 2017-21 CBICA's portal (CaPTk); 2023 and 2024 the official scripts BraTS-2023-Metrics and BraTS-2024-Metrics;
-2026 BraTS_evaluation 0.0.10 on panoptica. Their quirks are kept where they move a score and are named beside the entry.
+2026 BraTS_evaluation 0.0.10 on panoptica 2.1.7. Their quirks are kept where they move a score a challenge ranks by, and
+named where they are coded. Not kept: for most cohorts the script of 2024 computes the HD95, sensitivity and specificity
+of whole regions on lesion numbers instead of masks, so that they are wrong from the second lesion on.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,13 +65,13 @@ class DilationRule:
 class MatchingRule:
     """How panoptica, as BraTS 2026 configures it, matches 26-connected components: one to one, for the largest Dice.
 
-    min_voxels: only reference components of at least this size count; a case without one has no score.
+    min_volume: only reference components of at least this size (mm³) count; a case without one has no score.
     unmatched_count: whether false negatives and false positives enter the mean (with Dice 0 and the penalty distance)
         or, as everywhere but in metastases, only matched pairs do.
     measures: what stands for the preset's own measures on a pair.
     """
 
-    min_voxels: int
+    min_volume: float
     unmatched_count: bool
     measures: Mapping[str, Measure]
 
@@ -90,7 +92,8 @@ class Preset:
     measures: metric -> how it is made of surface distances.
     penalty_mm: the distance where a mask is empty; None is the diagonal of the case's volume, in voxels.
     overlaps: metric -> how it is made of voxel counts.
-    uses_spacing: False measures in voxels.
+    whole_in_voxels: whole regions are measured as if voxels were 1 mm wide; lesions are always measured in mm.
+    disjoint_is_missed: masks that share no voxel score as if one of them were empty.
     lesions: region -> rule; empty where a challenge scores whole regions only.
     unscored: further regions, name -> labels as trained, cut into lesions only because these join those of others.
     """
@@ -100,12 +103,15 @@ class Preset:
     measures: Mapping[str, Measure]
     penalty_mm: float | None
     overlaps: Mapping[str, Callable[[Overlap], float]] = field(default_factory=lambda: _OVERLAPS)
-    uses_spacing: bool = True
+    whole_in_voxels: bool = False
+    disjoint_is_missed: bool = False
     lesions: Mapping[str, DilationRule | MatchingRule] = field(default_factory=dict)
     unscored: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def _nsd(surfaces: Callable[..., SurfaceDistances], reduce: Callable[..., float], tolerance_mm: float) -> Measure:
+def _nsd(
+    surfaces: Callable[..., SurfaceDistances], reduce: Callable[..., float], tolerance_mm: float | None
+) -> Measure:
     return Measure(surfaces, partial(reduce, tolerance_mm=tolerance_mm), agreed=1.0, missed=0.0)
 
 
@@ -129,15 +135,16 @@ _MEASURES_2024 = {
     "nsd": _nsd(voxel_surface_distances, balanced_border_dice, 1.0),
     "nsd_0.5mm": _nsd(voxel_surface_distances, balanced_border_dice, 0.5),
 }
-# Nothing to find and nothing found is no score at all in 2026. By an oversight a whole region's NSD tolerates half a
-# voxel and a lesion's one voxel.
+# Nothing to find and nothing found is no score at all in 2026. Whole regions are measured without their spacing, for
+# which panoptica's NSD tolerates half a voxel; lesions are measured with it, and tolerate one (the finest spacing).
+# Where no lesion is matched, its parser leaves the lesion-wise HD95 infinite (metastases excepted); here it is 373.
 _MEASURES_2026 = {
     "hd95": replace(_hd95(voxel_surface_distances, pooled_hd95), agreed=nan),
     "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, 0.5), agreed=nan),
 }
 _PAIR_MEASURES_2026 = {
     **_MEASURES_2026,
-    "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, 1.0), agreed=nan),
+    "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, None), agreed=nan),
 }
 
 _GLIOMA = LABEL_SCHEMES["glioma_2023"].regions
@@ -159,16 +166,17 @@ def _preset_2024(
 
 
 def _preset_2026(
-    scheme: str, regions: Mapping[str, tuple[int, ...]], min_voxels: int = 0, unmatched_count: bool = False
+    scheme: str, regions: Mapping[str, tuple[int, ...]], min_volume: float = 0, unmatched_count: bool = False
 ) -> Preset:
-    rule = MatchingRule(min_voxels, unmatched_count, _PAIR_MEASURES_2026)
+    rule = MatchingRule(min_volume, unmatched_count, _PAIR_MEASURES_2026)
     return Preset(
         scheme,
         regions,
         _MEASURES_2026,
         penalty_mm=373,
         overlaps={"dice": partial(dice, agreed=nan)},
-        uses_spacing=False,
+        whole_in_voxels=True,
+        disjoint_is_missed=True,
         lesions=dict.fromkeys(regions, rule),
     )
 
@@ -216,7 +224,7 @@ _BRATS_2024["goat"] = _BRATS_2023["gli"]  # the generalisability task kept the r
 _BRATS_2026 = {
     "gli": _preset_2026("resected_2024", _RESECTED),
     "ped": _preset_2026("paediatric_2024", _PAEDIATRIC),
-    "met": _preset_2026("resected_2024", _METASTASES, min_voxels=27, unmatched_count=True),
+    "met": _preset_2026("resected_2024", _METASTASES, min_volume=27, unmatched_count=True),
     "men": _preset_2026("glioma_2023", _GLIOMA),
     "men-rt": _preset_2026("radiotherapy_2024", _RADIOTHERAPY),
     "goat": _preset_2026("glioma_2023", _GLIOMA),

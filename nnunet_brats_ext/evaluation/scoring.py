@@ -1,7 +1,8 @@
 """From two label maps to the scores of one case: cut out each region, score it as a whole and by its lesions."""
 
-from collections.abc import Mapping, Sequence
-from math import inf, sqrt
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import inf, prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box, join_boxes
 from nnunet_brats_ext.evaluation.lesions import (
     Lesions,
+    Scorer,
     Scores,
     drop_small,
     find_components,
@@ -66,14 +68,14 @@ def evaluate_case(
 
 
 def _describe_case(shape: tuple[int, ...], spacing_mm: Sequence[float], preset: Preset) -> Case:
+    voxels = prod(shape)
     penalty = sqrt(sum(size**2 for size in shape)) if preset.penalty_mm is None else preset.penalty_mm
-    return Case(
-        preset,
-        voxels=int(np.prod(shape)),
-        spacing_mm=tuple(map(float, spacing_mm)) if preset.uses_spacing else (1.0,) * len(shape),
-        agreed={name: measure.agreed for name, measure in preset.measures.items()},
-        missed={name: penalty if m.missed == inf else m.missed for name, m in preset.measures.items()},
-    )
+    agreed = {"dice": preset.overlaps["dice"](Overlap(tp=0, fp=0, fn=0, tn=voxels))}
+    missed = {"dice": 0.0}
+    for name, measure in preset.measures.items():
+        agreed[name] = measure.agreed
+        missed[name] = penalty if measure.missed == inf else measure.missed
+    return Case(preset, voxels, tuple(map(float, spacing_mm)), agreed, missed)
 
 
 def _cut_regions(reference: np.ndarray, prediction: np.ndarray, preset: Preset) -> dict[str, Region]:
@@ -115,44 +117,60 @@ def _find_lesions(region: Region, rule: DilationRule, case: Case) -> tuple[Lesio
 def _score_region(
     region: Region, name: str, lesions: Mapping[str, tuple[Lesions, Lesions]], case: Case
 ) -> dict[str, float]:
+    """All metrics of one region; whole regions are scored without the predicted lesions that a rule removes."""
     rule = case.preset.lesions.get(name)
-    prediction = region.prediction
     if isinstance(rule, DilationRule) and rule.filter_prediction:
-        prediction = lesions[name][1].numbers > 0
-    overlap = Overlap.of(region.reference, prediction, case.voxels)
-    whole = {metric: count(overlap) for metric, count in case.preset.overlaps.items()}
-    if overlap.empty:
-        measured = case.agreed if overlap.empty == "both" else case.missed
-    else:
-        box = find_box(region.reference | prediction)
-        measured = _measure(region.reference[box], prediction[box], case.spacing_mm, case.preset.measures)
-    whole.update(measured)
+        region = region._replace(prediction=lesions[name][1].numbers > 0)
+    whole = _score_whole(region, case)
     if rule is None:
         return whole
-
-    def score_pair(lesion: np.ndarray, predicted: np.ndarray) -> Scores:
-        pair = Overlap.of(lesion, predicted, case.voxels)
-        if isinstance(rule, DilationRule) and pair == overlap:  # the one lesion is the region
-            return {"dice": whole["dice"], **measured}
-        measures = rule.measures if isinstance(rule, MatchingRule) else case.preset.measures
-        return {"dice": dice(pair), **_measure(lesion, predicted, case.spacing_mm, measures)}
-
-    agreed, missed = (
-        {"dice": case.preset.overlaps["dice"](Overlap(0, 0, 0, case.voxels)), **case.agreed},
-        {"dice": 0.0, **case.missed},
-    )
     if isinstance(rule, MatchingRule):
-        scores = score_by_matching(region.reference, prediction, rule, score_pair, agreed, missed)
+        # panoptica 2.1.7 reads arrays as (z, y, x) and their spacing as (x, y, z), and does not turn it round
+        pair = partial(_score_pair, spacing_mm=case.spacing_mm[::-1], measures=rule.measures)
+        scores = score_by_matching(region.reference, region.prediction, rule, _scorer(pair, case))
     else:
-        found, predicted = lesions[name]
+        pair = partial(_score_part, region=region, whole=whole, case=case)
+        reference, prediction = lesions[name]
         for other in rule.joined_by:
-            found, predicted = join_touching(found, lesions[other][0]), join_touching(predicted, lesions[other][1])
-        voxel_mm3 = float(np.prod(case.spacing_mm))
-        scores = score_by_dilation(found, predicted.numbers, rule, voxel_mm3, score_pair, agreed, missed)
-    return {
-        **whole,
-        **{metric if metric.startswith("n_") else f"lesionwise_{metric}": v for metric, v in scores.items()},
-    }
+            reference, prediction = map(join_touching, (reference, prediction), lesions[other])
+        scores = score_by_dilation(reference, prediction.numbers, rule, _scorer(pair, case))
+    counts = ("n_tp", "n_fp", "n_fn")
+    return {**whole, **{name if name in counts else f"lesionwise_{name}": score for name, score in scores.items()}}
+
+
+def _scorer(pair: Callable[[np.ndarray, np.ndarray], Scores], case: Case) -> Scorer:
+    return Scorer(pair, case.agreed, case.missed, voxel_mm3=prod(case.spacing_mm))
+
+
+def _score_whole(region: Region, case: Case) -> dict[str, float]:
+    preset = case.preset
+    overlap = Overlap.of(region.reference, region.prediction, case.voxels)
+    scores = {name: count(overlap) for name, count in preset.overlaps.items()}
+    if overlap.empty == "both":
+        return {**scores, **case.agreed}
+    if overlap.empty or (preset.disjoint_is_missed and not overlap.tp):
+        return {**scores, **case.missed}
+    box = find_box(region.reference | region.prediction)
+    spacing_mm = (1.0,) * len(box) if preset.whole_in_voxels else case.spacing_mm
+    return {**scores, **_measure(region.reference[box], region.prediction[box], spacing_mm, preset.measures)}
+
+
+def _score_pair(
+    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], measures: Mapping[str, Measure]
+) -> Scores:
+    """Dice and all measures of a lesion and its prediction."""
+    overlap = Overlap.of(reference, prediction, reference.size)
+    return {"dice": dice(overlap), **_measure(reference, prediction, spacing_mm, measures)}
+
+
+def _score_part(
+    lesion: np.ndarray, prediction: np.ndarray, region: Region, whole: Mapping[str, float], case: Case
+) -> Scores:
+    """As `_score_pair`, but what is all of its region is not measured a second time."""
+    parts, wholes = (lesion, prediction), (region.reference, region.prediction)
+    if all(np.count_nonzero(one) == np.count_nonzero(all_) for one, all_ in zip(parts, wholes, strict=True)):
+        return {name: whole[name] for name in case.agreed}
+    return _score_pair(lesion, prediction, case.spacing_mm, case.preset.measures)
 
 
 def _measure(

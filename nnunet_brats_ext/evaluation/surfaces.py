@@ -10,11 +10,10 @@ surfels: the corners at which the eight voxels around disagree, each weighted by
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import permutations, product
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 # Marching cubes by symmetry. Bit 4i + 2j + k of a pattern is corner (i, j, k) of a cube; each pattern stands for its
@@ -37,7 +36,6 @@ _TRIANGLES: dict[int, tuple[tuple[int, int, int], ...]] = {
 }
 _FULL = 255
 _NEAR = 3  # voxels: within this radius a nearest point is looked up directly, farther away it is searched
-_POINTS_PER_VOXEL = 0.02  # above this share of searched points a distance transform of the crop beats a k-d tree
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class SurfaceDistances:
 
     from_reference: np.ndarray
     from_prediction: np.ndarray
+    spacing_mm: tuple[float, ...]
     reference_areas: np.ndarray | None = None
     prediction_areas: np.ndarray | None = None
 
@@ -61,7 +60,7 @@ def voxel_surface_distances(
     The distances equal those of SciPy's Euclidean distance transform, bit for bit where `spacing_mm` is 1.
     """
     borders = voxel_border(reference), voxel_border(prediction)
-    return SurfaceDistances(*_directed_distances(*borders, spacing_mm))
+    return SurfaceDistances(*_directed_distances(*borders, spacing_mm), tuple(spacing_mm))
 
 
 def surfel_surface_distances(
@@ -70,9 +69,10 @@ def surfel_surface_distances(
     """Surface distances between the surface elements of two boolean masks (z, y, x), with the elements' areas."""
     codes = neighbour_codes(reference), neighbour_codes(prediction)
     borders = [(code != 0) & (code != _FULL) for code in codes]
-    areas = surfel_areas_mm2(tuple(spacing_mm))
+    areas = surfel_areas_mm2(spacing_mm)
     return SurfaceDistances(
         *_directed_distances(borders[0], borders[1], spacing_mm),
+        tuple(spacing_mm),
         *(areas[code[border]] for code, border in zip(codes, borders, strict=True)),
     )
 
@@ -81,10 +81,10 @@ def voxel_border(mask: np.ndarray) -> np.ndarray:
     """The voxels of a boolean mask that have a face on the outside; beyond the array lies background."""
     inside = mask.copy()
     for axis in range(mask.ndim):
-        part, whole = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)
+        part, whole = inside.swapaxes(0, axis), mask.swapaxes(0, axis)
         part[1:] &= whole[:-1]
         part[:-1] &= whole[1:]
-        part[[0, -1]] = False
+        part[0] = part[-1] = False
     return mask ^ inside
 
 
@@ -102,69 +102,71 @@ def neighbour_codes(mask: np.ndarray) -> np.ndarray:
     return codes
 
 
-@lru_cache
-def surfel_areas_mm2(spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def surfel_areas_mm2(spacing_mm: Sequence[float]) -> np.ndarray:
     """The area of the surface through a cube of each of the 256 corner patterns (of `neighbour_codes`) -> (256,)."""
     # A normal's component along one axis is the extent of its triangle across the other two.
-    scale = np.prod(spacing_mm) / np.asarray(spacing_mm) / 8
-    areas = np.zeros(256)
+    scale = np.prod(spacing_mm) / np.asarray(spacing_mm)
+    return np.linalg.norm(_surfel_normals() * scale, axis=2).sum(axis=1)
+
+
+@cache
+def _surfel_normals() -> np.ndarray:
+    """Absolute normals of the triangles of each corner pattern at 1 mm spacing -> (256, 4, 3), padded with zeros."""
+    normals = np.zeros((256, 4, 3))
     corners = np.array(list(product((0, 1), repeat=3)))
     for pattern, triangles in _TRIANGLES.items():
         filled = corners[[bool(pattern >> bit & 1) for bit in range(8)]]
         for axes, mirror in product(permutations(range(3)), corners):
-            code = sum(1 << int(4 * i + 2 * j + k) for i, j, k in filled[:, axes] ^ mirror)
-            areas[code] = areas[_FULL - code] = sum(np.linalg.norm(np.take(n, axes) * scale) for n in triangles)
-    return areas
+            code = int((1 << ((filled[:, axes] ^ mirror) @ (4, 2, 1))).sum())
+            normals[[code, _FULL - code], : len(triangles)] = np.array(triangles)[:, axes] / 8
+    return normals
 
 
 def _directed_distances(
     reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from each point of one border to the nearest of the other, both ways, in array order."""
-    return _nearest_distances(reference, prediction, spacing_mm), _nearest_distances(prediction, reference, spacing_mm)
+    """Distances in mm from each point of one border to the nearest of the other, both ways, in array order; exact."""
+    borders = [np.pad(border, _NEAR) for border in (reference, prediction)]
+    points = [np.flatnonzero(border) for border in borders]
+    spacing_mm = tuple(spacing_mm)
+    return (
+        _nearest_distances(points[0], borders[1], points[1], spacing_mm),
+        _nearest_distances(points[1], borders[0], points[0], spacing_mm),
+    )
 
 
-def _nearest_distances(border: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Distance in mm from each point of `border` to the nearest point of `target`, in array order; exact.
+def _nearest_distances(
+    points: np.ndarray, border: np.ndarray, border_points: np.ndarray, spacing_mm: tuple[float, ...]
+) -> np.ndarray:
+    """Distance in mm from each of `points` to the nearest point of `border`; flat indices into that padded array.
 
-    Most points of two segmentations of one tumour lie within a few voxels of each other, so the offsets nearby are
-    tried from the shortest on. The points left go to a k-d tree, or if they are many to a distance transform.
+    Most points of two segmentations of one tumour lie within a few voxels of each other, so the neighbourhood is tried
+    in shells of equal distance, from the nearest on; a k-d tree finds the rest. On a tumour's crop this is some five
+    times faster than a distance transform, which measures all voxels where only the surface is asked for.
     """
-    points = np.argwhere(border)
     distances = np.full(len(points), np.inf)
-    if not len(points) or not target.any():
+    if not len(points) or not len(border_points):
         return distances
-    padded = np.pad(target, _NEAR)
-    position = np.ravel_multi_index(tuple((points + _NEAR).T), padded.shape)
-    hits, left = padded.ravel(), np.arange(len(points))
-    for distance, offset in _near_offsets(tuple(spacing_mm), padded.shape):
-        found = hits[position + offset]
+    hits, left = border.ravel(), np.arange(len(points))
+    for distance, offsets in _near_shells(spacing_mm, border.shape):
+        found = hits[offsets[:, None] + points[left]].any(axis=0)
         distances[left[found]] = distance
-        left, position = left[~found], position[~found]
+        left = left[~found]
         if not len(left):
             return distances
-    away = points[left]
-    nearest = _search_nearest(away, target, spacing_mm)
+    away, candidates = (
+        np.stack(np.unravel_index(some, border.shape), axis=1) for some in (points[left], border_points)
+    )
+    tree = cKDTree(candidates * np.asarray(spacing_mm), leafsize=32, balanced_tree=False, compact_nodes=False)
+    nearest = candidates[tree.query(away * np.asarray(spacing_mm))[1]]
     distances[left] = np.sqrt((((nearest - away) * np.asarray(spacing_mm)) ** 2).sum(axis=1))
     return distances
 
 
 @lru_cache
-def _near_offsets(spacing_mm: tuple[float, ...], shape: tuple[int, ...]) -> list[tuple[float, int]]:
-    """All lattice offsets within `_NEAR` times the finest spacing: distance in mm and step in a flat array."""
+def _near_shells(spacing_mm: tuple[float, ...], shape: tuple[int, ...]) -> list[tuple[float, np.ndarray]]:
+    """Lattice offsets within `_NEAR` times the finest spacing: each distance in mm, and its steps in a flat array."""
     steps = np.array(list(product(range(-_NEAR, _NEAR + 1), repeat=len(shape))))
     distances = np.sqrt(((steps * np.asarray(spacing_mm)) ** 2).sum(axis=1))
-    strides = np.cumprod((1, *shape[:0:-1]))[::-1]
-    near = np.flatnonzero(distances <= _NEAR * min(spacing_mm))
-    near = near[np.argsort(distances[near], kind="stable")]
-    return list(zip(distances[near].tolist(), (steps[near] @ strides).tolist(), strict=True))
-
-
-def _search_nearest(points: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """The nearest point of a non-empty `target` to each of `points` (n, 3), as indices (n, 3)."""
-    if len(points) > _POINTS_PER_VOXEL * target.size:
-        nearest = distance_transform_edt(~target, sampling=spacing_mm, return_distances=False, return_indices=True)
-        return np.moveaxis(nearest, 0, -1)[tuple(points.T)]
-    candidates = np.argwhere(target)
-    tree = cKDTree(candidates * np.asarray(spacing_mm), balanced_tree=False, compact_nodes=False)
-    return candidates[tree.query(points * np.asarray(spacing_mm))[1]]
+    offsets = steps @ np.cumprod((1, *shape[:0:-1]))[::-1]
+    return [(float(d), offsets[distances == d]) for d in np.unique(distances[distances <= _NEAR * min(spacing_mm)])]
