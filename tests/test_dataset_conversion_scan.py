@@ -192,6 +192,25 @@ def test_a_source_of_several_releases_is_told_what_it_holds(tmp_path):
     assert len(scan(tmp_path, "BraTS2021").cases) == 2
 
 
+def test_the_same_case_names_in_folders_of_two_releases_are_not_mixed(tmp_path):
+    for release in ("BraTS2023-PED", "BraTS2024-PED"):
+        touch_case(tmp_path, release, "BraTS-PED-00001-000")
+    with pytest.raises(ValueError, match="1 cases of BraTS2023-PED, 1 cases of BraTS2024-PED"):
+        scan(tmp_path)
+
+
+def test_a_training_case_that_lost_its_label_is_remarked(tmp_path):
+    for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
+        touch_case(tmp_path, "BraTS2020", case)
+    (tmp_path / RELEASES["BraTS2020"].path("BraTS20_Training_002", LABEL)).unlink()
+    touch_case(
+        tmp_path, "BraTS2020", "BraTS20_Validation_001", "MICCAI_BraTS2020_ValidationData/BraTS20_Validation_001"
+    )
+    (tmp_path / "MICCAI_BraTS2020_ValidationData/BraTS20_Validation_001/BraTS20_Validation_001_seg.nii.gz").unlink()
+    remark = "no label although it lies in a training folder"
+    assert [case.remarks for case in scan(tmp_path).cases] == [[], [remark], []]
+
+
 def test_a_source_of_no_release_is_told_what_was_seen_and_what_is_known(tmp_path):
     touch(tmp_path, "patient_1/t1.nii.gz")
     with pytest.raises(

@@ -6,7 +6,7 @@ Nothing is opened here but, where names and folders leave two releases possible,
 import csv
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -77,6 +77,7 @@ def scan(
     cases, unrecognised = _pair(files, chosen)
     if not cases:
         raise ValueError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
+    _remark_lost_labels(cases, root)
     rows = [row for table in tables for row in _rows(table)]
     if name_mapping and not (mapped := list(_rows(name_mapping))):
         raise ValueError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
@@ -108,37 +109,34 @@ def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
 
 def _decide(root: Path, paths: Sequence[Path]) -> tuple[Release, str]:
     """The one release that all cases belong to, with the evidence for it."""
-    found: dict[str, tuple[frozenset[str], Path]] = {}
+    found: dict[tuple[str, Path], tuple[frozenset[str], Path]] = {}  # case and folder -> releases, a file of it
     for path in paths:
         candidates = {}
         for release in RELEASES.values():
             if (match := release.recognise(PurePosixPath(path))) and release.gives_out(match[0]):
                 candidates[release.name] = match[0]
         for case in candidates.values():
-            found.setdefault(case, (frozenset(candidates), path))
-    verdicts: dict[str, tuple[set[str], str]] = {
-        case: _narrow(root, candidates, path) for case, (candidates, path) in found.items()
-    }
-    if not verdicts:
+            found.setdefault((case, path.parent), (frozenset(candidates), path))
+    if not found:
         known = "".join(f"\n  {release.name:<18} {_example(release)}" for release in RELEASES.values())
         raise ValueError(f"no case of any known release in {root}; {_sample(paths)} Known are:{known}")
-    groups = Counter(" or ".join(sorted(names)) for names, _ in verdicts.values())
-    if len(groups) > 1:
-        seen = ", ".join(f"{count} cases of {name}" for name, count in groups.most_common())
+    verdicts: dict[frozenset[str], set[str]] = defaultdict(set)  # releases -> their cases
+    for (case, _), (names, path) in found.items():
+        left, evidence = _narrow(root, names, path)
+        verdicts[left].add(case)
+    if len(verdicts) > 1:
+        seen = ", ".join(f"{len(cases)} cases of {' or '.join(sorted(names))}" for names, cases in verdicts.items())
         raise ValueError(f"{root} holds {seen}: convert each on its own, or name the one you want with --release")
-    names, evidence = next(iter(verdicts.values()))
-    if len(names) > 1:
-        case = next(iter(verdicts))
-        schemes = "".join(
-            f"\n  --release {name:<18} labels {_numbering(RELEASES[name])}" for name in RELEASES if name in names
-        )
+    ((possible, cases),) = verdicts.items()
+    if len(possible) > 1:
+        choices = "".join(f"\n  --release {name:<18} labels {_numbering(RELEASES[name])}" for name in sorted(possible))
         raise ValueError(
-            f"cases like {case} exist in several releases, and no folder name tells which this is; say it:{schemes}"
+            f"cases like {min(cases)} exist in several releases, and no folder tells which these are; say it:{choices}"
         )
-    return RELEASES[names.pop()], evidence
+    return RELEASES[min(possible)], evidence
 
 
-def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[set[str], str]:
+def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[frozenset[str], str]:
     """The candidates that folder names or, failing that, the grid leave, and which of them spoke.
 
     The nearest folder wins; folders above the source are not asked, they may be named after anything.
@@ -146,17 +144,17 @@ def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[set[str
     """
     releases = [RELEASES[name] for name in candidates]
     if len(releases) == 1:
-        return {releases[0].name}, "by the names of its files"
+        return candidates, "by the names of its files"
     for folder in (*reversed(path.parent.parts), root.resolve().name):
         hinted = [release for release in releases if release.hint and re.search(release.hint, folder, re.IGNORECASE)]
         if len(hinted) == 1:
-            return {hinted[0].name}, f"by the folder {folder!r}"
+            return frozenset({hinted[0].name}), f"by the folder {folder!r}"
     if all(release.shape for release in releases):
         shape = _shape(root / path)
         fitting = [release for release in releases if release.shape == shape]
         if len(fitting) == 1:
-            return {fitting[0].name}, f"by the size of its images, {'x'.join(map(str, shape or ()))}"
-    return set(candidates), ""
+            return frozenset({fitting[0].name}), f"by the size of its images, {'x'.join(map(str, shape or ()))}"
+    return candidates, ""
 
 
 def _shape(path: Path) -> tuple[int, ...] | None:
@@ -209,6 +207,16 @@ def _choose(name: str, release: Release, claims: dict[str, list[tuple[tuple[int,
     if missing := [role for role in release.roles if role not in case.files and role != LABEL]:
         case.problems.append(f"no {' and no '.join(missing)}")
     return case
+
+
+def _remark_lost_labels(cases: Sequence[Case], root: Path) -> None:
+    """A case of a training folder without a label, among others that have one, has more likely lost it."""
+    above = str(root.resolve())
+    if any(case.labelled for case in cases):
+        for case in cases:
+            places = (str(path.resolve()).removeprefix(above).lower() for path in case.files.values())
+            if not case.labelled and any("train" in place for place in places):
+                case.remarks.append("no label although it lies in a training folder")
 
 
 def _describe_patients(cases: Sequence[Case], release: Release, rows: Sequence[dict[str, str]]) -> None:

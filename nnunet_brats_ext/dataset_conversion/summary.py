@@ -1,5 +1,6 @@
 """What a finished conversion says: what it found, what was odd, what to type next."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def _oddities(manifest: Mapping[str, Any], release: Release) -> dict[str, list[s
     odd: dict[str, list[str]] = {}
     for name, case in manifest["cases"].items():
         for remark in case["remarks"]:
-            words = remark.split(" by ")[0].split(" in ")[0].split(" from ")[0]
+            words = re.split(r" by \d| in (?!a )| from ", remark)[0]
             odd.setdefault(words, []).append(name)
     labelled = [name for name, case in manifest["cases"].items() if case["labelled"]]
     seen = {label for name in labelled for label in manifest["cases"][name]["labels"]}
