@@ -1,10 +1,10 @@
-"""One training step of Lyu & Shu's stage 1 against MONAI's SegResNetVAE of the same widths: throughput and peak memory.
+"""One training step of Lyu & Shu's stage 1 against MONAI's SegResNetVAE of the same widths: throughput, peak memory.
 
     pip install -e .[benchmark]
     python benchmarks/training_step.py                           # 64 x 96 x 80 on the CPU
     python benchmarks/training_step.py --device cuda --size 128 192 160
 
-Both train with the same Dice loss, optimiser and precision (mixed on CUDA, as nnU-Net trains; with --compile, compiled).
+Both train with the same Dice loss, optimiser and precision: mixed on CUDA, as nnU-Net trains; with --compile, compiled.
 Each network lives in a process of its own; the two take turns, so that a machine that drifts is unfair to neither.
 Only the ratios mean something. Peak memory is what the steps add to the process before the first of them.
 """

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     for add_verb in (
         add_doctor,
+        add_demo,
         add_convert,
         add_restore,
         add_ensemble,
@@ -177,6 +178,9 @@ def add_phantom(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--release", default="BraTS2020", help="whose layout, names and labels (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=12, help="how many (default: %(default)s)")
     parser.add_argument("--unlabelled", type=int, default=0, metavar="N", help="leave the last N without label file")
+    parser.add_argument(
+        "--references", type=Path, metavar="DIR", help="write the labels of those N here, to score with"
+    )
     parser.add_argument("--size", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels (default: the release's)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
@@ -201,7 +205,31 @@ def add_phantom(verbs: argparse._SubParsersAction) -> None:
             anatomy=options.anatomy,
             processes=options.processes,
             overwrite=options.overwrite,
+            references=options.references,
         )
+
+    parser.set_defaults(run=run)
+
+
+def add_demo(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("demo", help="the whole way, from a BraTS folder to a scored submission, on phantoms")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("brats_demo"), help="(default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--cases", type=int, help="synthetic patients, held-out ones included")
+    parser.add_argument("--held-out", type=int, help="of them not for training")
+    parser.add_argument("--size", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels of a head")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--iterations", type=int, help="per epoch")
+    parser.add_argument("--folds", type=int, nargs="+")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.demo import Demo, Scale
+
+        asked = {
+            name: getattr(options, name) for name in ("cases", "held_out", "size", "epochs", "iterations", "folds")
+        }
+        scale = Scale(**{name: value for name, value in asked.items() if value is not None})
+        Demo(options.folder, scale, options.device).run()
 
     parser.set_defaults(run=run)
 

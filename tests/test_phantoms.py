@@ -375,3 +375,13 @@ def test_bad_requests_are_quoted_and_write_nothing(options, told, tmp_path, caps
     assert main(["phantom", str(tmp_path / "out"), *options]) == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_labels_of_unlabelled_cases_can_be_kept_back_to_score_with(tmp_path):
+    order = dict(cases=2, unlabelled=1, shape=(32, 32, 32), anatomy=PROCEDURAL, processes=1)
+    write_phantoms(tmp_path / "out", references=tmp_path / "kept", **order)
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert kept.name == "BraTS20_Validation_002.nii.gz"
+    assert not list((tmp_path / "out").rglob("BraTS20_Validation_002_seg.nii.gz"))
+    labels = set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(kept)))))
+    assert {0} < labels <= {0, 1, 2, 4}

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from nnunet_brats_ext import plugin
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
+from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
 
 FOLDERS = {
@@ -161,10 +162,10 @@ def check_datasets() -> Iterator[Finding]:
     """The same for every dataset in nnUNet_raw that `nnunet_brats convert` has written."""
     for path in sorted(Path(os.environ.get("nnUNet_raw", "/nowhere")).glob("Dataset*/dataset.json")):
         dataset_json = json.loads(path.read_text())
-        scheme = LABEL_SCHEMES.get(dataset_json.get("brats_labels", ""))
-        if scheme is None:
+        release = RELEASES.get(dataset_json.get("brats_release", ""))
+        if release is None:
             continue
-        if trouble := round_trip(scheme, dataset_json):
+        if trouble := round_trip(release.scheme, dataset_json):
             yield Finding(path.parent.name, trouble, "run `nnunet_brats convert` again: its dataset.json was edited")
         else:
             yield Finding(path.parent.name, "its labels survive the way through regions and back")

@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -54,12 +55,14 @@ def write_phantoms(
     anatomy: str = "auto",
     processes: int | None = None,
     overwrite: bool = False,
+    references: Path | None = None,
 ) -> list[dict]:
     """Write a folder of synthetic cases as a BraTS release lays it out, and return the rows of its manifest.
 
     The last `unlabelled` cases come without label, in the folder for validation where the release has one. The shape
     (x, y, z) is the release's own unless given. `out` appears when all is written; it may be empty before, or hold
-    phantoms if `overwrite` is set.
+    phantoms if `overwrite` is set. `references` is a folder for the labels of the unlabelled cases, which the
+    organisers of a challenge keep to themselves; named and numbered like a submission.
     """
     if cases < 1 or not 0 <= unlabelled <= cases:
         raise ValueError(f"{cases} cases, {unlabelled} of them unlabelled: at least one case, and no more than all")
@@ -70,16 +73,21 @@ def write_phantoms(
     load_template(anatomy)  # a missing anatomy is told before any process starts
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch, "new")
-        folder.mkdir()
+        folder, kept_back = Path(scratch, "new"), Path(scratch, "references")
+        for made in (folder, kept_back):
+            made.mkdir()
         labelled = [index < cases - unlabelled for index in range(cases)]
-        manifest = list(_write_cases(folder, order, labelled, processes or min(os.cpu_count() or 1, 8)))
+        manifest = list(_write_cases(folder, kept_back, order, labelled, processes or min(os.cpu_count() or 1, 8)))
         _write_name_mapping(folder, row, manifest)
         settings = dict(release=row.name, shape=order.shape, seed=seed, anatomy=anatomy)
         (folder / MANIFEST).write_text(json.dumps({**settings, "cases": manifest}, indent=1))
         if out.exists():
             out.rename(Path(scratch, "old"))
         folder.rename(out)
+        if references:
+            references.mkdir(parents=True, exist_ok=True)
+            for label in kept_back.iterdir():
+                shutil.move(label, references / label.name)
     return manifest
 
 
@@ -93,8 +101,8 @@ def check_vacant(out: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{out} already holds phantoms: choose another folder or add --overwrite")
 
 
-def write_case(folder: Path, order: Order, index: int, labelled: bool) -> dict:
-    """Write the files of one case and return its row of the manifest."""
+def write_case(folder: Path, kept_back: Path, order: Order, index: int, labelled: bool) -> dict:
+    """Write the files of one case and return its row of the manifest; the label of an unlabelled one is kept back."""
     release = order.release
     phantom = make_case(order.seed, index, order.shape, release.scheme, order.anatomy, release.sequences)
     grade = release.grades[int(phantom.grade == "LGG")] if release.grades else None
@@ -102,8 +110,11 @@ def write_case(folder: Path, order: Order, index: int, labelled: bool) -> dict:
     images = {role: as_image(array, phantom) for role, array in phantom.images.items()}
     if release.stack:
         images = {STACK: sitk.JoinSeries([images[sequence] for sequence in release.stack])}
+    label = as_image(remap(phantom.labels, release.scheme.trained), phantom)
     if labelled:
-        images[LABEL] = as_image(remap(phantom.labels, release.scheme.trained), phantom)
+        images[LABEL] = label
+    else:
+        sitk.WriteImage(label, str(kept_back / release.submission.format(case=case)), useCompression=True)
     for role, image in images.items():
         path = folder / release.path(case, role, grade=grade, training=labelled)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,9 +133,11 @@ def as_image(array: np.ndarray, phantom: Phantom) -> sitk.Image:
     return image
 
 
-def _write_cases(folder: Path, order: Order, labelled: Sequence[bool], processes: int) -> Iterator[dict]:
+def _write_cases(
+    folder: Path, kept_back: Path, order: Order, labelled: Sequence[bool], processes: int
+) -> Iterator[dict]:
     """Rows of the manifest in order, from processes of their own where there is more than one; with progress."""
-    write = partial(write_case, folder, order)
+    write = partial(write_case, folder, kept_back, order)
     progress = partial(track, description=f"{order.release.name} phantoms", total=len(labelled))
     if min(processes, len(labelled)) == 1:
         yield from progress(map(write, range(len(labelled)), labelled))

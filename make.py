@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""From a clean clone: `python3 make.py demo` sets everything up and runs the demo, `python3 make.py test` the tests.
+
+Needs nothing but Python 3.10 or newer and a package index. Everything is installed into .venv beside this file.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+
+
+def run(*command: str | Path) -> None:
+    print("$", *command, flush=True)
+    code = subprocess.run([str(word) for word in command], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def set_up(extras: str) -> None:
+    """Create the environment, and install into it whenever what is declared has changed."""
+    declared = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + (ROOT / "setup.py").read_bytes()).hexdigest()
+    stamp = VENV / f"installed-{extras}"
+    if stamp.exists() and stamp.read_text() == declared:
+        return
+    print(f"installing nnunet_brats_ext[{extras}] into {VENV} (torch is large: some minutes)", flush=True)
+    if not (BIN / "python").exists():
+        venv.create(VENV, with_pip=True)
+    run(BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", f".[{extras}]")
+    stamp.write_text(declared)
+
+
+def demo(arguments: list[str]) -> None:
+    set_up("demo")
+    run(BIN / "nnunet_brats", "demo", *arguments)
+
+
+def test(arguments: list[str]) -> None:
+    set_up("test")
+    if not arguments:
+        run(BIN / "ruff", "check", ".")
+        run(BIN / "ruff", "format", "--check", ".")
+        run(BIN / "codespell", "nnunet_brats_ext", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md")
+        run(BIN / "mypy")
+    run(BIN / "python", "-m", "pytest", *arguments)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("demo", "test"))
+    options, rest = parser.parse_known_args()  # whatever follows is for `nnunet_brats demo` or pytest
+    {"demo": demo, "test": test}[options.what](rest)

@@ -1,0 +1,227 @@
+"""`nnunet_brats demo`: the whole way from a BraTS folder to a submission, by real commands on synthetic patients.
+
+Every command is printed as it would be typed, so the demo is also the shortest tutorial. It runs on two CPU cores in
+minutes, because heads are coarse and training is brief: its scores say that everything works, not how well.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_brats_ext.brats import to_regions
+from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+
+MARK = ".nnunet_brats_demo"  # a folder that has it was made by the demo and may be made anew
+DATASET = "998"
+NAME = f"Dataset{DATASET}_BraTSDemo"
+CONFIGURATION = "3d_fullres"
+OURS, YARDSTICK = "BraTSVAETrainer", "BraTSBaselineTrainer"
+REGION_COLOURS = {"WT": "gold", "TC": "tomato", "ET": "deepskyblue"}
+# What of nnU-Net's output is worth a glance while it runs.
+NEWS = re.compile(r"Epoch \d+|train_loss -?[\d.]+|Pseudo dice|[Pp]redicting|Preprocessing|fingerprint|\d+%")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much the demo does. The default takes about eight minutes on two cores; tests take less."""
+
+    cases: int = 16
+    held_out: int = 4
+    size: Sequence[int] = (48, 56, 48)  # voxels, x y z
+    epochs: int = 10
+    iterations: int = 12  # per epoch
+    folds: Sequence[int] = (0, 1)
+    memory_gb: float = 0.1  # makes nnU-Net plan small patches, that a CPU can train in seconds
+
+
+class Demo:
+    """Runs the commands in a folder of its own, and keeps the full output of each in `logs/`."""
+
+    def __init__(self, folder: Path, scale: Scale, device: str = "cpu"):
+        self.folder, self.scale, self.device = folder.resolve(), scale, device
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.settings = {
+            name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        }
+        self.begin = time.monotonic()
+        self.commands_run = 0
+
+    def run(self) -> None:
+        self.prepare_folder()
+        self.make_data()
+        for trainer in (OURS, YARDSTICK):
+            self.train(trainer)
+            self.predict(trainer)
+        scores = self.score()
+        picture = draw_cases(
+            self.folder / "nnUNet_raw" / NAME / "imagesTs",
+            {"reference": self.folder / "references"} | {t: self.folder / "submission" / t for t in (OURS, YARDSTICK)},
+            self.folder / "predictions.png",
+        )
+        curves = {t: self.model_folder(t) / f"fold_{self.scale.folds[0]}" / "progress.png" for t in (OURS, YARDSTICK)}
+        self.tell_scores(scores)
+        self.console.print(f"\npictures: {picture}")
+        self.console.print(*(f"          {curve}" for curve in curves.values()), sep="\n")
+        self.console.print(f"all in {(time.monotonic() - self.begin) / 60:.1f} minutes")
+
+    # ---- the steps -------------------------------------------------------------------------------------------------
+
+    def prepare_folder(self) -> None:
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / MARK).exists():
+            raise FileExistsError(f"{self.folder} exists and is not of an earlier demo: choose another folder")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "logs").mkdir(parents=True)
+        (self.folder / MARK).touch()
+        self.console.rule("where nnU-Net keeps its files")
+        for name, path in self.settings.items():
+            Path(path).mkdir()
+            self.console.print(f"$ export {name}={shlex.quote(path)}", style="cyan")
+        self.console.print(f"everything below runs in {self.folder}")
+
+    def make_data(self) -> None:
+        scale = self.scale
+        self.step(
+            "synthetic patients, laid out as BraTS 2020",
+            *("nnunet_brats", "phantom", "release", "--cases", scale.cases, "--unlabelled", scale.held_out),
+            "--size",
+            *scale.size,
+            *("--references", "references"),
+        )
+        self.step("from BraTS to nnU-Net", "nnunet_brats", "convert", "release", "-d", DATASET, "--name", "BraTSDemo")
+        self.step(
+            "nnU-Net plans and preprocesses; the memory target makes patches small enough for a CPU",
+            *("nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "--verify_dataset_integrity"),
+            *("-gpu_memory_target", scale.memory_gb, "-npfp", 2, "-np", 2),
+        )
+
+    def train(self, trainer: str) -> None:
+        brief = {"nnUNet_brats_epochs": str(self.scale.epochs), "nnUNet_brats_iterations": str(self.scale.iterations)}
+        for fold in self.scale.folds:
+            self.step(
+                f"{trainer}, fold {fold}: {self.scale.epochs} short epochs",
+                *("nnUNetv2_train", DATASET, CONFIGURATION, fold, "-tr", trainer, "-device", self.device),
+                environment=brief,
+            )
+
+    def predict(self, trainer: str) -> None:
+        folders = [f"predictions/{trainer}_fold{fold}" for fold in self.scale.folds]
+        for fold, out in zip(self.scale.folds, folders, strict=True):
+            self.step(
+                f"held-out patients by {trainer}, fold {fold}",
+                *("nnUNetv2_predict", "-i", f"nnUNet_raw/{NAME}/imagesTs", "-o", out, "-d", DATASET),
+                *("-c", CONFIGURATION, "-f", fold, "-tr", trainer, "-device", self.device),
+                *("--save_probabilities", "--disable_tta", "-npp", 1, "-nps", 1),
+            )
+        together = f"predictions/{trainer}"
+        self.step(f"{trainer}: the folds together", "nnUNetv2_ensemble", "-i", *folders, "-o", together, "-np", 1)
+        self.step(
+            "back to the release's labels and names, checked against its rules",
+            *("nnunet_brats", "restore", together, "-o", f"submission/{trainer}", "-d", DATASET),
+        )
+
+    def score(self) -> dict[str, dict]:
+        for trainer in (OURS, YARDSTICK):
+            self.step(
+                f"{trainer} as the challenge scores it",
+                *("nnunet_brats", "evaluate", "references", f"submission/{trainer}", "--preset", "brats2020"),
+                *("--labels", "released", "-o", f"{trainer}.json"),
+            )
+        return {t: json.loads((self.folder / f"{t}.json").read_text()) for t in (OURS, YARDSTICK)}
+
+    def tell_scores(self, scores: Mapping[str, dict]) -> None:
+        steps = self.scale.epochs * self.scale.iterations
+        table = Table(title=f"Dice on {self.scale.held_out} held-out patients after {steps} steps per fold")
+        table.add_column("trainer")
+        regions = list(next(iter(scores.values()))["summary"])
+        for region in regions:
+            table.add_column(region, justify="right")
+        for trainer, results in scores.items():
+            table.add_row(trainer, *(f"{results['summary'][region]['dice']['mean']:.3f}" for region in regions))
+        self.console.print(table)
+
+    # ---- running commands ------------------------------------------------------------------------------------------
+
+    def model_folder(self, trainer: str) -> Path:
+        return self.folder / "nnUNet_results" / NAME / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
+
+    def step(self, title: str, *command: str | int | float, environment: Mapping[str, str] | None = None) -> None:
+        """Print a command as one would type it, run it with a line of news, keep its output, stop if it fails."""
+        words = [str(word) for word in command]
+        extra = dict(environment or {})
+        self.commands_run += 1
+        log = self.folder / "logs" / f"{self.commands_run:02d}_{words[0]}.txt"
+        self.console.rule(title)
+        prefix = "".join(f"{name}={value} " for name, value in extra.items())
+        self.console.print(f"$ {prefix}{shlex.join(words)}", style="cyan")
+        begin = time.monotonic()
+        # One worker each: on few cores, and with small heads, more of nnU-Net's processes cost more than they give.
+        workers = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / words[0]), *words[1:]],
+            cwd=self.folder,
+            env={**workers, **os.environ, **self.settings, **extra},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,  # with universal newlines: a progress bar's carriage returns end lines, too
+        )
+        assert process.stdout is not None
+        with log.open("w") as file, self.console.status("starting") as status:
+            lines: list[str] = []
+            for line in process.stdout:
+                file.write(line)
+                lines = [*lines[-30:], line.rstrip()]
+                if NEWS.search(line):
+                    status.update(line.strip()[-100:].replace("[", r"\["))
+        if process.wait() != 0:
+            raise RuntimeError("\n".join([*lines, f"`{shlex.join(words)}` failed; all it said is in {log}"]))
+        if words[0] == "nnunet_brats":
+            self.console.print("\n".join(line for line in lines if line and "━" not in line), markup=False, style="dim")
+        self.console.print(f"done in {time.monotonic() - begin:.0f} s", style="green")
+
+
+def draw_cases(images: Path, label_maps: Mapping[str, Path], out: Path) -> Path:
+    """One row per case: the slice with most tumour of T1ce and FLAIR, with the outlines of WT, TC and ET."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    regions = RELEASES["BraTS2020"].scheme
+    in_release = {name: tuple(regions.trained[label] for label in labels) for name, labels in regions.regions.items()}
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in label_maps["reference"].glob("*.nii.gz"))
+    figure, axes = plt.subplots(len(cases), len(label_maps) + 1, figsize=(3 * len(label_maps) + 3, 3 * len(cases)))
+    for row, case in zip(np.atleast_2d(axes), cases, strict=True):
+        t1ce, flair = (read(images / f"{case}_{channel:04d}.nii.gz") for channel in (1, 3))
+        maps = {name: read(folder / f"{case}.nii.gz") for name, folder in label_maps.items()}
+        z = int((maps["reference"] > 0).sum((1, 2)).argmax())
+        row[0].imshow(t1ce[z], cmap="gray")
+        row[0].set_title(f"{case}\nT1ce", fontsize=8)
+        for axis, (name, label_map) in zip(row[1:], maps.items(), strict=True):
+            axis.imshow(flair[z], cmap="gray")
+            axis.set_title(name, fontsize=8)
+            for region, mask in to_regions(label_map[z], in_release).items():
+                if mask.any():
+                    axis.contour(mask, levels=[0.5], colors=REGION_COLOURS[region], linewidths=1)
+    for axis in figure.axes:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    return out
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -1,0 +1,72 @@
+"""A small world that all tests of training share: phantoms, converted, planned and preprocessed by nnU-Net itself."""
+
+import contextlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+@dataclass(frozen=True)
+class World:
+    """A dataset of six labelled phantoms and two without label, ready to train on."""
+
+    root: Path
+    dataset: str = "Dataset901_World"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment of nnU-Net's commands, with as few processes as they allow."""
+        folders = {name: str(self.root / name) for name in FOLDERS}
+        return folders | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "2"}
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw" / self.dataset
+
+    @property
+    def dataset_json(self) -> dict:
+        return json.loads((self.raw / "dataset.json").read_text())
+
+    @property
+    def plans(self) -> dict:
+        return json.loads((self.root / "nnUNet_preprocessed" / self.dataset / "nnUNetPlans.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def world_on_disk(tmp_path_factory) -> World:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+    from nnunet_brats_ext.cli import main
+
+    world = World(tmp_path_factory.mktemp("world"))
+    for name in FOLDERS:
+        (world.root / name).mkdir()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        for name, value in world.settings.items():
+            patch.setenv(name, value)
+        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner cannot do with none
+        release = str(world.root / "release")
+        size = ("--size", "32", "36", "32", "--anatomy", "procedural", "--processes", "1")
+        assert main(["phantom", release, "--cases", "8", "--unlabelled", "2", *size]) == 0
+        assert main(["convert", release, "-d", "901", "--name", "World", "-np", "1"]) == 0
+        extract_fingerprints([901], num_processes=1, check_dataset_integrity=True)
+        plan_experiments([901], gpu_memory_target_in_gb=0.1)
+        preprocess([901], configurations=("3d_fullres", "2d"), num_processes=(1, 1))
+    return world
+
+
+@pytest.fixture
+def world(world_on_disk, monkeypatch) -> World:
+    """The world with its environment set, and nothing else of ours in it."""
+    for name in list(os.environ):
+        if name.startswith("nnUNet_brats"):
+            monkeypatch.delenv(name)
+    for name, value in world_on_disk.settings.items():
+        monkeypatch.setenv(name, value)
+    return world_on_disk
