@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
+from nnunet_brats_ext.architectures.residual_unet import (
+    AttentionGate,
+    AttentionGatedResidualUNet,
+    PreActivationResidualUNet,
+)
 from nnunet_brats_ext.architectures.vae import VAEBranch
 from nnunet_brats_ext.training.branches import NetworkWithBranch, TrainingOutput, VAERegularisation
 
@@ -121,3 +125,26 @@ def test_features_and_weights_do_not_explode_with_a_constant_image():
     network = regularised((16, 16, 16))
     losses = network(torch.zeros(1, 4, 16, 16, 16)).auxiliary_losses
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2)])
+def test_an_attention_gate_only_ever_weakens_the_skip(stride):
+    gate = AttentionGate(nn.Conv3d, 8, 16, stride)
+    size = (4, 6, 8)
+    skip, below = torch.randn(2, 8, *size), torch.randn(2, 16, *(n // s for n, s in zip(size, stride, strict=True)))
+    for mode in (True, False):
+        passed = gate.train(mode)(skip, below)
+        assert passed.shape == skip.shape
+        assert (passed.abs() <= skip.abs()).all()
+        coefficients = gate.coefficients(skip, below)
+        assert coefficients.shape == (2, 1, *size)
+        assert 0 < coefficients.min() < coefficients.max() < 1
+
+
+def test_gates_change_what_the_decoder_sees_and_learn():
+    network = AttentionGatedResidualUNet(7, 3, **SMALL)
+    network(torch.randn(2, 7, 16, 16, 16)).mean().backward()
+    # A bias before batch normalisation has no effect, so its gradient is nothing but rounding.
+    weights = {name: p for name, p in network.gates.named_parameters() if name.endswith("weight")}
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in weights.values())
+    assert network.eval()(torch.randn(1, 7, 24, 16, 8)).shape == (1, 3, 24, 16, 8), "any size, not only the patch"

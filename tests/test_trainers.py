@@ -7,13 +7,14 @@ import pytest
 import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
-from nnunet_brats_ext.trainers import BraTSBaselineTrainer, BraTSVAETrainer
+from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSBaselineTrainer, BraTSVAETrainer
 from nnunet_brats_ext.training.augmentation import ShiftIntensity
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, BraTSTrainer
 from nnunet_brats_ext.training.branches import NetworkWithBranch
@@ -243,16 +244,44 @@ def test_a_loss_at_one_scale_goes_under_nnunets_weights_of_the_scales(world):
     assert np.isfinite(trainer.train_step(random_batch(trainer))["loss"])
 
 
-def test_the_previous_stage_may_have_another_trainer(world):
-    class Second(BraTSTrainer):
-        previous_stage_trainer = "BraTSVAETrainer"
-
+def cascade(world) -> dict:
+    """Plans with a second configuration that refines the first, on the same preprocessed data."""
     plans = world.plans
     plans["configurations"]["first"] = {"inherits_from": "3d_fullres", "next_stage": "second"}
     plans["configurations"]["second"] = {"inherits_from": "3d_fullres", "previous_stage": "first"}
-    second = Second(plans | {"continue_training": False}, "second", 0, world.dataset_json, CPU)
-    expected = "BraTSVAETrainer__nnUNetPlans__first/predicted_next_stage/second"
-    assert second.folder_with_segs_from_previous_stage.endswith(expected)
+    return plans | {"continue_training": False}
+
+
+def test_a_second_stage_names_the_cases_that_the_first_has_not_segmented_and_what_to_run(world):
+    second = BraTSAttentionVAETrainer(cascade(world), "second", 0, world.dataset_json, CPU)
+    second.dataset_class = infer_dataset_class(second.preprocessed_dataset_folder)
+    folder = Path(second.folder_with_segs_from_previous_stage)
+    assert str(folder).endswith("BraTSVAETrainer__nnUNetPlans__first/predicted_next_stage/second")
+    with pytest.raises(FileNotFoundError, match="6 cases have no segmentation") as caught:
+        second.get_tr_and_val_datasets()
+    commands = str(caught.value).splitlines()[1:]
+    assert commands[0].strip() == f"nnUNetv2_train {world.dataset} first 0 -tr BraTSVAETrainer -p nnUNetPlans"
+    assert len(commands) == 5
+
+
+def test_a_second_stage_trains_on_the_images_and_the_labels_of_the_first(world):
+    second = BraTSAttentionVAETrainer(cascade(world), "second", 0, world.dataset_json, CPU)
+    second.dataset_class = dataset_class = infer_dataset_class(second.preprocessed_dataset_folder)
+    folder = Path(second.folder_with_segs_from_previous_stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = dataset_class(second.preprocessed_dataset_folder)
+    for case in data.identifiers:
+        _, segmentation, _, _ = data.load_case(case)
+        dataset_class.save_seg(np.clip(segmentation[0], 0, None).astype(np.uint8), str(folder / case))
+    second.initialize()
+    loader, _ = second.get_dataloaders()
+    batch = next(loader)
+    maps = batch["data"][:, 4:]
+    assert set(maps.unique().tolist()) <= {0, 1}
+    whole_tumour = batch["target"][:, 0].float()
+    assert torch.equal(maps.sum(1), whole_tumour), "ED, NCR and ET of the first stage make its whole tumour"
+    second.network.train()
+    assert np.isfinite(second.train_step(batch)["loss"])
 
 
 def test_extra_state_survives_a_checkpoint(world, tmp_path):

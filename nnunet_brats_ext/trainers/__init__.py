@@ -5,6 +5,6 @@ from nnunet_brats_ext.plugin.requirements import require_nnunet
 require_nnunet()  # before anything fails with an obscure message
 
 from nnunet_brats_ext.trainers.baseline import BraTSBaselineTrainer  # noqa: E402
-from nnunet_brats_ext.trainers.lyu2020 import BraTSVAETrainer  # noqa: E402
+from nnunet_brats_ext.trainers.lyu2020 import BraTSAttentionVAETrainer, BraTSVAETrainer  # noqa: E402
 
-__all__ = ["BraTSBaselineTrainer", "BraTSVAETrainer"]
+__all__ = ["BraTSAttentionVAETrainer", "BraTSBaselineTrainer", "BraTSVAETrainer"]

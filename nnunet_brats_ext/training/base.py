@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
+from nnunet_brats_ext.training.cascade import require_previous_stage
 
 SHORT_EPOCHS, SHORT_ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # environment variables
 OURS = "nnunet_brats_ext"  # our key in a checkpoint, beside nnU-Net's
@@ -104,6 +105,16 @@ class BraTSTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self):
         training, validation = super().get_tr_and_val_datasets()
+        if self.is_cascaded:
+            require_previous_stage(
+                Path(self.folder_with_segs_from_previous_stage),
+                [*training.identifiers, *validation.identifiers],
+                Path(self.preprocessed_dataset_folder_base, "splits_final.json"),
+                self.plans_manager.dataset_name,
+                self.previous_stage_trainer or type(self).__name__,
+                self.plans_manager.plans_name,
+                self.configuration_manager.previous_stage_name,
+            )
         if self.one_draw_per_case and not os.environ.get(SHORT_ITERATIONS):
             batch_size = self.configuration_manager.batch_size  # of all ranks together
             self._set_iterations(*(ceil(len(data.identifiers) / batch_size) for data in (training, validation)))
