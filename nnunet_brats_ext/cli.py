@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_evaluate,
         add_postprocess,
         add_rank,
+        add_report,
         add_tune,
         add_uncertainty,
     ):
@@ -344,6 +345,44 @@ def add_rank(verbs: argparse._SubParsersAction) -> None:
         ranking = rank_entries(entries, options.metrics, options.permutations)
         print_ranking(ranking)
         print("written:", *save_ranking(ranking, options.out))
+
+    parser.set_defaults(run=run)
+
+
+def add_report(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "report",
+        help="one HTML page from results: tables, charts, ranking, pictures of cases, training curves",
+        description="Makes one page that needs no network from results.json files of `evaluate`, one per model, and "
+        "from whatever else is given; what is missing is left out with a sentence.",
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="results.json files of `evaluate`")
+    parser.add_argument("-o", dest="out", type=Path, default=Path("report.html"), help="default: report.html")
+    parser.add_argument("--names", nargs="+", help="what to call the models; default: where their paths differ")
+    parser.add_argument("--title", default="Segmentation report", help="default: %(default)s")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="reference label maps, to draw")
+    parser.add_argument(
+        "--predictions",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="predicted label maps, to draw: in the order of the results, or with the model's name",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="imagesTr or imagesTs, or a BraTS release")
+    parser.add_argument("--cases", type=int, default=3, metavar="N", help="to draw, from best to worst (default: 3)")
+    parser.add_argument("--metric", default="dice", help="by which they are chosen (default: %(default)s)")
+    parser.add_argument("--region", help="by whose score; default: the mean over regions")
+    parser.add_argument("--models", nargs="+", type=Path, default=[], metavar="DIR", help="model folders of nnU-Net")
+    parser.add_argument("--uncertainty", type=Path, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
+    parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.evaluation.report.page import Options, write_report
+
+        given = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
+        for note in write_report(options.sources, options.out, Options(**given)):
+            print(note)
+        print(f"written: {options.out} ({options.out.stat().st_size / 1000:.0f} kB)")
 
     parser.set_defaults(run=run)
 

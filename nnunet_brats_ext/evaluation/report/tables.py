@@ -1,0 +1,212 @@
+"""The numbers of a report as rows: summaries per model and region, the ranking, every case, and which cases to draw."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunet_brats_ext.evaluation.ranking import LESIONWISE, SMALL_IS_GOOD, WHOLE, Ranking, Scores, score_array
+
+Results = Mapping[str, Mapping[str, Any]]  # model -> content of its results.json
+
+TITLES = {
+    "dice": "Dice",
+    "hd95": "HD95 (mm)",
+    "hd95_pooled": "HD95, pooled (mm)",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "nsd": "NSD",
+    "lesionwise_dice": "Lesion-wise Dice",
+    "lesionwise_hd95": "Lesion-wise HD95 (mm)",
+    "n_tp": "Lesions found",
+    "n_fp": "False positive lesions",
+    "n_fn": "Lesions missed",
+}
+EMPTY = {"reference": "only predicted", "prediction": "missed", "both": "in neither"}  # as results.json marks them
+
+
+class Cell(NamedTuple):
+    """One model's scores in one region over all cases, as text; empty where there is none."""
+
+    mean: str
+    std: str
+    median: str
+    quartiles: str
+    note: str  # how many cases count, where not all do
+    best: bool
+
+
+class Summary(NamedTuple):
+    """One metric: a row per model, a cell per region."""
+
+    metric: str
+    title: str
+    small_is_good: bool
+    regions: tuple[str, ...]
+    rows: list[tuple[str, list[Cell]]]
+
+
+class Chosen(NamedTuple):
+    """A case to draw: its place among all, 1 the best, and why it was taken."""
+
+    case: str
+    score: float
+    place: int
+    label: str
+
+
+def title_of(metric: str) -> str:
+    return TITLES.get(metric, metric)
+
+
+def show(metric: str, value: float | None) -> str:
+    """A score as text; the digits that its unit deserves."""
+    if value is None or np.isnan(value):
+        return "–"
+    return f"{value:.{decimals(metric)}f}"
+
+
+def decimals(metric: str) -> int:
+    return 2 if "hd95" in metric or is_count(metric) else 3
+
+
+def is_count(metric: str) -> bool:
+    return metric.startswith("n_")
+
+
+def metrics_of(results: Results) -> list[str]:
+    """The metrics that all models have, those that BraTS ranks by first."""
+    everywhere = [set(metrics) for one in results.values() for metrics in one["summary"].values()]
+    shared = set.intersection(*everywhere)
+    first = next(iter(next(iter(results.values()))["summary"].values()))
+    headline = LESIONWISE if shared.issuperset(LESIONWISE) else WHOLE
+    return [metric for metric in dict.fromkeys((*headline, *first)) if metric in shared]
+
+
+def headline_of(metrics: Sequence[str]) -> list[str]:
+    """Those that BraTS ranks by."""
+    return [metric for metric in metrics if metric in (LESIONWISE if LESIONWISE[0] in metrics else WHOLE)]
+
+
+def regions_of(results: Results) -> tuple[str, ...]:
+    """The regions that all models have, in the order of the first."""
+    first, *others = results.values()
+    return tuple(region for region in first["summary"] if all(region in one["summary"] for one in others))
+
+
+def summarise_metric(results: Results, metric: str, regions: Sequence[str]) -> Summary:
+    """The summary of one metric; the best mean of each region is marked if there are several models."""
+    small = metric in SMALL_IS_GOOD
+    columns = [[one["summary"][region][metric] for one in results.values()] for region in regions]
+    best = [_best([statistics["mean"] for statistics in column], small) for column in columns]
+    rows = [
+        (name, [_cell(metric, column[i], len(one["cases"]), i in b) for column, b in zip(columns, best, strict=True)])
+        for i, (name, one) in enumerate(results.items())
+    ]
+    return Summary(metric, title_of(metric), small, tuple(regions), rows)
+
+
+def _best(means: Sequence[float | None], small_is_good: bool) -> set[int]:
+    known = [mean for mean in means if mean is not None]
+    if len(means) < 2 or not known:
+        return set()
+    target = min(known) if small_is_good else max(known)
+    return {i for i, mean in enumerate(means) if mean == target}
+
+
+def _cell(metric: str, statistics: Mapping[str, Any], cases: int, best: bool) -> Cell:
+    mean, std, median, q1, q3 = (show(metric, statistics[name]) for name in ("mean", "std", "median", "q1", "q3"))
+    note = "" if statistics["n"] == cases else f"{statistics['n']} of {cases} cases"
+    if statistics["n"] < 2:
+        return Cell(mean, "", "", "", note, best)
+    return Cell(mean, std, median, f"{q1} to {q3}", note, best)
+
+
+def count_empty(results: Results, regions: Sequence[str]) -> list[tuple[str, str, list[int]]]:
+    """(model, what, cases per region), for every model and kind of emptiness that occurs."""
+    rows = []
+    for name, one in results.items():
+        for where, words in EMPTY.items():
+            found = [sum(marks.get(region) == where for marks in one["empty"].values()) for region in regions]
+            if any(found):
+                rows.append((name, words, found))
+    return rows
+
+
+def ranking_rows(ranking: Ranking) -> list[dict[str, Any]]:
+    """The entries from the best on, with the p-value of each one's lead over every other (None on the diagonal)."""
+    return [
+        {
+            "name": ranking.entries[i],
+            "mean_rank": f"{ranking.scores[i]:.3f}",
+            "leads": [None if i == j else float(ranking.p_values[i, j]) for j in ranking.order],
+        }
+        for i in ranking.order
+    ]
+
+
+def case_table(results: Results, metrics: Sequence[str], regions: Sequence[str]) -> dict[str, Any]:
+    """Every score of every case and model, as small as it gets, for the script that sorts and filters them.
+
+    rows: [number of the model, case, one number or null per column, then remarks on empty regions].
+    """
+    columns = [(region, metric) for metric in metrics for region in regions]
+    rows = [
+        [i, case, *(_rounded(metric, scores[region][metric]) for region, metric in columns), _remarks(one, case)]
+        for i, one in enumerate(results.values())
+        for case, scores in one["cases"].items()
+    ]
+    return {
+        "models": list(results),
+        "columns": [
+            {
+                "title": f"{region} {title_of(metric)}",
+                "decimals": decimals(metric),
+                "small": metric in SMALL_IS_GOOD,
+            }
+            for region, metric in columns
+        ],
+        "rows": rows,
+    }
+
+
+def _rounded(metric: str, value: float | None) -> float | None:
+    return None if value is None else round(value, decimals(metric))
+
+
+def _remarks(results: Mapping[str, Any], case: str) -> str:
+    return ", ".join(f"{region} {EMPTY[where]}" for region, where in results["empty"].get(case, {}).items())
+
+
+def values_of(scores: Scores, region: str, metric: str) -> np.ndarray:
+    """The scores of all cases that have one."""
+    values = (regions[region][metric] for regions in scores.values())
+    return np.array([value for value in values if value is not None], dtype=np.float64)
+
+
+def choose_cases(entries: Mapping[str, Scores], metric: str, regions: Iterable[str], number: int) -> list[Chosen]:
+    """Cases spread evenly from the best to the worst by the mean over models and regions: of three, the median between.
+
+    Only cases that all models have count, and of these those with a score. Fewer than `number` give all of them.
+    """
+    first, *others = entries.values()
+    cases = [case for case in first if all(case in other for other in others)]
+    columns = [(region, metric) for region in regions]
+    if not cases or number < 1:
+        return []
+    array = score_array(list(entries.values()), cases, columns)
+    means = np.array([np.nan if np.isnan(one).all() else np.nanmean(one) for one in array.swapaxes(0, 1)])
+    known = np.flatnonzero(~np.isnan(means))
+    order = known[np.argsort(means[known] * (1 if metric in SMALL_IS_GOOD else -1), kind="stable")]
+    if not order.size:
+        return []
+    places = np.unique(np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int))
+    return [Chosen(cases[order[p]], float(means[order[p]]), int(p) + 1, _label(int(p), len(order))) for p in places]
+
+
+def _label(place: int, number: int) -> str:
+    if number == 1:
+        return "The case"
+    if place in (0, number - 1):
+        return "Worst case" if place else "Best case"
+    return "Median case" if place in ((number - 1) // 2, number // 2) else f"Case {place + 1} of {number}"

@@ -1,0 +1,122 @@
+"""What nnU-Net left beside a trained model: its settings, and the curves in its training logs. No checkpoint is opened.
+
+A log has, per epoch, the lines `Epoch 7`, `train_loss 0.1`, `val_loss 0.2`, `Pseudo dice [...]`, each behind a time.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_brats_ext.prediction_folders.runs import read_json
+
+_NUMBER = r"nan|-?inf|-?\d+(?:\.\d*)?(?:e[-+]?\d+)?"
+_LINE = re.compile(rf"^[-\d]+ [:.\d]+: (?:Epoch (\d+)|(train_loss|val_loss) ({_NUMBER})|Pseudo dice (\[.*\])) *$")
+
+
+@dataclass
+class Epoch:
+    """What was logged of one epoch; NaN or nothing where it was cut short."""
+
+    train_loss: float = np.nan
+    val_loss: float = np.nan
+    pseudo_dice: list[float] = field(default_factory=list)  # of regions or labels, in the order of the data set
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model folder: rows for a table of settings, and the epochs of each fold."""
+
+    name: str
+    settings: list[tuple[str, str]]
+    regions: tuple[str, ...]
+    folds: Mapping[str, Mapping[int, Epoch]]
+
+
+def read_log(text: str) -> dict[int, Epoch]:
+    """The epochs of one log, by number; lines of any other kind are passed over."""
+    epochs: dict[int, Epoch] = {}
+    current = Epoch()
+    for line in text.splitlines():
+        if not (match := _LINE.match(line)):
+            continue
+        number, loss, value, dice = match.groups()
+        if number:
+            current = epochs[int(number)] = Epoch()
+        elif loss:
+            setattr(current, loss, float(value))
+        else:
+            plain = re.sub(r"np\.float\d+\(", "", dice)
+            current.pseudo_dice = [float(found) for found in re.findall(_NUMBER, plain)]
+    return epochs
+
+
+def read_fold(folder: Path) -> dict[int, Epoch]:
+    """The epochs of a fold from all its logs. A later log, of a run resumed or begun anew, holds from its start on."""
+    epochs: dict[int, Epoch] = {}
+    for path in sorted(folder.glob("training_log_*.txt"), key=_moment):
+        found = read_log(path.read_text(encoding="utf-8", errors="replace"))
+        start = min(found, default=np.inf)
+        epochs = {number: epoch for number, epoch in epochs.items() if number < start} | found
+    return epochs
+
+
+def _moment(log: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", log.stem)]  # the parts of the time are not padded
+
+
+def read_model(folder: Path) -> TrainedModel:
+    """A model folder of nnU-Net (`Trainer__Plans__configuration`), or one fold of it, with what there is in it."""
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder of a trained model")
+    folds = [folder] if folder.name.startswith("fold_") else sorted(folder.glob("fold_*"))
+    model = folder.parent if folder.name.startswith("fold_") else folder
+    if not folds:
+        raise ValueError(f"{folder} holds no fold_*; give the folder that nnUNetv2_train wrote, Trainer__Plans__...")
+    epochs = {fold.name.removeprefix("fold_"): read_fold(fold) for fold in folds}
+    dataset = _optional(model / "dataset.json")
+    regions = tuple(name for name in dataset.get("labels", {}) if name not in ("background", "ignore"))
+    settings = [*_settings(model, dataset), ("folds", ", ".join(epochs))]
+    if lengths := sorted({len(fold) for fold in epochs.values()} - {0}):
+        settings.append(("epochs", " to ".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))))
+    return TrainedModel(model.name.split("__")[0], settings, regions, epochs)
+
+
+def _settings(model: Path, dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
+    trainer, *others = model.name.split("__")
+    plans = _optional(model / "plans.json")
+    configuration = others[-1] if others else ""
+    chosen = _resolve(plans.get("configurations", {}), configuration)
+    network = chosen.get("architecture", {}).get("network_class_name", "")
+    rows = {
+        "data set": plans.get("dataset_name"),
+        "trainer": trainer,
+        "plans": plans.get("plans_name"),
+        "configuration": configuration,
+        "network in the plans": network.rpartition(".")[2],
+        "patch (voxels)": _times(chosen.get("patch_size")),
+        "batch": chosen.get("batch_size"),
+        "spacing (mm)": _times(chosen.get("spacing")),
+        "normalisation": ", ".join(dict.fromkeys(chosen.get("normalization_schemes", []))),
+        "training cases": dataset.get("numTraining"),
+    }
+    return [(name, str(value)) for name, value in rows.items() if value]
+
+
+def _resolve(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with what it inherits."""
+    own = configurations.get(name, {})
+    parent = own.get("inherits_from")
+    return {**(_resolve(configurations, parent) if parent and parent != name else {}), **own}
+
+
+def _times(numbers: Sequence[float] | None) -> str:
+    return " × ".join(f"{number:g}" for number in numbers or ())
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
