@@ -64,8 +64,8 @@ def test_the_command_writes_what_the_function_returns(folders, tmp_path, capsys)
     summary = list(csv.DictReader((out.parent / "results_summary.csv").open()))
     assert {"region", "metric", "mean", "std", "median", "q1", "q3", "n"} == set(summary[0])
     shown = capsys.readouterr().out
-    assert "brats2020 (gli): 3 cases" in shown
-    assert "0.9000 ± 0.0000" in shown
+    assert "brats2020 (gli), 3 cases" in shown
+    assert "0.900 ± 0.000 (0.900)" in shown
 
 
 def test_repeating_the_command_replaces_its_files_and_leaves_no_others(folders, tmp_path):

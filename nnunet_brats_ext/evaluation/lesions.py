@@ -45,8 +45,8 @@ class Scorer(NamedTuple):
 
 
 def find_components(mask: np.ndarray) -> np.ndarray:
-    """Number the 26-connected components as the official scripts do: by first voxel in (x, y, z) order."""
-    return label(mask.T, _TOUCHING_EVERYWHERE)[0].T
+    """Number the 26-connected components of a boolean mask from 1."""
+    return label(mask, _TOUCHING_EVERYWHERE)[0]
 
 
 def find_lesions(mask: np.ndarray, box: Box, dilation: int) -> Lesions:
@@ -61,22 +61,23 @@ def find_lesions(mask: np.ndarray, box: Box, dilation: int) -> Lesions:
 
 def drop_small(lesions: Lesions, max_voxels: float) -> Lesions:
     """The lesions of more than `max_voxels` voxels."""
-    large = np.bincount(lesions.numbers.ravel()) > max_voxels
+    large = _sizes(lesions.numbers) > max_voxels
     if large[1:].all():
         return lesions
     return replace(lesions, numbers=np.where(large[lesions.numbers], lesions.numbers, 0))
 
 
 def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
-    """Join the lesions whose first (lowest-numbered) touching lesion among `others` is the same one.
+    """Join the lesions whose first touching lesion among `others` is the same one, as the script of BraTS 2024 does.
 
-    This is how the script of BraTS 2024 does it, for all the mergers one might expect: a single touching pair of
-    lesions changes nothing, and lesions that share only a later neighbour stay apart.
+    The first is the one whose dilation comes first in (x, y, z) order. Lesions that share only a later one stay apart.
     """
     if lesions.numbers.max(initial=0) < 2:
         return lesions
     first: dict[int, int] = {}
-    for own, other in sorted(_touching_pairs(lesions, others)):
+    touching = _touching_pairs(lesions, others)
+    order = {other: int(np.argmax((others.reach == other).T)) for other in {other for _, other in touching}}
+    for own, other in sorted(touching, key=lambda pair: order[pair[1]]):
         first.setdefault(own, other)
     leaders: dict[int, int] = {}
     joined = np.arange(lesions.reach.max() + 1, dtype=np.int32)
@@ -95,7 +96,7 @@ def score_by_dilation(
     prediction: component numbers on the box of `reference`. Lesions too small to count still claim the components that
     touch them.
     """
-    sizes = np.bincount(reference.numbers.ravel())
+    sizes = _sizes(reference.numbers)
     claims = _overlaps(reference.reach, prediction)
     pair_masks = _PairMasks(reference.numbers, prediction)
     scores, n_tp = [], 0
@@ -105,7 +106,7 @@ def score_by_dilation(
         scores.append(scorer.pair(*pair_masks(int(lesion), list(components))) if components else scorer.missed)
     n_fn = len(scores) - n_tp
     claimed = set().union(*claims.values())
-    n_fp = len(set(np.flatnonzero(np.bincount(prediction.ravel())).tolist()) - claimed - {0})
+    n_fp = len(set(np.flatnonzero(_sizes(prediction)).tolist()) - claimed)
     if rule.false_positives_count:
         scores += [scorer.missed] * n_fp
     return {**(_mean(scores) if scores else scorer.agreed), "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
@@ -116,7 +117,7 @@ def score_by_matching(
 ) -> dict[str, float]:
     """Mean scores over one-to-one matched components of two boolean masks, and the counts n_tp, n_fp, n_fn of all."""
     reference, prediction = find_components(reference), find_components(prediction)
-    sizes, predicted_sizes = np.bincount(reference.ravel())[1:], np.bincount(prediction.ravel())[1:]
+    sizes, predicted_sizes = _sizes(reference)[1:], _sizes(prediction)[1:]
     dice = np.full((len(sizes), len(predicted_sizes)), -1e-6)  # panoptica's price of a pair that shares nothing
     for lesion, components in _overlaps(reference, prediction).items():
         for component, shared in components.items():
@@ -156,6 +157,11 @@ def _widen_bits(bits: np.ndarray) -> np.ndarray:
     wide[..., 1:] |= bits[..., :-1] >> 7
     wide[..., :-1] |= bits[..., 1:] << 7
     return wide
+
+
+def _sizes(numbers: np.ndarray) -> np.ndarray:
+    """Voxels of each number; of 0, which is none, none."""
+    return np.bincount(numbers[numbers > 0])
 
 
 def _overlaps(first: np.ndarray, second: np.ndarray) -> dict[int, dict[int, int]]:

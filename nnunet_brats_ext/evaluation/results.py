@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_UNITS = {"hd95": "mm", "hd95_pooled": "mm", "lesionwise_hd95": "mm"}
 _COUNTS = ("n_tp", "n_fp", "n_fn")
 
 
@@ -25,40 +25,61 @@ def save_results(results: Mapping[str, Any], path: Path) -> list[Path]:
 
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the summary, one column per region: mean ± standard deviation and median, or the value of a single case."""
+    """Print the summary: mean ± standard deviation and median of all cases or the values of one, and sums of counts.
+
+    Regions are columns, as many side by side as the console has room for.
+    """
     console = console or Console()
     summary, n = results["summary"], len(results["cases"])
-    title = f"{results['preset']} ({results['cohort']}): " + (f"{n} cases, mean ± std (median)" if n > 1 else "1 case")
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for region in summary:
-        table.add_column(region, justify="right")
-    for metric in next(iter(summary.values())):
-        name = f"{metric} ({_UNITS[metric]})" if metric in _UNITS else metric
-        table.add_row(name, *(_cell(metric, regions[metric], n) for regions in summary.values()))
-    console.print(table)
-    for where, consequence in (
-        ("reference", "not there, but predicted"),
+    console.print(
+        f"[bold]{results['preset']}[/bold] ({results['cohort']}), "
+        + (f"{n} cases: mean ± standard deviation (median)" if n > 1 else "1 case")
+    )
+    names = {metric: _row_name(metric, n) for metric in next(iter(summary.values()))}
+    cells = {region: [_cell(metric, metrics[metric], n) for metric in names] for region, metrics in summary.items()}
+    widest = max(len(cell) for column in cells.values() for cell in column) + 2
+    side_by_side = max((console.width - max(map(len, names.values())) - 2) // widest, 1)
+    for start in range(0, len(cells), side_by_side):
+        shown = list(cells)[start : start + side_by_side]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("")
+        for region in shown:
+            table.add_column(region, justify="right", no_wrap=True)
+        for name, *row in zip(names.values(), *(cells[region] for region in shown), strict=True):
+            table.add_row(name, *row)
+        console.print(table)
+    _print_empty(results["empty"], list(summary), n, console)
+
+
+def _print_empty(empty: Mapping[str, Mapping[str, str]], regions: Sequence[str], n: int, console: Console) -> None:
+    for where, meaning in (
         ("prediction", "missed altogether"),
-        ("both", "not there and not predicted"),
+        ("reference", "invented altogether"),
+        ("both", "absent, and not predicted"),
     ):
-        counts = {
-            region: sum(regions.get(region) == where for regions in results["empty"].values()) for region in summary
-        }
-        if any(counts.values()):
-            found = ", ".join(f"{region} in {count}" for region, count in counts.items() if count)
-            console.print(f"{consequence}: {found} of {n} {'cases' if n > 1 else 'case'}")
+        counts = {region: sum(flags.get(region) == where for flags in empty.values()) for region in regions}
+        if found := [f"{region} in {count}" for region, count in counts.items() if count]:
+            console.print(f"{meaning}: {', '.join(found)} of {n} {'cases' if n > 1 else 'case'}")
+
+
+def _row_name(metric: str, n: int) -> str:
+    if metric in _COUNTS:
+        return f"{metric} (sum)" if n > 1 else metric
+    return f"{metric} (mm)" if "hd95" in metric else metric
 
 
 def _cell(metric: str, statistics: Mapping[str, float | None], n: int) -> str:
     mean, std, median = (statistics[name] for name in ("mean", "std", "median"))
     if mean is None:
         return "-"
-    digits = 2 if "hd95" in metric or (metric in _COUNTS and n > 1) else 0 if metric in _COUNTS else 4
-    spread = f" ± {std:.{digits}f}" if std is not None else ""
-    middle = f" ({median:.{digits}f})" if n > 1 else ""
+    if metric in _COUNTS:
+        return f"{mean * (statistics['n'] or 0):.0f}"
+    digits = 2 if "hd95" in metric else 5 if metric == "specificity" else 4 if n == 1 else 3
+    if n == 1:
+        return f"{mean:.{digits}f}"
     fewer = f" n={statistics['n']}" if statistics["n"] != n else ""
-    return f"{mean:.{digits}f}{spread}{middle}{fewer}"
+    spread = f" ± {std:.{digits}f}" if std is not None else ""
+    return f"{mean:.{digits}f}{spread} ({median:.{digits}f}){fewer}"
 
 
 def _case_rows(results: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
