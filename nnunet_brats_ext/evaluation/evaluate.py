@@ -169,7 +169,7 @@ def find_numbering(sources: Sequence[Path]) -> str:
     for source in sources:
         for folder in (source, *list(source.absolute().parents)[:2]):
             path = folder / "dataset.json"
-            if path.is_file() and _region_values(json.loads(path.read_text()).get("labels")) in ours:
+            if path.is_file() and _declared_regions(path) in ours:
                 return "trained"
     raise ValueError(
         f"no dataset.json beside {' or '.join(map(str, sources))} tells how the files number the labels; add "
@@ -177,15 +177,17 @@ def find_numbering(sources: Sequence[Path]) -> str:
     )
 
 
-def _region_values(labels: Any) -> set[tuple[int, ...]] | None:
-    """The sets of values that the `labels` of a dataset.json call regions, whatever their names."""
-    if not isinstance(labels, dict):
-        return None
+def _declared_regions(dataset_json: Path) -> set[tuple[int, ...]] | None:
+    """The regions of a dataset.json as sets of values; None if it is another program's, as in the download of 2020."""
     try:
-        values = {tuple(sorted(v)) if isinstance(v, list) else (int(v),) for v in labels.values()}
-    except (TypeError, ValueError):  # not nnU-Net's form
+        return _region_values(json.loads(dataset_json.read_text())["labels"])
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return values
+
+
+def _region_values(labels: Mapping[str, int | list[int]]) -> set[tuple[int, ...]]:
+    """The values of each region, whatever its name."""
+    return {tuple(sorted(value)) if isinstance(value, list) else (int(value),) for value in labels.values()}
 
 
 def _numbering(labels: str, preset: Preset) -> Mapping[int, int]:
