@@ -72,6 +72,7 @@ class Box(NamedTuple):
     q3: float
     low: float
     high: float
+    cases: int
     dots: str  # an SVG path of points; equal pixels are drawn once
     sentence: str
 
@@ -104,13 +105,13 @@ def box_plots(values: Mapping[str, Mapping[str, np.ndarray]], metric: str, decim
 def _box(name: str, scores: np.ndarray, top: float, scale: Scale, decimals: int) -> Box:
     middle = top + ROW_HEIGHT - BOX_HEIGHT / 2 - 2
     if not scores.size:
-        return Box(name, top, middle, 0, 0, 0, 0, 0, "", f"{name}: no scores")
+        return Box(name, top, middle, 0, 0, 0, 0, 0, 0, "", f"{name}: no scores")
     (found,) = boxplot_stats(scores)
     parts = [found[key] for key in ("q1", "med", "q3", "whislo", "whishi")]
     texts = [f"{value:.{decimals}f}" for value in parts]
     sentence = f"{name}: median {texts[1]}, quartiles {texts[0]} to {texts[2]}, {len(scores)} cases"
     q1, median, q3, low, high = scale(np.array(parts)).round(1).tolist()
-    return Box(name, top, middle, q1, median, q3, low, high, _dots(scale(scores), middle), sentence)
+    return Box(name, top, middle, q1, median, q3, low, high, len(scores), _dots(scale(scores), middle), sentence)
 
 
 def _dots(positions: np.ndarray, middle: float) -> str:

@@ -1,6 +1,7 @@
-"""The files behind a report's pictures: images, label maps and uncertainty maps of the cases to draw."""
+"""What goes into a report, and the files behind its pictures: images, label maps, uncertainty maps."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +16,76 @@ from nnunet_brats_ext.prediction_folders.runs import read_json
 SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
 
 
+@dataclass(frozen=True)
+class Options:
+    """What goes into a report beside the results.
+
+    names: of the models; default: where the paths of their results differ. predictions: folders in the order of the
+    results, or NAME=FOLDER. images: as nnU-Net names them, or a BraTS release. cases: how many to draw, chosen by
+    `metric` over `region`, or over all regions.
+    """
+
+    names: Sequence[str] | None = None
+    title: str = "Segmentation report"
+    reference: Path | None = None
+    predictions: Sequence[str] = ()
+    images: Path | None = None
+    models: Sequence[Path] = ()
+    uncertainty: Path | None = None
+    cases: int = 3
+    metric: str = "dice"
+    region: str | None = None
+    processes: int | None = None
+
+
 def find_case_files(
     cases: Sequence[str],
     results: Mapping[str, Mapping[str, Any]],
-    images: Path,
-    reference: Path | None,
-    predictions: Mapping[str, Path],
-    uncertainty: Path | None,
+    regions: Sequence[str],
+    options: Options,
     notes: list[str],
 ) -> dict[str, CaseFiles]:
-    """Case -> its files, for the cases that have images and a label map; a sentence for all else goes to the notes.
-
-    results: model -> content of its results.json. predictions: model -> folder.
-    """
-    found_images = find_images(images)
-    label_maps = {name: find_label_maps(folder) for name, folder in predictions.items()}
-    references = find_label_maps(reference) if reference else {}
-    if not reference:
+    """Case -> its files, for the cases that have images and a label map; a sentence for all else goes to the notes."""
+    assert options.images is not None, "without images there is nothing to draw"
+    images = find_images(options.images)
+    references = find_label_maps(options.reference) if options.reference else {}
+    folders = match_predictions(options.predictions, list(results))
+    predictions = {name: find_label_maps(folder) for name, folder in folders.items()}
+    if not options.reference:
         notes.append("No reference was given: pictures show predictions alone.")
-    if absent := [name for name in results if name not in predictions]:
+    if absent := [name for name in results if name not in folders]:
         notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
+    if len(numberings := {one["labels"] for one in results.values()}) > 1:
+        raise ValueError(
+            f"the label maps are numbered in different ways ({', '.join(sorted(numberings))}): draw them apart"
+        )
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
-    regions = {region: preset.regions[region] for region in first["summary"]}
-    to_trained = numbering(first.get("labels", "trained"), preset.scheme)
+    to_trained = numbering(first["labels"], preset.scheme)
     files = {}
     for case in cases:
-        predicted = {name: maps[case] for name, maps in label_maps.items() if case in maps}
-        lacking = [str(predictions[name]) for name in predictions if name not in predicted]
-        lacking += [str(reference)] if reference and case not in references else []
-        if lacking:
-            notes.append(f"{case} is missing in {', '.join(lacking)}.")
-        if case not in found_images:
-            notes.append(f"{case} is not drawn: {images} has no images of it.")
-        elif case not in references and not predicted:
+        found = {name: maps[case] for name, maps in predictions.items() if case in maps}
+        doubts = sorted(options.uncertainty.glob(f"{case}_unc_*.nii.gz")) if options.uncertainty else []
+        for what, missing in (
+            *((f"prediction of {name}", name not in found) for name in predictions),
+            ("reference", options.reference and case not in references),
+            ("uncertainty map", options.uncertainty and not doubts),
+        ):
+            if missing:
+                notes.append(f"{case} has no {what}.")
+        if case not in images:
+            notes.append(f"{case} is not drawn: {options.images} has no images of it.")
+        elif case not in references and not found:
             notes.append(f"{case} is not drawn: there is neither a reference nor a prediction of it.")
         else:
-            doubts = tuple(sorted(uncertainty.glob(f"{case}_unc_*.nii.gz"))) if uncertainty else ()
-            if uncertainty and not doubts:
-                notes.append(f"{case} has no uncertainty maps in {uncertainty}.")
             files[case] = CaseFiles(
-                case, regions, to_trained, found_images[case], references.get(case), predicted, doubts
+                case,
+                {region: preset.regions[region] for region in regions},
+                to_trained,
+                images[case],
+                references.get(case),
+                found,
+                tuple(doubts),
             )
     return files
 

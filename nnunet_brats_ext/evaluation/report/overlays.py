@@ -25,6 +25,7 @@ MARGIN = 3  # voxels around the head
 WINDOW = (1, 99.5)  # percentiles of the head that become black and white
 QUALITY = 70  # of WebP
 DOUBT_COLOURS, DOUBT_OPACITY = "plasma", 0.85  # of a voxel in full doubt
+DIMMED = 0.6  # the picture under the colours, or bright tumours would outshine them
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,8 @@ def _grey(plane: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _heat(grey: np.ndarray, doubt: np.ndarray) -> np.ndarray:
-    """Doubt from 0 to 100 in colour over a grey picture; what is certain stays grey."""
+    """Doubt from 0 to 100 in colour over a dimmed grey picture; what is certain stays grey."""
     share = doubt.astype(np.float32)[..., None] / 100
     colours = 255 * colormaps[DOUBT_COLOURS](share[..., 0])[..., :3]
     opacity = DOUBT_OPACITY * np.sqrt(share)
-    return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return (DIMMED * grey[..., None] * (1 - opacity) + colours * opacity).astype(np.uint8)

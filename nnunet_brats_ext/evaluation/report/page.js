@@ -13,6 +13,7 @@ for (const button of document.querySelectorAll(".picture"))
     large.lastElementChild.replaceChildren(button.firstElementChild.cloneNode(true));
     large.showModal();
   });
+large?.lastElementChild.addEventListener("click", () => large.close());
 
 // The table of cases: sorted by a click on a column, filtered by model and text, a hundred rows at a time.
 const STEP = 100, cell = (name, text) => Object.assign(document.createElement(name), { textContent: text });
@@ -22,6 +23,7 @@ const titles = ["Model", "Case", ...DATA.columns.map(column => column.title), "E
 const shape = [row => DATA.models[row[0]], row => row[1],
   ...DATA.columns.map((column, i) => row => row[i + 2] === null ? "–" : row[i + 2].toFixed(column.decimals)),
   row => row.at(-1)];
+const kind = i => i < 2 || i === titles.length - 1 ? "text" : "";
 let sorted = -1, upwards = true, shown = STEP;
 
 function compare(a, b) {
@@ -37,7 +39,7 @@ function draw() {
   if (sorted >= 0) rows.sort(compare);
   body.replaceChildren(...rows.slice(0, shown).map(row => {
     const line = document.createElement("tr");
-    line.append(...shape.map(show => cell("td", show(row))));
+    line.append(...shape.map((show, i) => Object.assign(cell("td", show(row)), { className: kind(i) })));
     return line;
   }));
   count.textContent = rows.length > shown ? `${shown} of ${rows.length} rows` : `${rows.length} rows`;
@@ -46,13 +48,12 @@ function draw() {
     th.setAttribute("aria-sort", i !== sorted ? "none" : upwards ? "ascending" : "descending"));
 }
 
-const line = head.insertRow();
-line.append(...titles.map((title, i) => {
-  const th = Object.assign(document.createElement("th"), { scope: "col" }), button = cell("button", title);
+head.insertRow().append(...titles.map((title, i) => {
+  const th = Object.assign(document.createElement("th"), { scope: "col", className: kind(i) }), button = cell("button", title);
   button.addEventListener("click", () => {
     // A first click brings up what one looks for: the worst cases.
-    const worst = i < 2 || i > DATA.columns.length + 1 || !DATA.columns[i - 2].small;
-    upwards = sorted === i ? !upwards : worst;
+    const worst = kind(i) || !DATA.columns[i - 2].small;
+    upwards = sorted === i ? !upwards : Boolean(worst);
     sorted = i;
     draw();
   });
@@ -61,5 +62,5 @@ line.append(...titles.map((title, i) => {
 }));
 for (const control of [model, find]) control?.addEventListener("input", () => { shown = STEP; draw(); });
 find.form.addEventListener("submit", event => event.preventDefault());
-more.addEventListener("click", () => { shown += 10 * STEP; draw(); });
+more.addEventListener("click", () => { shown += 5 * STEP; draw(); });
 draw();

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nnunet_brats_ext.evaluation.evaluate import summarise
 from nnunet_brats_ext.evaluation.ranking import Scores, load_entries, rank_entries
 from nnunet_brats_ext.evaluation.report import tables
 from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart, box_plots, line_chart
-from nnunet_brats_ext.evaluation.report.inputs import find_case_files, match_predictions
+from nnunet_brats_ext.evaluation.report.inputs import Options, find_case_files
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, Plane, draw_case
 from nnunet_brats_ext.evaluation.report.training import TrainedModel, read_model
 from nnunet_brats_ext.prediction_folders.runs import for_each_case, read_json, write_text_whole
@@ -23,29 +24,7 @@ PACKAGES = ("nnunet-brats-ext", "nnunetv2", "numpy", "scipy", "SimpleITK")
 CURVES = {"dice": "Dice", "filtered_tp": "filtered true positives", "filtered_tn": "filtered true negatives"}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What goes into a report beside the results.
-
-    names: of the models; default: where the paths of their results differ. predictions: folders in the order of the
-    results, or NAME=FOLDER. images: as nnU-Net names them, or a BraTS release. cases: how many to draw, chosen by
-    `metric` over `region`, or over all regions.
-    """
-
-    names: Sequence[str] | None = None
-    title: str = "Segmentation report"
-    reference: Path | None = None
-    predictions: Sequence[str] = ()
-    images: Path | None = None
-    models: Sequence[Path] = ()
-    uncertainty: Path | None = None
-    cases: int = 3
-    metric: str = "dice"
-    region: str | None = None
-    processes: int | None = None
-
-
-def write_report(sources: Sequence[Path], out: Path, options: Options = Options()) -> list[str]:
+def write_report(sources: Sequence[Path], out: Path, options: Options) -> list[str]:
     """Write the page; gives the sentences in which it says what it had to leave out."""
     entries, results = load_results(sources, options.names)
     regions, metrics = tables.regions_of(results), tables.metrics_of(results)
@@ -92,7 +71,13 @@ def load_results(
     if names is not None and len(set(names)) < len(names):
         raise ValueError(f"a name is given twice among {', '.join(names)}")
     entries = load_entries(sources, names=names)
-    results = dict(zip(entries, map(read_json, sources), strict=True))
+    contents = map(read_json, sources)
+    results = {
+        name: {"cohort": "gli", "labels": "trained", "empty": {}, **one, "summary": summarise(scores)}
+        for (name, scores), one in zip(entries.items(), contents, strict=True)
+    }
+    if lacking := [name for name, one in results.items() if "preset" not in one]:
+        raise ValueError(f"the results of {', '.join(lacking)} name no preset; `nnunet_brats evaluate` does")
     if not tables.regions_of(results):
         raise ValueError("these results share no region")
     if not tables.metrics_of(results):
@@ -120,7 +105,7 @@ def _facts(sources: Sequence[Path], results: tables.Results) -> list[tuple[str, 
         ("preset", first["preset"]),
         ("cohort", first["cohort"]),
         ("cases", " to ".join(map(str, counts))),
-        ("labels", ", ".join(sorted({one.get("labels", "unknown") for one in results.values()}))),
+        ("labels", ", ".join(sorted({one["labels"] for one in results.values()}))),
         ("written", datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")),
         ("versions", ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))),
         ("results", ", ".join(f"{name}: {source}" for name, source in zip(results, sources, strict=True))),
@@ -188,15 +173,8 @@ def _pictures(
     if options.images is None or not chosen:
         notes.append(f"No cases are drawn: {'there are none to choose' if options.images else 'no images were given'}.")
         return {}
-    jobs = find_case_files(
-        [one.case for one in chosen],
-        results,
-        options.images,
-        options.reference,
-        match_predictions(options.predictions, list(results)),
-        options.uncertainty,
-        notes,
-    )
+    cases = [one.case for one in chosen]
+    jobs = find_case_files(cases, results, tables.regions_of(results), options, notes)
     return for_each_case(_Draw(jobs), list(jobs), "Drawing cases", options.processes) if jobs else {}
 
 

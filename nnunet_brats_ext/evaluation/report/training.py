@@ -91,13 +91,11 @@ def _settings(model: Path, dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
     plans = _optional(model / "plans.json")
     configuration = others[-1] if others else ""
     chosen = _resolve(plans.get("configurations", {}), configuration)
-    network = chosen.get("architecture", {}).get("network_class_name", "")
     rows = {
         "data set": plans.get("dataset_name"),
         "trainer": trainer,
         "plans": plans.get("plans_name"),
         "configuration": configuration,
-        "network in the plans": network.rpartition(".")[2],
         "patch (voxels)": _times(chosen.get("patch_size")),
         "batch": chosen.get("batch_size"),
         "spacing (mm)": _times(chosen.get("spacing")),
