@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_demo,
         add_convert,
         add_restore,
+        add_plan,
         add_ensemble,
         add_phantom,
         add_evaluate,
@@ -137,6 +138,28 @@ def add_restore(verbs: argparse._SubParsersAction) -> None:
         from nnunet_brats_ext.dataset_conversion.restore import restore
 
         restore(**{name: value for name, value in vars(options).items() if name not in ("verb", "run")})
+
+    parser.set_defaults(run=run)
+
+
+def add_plan(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "plan",
+        help="nnU-Net's plans -> BraTSPlans: with the papers' configurations, fitted to a GPU's memory",
+        description="Keeps nnU-Net's own configurations. The papers' share their preprocessed data. Without a budget, "
+        "patch and batch are the papers'; with one, the batch shrinks first, then the patch.",
+    )
+    parser.add_argument("dataset_id", type=int, metavar="ID", help="of a data set that nnU-Net has planned")
+    parser.add_argument("-p", dest="source", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
+    parser.add_argument("-o", dest="name", default="BraTSPlans", help="name of the new plans (default: %(default)s)")
+    parser.add_argument("--gpu-memory-gb", type=float, metavar="N", help="memory of each GPU")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="that share a batch (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace plans of that name that differ")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.planning.plan import plan
+
+        plan(**{name: value for name, value in vars(options).items() if name not in ("verb", "run")})
 
     parser.set_defaults(run=run)
 

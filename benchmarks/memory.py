@@ -1,0 +1,241 @@
+"""Memory of one training step: what the planner estimates against what a step holds.
+
+    python benchmarks/memory.py                              # counted at the papers' sizes, on any machine, in seconds
+    python benchmarks/memory.py --resident --size 64 64 64   # a real step on the CPU, as the process grows
+    python benchmarks/memory.py --device cuda                # real steps on a GPU, fp32 and mixed precision
+
+Counted: every storage that a step creates, from forward to optimiser, on tensors that have sizes but no data; so the
+papers' patches need no big machine. In fp32 that is the peak of the whole step. Mixed precision casts as CUDA does,
+where no backward runs without a GPU: its forward is counted, and the surplus of the backward taken from fp32, a bound.
+Neither sees the workspaces of cuDNN nor torch.compile, which nnU-Net uses on CUDA. These are what
+`nnunet_brats_ext.planning.memory` is calibrated with; --device cuda tells how far a real GPU is from them.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from math import prod
+from typing import NamedTuple
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB, Precision
+
+CHANNELS, REGIONS = 4, 3
+CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
+
+
+class Training(NamedTuple):
+    network: nn.Module
+    loss: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    optimizer: torch.optim.Optimizer
+    input_channels: int
+    scales: Sequence[Sequence[int]]  # what each target's size is divided by
+
+
+def lyu(architecture: str, input_channels: int, size: Sequence[int]) -> Training:
+    """As BraTSVAETrainer and BraTSAttentionVAETrainer train."""
+    from nnunet_brats_ext.architectures import residual_unet
+    from nnunet_brats_ext.architectures.vae import VAEBranch
+    from nnunet_brats_ext.losses.dice import SoftDiceLoss
+    from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch, VAERegularisation
+
+    bare = getattr(residual_unet, architecture)(input_channels, REGIONS)
+    vae = VAERegularisation(VAEBranch(CHANNELS, bare.endpoint_size(size)), CHANNELS)
+    network, loss = NetworkWithBranch(bare, vae), LossWithAuxiliaries(SoftDiceLoss())
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
+    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, input_channels, ((1, 1, 1),))
+
+
+def nnunet(size: Sequence[int]) -> Training:
+    """As nnU-Net, and so BraTSBaselineTrainer, trains its own network on regions."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    from nnunet_brats_ext.planning.topology import topology
+
+    strides = topology((1.0, 1.0, 1.0), size, poolings=3).strides
+    network = PlainConvUNet(
+        CHANNELS, len(strides), [min(32 * 2**stage, 320) for stage in range(len(strides))], nn.Conv3d, 3, strides, 2,
+        REGIONS, 2, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True,
+    )  # fmt: skip
+    dice = {"batch_dice": False, "do_bg": True, "smooth": 1e-5, "ddp": False}
+    loss = DeepSupervisionWrapper(
+        DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss), [0.5**i for i in range(len(strides) - 1)]
+    )
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
+    return Training(network, loss, optimizer, CHANNELS, [[2**i] * 3 for i in range(len(strides) - 1)])
+
+
+NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
+    "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
+    "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
+    "nnunet": nnunet,
+}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that live, `live`, and the most there have been, `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if (key := storage._cdata) not in self.known:
+            self.known.add(key)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def prepare(name: str, size: Sequence[int], batch: int, device: str) -> tuple[Training, Tensor, list[Tensor]]:
+    with torch.device(device):
+        training = NETWORKS[name](size)
+        training.network.train()
+        shapes = [[n // s for n, s in zip(size, scale, strict=True)] for scale in training.scales]
+        targets = [torch.rand(batch, REGIONS, *shape) > 0.7 for shape in shapes]
+        return training, torch.randn(batch, training.input_channels, *size), targets
+
+
+def step(
+    training: Training, x: Tensor, targets: list[Tensor], after_forward: Callable[[], None] = lambda: None
+) -> None:
+    training.optimizer.zero_grad(set_to_none=True)
+    loss = training.loss(training.network(x), targets)
+    after_forward()
+    loss.backward()
+    training.optimizer.step()
+
+
+class Count(NamedTuple):
+    """Bytes of a second step, when the optimiser has its state; the first is smaller."""
+
+    peak: int
+    after_forward: int
+
+
+def count_fp32(name: str, size: Sequence[int], batch: int, fake: bool = True) -> Count:
+    """The whole step; `fake`: without data, at any size; else a real one, counted in the same way."""
+    forward: list[int] = []
+    with FakeTensorMode() if fake else nullcontext(), LiveBytes() as bytes_:
+        training, x, targets = prepare(name, size, batch, "cpu")
+        for _ in range(2):
+            bytes_.peak = bytes_.live
+            step(training, x, targets, lambda: forward.append(bytes_.live))
+    return Count(bytes_.peak, forward[-1])
+
+
+def count_mixed(name: str, size: Sequence[int], batch: int) -> Count:
+    """The forward under CUDA's autocast, plus the optimiser's state and the surplus of the backward from fp32."""
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with FakeTensorMode(), LiveBytes() as bytes_:
+        training, x, targets = prepare(name, size, batch, "cuda")
+        weights = sum(p.numel() for p in training.network.parameters())
+        state = (2 if isinstance(training.optimizer, torch.optim.Adam) else 1) * 4 * weights
+        try:  # not torch.autocast: it declines where there is no GPU
+            torch.set_autocast_enabled("cuda", True)
+            torch.set_autocast_dtype("cuda", torch.float16)
+            torch.autocast_increment_nesting()
+            loss = training.loss(training.network(x), targets)  # noqa: F841  keeps the graph alive
+        finally:
+            torch.autocast_decrement_nesting()
+            torch.set_autocast_enabled("cuda", enabled)
+            torch.set_autocast_dtype("cuda", dtype)
+        after_forward = bytes_.live + state
+    fp32 = count_fp32(name, size, batch)
+    return Count(after_forward + fp32.peak - fp32.after_forward, after_forward)
+
+
+def measure_cuda(name: str, size: Sequence[int], batch: int, precision: Precision) -> int:
+    """Peak bytes that torch allocates on the GPU, in eager mode."""
+    training, x, targets = prepare(name, size, batch, "cuda")
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        with torch.autocast("cuda", enabled=precision == "mixed"):
+            loss = training.loss(training.network(x), targets)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        training.optimizer.step()
+    return torch.cuda.max_memory_allocated()
+
+
+def measure_resident(name: str, size: Sequence[int], batch: int) -> int:
+    """By how many bytes a process grows in two real fp32 steps on the CPU."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_grow, args=(name, tuple(size), batch, theirs))
+    worker.start()
+    grown = ours.recv()
+    worker.join()
+    return grown
+
+
+def _grow(name: str, size: tuple[int, ...], batch: int, pipe) -> None:
+    import psutil
+
+    step(*prepare(name, (16, 16, 16), 1, "cpu"))  # whatever torch loads on first use is no memory of the step
+    before = psutil.Process().memory_info().rss
+    prepared = prepare(name, size, batch, "cpu")
+    for _ in range(2):
+        step(*prepared)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--size", type=int, nargs=3, metavar=("Z", "Y", "X"), help="one size instead of several")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--device", choices=("none", "cuda"), default="none", help="cuda: measure there as well")
+    parser.add_argument("--resident", action="store_true", help="measure real steps on the CPU as well (fp32)")
+    options = parser.parse_args()
+
+    columns = ["network", "patch", "batch", "precision", "estimate", "counted", "B/voxel"]
+    measured = [*(["GPU"] if options.device == "cuda" else []), *(["resident"] if options.resident else [])]
+    title = "Peak memory of a training step in GB, without the reserve of a GPU"
+    table = Table(*(Column(name, no_wrap=True) for name in (*columns, *measured)), title=title, box=box.SIMPLE)
+    for name in options.networks:
+        for size, batch in [(tuple(options.size), options.batch)] if options.size else CASES:
+            for precision, count in (("fp32", count_fp32), ("mixed", count_mixed)):
+                peak, footprint = count(name, size, batch).peak, FOOTPRINTS[name]
+                per_voxel = (peak - footprint.constant_bytes(size, precision)) / prod(size) / batch
+                sizes = [footprint.step_bytes(size, batch, precision), peak]
+                if options.device == "cuda":
+                    sizes.append(measure_cuda(name, size, batch, precision))
+                if options.resident and precision == "fp32":
+                    sizes.append(measure_resident(name, size, batch))
+                estimate, counted, *others = (f"{value / GIB:.2f}" for value in sizes)
+                shown = "x".join(map(str, size))
+                table.add_row(name, shown, str(batch), precision, estimate, counted, f"{per_voxel:.0f}", *others)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

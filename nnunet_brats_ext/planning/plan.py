@@ -1,0 +1,167 @@
+"""The command `plan`: plans files in nnUNet_preprocessed, a table on the screen, and what to run next."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from nnunet_brats_ext.dataset_conversion.folders import nnunet_folder, read_json, write_json
+from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
+from nnunet_brats_ext.planning.fitting import Fit, shown
+from nnunet_brats_ext.planning.memory import FOOTPRINTS
+from nnunet_brats_ext.planning.plans import add_configurations
+
+PLANNERS = {  # plans file -> the planner that makes nnU-Net write it
+    "nnUNetPlans": "",
+    **{f"nnUNetResEncUNet{size}Plans": f" -pl nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
+}
+
+
+def plan(
+    dataset_id: int,
+    source: str = "nnUNetPlans",
+    name: str = "BraTSPlans",
+    gpu_memory_gb: float | None = None,
+    gpus: int = 1,
+    overwrite: bool = False,
+) -> Path:
+    """Write the plans `name` beside the plans `source`; the same plans again change nothing, others need `overwrite`.
+
+    Configurations that somebody added to an earlier file of that name are kept, as nnU-Net's planner keeps them.
+    """
+    check_settings(source, name, gpu_memory_gb, gpus)
+    folder = find_preprocessed(dataset_id, source)
+    given = read_json(folder / f"{source}.json")
+    if any("architecture" not in c for c in given["configurations"].values() if "inherits_from" not in c):
+        raise ValueError(f"{source}.json is of an older nnU-Net; run: {planning_command(dataset_id, source)}")
+    fingerprint = folder / "dataset_fingerprint.json"
+    plans, fits = add_configurations(
+        given, name, read_json(fingerprint) if fingerprint.exists() else None, gpu_memory_gb, gpus
+    )
+    target = folder / f"{name}.json"
+    written = merge(plans, read_json(target) if target.exists() else None, target, overwrite)
+    if written:
+        write_json(plans, target)
+
+    console = Console()
+    show(plans, fits, console)
+    if not fingerprint.exists():
+        console.print(f"{fingerprint.name} is missing: the median case was taken for the largest.")
+    console.print(f"{'Written' if written else 'Nothing new in'} {escape(str(target))}. Next:", soft_wrap=True)
+    for command in next_commands(dataset_id, plans, folder, gpus):
+        console.print(f"  {command}", soft_wrap=True, highlight=False)
+    return target
+
+
+def check_settings(source: str, name: str, gpu_memory_gb: float | None, gpus: int) -> None:
+    for plans_name in (source, name):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name):
+            raise ValueError(f"plans {plans_name!r}: a name without folder and ending, of letters, digits, - and _")
+    if source == name:
+        raise ValueError(f"-o {name} would replace the plans that it is made from; choose another name")
+    if gpu_memory_gb is not None and not gpu_memory_gb > 0:
+        raise ValueError(f"--gpu-memory-gb {gpu_memory_gb:g}: expected more than 0")
+    if gpus < 1:
+        raise ValueError(f"--gpus {gpus}: expected at least 1")
+
+
+def find_preprocessed(dataset_id: int, source: str) -> Path:
+    """The folder of a data set with these plans; without them, an error with the command that makes them."""
+    preprocessed = nnunet_folder("nnUNet_preprocessed")
+    if preprocessed is None:
+        raise ValueError("nnUNet_preprocessed is not set: `export nnUNet_preprocessed=/where/nnU-Net/preprocesses`")
+    found = sorted(preprocessed.glob(f"Dataset{dataset_id:03d}_*/{source}.json"))
+    if len(found) > 1:
+        raise ValueError(f"several data sets with ID {dataset_id}: {', '.join(path.parent.name for path in found)}")
+    if not found:
+        raise ValueError(
+            f"no {source}.json for data set {dataset_id} in {preprocessed}; run: {planning_command(dataset_id, source)}"
+        )
+    return found[0].parent
+
+
+def planning_command(dataset_id: int, source: str) -> str:
+    planner = PLANNERS.get(source, f" -overwrite_plans_name {source}")
+    return f"nnUNetv2_plan_and_preprocess -d {dataset_id} --verify_dataset_integrity{planner}"
+
+
+def merge(plans: dict[str, Any], earlier: Mapping[str, Any] | None, target: Path, overwrite: bool) -> bool:
+    """Take over what somebody added to the earlier file; whether the file has to be written."""
+    if earlier is None:
+        return True
+    for name, configuration in earlier["configurations"].items():
+        plans["configurations"].setdefault(name, configuration)
+    if plans == earlier:
+        return False
+    differing = sorted(
+        name for name, configuration in plans["configurations"].items()
+        if configuration != earlier["configurations"].get(name)
+    )  # fmt: skip
+    if not overwrite:
+        raise ValueError(
+            f"{target} exists and differs ({', '.join(differing) or 'beside the configurations'}); models may have "
+            f"been trained with it. Replace it with --overwrite, or choose another name with -o"
+        )
+    return True
+
+
+def show(plans: Mapping[str, Any], fits: Mapping[str, Fit], console: Console) -> None:
+    names = ("configuration", "patch (z, y, x)", "batch", "GB", "why")
+    table = Table(*(Column(name, no_wrap=name != "why") for name in names), box=SIMPLE, title=plans["plans_name"])
+    for wish in CONFIGURATIONS:
+        if chosen := fits.get(wish.name):
+            estimate = "" if chosen.estimate_gb is None else f"{chosen.estimate_gb:.1f}"
+            why = "\n".join([wish.paper, *chosen.reasons])
+            table.add_row(wish.name, shown(chosen.topology.patch_size), str(chosen.batch_size), estimate, why)
+    for name, configuration in plans["configurations"].items():
+        if name not in fits and "patch_size" in configuration:
+            patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
+            estimate = (
+                f"{FOOTPRINTS['nnunet'].gpu_gb(patch_size, batch_size):.1f}" if is_plain_3d(configuration) else ""
+            )
+            table.add_row(name, shown(patch_size), str(batch_size), estimate, "nnU-Net's own, kept", style="dim")
+    console.print(table)
+    console.print(
+        "GB of each GPU, estimated for mixed precision without torch.compile: activations as counted, 1 GB in reserve. "
+        "None is given yet for networks that have not been counted; these keep their paper's patch and batch."
+    )
+
+
+def is_plain_3d(configuration: Mapping[str, Any]) -> bool:
+    """Whether the configuration is what the footprint of nnU-Net's network was counted for."""
+    architecture = configuration.get("architecture", {})
+    return len(configuration["patch_size"]) == 3 and architecture.get("network_class_name", "").endswith(
+        "PlainConvUNet"
+    )
+
+
+def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus: int) -> Iterator[str]:
+    """What makes missing data, and what trains each configuration whose trainer this version has."""
+    configurations, name = plans["configurations"], plans["plans_name"]
+    rows = [wish for wish in CONFIGURATIONS if wish.name in configurations]
+    for base in sorted({wish.base for wish in rows}):
+        if not (folder / configurations[base]["data_identifier"]).is_dir():
+            yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {base}"
+    several = f" -num_gpus {gpus}" if gpus > 1 else ""
+    here = trainers_here()
+    for wish in rows:
+        for trainer in wish.trainers:
+            if trainer in here:
+                command = f"nnUNetv2_train {dataset_id} {wish.name} {{}} -tr {trainer} -p {name}{several}"
+                # The next stage learns from what each fold of this one predicts of its own validation cases.
+                yield (
+                    f"for fold in 0 1 2 3 4; do {command.format('$fold')}; done"
+                    if wish.next_stage
+                    else command.format(0)
+                )
+
+
+def trainers_here() -> set[str]:
+    """The trainers of this version, read from their source: importing them would load torch."""
+    sources = Path(__file__).parents[1].joinpath("trainers").glob("*.py")
+    return {name for path in sources for name in re.findall(r"^class (BraTS\w+Trainer)\(", path.read_text(), re.M)}
