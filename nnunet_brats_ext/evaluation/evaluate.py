@@ -66,8 +66,8 @@ def evaluate_folders(
     Cases that cannot be scored are a ValueError that names them all.
     """
     rules = find_preset(preset, cohort)
-    labels = labels or find_numbering([Path(reference), Path(prediction)])
     pairs = _match_cases(Path(reference), Path(prediction), partial)
+    labels = labels or find_numbering([Path(reference), Path(prediction)])
     to_trained = _numbering(labels, rules)
     jobs = [_Job(case, *paths, to_trained, preset, cohort) for case, paths in pairs.items()]
     with Progress(disable=not progress, transient=True) as bar:
