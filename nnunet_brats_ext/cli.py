@@ -392,6 +392,7 @@ def add_report(verbs: argparse._SubParsersAction) -> None:
         help="predicted label maps, to draw: in the order of the results, or with the model's name",
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="imagesTr or imagesTs, or a BraTS release")
+    parser.add_argument("--release", metavar="NAME", help="which release the images are, where it cannot be told")
     parser.add_argument("--cases", type=int, default=3, metavar="N", help="to draw, from best to worst (default: 3)")
     parser.add_argument("--metric", default="dice", help="by which they are chosen (default: %(default)s)")
     parser.add_argument("--region", help="by whose score; default: the mean over regions")

@@ -140,7 +140,7 @@ def test_a_box_has_the_quartiles_and_its_whiskers_stop_before_outliers():
     (plot,) = box_plots({"WT": {"m": scores, "nothing": np.array([])}}, "dice", 3)
     box, nothing = plot.boxes  # the axis runs from 0 to 1 over the pixels 10 to 310
     assert (box.q1, box.median, box.q3, box.low, box.high) == (220, 250, 280, 220, 310)
-    assert box.dots.count("M") == 5 and nothing.dots == "" and "5 cases" in box.sentence
+    assert box.dots.count("m") == 5 and nothing.dots == "" and "5 cases" in box.sentence
 
 
 def test_long_curves_are_thinned_and_what_is_not_finite_is_left_out():

@@ -117,7 +117,8 @@ def _box(name: str, scores: np.ndarray, top: float, scale: Scale, decimals: int)
 def _dots(positions: np.ndarray, middle: float) -> str:
     jitter = np.random.default_rng(0).uniform(-1, 1, len(positions)) * (BOX_HEIGHT / 2 - 2) * (len(positions) > 1)
     places = np.unique(np.column_stack([positions, middle + jitter]).round().astype(int), axis=0)
-    return "".join(f"M{x} {y}h0" for x, y in places)
+    steps = np.diff(places, axis=0, prepend=[[0, 0]])  # each from the last: fewer digits
+    return "".join(f"m{x} {y}h0" for x, y in steps)
 
 
 class Line(NamedTuple):

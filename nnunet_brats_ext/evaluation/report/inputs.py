@@ -21,8 +21,8 @@ class Options:
     """What goes into a report beside the results.
 
     names: of the models; default: where the paths of their results differ. predictions: folders in the order of the
-    results, or NAME=FOLDER. images: as nnU-Net names them, or a BraTS release. cases: how many to draw, chosen by
-    `metric` over `region`, or over all regions.
+    results, or NAME=FOLDER. images: as nnU-Net names them, or a BraTS release; which, where its names do not tell, says
+    `release`. cases: how many to draw, chosen by `metric` over `region`, or over all regions.
     """
 
     names: Sequence[str] | None = None
@@ -30,6 +30,7 @@ class Options:
     reference: Path | None = None
     predictions: Sequence[str] = ()
     images: Path | None = None
+    release: str | None = None
     models: Sequence[Path] = ()
     uncertainty: Path | None = None
     cases: int = 3
@@ -47,7 +48,7 @@ def find_case_files(
 ) -> dict[str, CaseFiles]:
     """Case -> its files, for the cases that have images and a label map; a sentence for all else goes to the notes."""
     assert options.images is not None, "without images there is nothing to draw"
-    images = find_images(options.images)
+    images = find_images(options.images, options.release)
     references = find_label_maps(options.reference) if options.reference else {}
     folders = match_predictions(options.predictions, list(results))
     predictions = {name: find_label_maps(folder) for name, folder in folders.items()}
@@ -90,7 +91,7 @@ def find_case_files(
     return files
 
 
-def find_images(folder: Path) -> dict[str, dict[str, Path]]:
+def find_images(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
     """Case -> sequence -> file, of the sequences to show, from nnU-Net's images (CASE_0000...) or a BraTS release."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of images")
@@ -105,7 +106,7 @@ def find_images(folder: Path) -> dict[str, dict[str, Path]]:
             for path in folder.glob(f"[!.]*{suffix}"):
                 cases.setdefault(path.name.removesuffix(suffix), {})[name] = path
     else:
-        for case in scan(folder).cases:
+        for case in scan(folder, release).cases:
             files = {role: path for role, path in case.files.items() if role not in (LABEL, STACK)}
             if files:
                 cases[case.name] = files

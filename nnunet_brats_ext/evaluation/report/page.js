@@ -24,12 +24,13 @@ const shape = [row => DATA.models[row[0]], row => row[1],
   ...DATA.columns.map((column, i) => row => row[i + 2] === null ? "–" : row[i + 2].toFixed(column.decimals)),
   row => row.at(-1)];
 const kind = i => i < 2 || i === titles.length - 1 ? "text" : "";
+const { compare: inOrder } = new Intl.Collator(undefined, { numeric: true });
 let sorted = -1, upwards = true, shown = STEP;
 
 function compare(a, b) {
   const [x, y] = [a[sorted], b[sorted]], [noX, noY] = [x, y].map(value => value === null || value === "");
   if (noX || noY) return noX - noY;  // what has no score or remark comes last, either way
-  return (upwards ? 1 : -1) * (typeof x === "number" ? x - y : x.localeCompare(y, undefined, { numeric: true }));
+  return (upwards ? 1 : -1) * (typeof x === "number" ? x - y : inOrder(x, y));
 }
 
 function draw() {

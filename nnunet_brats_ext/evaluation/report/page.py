@@ -35,7 +35,7 @@ def write_report(sources: Sequence[Path], out: Path, options: Options) -> list[s
     models = _models(options, notes)
     content = {
         "title": options.title,
-        "facts": _facts(sources, results),
+        "facts": _facts(sources, results, options),
         "summaries": [tables.summarise_metric(results, metric, regions) for metric in metrics],
         "headline": headline,
         "plots": {metric: _box_plots(entries, metric, regions) for metric in metrics if not tables.is_count(metric)},
@@ -47,6 +47,7 @@ def write_report(sources: Sequence[Path], out: Path, options: Options) -> list[s
             for one in chosen
             if one.case in pictures
         ],
+        "chosen_metric": options.metric,
         "chosen_by": f"{options.region or 'mean'} {tables.title_of(options.metric)}",
         "predicted": list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].predictions)),
         "models": [(model, _training_charts(model)) for model in models],
@@ -98,9 +99,10 @@ def render(content: Mapping[str, Any]) -> str:
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def _facts(sources: Sequence[Path], results: tables.Results) -> list[tuple[str, str]]:
+def _facts(sources: Sequence[Path], results: tables.Results, options: Options) -> list[tuple[str, str]]:
     first = next(iter(results.values()))
     counts = sorted({len(one["cases"]) for one in results.values()})
+    folders = {name: getattr(options, name) for name in ("reference", "images", "uncertainty")}
     return [
         ("preset", first["preset"]),
         ("cohort", first["cohort"]),
@@ -109,6 +111,7 @@ def _facts(sources: Sequence[Path], results: tables.Results) -> list[tuple[str, 
         ("written", datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")),
         ("versions", ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))),
         ("results", ", ".join(f"{name}: {source}" for name, source in zip(results, sources, strict=True))),
+        *((name, str(folder)) for name, folder in folders.items() if folder),
     ]
 
 

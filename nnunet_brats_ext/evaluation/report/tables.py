@@ -87,8 +87,9 @@ def metrics_of(results: Results) -> list[str]:
 
 
 def headline_of(metrics: Sequence[str]) -> list[str]:
-    """Those that BraTS ranks by."""
-    return [metric for metric in metrics if metric in (LESIONWISE if LESIONWISE[0] in metrics else WHOLE)]
+    """Those that BraTS ranks by; the first two of results that have none of them."""
+    ranked = LESIONWISE if set(LESIONWISE) <= set(metrics) else WHOLE
+    return [metric for metric in metrics if metric in ranked] or list(metrics[:2])
 
 
 def regions_of(results: Results) -> tuple[str, ...]:
