@@ -38,6 +38,15 @@ def test_dice_has_the_papers_value(loss, expected):
 
 
 @pytest.mark.parametrize(
+    ("weights", "expected"), [(None, 0.7183492831071183), ((0.10, 0.45, 0.45), 0.7399733296204811)], ids=["1", "2"]
+)
+def test_dice_of_summed_labels_has_the_value_of_the_authors_other_coding(weights, expected):
+    labels, regions = pattern()  # probabilities of ED, NCR, ET, whose sums may exceed one
+    summed = labels.flip(1).cumsum(1).flip(1)
+    assert 1 - SoftDiceLoss(weights=weights).dice(summed, regions.double()).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
     ("squared", "expected"), [(True, 0.495152391016), (False, 0.595895047248)], ids=["henry A", "henry B"]
 )
 def test_dice_over_the_batch_has_the_papers_value(squared, expected):
