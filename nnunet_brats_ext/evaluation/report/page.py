@@ -25,7 +25,11 @@ CURVES = {"dice": "Dice", "filtered_tp": "filtered true positives", "filtered_tn
 
 
 def write_report(sources: Sequence[Path], out: Path, options: Options) -> list[str]:
-    """Write the page; gives the sentences in which it says what it had to leave out."""
+    """Write the page; gives the sentences in which it says what it had to leave out.
+
+    sources: results.json files of `evaluate`, one per model, of one preset and cohort. Several cases are drawn in
+    several processes, for which a script that calls this needs its `if __name__ == "__main__"`.
+    """
     entries, results = load_results(sources, options.names)
     regions, metrics = tables.regions_of(results), tables.metrics_of(results)
     headline = tables.headline_of(metrics)
