@@ -17,7 +17,7 @@ import resource
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import NamedTuple
 
@@ -141,7 +141,8 @@ class Count(NamedTuple):
     after_forward: int
 
 
-def count_fp32(name: str, size: Sequence[int], batch: int, fake: bool = True) -> Count:
+@cache
+def count_fp32(name: str, size: tuple[int, ...], batch: int, fake: bool = True) -> Count:
     """The whole step; `fake`: without data, at any size; else a real one, counted in the same way."""
     forward: list[int] = []
     with FakeTensorMode() if fake else nullcontext(), LiveBytes() as bytes_:
@@ -152,7 +153,7 @@ def count_fp32(name: str, size: Sequence[int], batch: int, fake: bool = True) ->
     return Count(bytes_.peak, forward[-1])
 
 
-def count_mixed(name: str, size: Sequence[int], batch: int) -> Count:
+def count_mixed(name: str, size: tuple[int, ...], batch: int) -> Count:
     """The forward under CUDA's autocast, plus the optimiser's state and the surplus of the backward from fp32."""
     enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     with FakeTensorMode(), LiveBytes() as bytes_:

@@ -147,18 +147,15 @@ def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus:
     for base in sorted({wish.base for wish in rows}):
         if not (folder / configurations[base]["data_identifier"]).is_dir():
             yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {base}"
-    several = f" -num_gpus {gpus}" if gpus > 1 else ""
     here = trainers_here()
     for wish in rows:
+        share = min(gpus, configurations[wish.name]["batch_size"])  # nnU-Net wants a sample for every GPU
+        options = f"-p {name}" + (f" -num_gpus {share}" if share > 1 else "")
+        # The next stage learns from what each fold of this one predicts for its own validation cases.
+        loop, fold, end = ("for fold in 0 1 2 3 4; do ", "$fold", "; done") if wish.next_stage else ("", "0", "")
         for trainer in wish.trainers:
             if trainer in here:
-                command = f"nnUNetv2_train {dataset_id} {wish.name} {{}} -tr {trainer} -p {name}{several}"
-                # The next stage learns from what each fold of this one predicts of its own validation cases.
-                yield (
-                    f"for fold in 0 1 2 3 4; do {command.format('$fold')}; done"
-                    if wish.next_stage
-                    else command.format(0)
-                )
+                yield f"{loop}nnUNetv2_train {dataset_id} {wish.name} {fold} -tr {trainer} {options}{end}"
 
 
 def trainers_here() -> set[str]:
