@@ -40,7 +40,7 @@ class Scale:
 
     cases: int = 16
     held_out: int = 4
-    size: Sequence[int] = (48, 56, 48)  # voxels, x y z
+    size: Sequence[int] = (40, 48, 40)  # voxels, x y z
     epochs: int = 10
     iterations: int = 12  # per epoch
     folds: Sequence[int] = (0, 1)
@@ -123,7 +123,7 @@ class Demo:
                 f"held-out patients by {trainer}, fold {fold}",
                 *("nnUNetv2_predict", "-i", f"nnUNet_raw/{NAME}/imagesTs", "-o", out, "-d", DATASET),
                 *("-c", CONFIGURATION, "-f", fold, "-tr", trainer, "-device", self.device),
-                *("--save_probabilities", "--disable_tta", "-npp", 1, "-nps", 1),
+                *("--save_probabilities", "-npp", 1, "-nps", 1),
             )
         together = f"predictions/{trainer}"
         self.step(f"{trainer}: the folds together", "nnUNetv2_ensemble", "-i", *folders, "-o", together, "-np", 1)
