@@ -68,7 +68,7 @@ def evaluate_folders(
     rules = find_preset(preset, cohort)
     pairs = _match_cases(Path(reference), Path(prediction), partial)
     labels = labels or find_numbering([Path(reference), Path(prediction)])
-    to_trained = _numbering(labels, rules)
+    to_trained = numbering(labels, rules)
     jobs = [_Job(case, *paths, to_trained, preset, cohort) for case, paths in pairs.items()]
     with Progress(disable=not progress, transient=True) as bar:
         scored = bar.track(_score_all(jobs, processes), len(jobs), description="scoring")
@@ -190,8 +190,8 @@ def _region_values(labels: Mapping[str, int | list[int]]) -> set[tuple[int, ...]
     return {tuple(sorted(value)) if isinstance(value, list) else (int(value),) for value in labels.values()}
 
 
-def _numbering(labels: str, preset: Preset) -> Mapping[int, int]:
-    """Value in the files -> value as trained."""
+def numbering(labels: str, preset: Preset) -> Mapping[int, int]:
+    """Value in the files -> value as trained; labels: `trained`, `released`, or a scheme by name."""
     if labels == "trained":
         return {value: value for value in (0, *LABEL_SCHEMES[preset.scheme].names)}
     scheme = preset.scheme if labels == "released" else labels

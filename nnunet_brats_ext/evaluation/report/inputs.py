@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES
+from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, STACK
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.evaluation.evaluate import find_label_maps
+from nnunet_brats_ext.evaluation.evaluate import find_label_maps, numbering
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
 from nnunet_brats_ext.prediction_folders.runs import read_json
@@ -62,7 +62,7 @@ def find_case_files(
         )
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
-    to_trained = numbering(first["labels"], preset.scheme)
+    to_trained = numbering(first["labels"], preset)
     files = {}
     for case in cases:
         found = {name: maps[case] for name, maps in predictions.items() if case in maps}
@@ -132,10 +132,3 @@ def match_predictions(given: Sequence[str], names: Sequence[str]) -> dict[str, P
             f"{len(given)} folders of predictions for {len(names)} results; give NAME=FOLDER to leave some out"
         )
     return pairs or dict(zip(names, map(Path, given), strict=False))
-
-
-def numbering(labels: str, scheme: str) -> Mapping[int, int]:
-    """Value in the files -> value as trained, for the numbering that `evaluate` noted in its results."""
-    if labels == "trained":
-        return {value: value for value in (0, *LABEL_SCHEMES[scheme].names)}
-    return LABEL_SCHEMES[scheme if labels == "released" else labels].released
