@@ -47,12 +47,12 @@ def demo(tmp_path_factory) -> Path:
 
 
 def test_the_demo_goes_all_the_way(demo):
-    for trainer in (OURS, YARDSTICK):
-        results = json.loads((demo / f"{trainer}.json").read_text())
+    for entry in (OURS, f"{OURS}_fold0", f"{YARDSTICK}_fold0"):
+        results = json.loads((demo / "scores" / f"{entry}.json").read_text())
         assert set(results["summary"]) == {"WT", "TC", "ET"}
         assert len(results["cases"]) == 2
         for case in results["cases"]:
-            restored = labels(demo / "submission" / trainer / f"{case}.nii.gz")
+            restored = labels(demo / "submission" / entry / f"{case}.nii.gz")
             reference = labels(demo / "references" / f"{case}.nii.gz")
             assert restored.shape == reference.shape
             assert set(np.unique(restored)) <= {0, 1, 2, 4}
