@@ -114,6 +114,7 @@ def test_an_exported_model_predicts_the_same_where_it_is_installed(demo, tmp_pat
         "0",
         "-device",
         "cpu",
+        "--disable_tta",
         "-npp",
         "1",
         "-nps",

@@ -181,6 +181,16 @@ def test_stage_one_of_lyu_works_on_other_configurations(configuration, changes, 
     assert np.isfinite(trainer.train_step(random_batch(trainer))["loss"])
 
 
+@pytest.mark.parametrize(
+    ("trainer_class", "axes"), [(BraTSVAETrainer, None), (BraTSBaselineTrainer, (0, 1, 2))], ids=["lyu", "nnU-Net"]
+)
+def test_predictions_are_mirrored_where_the_paper_does(trainer_class, axes, world):
+    trainer = build(world, trainer_class)
+    *_, training_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert trainer.inference_allowed_mirroring_axes == axes
+    assert training_axes == (0, 1, 2)
+
+
 def test_an_epoch_draws_every_training_case_once(world):
     trainer = build(world, BraTSVAETrainer)
     training, validation = trainer.get_tr_and_val_datasets()
@@ -320,7 +330,6 @@ def test_the_loader_gives_augmented_images_that_are_zero_outside_the_brain(world
     size = trainer.configuration_manager.patch_size
     assert batch["data"].shape[1:] == (4, *size)
     assert batch["target"].shape[1:] == (3, *size)
-    assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
 
 
 def test_the_shift_moves_the_brain_and_nothing_else():

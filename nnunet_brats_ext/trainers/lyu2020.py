@@ -31,6 +31,7 @@ class LyuTrainer(BraTSTrainer):
         enable_deep_supervision=False,
     )
 
+    mirrors_at_inference = False
     architecture: ClassVar[type[PreActivationResidualUNet]]
 
     @classmethod

@@ -54,6 +54,9 @@ class BraTSTrainer(nnUNetTrainer):
     previous_stage_trainer: ClassVar[str | None] = None
     """In a cascade, the trainer of the previous stage, by name; None is this trainer itself, as in nnU-Net."""
 
+    mirrors_at_inference: ClassVar[bool] = True
+    """Off where the paper predicts once; on, nnU-Net averages over mirror images unless told --disable_tta."""
+
     # nnU-Net reads the names of these parameters and stores them in the checkpoint: no more, no fewer, no **kwargs.
     def __init__(
         self,
@@ -223,6 +226,8 @@ class BraTSTrainer(nnUNetTrainer):
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
         settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirrors_at_inference:
+            self.inference_allowed_mirroring_axes = None
         if self.augmentation() is None:
             return settings
         *_, mirror_axes = settings
