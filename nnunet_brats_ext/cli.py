@@ -213,6 +213,7 @@ def add_phantom(verbs: argparse._SubParsersAction) -> None:
         default="auto",
         help="mni152 needs nilearn; auto takes it where it is installed (default: %(default)s)",
     )
+    parser.add_argument("--contrast", type=float, default=1.0, help="of tumours; 1 is that of patients (default)")
     parser.add_argument("--processes", type=int, help="(default: one per core, at most 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace the phantoms that OUT holds")
 
@@ -230,6 +231,7 @@ def add_phantom(verbs: argparse._SubParsersAction) -> None:
             processes=options.processes,
             overwrite=options.overwrite,
             references=options.references,
+            contrast=options.contrast,
         )
 
     parser.set_defaults(run=run)

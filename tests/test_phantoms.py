@@ -385,3 +385,14 @@ def test_the_labels_of_unlabelled_cases_can_be_kept_back_to_score_with(tmp_path)
     assert not list((tmp_path / "out").rglob("BraTS20_Validation_002_seg.nii.gz"))
     labels = set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(kept)))))
     assert {0} < labels <= {0, 1, 2, 4}
+
+
+def test_contrast_sets_tumours_off_and_leaves_their_shape_alone():
+    plain, vivid = (make_case(3, 0, (40, 40, 40), anatomy=PROCEDURAL, contrast=contrast) for contrast in (1, 2))
+    assert np.array_equal(plain.labels, vivid.labels)
+
+    def oedema_above_brain(phantom: Phantom) -> float:
+        flair, labels = phantom.images["FLAIR"], phantom.labels
+        return flair[labels == ED].mean() / flair[(labels == 0) & (flair > 0)].mean()
+
+    assert oedema_above_brain(vivid) > 1.2 * oedema_above_brain(plain)

@@ -54,9 +54,11 @@ def make_case(
     scheme: LabelScheme = LABEL_SCHEMES["glioma_2017"],
     anatomy: str = "auto",
     sequences: Sequence[str] = SEQUENCES,
+    contrast: float = 1.0,
 ) -> Phantom:
     """Case number `index` of a seed: the same head and tumour at every shape (x, y, z), whatever the other cases.
 
+    contrast: of tumours against the brain, relative to that of patients; more makes them quicker to learn.
     A scheme with a further label gets tumours that have it, one without nested regions (radiotherapy) a meningioma.
     """
     head, brain, place, effect, growth, mixture, protocol = np.random.default_rng([seed, index]).spawn(7)
@@ -80,7 +82,7 @@ def make_case(
     parts = {name: average(part, factor) for name, part in compose(mixture, fine, tissues, regions).items()}
     mask = average(mask, factor) > 0.5
     labels = np.where(mask, known_to(scheme, majority(labels, factor)), np.uint8(0))
-    conspicuity = protocol.uniform(0.7, 1.2)
+    conspicuity = contrast * protocol.uniform(0.7, 1.2)
     streams = dict(zip(SEQUENCES, protocol.spawn(len(SEQUENCES)), strict=True))
 
     def in_field(array: np.ndarray) -> np.ndarray:

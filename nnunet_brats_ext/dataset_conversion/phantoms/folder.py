@@ -39,8 +39,11 @@ class Order:
     shape: tuple[int, ...]
     seed: int
     anatomy: str
+    contrast: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.contrast < 10:
+            raise ValueError(f"contrast {self.contrast} is not between 0 and 10; 1 is that of patients")
         if len(self.shape) != 3 or min(self.shape) < SMALLEST:
             raise ValueError(f"size {' '.join(map(str, self.shape))} is not three numbers (x y z) from {SMALLEST} on")
 
@@ -56,6 +59,7 @@ def write_phantoms(
     processes: int | None = None,
     overwrite: bool = False,
     references: Path | None = None,
+    contrast: float = 1.0,
 ) -> list[dict]:
     """Write a folder of synthetic cases as a BraTS release lays it out, and return the rows of its manifest.
 
@@ -67,7 +71,7 @@ def write_phantoms(
     if cases < 1 or not 0 <= unlabelled <= cases:
         raise ValueError(f"{cases} cases, {unlabelled} of them unlabelled: at least one case, and no more than all")
     row = find_release(release)
-    order = Order(row, tuple(shape or row.shape or BRATS_SHAPE), seed, anatomy)
+    order = Order(row, tuple(shape or row.shape or BRATS_SHAPE), seed, anatomy, contrast)
     out = out.resolve()
     check_vacant(out, overwrite)
     load_template(anatomy)  # a missing anatomy is told before any process starts
@@ -79,7 +83,7 @@ def write_phantoms(
         labelled = [index < cases - unlabelled for index in range(cases)]
         manifest = list(_write_cases(folder, kept_back, order, labelled, processes or min(os.cpu_count() or 1, 8)))
         _write_name_mapping(folder, row, manifest)
-        settings = dict(release=row.name, shape=order.shape, seed=seed, anatomy=anatomy)
+        settings = dict(release=row.name, shape=order.shape, seed=seed, anatomy=anatomy, contrast=contrast)
         (folder / MANIFEST).write_text(json.dumps({**settings, "cases": manifest}, indent=1))
         if out.exists():
             out.rename(Path(scratch, "old"))
@@ -104,7 +108,9 @@ def check_vacant(out: Path, overwrite: bool) -> None:
 def write_case(folder: Path, kept_back: Path, order: Order, index: int, labelled: bool) -> dict:
     """Write the files of one case and return its row of the manifest; the label of an unlabelled one is kept back."""
     release = order.release
-    phantom = make_case(order.seed, index, order.shape, release.scheme, order.anatomy, release.sequences)
+    phantom = make_case(
+        order.seed, index, order.shape, release.scheme, order.anatomy, release.sequences, order.contrast
+    )
     grade = release.grades[int(phantom.grade == "LGG")] if release.grades else None
     case = release.case_name(index + 1, grade=grade, training=labelled)
     images = {role: as_image(array, phantom) for role, array in phantom.images.items()}
