@@ -43,7 +43,7 @@ class Scale:
     size: Sequence[int] = (40, 48, 40)  # voxels, x y z
     contrast: float = 1.8  # of tumours, for brief training
     epochs: int = 8
-    iterations: int = 13  # per epoch
+    iterations: int = 11  # per epoch
     folds: Sequence[int] = (0, 1)
     memory_gb: float = 0.1  # makes nnU-Net plan small patches, that a CPU can train in seconds
 
