@@ -297,7 +297,7 @@ def test_the_name_mapping_tells_grades_and_names_in_earlier_releases(folder):
     assert rows[0]["TCGA_TCIA_subject_ID"] == "NA"
 
 
-def stand_in(seed, index, shape, scheme, anatomy, sequences):
+def stand_in(seed, index, shape, scheme, anatomy, sequences, contrast):
     """What `make_case` gives, at no cost: every label of the scheme, and grades in turn."""
     labels = np.zeros(shape, np.uint8)
     labels[0, 0, : len(scheme.names)] = list(scheme.names)
