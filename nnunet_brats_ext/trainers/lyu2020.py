@@ -15,7 +15,7 @@ from torch import nn
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet, PreActivationResidualUNet
 from nnunet_brats_ext.architectures.vae import VAEBranch
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
-from nnunet_brats_ext.training.augmentation import ShiftIntensity
+from nnunet_brats_ext.training.augmentation.intensity import ShiftIntensity
 from nnunet_brats_ext.training.base import BraTSTrainer, topology
 from nnunet_brats_ext.training.branches import VAERegularisation
 

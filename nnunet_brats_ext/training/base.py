@@ -14,6 +14,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -124,7 +125,7 @@ class BraTSTrainer(nnUNetTrainer):
             self.print_to_log_file(
                 f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations: one draw per training case"
             )
-        return training, validation
+        return self.sampling(training), self.sampling(validation)
 
     # ---- network ---------------------------------------------------------------------------------------------------
 
@@ -219,6 +220,10 @@ class BraTSTrainer(nnUNetTrainer):
             self.print_to_log_file(f"train_loss, of which {name}", np.round(value, decimals=4))
 
     # ---- data ------------------------------------------------------------------------------------------------------
+
+    def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        """A view on the cases that decides which patches are drawn (see `sampling`); the cases are nnU-Net's own way."""
+        return cases
 
     def augmentation(self) -> list[BasicTransform] | None:
         """The paper's training transforms at patch size, in order; None is nnU-Net's own augmentation."""

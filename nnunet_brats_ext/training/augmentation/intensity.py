@@ -1,4 +1,4 @@
-"""Transforms of the papers that batchgeneratorsv2 does not have. Images (c, *s) are normalised, 0 outside the brain."""
+"""Transforms of intensities that batchgeneratorsv2 lacks. Images (c, *s) are normalised, 0 outside the brain."""
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform

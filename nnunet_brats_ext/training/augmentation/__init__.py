@@ -1,0 +1,1 @@
+"""Training transforms of the papers that batchgeneratorsv2 does not have; one module per kind."""

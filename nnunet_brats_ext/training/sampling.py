@@ -1,0 +1,46 @@
+"""Which patches training sees: views on nnU-Net's cases that steer its data loader without replacing it.
+
+For every row of a batch nnU-Net's loader calls `load_case` once, in the order of the rows. Where it is told to show
+foreground it centres the patch on a voxel of the case's `class_locations`. A view that names one voxel there decides
+where the patch lies, anew for every draw and in the loader's own worker processes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+Case = tuple[Any, Any, Any, dict]  # data (c, *s), segmentation (1, *s), previous stage (*s) or None, properties
+
+
+class CaseView(nnUNetBaseDataset):
+    """The cases of another data set, seen differently; a subclass overrides `load_case`."""
+
+    def __init__(self, cases: nnUNetBaseDataset):
+        super().__init__(cases.source_folder, list(cases.identifiers), cases.folder_with_segs_from_previous_stage)
+        self.cases = cases
+
+    def load_case(self, identifier: str) -> Case:
+        return self.cases.load_case(identifier)
+
+    def save_case(self, *arguments: Any) -> None:  # type: ignore[override]
+        raise NotImplementedError("a view is for reading")
+
+    def get_identifiers(self, folder: str) -> list[str]:  # type: ignore[override]
+        return self.cases.get_identifiers(folder)
+
+
+class CentredDraws(CaseView):
+    """A view that centres every patch: needs `oversample_foreground_percent = 1.0` in the trainer."""
+
+    @abstractmethod
+    def draw_centre(self, case: Case) -> Sequence[int] | None:
+        """The voxel of the preprocessed case at index `patch_size // 2` of the patch; None leaves it to chance."""
+
+    def load_case(self, identifier: str) -> Case:
+        data, segmentation, previous, properties = case = self.cases.load_case(identifier)
+        centre = self.draw_centre(case)
+        locations = {} if centre is None else {"drawn": np.array([[0, *centre]])}
+        return data, segmentation, previous, properties | {"class_locations": locations}
