@@ -222,7 +222,7 @@ class BraTSTrainer(nnUNetTrainer):
     # ---- data ------------------------------------------------------------------------------------------------------
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
-        """A view on the cases that decides which patches are drawn (see `sampling`); the cases are nnU-Net's own way."""
+        """A view on the cases that decides which patches are drawn (see `sampling`); nnU-Net decides by default."""
         return cases
 
     def augmentation(self) -> list[BasicTransform] | None:
