@@ -58,6 +58,12 @@ class BraTSTrainer(nnUNetTrainer):
     mirrors_at_inference: ClassVar[bool] = True
     """Off where the paper predicts once; on, nnU-Net averages over mirror images unless told --disable_tta."""
 
+    tiling: ClassVar[str] = "sliding"
+    """How `nnunet_brats predict` covers a volume unless told otherwise: a name of `inference.tilings`."""
+
+    test_time_augmentation: ClassVar[str] = "mirror"
+    """What `nnunet_brats predict` averages over unless told otherwise: a name of `inference.symmetries`."""
+
     # nnU-Net reads the names of these parameters and stores them in the checkpoint: no more, no fewer, no **kwargs.
     def __init__(
         self,
