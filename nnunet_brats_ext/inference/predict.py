@@ -1,0 +1,203 @@
+"""`nnunet_brats predict`: all stages, folds and checkpoints of a model in one command, on nnU-Net's predictor."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nnunet_brats_ext.ensembling.folders import ensemble
+from nnunet_brats_ext.inference.cases import (
+    background,
+    find_images,
+    is_complete,
+    preprocess,
+    previous_labels_missing,
+    write_prediction,
+)
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.predictor import FROM_TRAINER, BraTSPredictor
+from nnunet_brats_ext.postprocessing.folders import postprocess
+from nnunet_brats_ext.postprocessing.rule_files import RuleSet
+from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+
+console = Console()
+SETTINGS = "predict.json"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How to predict. tiling and test_time_augmentation: `paper` is what the model's trainer names.
+
+    combine: what becomes of several folds and checkpoints: their mean `logits`, as nnU-Net, their mean
+    `probabilities`, or a `vote` over the label maps of each. processes: that preprocess and that write; 0 is this one.
+    """
+
+    tiling: str = FROM_TRAINER
+    test_time_augmentation: str = FROM_TRAINER
+    combine: str = "logits"
+    tile_step_size: float = 0.5
+    patch_size: tuple[int, ...] | None = None
+    device: str = "cuda"
+    processes: int = field(default=3, compare=False)
+
+    def predictor(self) -> BraTSPredictor:
+        return BraTSPredictor(
+            self.tiling,
+            self.test_time_augmentation,
+            "probabilities" if self.combine == "probabilities" else "logits",
+            self.patch_size,
+            torch.device(self.device),
+            tile_step_size=self.tile_step_size,
+            perform_everything_on_device=self.device != "cpu",
+        )
+
+
+def predict(
+    images: Path,
+    out: Path,
+    model: TrainedModel,
+    mode: Mode,
+    previous: TrainedModel | Sequence[Path] | None = None,
+    save_probabilities: bool = False,
+    rules: RuleSet | None = None,
+    overwrite: bool = False,
+    keep_members: bool = False,
+) -> None:
+    """Predict the images of a folder into `out`; what an interrupted run has finished there is not done again.
+
+    previous: for a second stage, the model of the first, or folders of its predictions. Several of them, and with
+    `vote` every fold and checkpoint of both stages, are members of their own, in `out/members`, which go once they
+    are combined. rules: post-processing of the result; the label maps before it stay in `out/before_rules`.
+    """
+    cases = find_images(images, read_json(model.folder / "dataset.json"))
+    claim(out, model, mode, previous, images, overwrite)
+    sources = _previous_predictions(cases, out, model, mode, previous, save_probabilities)
+    result = out / "before_rules" if rules else out
+    models = model.members if mode.combine == "vote" else [model]
+    combinations = [(source, one) for source in sources for one in models]
+    if len(combinations) == 1:
+        run(cases, result, models[0], mode, sources[0], save_probabilities, "Predict")
+    else:
+        members = out / "members"
+        folders = []
+        for source, one in combinations:
+            number = f"{len(folders):02d}"  # sources of one name may lie in different places
+            folders.append(members / "__".join([number, one.label, *(["on", source.name] if source else [])]))
+            run(cases, folders[-1], one, mode, source, True, f"Member {len(folders)} of {len(combinations)}")
+        vote = mode.combine == "vote"
+        options = {} if vote else {"save_probabilities": save_probabilities}
+        ensemble("majority" if vote else "mean", folders, result, processes=mode.processes or 1, **options)
+        if not keep_members:
+            shutil.rmtree(members)
+    if rules:
+        postprocess(result, out, rules, images, mode.processes or 1)
+    console.print(f"{len(cases)} cases predicted into {out}")
+
+
+def run(
+    cases: Mapping[str, list[str]],
+    out: Path,
+    model: TrainedModel,
+    mode: Mode,
+    previous: Path | None,
+    save_probabilities: bool,
+    description: str,
+) -> None:
+    """Predict those cases that `out` lacks, by the average over the folds and checkpoints of one model."""
+    predictor = mode.predictor()
+    predictor.load(model.folder, model.folds, model.checkpoints)
+    ending = predictor.dataset_json["file_ending"]
+    out.mkdir(parents=True, exist_ok=True)
+    for partial in out.glob(".partial-*"):
+        partial.unlink()
+    for name in ("dataset.json", "plans.json"):  # which nnU-Net's own commands look for beside predictions
+        shutil.copyfile(model.folder / name, out / name)
+    left = {name: files for name, files in cases.items() if not is_complete(out, name, ending, save_probabilities)}
+    if len(left) < len(cases):
+        console.print(f"{description}: {len(cases) - len(left)} of {len(cases)} cases are there already")
+    if previous and (missing := previous_labels_missing(previous, list(left), ending)):
+        raise FileNotFoundError(f"{previous} lacks the previous stage's label maps of {', '.join(missing)}")
+    settings = (predictor.configuration_manager, predictor.plans_manager, predictor.dataset_json)
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if not left:
+        return
+    with background(min(mode.processes, len(left))) as writing, Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=len(left))
+        for name, data, properties in preprocess(predictor, left, previous, min(mode.processes, len(left))):
+            logits = predictor.predict_average(data, properties).numpy()
+            writing.run(write_prediction, logits, properties, settings, out, name, save_probabilities)
+            progress.advance(task)
+
+
+def claim(
+    out: Path,
+    model: TrainedModel,
+    mode: Mode,
+    previous: TrainedModel | Sequence[Path] | None,
+    images: Path,
+    overwrite: bool,
+) -> None:
+    """Note in `out` what is predicted there; predictions made otherwise are not continued but refused."""
+    before: list[Any] = list(previous) if isinstance(previous, Sequence) else [previous] if previous else []
+    settings = {
+        "images": str(images.resolve()),
+        "model": _described(model),
+        "previous": [_described(one) if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
+        **{key: value for key, value in asdict(mode).items() if key != "processes"},
+    }
+    settings = json.loads(json.dumps(settings))
+    file = out / SETTINGS
+    if file.is_file() and not overwrite and (found := read_json(file)) != settings:
+        differing = [key for key in settings if found.get(key) != settings[key]]
+        raise ValueError(
+            f"{out} holds predictions made with other settings ({', '.join(differing)}); choose another folder, "
+            "or predict anew with --overwrite"
+        )
+    if overwrite and file.is_file():
+        for path in _predictions_in(out):
+            path.unlink()
+        for folder in ("members", "previous_stage", "before_rules"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+    write_text_whole(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _described(model: TrainedModel) -> dict[str, Any]:
+    files = [model.folder / f"fold_{fold}" / name for name in model.checkpoints for fold in model.folds]
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def _predictions_in(out: Path) -> Iterable[Path]:
+    return [path for path in out.iterdir() if path.is_file() and path.suffix in (".gz", ".npz", ".pkl", ".nii")]
+
+
+def _previous_predictions(
+    cases: Mapping[str, list[str]],
+    out: Path,
+    model: TrainedModel,
+    mode: Mode,
+    previous: TrainedModel | Sequence[Path] | None,
+    save_probabilities: bool,
+) -> list[Path | None]:
+    """The folders of label maps that the model refines, made now if `previous` is a model; [None] for a first stage."""
+    if previous is None:
+        if stage := model.previous_stage:
+            raise ValueError(f"{model.folder.name} refines the predictions of {stage}: name the model or the folders")
+        return [None]
+    if not isinstance(previous, TrainedModel):
+        return list(previous)
+    # The first stage is tiled and averaged by what its own trainer names, not as asked for the last one.
+    own = Mode(combine=mode.combine, device=mode.device, processes=mode.processes)
+    folders: list[Path | None] = []
+    models = previous.members if mode.combine == "vote" else [previous]
+    for i, one in enumerate(models):
+        folder = out / "previous_stage" / (one.label if mode.combine == "vote" else previous.names[2])
+        count = f" {i + 1} of {len(models)}" if len(models) > 1 else ""
+        run(cases, folder, one, own, None, False, f"Previous stage{count}")
+        folders.append(folder)
+    return folders

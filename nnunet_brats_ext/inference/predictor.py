@@ -1,0 +1,146 @@
+"""nnU-Net's predictor with what the papers do differently: tilings, symmetries, several checkpoints of a fold."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch import Tensor
+
+from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of
+from nnunet_brats_ext.inference.tilings import TILINGS, Volume
+
+FROM_TRAINER = "paper"
+SLIDING = "sliding"
+
+
+class Weights(Sequence[dict[str, Any]]):
+    """The weights of several checkpoints, read from disk when their turn comes: one set in memory at a time."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = list(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return torch.load(self.files[index], map_location="cpu", weights_only=False)["network_weights"]
+
+
+class BraTSPredictor(nnUNetPredictor):
+    """nnUNetPredictor (https://doi.org/10.1038/s41592-020-01008-z) that can tile and average as a paper does.
+
+    tiling: `sliding` (nnU-Net's), a name of `TILINGS`, or `paper`, what the trainer names. test_time_augmentation:
+    likewise a name of `MODES`. `sliding` with `mirror` and logits averaged is nnU-Net, bit for bit.
+    average: `logits`, as nnU-Net does over folds, or `probabilities`.
+    """
+
+    def __init__(
+        self,
+        tiling: str = FROM_TRAINER,
+        test_time_augmentation: str = FROM_TRAINER,
+        average: str = "logits",
+        patch_size: Sequence[int] | None = None,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+        **options: Any,
+    ):
+        super().__init__(device=device, allow_tqdm=False, **options)
+        self.tiling, self.test_time_augmentation, self.average = tiling, test_time_augmentation, average
+        self.requested_patch_size = patch_size
+        self.properties: dict[str, Any] = {}  # of the case at hand
+        self.checkpoints: list[Path] = []
+
+    def load(self, model: Path, folds: Sequence[int | str], checkpoints: Sequence[str]) -> None:
+        """Make ready the checkpoints of these names in these folds of a trained model's folder."""
+        self.checkpoints = [model / f"fold_{fold}" / name for name in checkpoints for fold in folds]
+        if missing := [str(file) for file in self.checkpoints if not file.is_file()]:
+            raise FileNotFoundError(f"no trained model in {', '.join(missing)}; train it, or choose -f and -chk")
+        self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
+        self.list_of_parameters = Weights(self.checkpoints)
+        trainer = recursive_find_trainer_class_by_name(self.trainer_name)
+        if self.tiling == FROM_TRAINER:
+            self.tiling = getattr(trainer, "tiling", SLIDING)
+        if self.test_time_augmentation == FROM_TRAINER:
+            self.test_time_augmentation = getattr(trainer, "test_time_augmentation", "mirror")
+        self.kept = tuple(getattr(trainer, "tile_kept", ())) or tuple(n // 2 for n in self.patch_size)
+        if self.requested_patch_size:
+            self._resize(self.requested_patch_size)
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        return tuple(self.configuration_manager.patch_size)
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in np.prod(self.configuration_manager.pool_op_kernel_sizes, axis=0))
+
+    def _resize(self, patch_size: Sequence[int]) -> None:
+        """Predict with windows of another size; a network without fixed sizes allows it."""
+        if len(patch_size) != len(self.patch_size):
+            raise ValueError(f"--patch-size {tuple(patch_size)}: this model has {len(self.patch_size)} axes")
+        if bad := [n for n, divisor in zip(patch_size, self.divisor, strict=True) if n < 1 or n % divisor]:
+            raise ValueError(f"--patch-size {tuple(patch_size)}: {bad[0]} is no multiple of the strides {self.divisor}")
+        self.configuration_manager.configuration["patch_size"] = list(patch_size)
+
+    # ---- one case --------------------------------------------------------------------------------------------------
+
+    def predict_each(self, data: Tensor, properties: dict[str, Any]) -> Iterator[Tensor]:
+        """The logits (k, z, y, x) of each checkpoint in turn for a preprocessed case."""
+        self.properties = properties
+        for weights in self.list_of_parameters:
+            getattr(self.network, "_orig_mod", self.network).load_state_dict(weights)
+            yield self.predict_sliding_window_return_logits(data).to("cpu")
+
+    def predict_average(self, data: Tensor, properties: dict[str, Any]) -> Tensor:
+        """The average over all checkpoints, as logits."""
+        total: Tensor | None = None
+        for logits in self.predict_each(data, properties):
+            share = torch.sigmoid(logits.float()) if self.average == "probabilities" else logits
+            total = share if total is None else total.add_(share)
+        assert total is not None
+        if len(self.checkpoints) > 1:
+            total /= len(self.checkpoints)
+        return logits_of(total) if self.average == "probabilities" else total
+
+    @torch.inference_mode()
+    def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
+        if self.tiling == SLIDING:
+            return super().predict_sliding_window_return_logits(input_image)
+        self.network: torch.nn.Module = self.network.to(self.device).eval()
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            try:
+                return TILINGS[self.tiling](self._predict_windows, self._volume(input_image))
+            except torch.OutOfMemoryError:
+                if self.tiling != "brain":
+                    raise
+        print("a whole brain does not fit on the device: sliding window instead, from here on")
+        self.tiling = SLIDING
+        return super().predict_sliding_window_return_logits(input_image)
+
+    def _predict_windows(self, x: Tensor) -> Tensor:
+        return self._internal_maybe_mirror_and_predict(x.to(self.device))
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        symmetries = MODES[self.test_time_augmentation]
+        if symmetries is None:
+            return super()._internal_maybe_mirror_and_predict(x)
+        return average_probabilities(self.network, x, symmetries)
+
+    def _volume(self, data: Tensor) -> Volume:
+        labels = list(self.label_manager.foreground_labels)
+        regions: Callable[[Any], tuple[int, ...]] = lambda region: tuple(  # noqa: E731
+            labels.index(label) for label in (region if isinstance(region, list | tuple) else (region,))
+        )
+        return Volume(
+            data=data,
+            properties=self.properties,
+            patch_size=self.patch_size,
+            divisor=self.divisor,
+            image_channels=len(self.dataset_json["channel_names"]),
+            regions=tuple(regions(region) for region in self.label_manager.foreground_regions),
+            kept=self.kept,
+        )

@@ -1,0 +1,135 @@
+"""How a preprocessed volume is cut into what a network sees at once, and put together again.
+
+Each tiling is a function of a `Volume` and of `predict`, (b, c, *window) -> (b, k, *window) logits, and returns the
+logits (k, z, y, x) of the whole volume in fp32. nnU-Net's sliding window is not here: it stays nnU-Net's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nnunet_brats_ext.training.windows import strict_window, tumour_window
+
+CERTAIN = 15.0  # the logit of what an earlier stage has decided
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A case as nnU-Net has preprocessed it, and what a tiling has to know of its model.
+
+    data: (c, z, y, x), the images first, then the one-hot labels of a previous stage. properties: nnU-Net's, of the
+    case. divisor: what sizes have to be multiples of, per axis of the patch. regions: the labels of each region, as
+    positions among the one-hot labels. kept: the central part of a tile that `overlap` keeps.
+    """
+
+    data: Tensor
+    properties: dict[str, Any]
+    patch_size: tuple[int, ...]
+    divisor: tuple[int, ...]
+    image_channels: int
+    regions: tuple[tuple[int, ...], ...]
+    kept: tuple[int, ...]
+
+
+Predict = Callable[[Tensor], Tensor]
+
+
+def whole_brain(predict: Predict, volume: Volume) -> Tensor:
+    """One pass over everything that nnU-Net's crop to the brain has left, as Henry 2020 and Lachinov 2019 predict.
+
+    Padded with zeros at the high end of each axis to what the network can halve. A network of slices takes them one
+    by one. Statistics of normalisation layers are then those of a whole brain, unlike in a window.
+    """
+    *_, depth, height, width = volume.data.shape
+    sizes = (depth, height, width)[-len(volume.divisor) :]
+    missing = [-size % divisor for size, divisor in zip(sizes, volume.divisor, strict=True)]
+    padding = [n for m in reversed(missing) for n in (0, m)]
+    if len(volume.divisor) == 3:
+        return predict(pad(volume.data, padding)[None])[0, :, :depth, :height, :width].float().cpu()
+    slices = [predict(pad(volume.data[:, z], padding)[None])[0, :, :height, :width].float().cpu() for z in range(depth)]
+    return torch.stack(slices, dim=1)
+
+
+def overlap(predict: Predict, volume: Volume, tiles_at_once: int = 16) -> Tensor:
+    """Tiles side by side by their central part, which alone is kept: https://arxiv.org/abs/1505.04597, as OM-Net does.
+
+    The volume is padded with zeros by the margin that is thrown away, one voxel more at the high end if it is odd.
+    """
+    sizes = tuple(volume.data.shape[1:])
+    counts = [-(-size // kept) for size, kept in zip(sizes, volume.kept, strict=True)]
+    low = [(tile - kept) // 2 for tile, kept in zip(volume.patch_size, volume.kept, strict=True)]
+    high = [
+        count * kept + tile - kept - margin - size
+        for count, kept, tile, margin, size in zip(counts, volume.kept, volume.patch_size, low, sizes, strict=True)
+    ]
+    padded = pad(volume.data, [n for axis in (2, 1, 0) for n in (low[axis], high[axis])])
+    starts = list(product(*(range(0, count * kept, kept) for count, kept in zip(counts, volume.kept, strict=True))))
+    logits: Tensor | None = None
+    for first in range(0, len(starts), tiles_at_once):
+        batch = starts[first : first + tiles_at_once]
+        predicted = predict(torch.stack([padded[_window(start, volume.patch_size)] for start in batch]))
+        predicted = predicted[_window(low, volume.kept, leading=2)].float().cpu()
+        if logits is None:
+            logits = predicted.new_empty(
+                predicted.shape[1], *(n * kept for n, kept in zip(counts, volume.kept, strict=True))
+            )
+        for start, tile in zip(batch, predicted, strict=True):
+            logits[_window(start, volume.kept)] = tile
+    assert logits is not None
+    return logits[_window((0, 0, 0), sizes)]
+
+
+def tumour(predict: Predict, volume: Volume) -> Tensor:
+    """One window where the previous stage saw most tumour, pasted over its labels: Lyu & Shu 2020, on a full grid."""
+    found = _previous_labels(volume).any(0).numpy()
+    return _paste(predict, volume, tumour_window(found, volume.patch_size))
+
+
+def lyu8(predict: Predict, volume: Volume) -> Tensor:
+    """The same with the authors' eight windows, for parity with their release; BraTS's own grid only."""
+    found = _previous_labels(volume).any(0).numpy()
+    properties = volume.properties
+    start = strict_window(found, properties["bbox_used_for_cropping"], properties["shape_before_cropping"])
+    return _paste(predict, volume, start)
+
+
+TILINGS: dict[str, Callable[[Predict, Volume], Tensor]] = {
+    "brain": whole_brain,
+    "overlap": overlap,
+    "tumour": tumour,
+    "lyu8": lyu8,
+}
+
+
+def _previous_labels(volume: Volume) -> Tensor:
+    labels = volume.data[volume.image_channels :]
+    if not len(labels):
+        raise ValueError("windows on the tumour need the label maps of a previous stage, which this model does not see")
+    return labels > 0
+
+
+def _paste(predict: Predict, volume: Volume, start: Sequence[int]) -> Tensor:
+    """The logits of one window over those that say what the previous stage has decided."""
+    labels = _previous_labels(volume)
+    decided = torch.stack([labels[list(region)].any(0) for region in volume.regions])
+    logits = torch.where(decided, CERTAIN, -CERTAIN)
+    sides = list(zip(start, volume.patch_size, volume.data.shape[1:], strict=True))
+    inside = (slice(None), *(slice(max(s, 0), min(s + extent, size)) for s, extent, size in sides))
+    padding = [(max(-s, 0), max(s + extent - size, 0)) for s, extent, size in sides]
+    window = pad(volume.data[inside], [n for both in reversed(padding) for n in both])
+    predicted = predict(window[None])[0].float().cpu()
+    back = (
+        slice(None),
+        *(slice(low, extent - high) for (low, high), (_, extent, _) in zip(padding, sides, strict=True)),
+    )
+    logits[inside] = predicted[back]
+    return logits
+
+
+def _window(start: Sequence[int], extent: Sequence[int], leading: int = 1) -> tuple[slice, ...]:
+    return (slice(None),) * leading + tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))
