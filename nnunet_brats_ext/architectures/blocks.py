@@ -34,10 +34,17 @@ class ProjectAndUpsample(nn.Module):
     """
 
     def __init__(
-        self, conv_op: ConvOp, input_channels: int, output_channels: int, stride: Sequence[int], *, align_corners: bool
+        self,
+        conv_op: ConvOp,
+        input_channels: int,
+        output_channels: int,
+        stride: Sequence[int],
+        *,
+        align_corners: bool,
+        bias: bool = True,
     ):
         super().__init__()
-        self.project = conv_op(input_channels, output_channels, 1)
+        self.project = conv_op(input_channels, output_channels, 1, bias=bias)
         self.stride, self.align_corners = [float(s) for s in stride], align_corners
         self.mode = INTERPOLATION[convert_conv_op_to_dim(conv_op)]
 

@@ -1,6 +1,7 @@
 """The variational auto-encoder branch that regularises an encoder: Myronenko 2018, https://arxiv.org/abs/1810.11654."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Literal
 
@@ -19,6 +20,7 @@ class VAEBranch(nn.Module):
 
     endpoint_size: e; an axis is halved once more where it is even.
     strides: of the encoder, per stage and axis; they are undone on the way back.
+    bottleneck: channels in front of the fully connected layers. align_corners: of all its upsamplings.
     gradient: "full" draws mean + sigma * noise with the gradient; "none" cuts the draw off, as the authors' release
     does, so that the reconstruction teaches the branch alone and only the KL term reaches the encoder.
     """
@@ -31,6 +33,8 @@ class VAEBranch(nn.Module):
         strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         features_per_stage: Sequence[int] = (32, 64, 128, 256),
         latent: int = 128,
+        bottleneck: int = 16,
+        align_corners: bool = True,
         gradient: Literal["full", "none"] = "full",
     ):
         super().__init__()
@@ -38,7 +42,6 @@ class VAEBranch(nn.Module):
         features = list(features_per_stage)
         halving = [2 if size % 2 == 0 else 1 for size in endpoint_size]
         small = [size // step for size, step in zip(endpoint_size, halving, strict=True)]
-        bottleneck = features[-1] // 16
 
         self.squeeze = nn.Sequential(
             nn.GroupNorm(8, features[-1]),
@@ -50,9 +53,10 @@ class VAEBranch(nn.Module):
         width = features[-1] // 2
         self.expand = nn.Sequential(nn.Linear(latent, width * prod(small)), nn.ReLU(inplace=True))
         self.shape = (width, *small)
-        decoder: list[nn.Module] = [ProjectAndUpsample(conv_op, width, features[-1], halving, align_corners=True)]
+        upsample = partial(ProjectAndUpsample, conv_op, align_corners=align_corners)
+        decoder: list[nn.Module] = [upsample(width, features[-1], halving)]
         for wide, narrow, stride in zip(features[:0:-1], features[-2::-1], list(strides)[:0:-1], strict=True):
-            decoder.append(ProjectAndUpsample(conv_op, wide, narrow, stride, align_corners=True))
+            decoder.append(upsample(wide, narrow, stride))
             decoder.append(PreActivationBlock(conv_op, narrow))
         self.decoder = nn.Sequential(*decoder, conv_op(features[0], output_channels, 1))
         self.spatial_axes = convert_conv_op_to_dim(conv_op)

@@ -14,7 +14,8 @@ class SoftDiceLoss(nn.Module):
 
         dice = (2 sum(p t) + smooth_numerator) / (sum(p^2) + sum(t^2) + smooth_denominator),
 
-    without the squares if `squared` is off. A region that is empty in target and prediction has dice
+    without the squares if `squared` is off; `squared_target` decides for t alone, which matters where t is between 0
+    and 1. A region that is empty in target and prediction has dice
     smooth_numerator / smooth_denominator; with smooth_numerator = 0 it adds a constant 1 and no gradient.
 
     batch: sum over the batch as well (and over the ranks of a distributed run), rather than average dice over it.
@@ -26,12 +27,15 @@ class SoftDiceLoss(nn.Module):
         smooth_numerator: float = 0.0,
         smooth_denominator: float = 1e-8,
         squared: bool = True,
+        squared_target: bool | None = None,
         batch: bool = False,
         weights: Sequence[float] | None = None,
     ):
         super().__init__()
         self.smooth_numerator, self.smooth_denominator = smooth_numerator, smooth_denominator
-        self.power, self.batch, self.weights = 2 if squared else 1, batch, weights
+        self.power = 2 if squared else 1
+        self.target_power = self.power if squared_target is None else 2 if squared_target else 1
+        self.batch, self.weights = batch, weights
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):  # half precision overflows at 65,504 voxels
@@ -42,7 +46,7 @@ class SoftDiceLoss(nn.Module):
         """The weighted Dice of probabilities, a scalar; for networks whose regions are sums of label probabilities."""
         space = tuple(range(2, target.ndim))
         overlap = (probabilities * target).sum(space)
-        total = (probabilities**self.power).sum(space) + (target**self.power).sum(space)  # (b, r)
+        total = (probabilities**self.power).sum(space) + (target**self.target_power).sum(space)  # (b, r)
         if self.batch:
             overlap, total = (self.sum_over_batch(x) for x in (overlap, total))
         dice = (2 * overlap + self.smooth_numerator) / (total + self.smooth_denominator)
