@@ -1,0 +1,95 @@
+"""The backbone of OM-Net: FusionNet (Quan et al. 2016, https://arxiv.org/abs/1612.05360) in 3-D."""
+
+from collections.abc import Sequence
+
+from dynamic_network_architectures.building_blocks.helper import (
+    get_matching_batchnorm,
+    get_matching_convtransp,
+    get_matching_pool_op,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunet_brats_ext.architectures.blocks import ConvOp
+
+STRIDES = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+FEATURES = (32, 64, 128, 256)
+
+
+def conv_norm_relu(conv_op: ConvOp, input_channels: int, output_channels: int) -> nn.Sequential:
+    """3x3x3 convolution with bias, batch normalisation, ReLU: (b, c_in, *s) -> (b, c_out, *s)."""
+    return nn.Sequential(
+        conv_op(input_channels, output_channels, 3, padding=1),
+        get_matching_batchnorm(conv_op)(output_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Three convolutions with batch normalisation, the input added before the last ReLU: (b, c, *s) -> (b, c, *s)."""
+
+    def __init__(self, conv_op: ConvOp, channels: int):
+        super().__init__()
+        first, second, third = (conv_norm_relu(conv_op, channels, channels) for _ in range(3))
+        self.layers = nn.Sequential(first, second, third[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.layers(x), inplace=True)
+
+
+class FusionNet(nn.Module):
+    """All layers that the tasks share: images (b, input_channels, *s) -> features (b, features_per_stage[0], *s) >= 0.
+
+    Every axis of s must be a multiple of its cumulated strides. Skips are added, not concatenated.
+
+    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
+    `features_per_stage` have.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        conv_op: ConvOp = nn.Conv3d,
+        strides: Sequence[Sequence[int]] = STRIDES,
+        features_per_stage: Sequence[int] = FEATURES,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        steps = [tuple(stride) for stride in strides][1 : len(features_per_stage)]
+        features = list(features_per_stage)[: len(steps) + 1]
+        self.output_channels = features[0]
+
+        def stage(narrow: int, wide: int) -> nn.Sequential:
+            first, last = conv_norm_relu(conv_op, narrow, wide), conv_norm_relu(conv_op, wide, wide)
+            return nn.Sequential(first, ResidualBlock(conv_op, wide), last)
+
+        def upsampling(wide: int, narrow: int, step: tuple[int, ...]) -> nn.Sequential:
+            transposed = get_matching_convtransp(conv_op)(wide, narrow, step, stride=step)
+            return nn.Sequential(transposed, get_matching_batchnorm(conv_op)(narrow), nn.ReLU(inplace=True))
+
+        self.encoder = nn.ModuleList(map(stage, [input_channels, *features[:-1]], features))
+        self.poolings = nn.ModuleList(get_matching_pool_op(conv_op)(step, stride=step) for step in steps)
+        self.dropout = nn.Dropout(dropout)  # of single values, not of whole channels
+        # The decoder's lists run from the bottom to the top, as its forward does.
+        self.upsamplings = nn.ModuleList(map(upsampling, features[:0:-1], features[-2::-1], steps[::-1]))
+        decoder = [stage(width, width) for width in features[-2::-1]]
+        if decoder:
+            decoder[-1] = decoder[-1][:-1]  # the closing convolution is each task's own
+        self.decoder = nn.ModuleList(decoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = [self.encoder[0](x)]
+        for pooling, stage in zip(self.poolings, self.encoder[1:], strict=True):
+            skips.append(stage(pooling(skips[-1])))
+        x = self.dropout(skips.pop())
+        for upsampling, stage in zip(self.upsamplings, self.decoder, strict=True):
+            x = stage(upsampling(x) + skips.pop())
+        return x
+
+
+def initialise(network: nn.Module) -> None:
+    """He et al. 2015 (https://arxiv.org/abs/1502.01852) for all weights, biases 0.1 and, of the very first layer, 0."""
+    layers = [m for m in network.modules() if isinstance(getattr(m, "bias", None), Tensor) and m.weight.ndim > 1]
+    for layer in layers:  # of a transposed convolution, torch takes the outputs for inputs, and so did the authors
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.constant_(layer.bias, 0.1 if layer is not layers[0] else 0.0)

@@ -1,0 +1,63 @@
+"""The loss of OM-Net: Zhou et al. 2020, https://arxiv.org/abs/1906.01796, with online training data transfer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunet_brats_ext.architectures.omnet.networks import TaskOutput
+from nnunet_brats_ext.architectures.omnet.tasks import CLASSES, CORE, ET, TUMOUR
+
+# A patch of an earlier task also trains this task where these labels fill at least this share of its voxels.
+TRANSFER = {1: (TUMOUR, 0.4), 2: (CORE, 0.5)}
+
+
+def selected_rows(labels: Tensor, task: int, rows_per_task: int, data_transfer: bool = True) -> Tensor:
+    """Which rows train a task: labels (n, *s), the last `rows_per_task` rows its own data -> booleans (n,).
+
+    Its own always do; those before them only by the rules of data transfer.
+    """
+    own = torch.arange(len(labels), device=labels.device) >= len(labels) - rows_per_task
+    if not data_transfer or task not in TRANSFER:
+        return own
+    classes, share = TRANSFER[task]
+    filled = torch.stack([labels == label for label in classes]).any(0).flatten(1).float().mean(1)
+    return own | (filled >= share)
+
+
+def mean_over_rows(rows: Tensor, selected: Tensor) -> Tensor:
+    """The mean of the selected rows (n,), of all ranks together once DistributedDataParallel averages gradients."""
+    count = selected.sum().to(rows.dtype)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return (rows * selected).sum() / count
+
+
+class MultiTaskCrossEntropy(nn.Module):
+    """The sum of the tasks' cross-entropies, each averaged over the voxels of the rows that train it.
+
+    output: a TaskOutput. target: [regions, labels (b, 1, *s) of the five classes]; b is `tasks` blocks of one size.
+    Gives a scalar in fp32. `latest` keeps the value of each task for the log.
+    """
+
+    def __init__(self, tasks: int = len(CLASSES), data_transfer: bool = True):
+        super().__init__()
+        self.tasks, self.data_transfer = tasks, data_transfer
+        self.latest: dict[str, Tensor] = {}
+
+    def forward(self, output: TaskOutput, target: Sequence[Tensor]) -> Tensor:
+        labels = target[1][:, 0].long()
+        rows = len(labels) // self.tasks
+        losses = {}
+        for task, scores in output.scores.items():
+            end = (task + 1) * rows
+            seen = labels[end - len(scores) : end]
+            selected = selected_rows(seen, task, rows, self.data_transfer)
+            truth = (seen == ET).long() if CLASSES[task] == 2 else seen
+            with torch.autocast(scores.device.type, enabled=False):
+                voxels = functional.cross_entropy(scores.float(), truth, reduction="none")
+            losses[f"task {task + 1}"] = mean_over_rows(voxels.flatten(1).mean(1), selected)
+        self.latest = {name: value.detach() for name, value in losses.items()}
+        return torch.stack(list(losses.values())).sum()
