@@ -85,7 +85,7 @@ def predict(
         run(cases, result, models[0], mode, sources[0], save_probabilities, "Predict")
     else:
         members = out / "members"
-        folders = []
+        folders: list[Path] = []
         for source, one in combinations:
             number = f"{len(folders):02d}"  # sources of one name may lie in different places
             folders.append(members / "__".join([number, one.label, *(["on", source.name] if source else [])]))

@@ -63,6 +63,8 @@ class BraTSPredictor(nnUNetPredictor):
         trainer = recursive_find_trainer_class_by_name(self.trainer_name)
         if self.tiling == FROM_TRAINER:
             self.tiling = getattr(trainer, "tiling", SLIDING)
+            if self.tiling == "tumour" and self.configuration_manager.previous_stage_name is None:
+                self.tiling = SLIDING  # a second stage's trainer, trained alone
         if self.test_time_augmentation == FROM_TRAINER:
             self.test_time_augmentation = getattr(trainer, "test_time_augmentation", "mirror")
         self.kept = tuple(getattr(trainer, "tile_kept", ())) or tuple(n // 2 for n in self.patch_size)

@@ -8,6 +8,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
@@ -18,6 +19,8 @@ from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.training.augmentation.intensity import ShiftIntensity
 from nnunet_brats_ext.training.base import BraTSTrainer, topology
 from nnunet_brats_ext.training.branches import VAERegularisation
+from nnunet_brats_ext.training.cascade import DrawnMaps
+from nnunet_brats_ext.training.windows import TumourWindows
 
 
 class LyuTrainer(BraTSTrainer):
@@ -32,6 +35,7 @@ class LyuTrainer(BraTSTrainer):
     )
 
     mirrors_at_inference = False
+    test_time_augmentation = "none"
     architecture: ClassVar[type[PreActivationResidualUNet]]
 
     @classmethod
@@ -68,6 +72,7 @@ class BraTSVAETrainer(LyuTrainer):
     """
 
     architecture = PreActivationResidualUNet
+    snapshot_epochs = (165, 184, 190, 205, 244, 254, 261, 271, 289, 294)  # of the paper's ensembles and expanded data
 
     def region_loss(self) -> SoftDiceLoss:
         return SoftDiceLoss()
@@ -76,12 +81,32 @@ class BraTSVAETrainer(LyuTrainer):
 class BraTSAttentionVAETrainer(LyuTrainer):
     """Stage 2 of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881): the same, with attention gates on the skips.
 
-    In a cascade it refines the labels of a previous stage, which `BraTSVAETrainer` has predicted; it also works alone.
-    Learning rate and epochs are those that the paper uses with one stage-1 map per case.
+    In a cascade it refines the labels of a previous stage, which `BraTSVAETrainer` has predicted, in one window on
+    their tumour; it also works alone. Where `nnunet_brats predict-stage` has left several maps per case, each draw
+    takes one of them, and training is as the paper does it then: half the learning rate, 200 longer epochs.
     """
+
+    hyperparameters = dict(oversample_foreground_percent=1.0)  # the window on the tumour
 
     architecture = AttentionGatedResidualUNet
     previous_stage_trainer = "BraTSVAETrainer"
+    snapshot_epochs = (57, 66, 67, 69, 77, 100, 115)
+    tiling = "tumour"
+
+    strict_windows: ClassVar[bool] = False
+    """On, only the authors' eight windows on the 155 x 240 x 240 grid of BraTS are drawn (`--tiling lyu8` predicts)."""
+
+    def adapt_hyperparameters(self) -> None:
+        if not self.is_cascaded:
+            self.oversample_foreground_percent = 0.0
+        if len(self.previous_stage_maps) > 1:
+            self.initial_lr, self.num_epochs = 5e-5, 200
+
+    def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        if not self.is_cascaded:
+            return cases
+        first = cases.versions[0] if isinstance(cases, DrawnMaps) else cases
+        return TumourWindows(cases, first, self.configuration_manager.patch_size, self.strict_windows)
 
     def region_loss(self) -> SoftDiceLoss:
         inner = self.label_manager.num_segmentation_heads - 1  # all but the whole tumour

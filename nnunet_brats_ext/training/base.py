@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
-from nnunet_brats_ext.training.cascade import require_previous_stage
+from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
 
+SNAPSHOTS = "nnUNet_brats_snapshots"  # environment variable
 SHORT_EPOCHS, SHORT_ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # environment variables
 OURS = "nnunet_brats_ext"  # our key in a checkpoint, beside nnU-Net's
 
@@ -52,6 +53,9 @@ class BraTSTrainer(nnUNetTrainer):
     one_draw_per_case: ClassVar[bool] = True
     """A paper's epoch sees every training case once: ceil(cases / batch) iterations. Off: nnU-Net's 250."""
 
+    snapshot_epochs: ClassVar[tuple[int, ...]] = ()
+    """After how many epochs to keep the weights, as checkpoint_epoch_N.pth; the environment may name others."""
+
     previous_stage_trainer: ClassVar[str | None] = None
     """In a cascade, the trainer of the previous stage, by name; None is this trainer itself, as in nnU-Net."""
 
@@ -75,24 +79,34 @@ class BraTSTrainer(nnUNetTrainer):
     ):
         require_regions(dataset_json, plans.get("dataset_name", "this dataset"))
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.previous_stage_maps: list[Path] = []  # where a second stage has several per case
+        if self.is_cascaded and nnUNet_results.is_set():
+            self._find_previous_stage()
         for declaring in reversed(type(self).__mro__):
             for name, value in vars(declaring).get("hyperparameters", {}).items():
                 if not hasattr(self, name):
                     raise AttributeError(f"{declaring.__name__}.hyperparameters: nnUNetTrainer has no '{name}'")
                 setattr(self, name, value)
+        self.adapt_hyperparameters()
         self._shorten()
-        if self.previous_stage_trainer and self.is_cascaded and nnUNet_results.is_set():
-            previous_stage = self.configuration_manager.previous_stage_name
-            self.folder_with_segs_from_previous_stage = str(
-                Path(nnUNet_results, self.plans_manager.dataset_name)
-                / f"{self.previous_stage_trainer}__{self.plans_manager.plans_name}__{previous_stage}"
-                / "predicted_next_stage"
-                / self.configuration_name
-            )
         self._random_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on
         # nnU-Net builds for training through the instance and for inference through the class, where branches that
         # only training needs must not exist.
         self.build_network_architecture = self.build_training_network  # type: ignore[method-assign]
+
+    def adapt_hyperparameters(self) -> None:
+        """Change declared hyperparameters by what the data are, before a trial run shortens them."""
+
+    def _find_previous_stage(self) -> None:
+        folder = Path(self.folder_with_segs_from_previous_stage)
+        if self.previous_stage_trainer:
+            previous_stage = self.configuration_manager.previous_stage_name
+            model = f"{self.previous_stage_trainer}__{self.plans_manager.plans_name}__{previous_stage}"
+            folder = folder.parents[2] / model / "predicted_next_stage" / self.configuration_name
+        self.previous_stage_maps = expanded_maps(folder)
+        if self.previous_stage_maps and not folder.is_dir():
+            folder = self.previous_stage_maps[0]  # for the validation, which refines one map per case
+        self.folder_with_segs_from_previous_stage = str(folder)
 
     # ---- length of a run -------------------------------------------------------------------------------------------
 
@@ -127,11 +141,27 @@ class BraTSTrainer(nnUNetTrainer):
             )
         if self.one_draw_per_case and not os.environ.get(SHORT_ITERATIONS):
             batch_size = self.configuration_manager.batch_size  # of all ranks together
-            self._set_iterations(*(ceil(len(data.identifiers) / batch_size) for data in (training, validation)))
+            draws = self.draws_per_epoch(training, training=True), self.draws_per_epoch(validation, training=False)
+            self._set_iterations(*(ceil(number / batch_size) for number in draws))
             self.print_to_log_file(
-                f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations: one draw per training case"
+                f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations: {draws[0]} draws from "
+                f"{len(training.identifiers)} training cases"
             )
-        return self.sampling(training), self.sampling(validation)
+        return self.sampling(self._with_maps(training)), self.sampling(self._with_maps(validation))
+
+    def draws_per_epoch(self, cases: nnUNetBaseDataset, training: bool) -> int:
+        """How many samples make an epoch: one per case, and per map of the previous stage where it has several."""
+        return len(cases.identifiers) * (len(self.previous_stage_maps) or 1)
+
+    def _with_maps(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        """The cases with all their maps of a previous stage, of which each draw shows one."""
+        if not self.previous_stage_maps:
+            return cases
+        versions = [
+            type(cases)(cases.source_folder, list(cases.identifiers), str(folder))
+            for folder in self.previous_stage_maps
+        ]
+        return DrawnMaps(versions)
 
     # ---- network ---------------------------------------------------------------------------------------------------
 
@@ -289,6 +319,30 @@ class BraTSTrainer(nnUNetTrainer):
         torch.save(checkpoint, partial)
         partial.replace(filename)
         return None
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.current_epoch in self.chosen_snapshots() and self.local_rank == 0 and not self.disable_checkpointing:
+            self.save_snapshot(Path(self.output_folder, f"checkpoint_epoch_{self.current_epoch}.pth"))
+
+    def chosen_snapshots(self) -> tuple[int, ...]:
+        requested = os.environ.get(SNAPSHOTS, "").split()
+        if strange := [text for text in requested if not text.isdecimal()]:
+            raise ValueError(f"{SNAPSHOTS}={os.environ[SNAPSHOTS]}: {strange[0]} is no epoch; expected say '100 200'")
+        return tuple(map(int, requested)) or self.snapshot_epochs
+
+    def save_snapshot(self, file: Path) -> None:
+        """What inference needs of a checkpoint, without the three times larger state that only training needs."""
+        snapshot = {
+            "network_weights": self.bare_network.state_dict(),
+            "current_epoch": self.current_epoch,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
+        partial = file.with_name(f"{file.name}.partial")
+        torch.save(snapshot, partial)
+        partial.replace(file)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)

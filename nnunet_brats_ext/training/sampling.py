@@ -40,7 +40,12 @@ class CentredDraws(CaseView):
         """The voxel of the preprocessed case at index `patch_size // 2` of the patch; None leaves it to chance."""
 
     def load_case(self, identifier: str) -> Case:
-        data, segmentation, previous, properties = case = self.cases.load_case(identifier)
-        centre = self.draw_centre(case)
-        locations = {} if centre is None else {"drawn": np.array([[0, *centre]])}
-        return data, segmentation, previous, properties | {"class_locations": locations}
+        case = self.cases.load_case(identifier)
+        return centred(case, self.draw_centre(case))
+
+
+def centred(case: Case, centre: Sequence[int] | None) -> Case:
+    """The case with this voxel as the only foreground that nnU-Net's loader finds; None is no foreground."""
+    data, segmentation, previous, properties = case
+    locations = {} if centre is None else {"drawn": np.array([[0, *centre]])}
+    return data, segmentation, previous, properties | {"class_locations": locations}

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+from nnunet_brats_ext.training.sampling import Case, CaseView, centred
 
 STEP = 16  # voxels between candidate windows, in y and x
 
@@ -41,6 +44,37 @@ def strict_window(tumour: np.ndarray, bounding_box: Sequence[Sequence[int]], sha
         raise ValueError(f"the eight windows of the paper need voxels of 1 mm, not a resampled volume {tumour.shape}")
     grid = [tuple(s - c for s, c in zip(start, corner, strict=True)) for start in STRICT_STARTS]
     return tuple(int(s) for s in _fullest(tumour, STRICT_SHAPE, grid))
+
+
+class TumourWindows(CaseView):
+    """Draws every patch where `tumour_window` lies: needs `oversample_foreground_percent = 1.0` in the trainer.
+
+    first: the cases with the map that decides, where a case has several; as in the paper, it is always the same one.
+    strict: the authors' eight windows.
+    """
+
+    def __init__(
+        self,
+        cases: nnUNetBaseDataset,
+        first: nnUNetBaseDataset,
+        window: Sequence[int],
+        strict: bool = False,
+    ):
+        super().__init__(cases)
+        self.first, self.window, self.strict = first, tuple(window), strict
+        self.starts: dict[str, tuple[int, ...]] = {}  # found once per case and worker process
+
+    def load_case(self, identifier: str) -> Case:
+        if identifier not in self.starts:
+            _, _, previous, properties = self.first.load_case(identifier)
+            tumour = previous[:] > 0
+            if self.strict:
+                box, shape = properties["bbox_used_for_cropping"], properties["shape_before_cropping"]
+                self.starts[identifier] = strict_window(tumour, box, shape)
+            else:
+                self.starts[identifier] = tumour_window(tumour, self.window)
+        centre = [start + extent // 2 for start, extent in zip(self.starts[identifier], self.window, strict=True)]
+        return centred(self.cases.load_case(identifier), centre)
 
 
 def _steps(last: int) -> list[int]:

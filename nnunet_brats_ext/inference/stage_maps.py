@@ -1,0 +1,136 @@
+"""`nnunet_brats predict-stage`: several maps per training case for a second stage to draw from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nnunet_brats_ext.inference.cases import background
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.training.cascade import expanded_folder, missing_cases
+
+Job = tuple[str, TrainedModel, list[str]]  # name of the map, single fold and checkpoint, cases
+
+
+def predict_stage(
+    model: TrainedModel,
+    in_sample: bool = False,
+    test_time_augmentation: str = "paper",
+    device: str = "cuda",
+    processes: int = 3,
+) -> list[Path]:
+    """Predict all training cases with every checkpoint of a stage 1: Lyu & Shu 2020, https://arxiv.org/abs/2011.02881.
+
+    Out-of-fold, each checkpoint name is one map per case, from the fold that had it for validation; all folds are
+    needed. in_sample: each fold and checkpoint is a map of all cases, as in the paper, also of those it trained on.
+    The maps go to `predicted_next_stage/STAGE2.maps/NAME`, where the second stage finds them; what an
+    interrupted run has finished is kept. Returns the folders.
+    """
+    plans = PlansManager(model.plans)
+    stages = plans.get_configuration(model.names[2]).next_stage_names
+    if not stages:
+        raise ValueError(f"{model.names[2]} is no first stage: nothing in {model.folder}/plans.json follows it")
+    preprocessed = Path(nnUNet_preprocessed, plans.dataset_name)
+    jobs = _in_sample(model, preprocessed) if in_sample else _out_of_fold(model, preprocessed)
+    folders = []
+    for stage in stages:
+        maps = expanded_folder(model.folder / "predicted_next_stage" / stage)
+        strangers = sorted({path.name for path in maps.glob("[!.]*")} - {name for name, *_ in jobs})
+        if strangers:
+            raise ValueError(
+                f"{maps} already holds {', '.join(strangers)}, which this command would not make and stage 2 would "
+                "draw from as well; name all checkpoints at once, or delete it"
+            )
+        for name, one, cases in jobs:
+            _predict_maps(one, plans, stage, cases, maps / name, test_time_augmentation, device, processes)
+        folders += [maps / name for name in dict.fromkeys(name for name, *_ in jobs)]
+    print(f"{len(folders)} maps per case in {folders[0].parent}; training of the second stage draws from them")
+    return folders
+
+
+def _out_of_fold(model: TrainedModel, preprocessed: Path) -> list[Job]:
+    splits = _splits(preprocessed)
+    if len(model.folds) < len(splits):
+        lacking = sorted(set(range(len(splits))) - set(model.folds))
+        raise ValueError(
+            f"maps of all cases out of fold need all {len(splits)} folds; missing or not chosen: {lacking}. "
+            "Train them, or predict --in-sample"
+        )
+    return [
+        (name.removesuffix(".pth"), TrainedModel(model.folder, (fold,), (name,)), splits[fold]["val"])
+        for name in model.checkpoints
+        for fold in range(len(splits))
+    ]
+
+
+def _in_sample(model: TrainedModel, preprocessed: Path) -> list[Job]:
+    cases = sorted({case for split in _splits(preprocessed) for case in (*split["train"], *split["val"])})
+    return [(one.label, one, cases) for one in model.members]
+
+
+def _splits(preprocessed: Path) -> list[dict[str, list[str]]]:
+    file = preprocessed / "splits_final.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; nnUNetv2_train or `nnunet_brats convert` makes it")
+    return json.loads(file.read_text())
+
+
+def _predict_maps(
+    model: TrainedModel,
+    plans: PlansManager,
+    stage: str,
+    cases: Sequence[str],
+    out: Path,
+    test_time_augmentation: str,
+    device: str,
+    processes: int,
+) -> None:
+    """Predict those of the cases that `out` lacks, on the grid of the second stage's preprocessed data."""
+    left = missing_cases(out, cases)
+    if not left:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    predictor = BraTSPredictor("sliding", test_time_augmentation, device=torch.device(device))
+    predictor.load(model.folder, model.folds, model.checkpoints)
+    folder = Path(nnUNet_preprocessed, plans.dataset_name)
+    data_folder = folder / predictor.configuration_manager.data_identifier
+    target_folder = folder / plans.get_configuration(stage).data_identifier
+    target_class = infer_dataset_class(str(target_folder))
+    targets = target_class(str(target_folder), list(left))
+    data = infer_dataset_class(str(data_folder))(str(data_folder), list(left))
+    labels = predictor.label_manager.foreground_labels
+    description = f"{out.name}, {model.label}"
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with background(min(processes, len(left))) as writing, Progress(*columns) as progress:
+        task = progress.add_task(description, total=len(left))
+        for case in left:
+            image, _, previous, properties = data.load_case(case)
+            image = image[:]
+            if previous is not None:
+                image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=image.dtype)))
+            logits = predictor.predict_average(torch.from_numpy(image), properties).numpy()
+            shape = targets.load_case(case)[0].shape[1:]
+            writing.run(_write_map, logits, shape, out, case, predictor.plans_manager,
+                        predictor.configuration_manager, properties, predictor.dataset_json, target_class)  # fmt: skip
+            progress.advance(task)
+
+
+def _write_map(logits, shape, out: Path, case: str, plans_manager, configuration_manager, properties, dataset_json,
+               dataset_class) -> None:  # fmt: skip
+    """nnU-Net's own writing of a map for the next stage, in one rename."""
+    partial = out / f".{case}"
+    resample_and_save(
+        logits, shape, str(partial), plans_manager, configuration_manager, properties, dataset_json,
+        dataset_class=dataset_class,
+    )  # fmt: skip
+    for written in out.glob(f".{case}.*"):
+        written.replace(out / written.name.removeprefix("."))
