@@ -23,6 +23,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_brats_ext import __version__
+from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
+from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
 
@@ -106,7 +108,7 @@ class BraTSTrainer(nnUNetTrainer):
         self.previous_stage_maps = expanded_maps(folder)
         if self.previous_stage_maps and not folder.is_dir():
             folder = self.previous_stage_maps[0]  # for the validation, which refines one map per case
-        self.folder_with_segs_from_previous_stage = str(folder)
+        self.folder_with_segs_from_previous_stage: str = str(folder)
 
     # ---- length of a run -------------------------------------------------------------------------------------------
 
@@ -126,6 +128,21 @@ class BraTSTrainer(nnUNetTrainer):
     def _set_iterations(self, iterations: int, validation_iterations: int | None = None) -> None:
         self.num_iterations_per_epoch = iterations
         self.num_val_iterations_per_epoch = validation_iterations or ceil(iterations / 5)  # nnU-Net's own proportion
+
+    def do_split(self):
+        """nnU-Net's folds, or the same with fewer training cases where `filter-cases` made the configuration."""
+        training, validation = super().do_split()
+        if (file := self.configuration_manager.configuration.get(SPLITS_FILE)) is None:
+            return training, validation
+        path = Path(self.preprocessed_dataset_folder_base, file)
+        splits = read_json(path)
+        if self.fold not in range(len(splits)):
+            raise ValueError(f"{path} has {len(splits)} folds; there is no fold {self.fold}")
+        kept = splits[self.fold]
+        if kept["val"] != validation or not set(kept["train"]) <= set(training):
+            raise ValueError(f"{path} was made from other folds: run `nnunet_brats filter-cases` again")
+        self.print_to_log_file(f"{path.name}: {len(kept['train'])} of {len(training)} training cases")
+        return kept["train"], validation
 
     def get_tr_and_val_datasets(self):
         training, validation = super().get_tr_and_val_datasets()
