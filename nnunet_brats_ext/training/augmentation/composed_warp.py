@@ -1,0 +1,88 @@
+"""Several random maps of a slice in one interpolation. Coordinates are pixels from the slice's centre, (x, y)."""
+
+from functools import cache, reduce
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+FLIP_PROBABILITY = 0.5
+TRANSLATION = 0.1  # of the axis, at most, to either side; so are the others
+SCALING = 0.1
+SHEAR = 0.05
+ROTATION_DEGREES = 15.0
+ELASTIC_ALPHA, ELASTIC_SIGMA = 600.0, 30.0  # moves a pixel by about 3
+
+
+class ComposedWarp(BasicTransform):
+    """The nine transforms of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS), interpolated once.
+
+    Left-right flip, translation, scaling and shear along either axis, rotation, elastic deformation: each maps the
+    coordinates that the one before it gave, and only the last ones are looked up. Image (c, y, x) linearly,
+    segmentation (s, y, x) by the nearest pixel; beyond the border lies what is on it, for zero is no background where
+    intensities are normalised.
+
+    Random numbers are numpy's: nnU-Net's workers, forked from one process, would all draw the same from torch.
+    """
+
+    def get_parameters(self, **data_dict) -> dict:
+        size = tuple(data_dict["image"].shape[1:])
+        rng = np.random.default_rng(np.random.randint(2**31, size=4))
+        return {"grid": sampling_grid(random_affine(rng, size), random_displacement(rng, size))}
+
+    def _apply_to_image(self, img: Tensor, grid: Tensor) -> Tensor:  # type: ignore[override]
+        return grid_sample(img[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+
+    def _apply_to_segmentation(self, segmentation: Tensor, grid: Tensor) -> Tensor:  # type: ignore[override]
+        warped = grid_sample(
+            segmentation[None].float(), grid, mode="nearest", padding_mode="border", align_corners=True
+        )
+        return warped[0].to(segmentation.dtype)
+
+
+def random_affine(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Flip to rotation as one map of (x, y, 1), (3, 3): where a pixel of the result comes from in the slice."""
+    height, width = size
+    flip = -1 if rng.random() < FLIP_PROBABILITY else 1
+    scale_x, scale_y = rng.uniform(1 - SCALING, 1 + SCALING, 2)
+    shear_x, shear_y = rng.uniform(-SHEAR, SHEAR, 2)
+    angle = np.deg2rad(rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES))
+    cos, sin = np.cos(angle), np.sin(angle)
+    shift_x, shift_y = rng.uniform(-TRANSLATION, TRANSLATION, 2) * (width, height)
+    steps = (
+        [[flip, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]],
+        [[1 / scale_x, 0, 0], [0, 1 / scale_y, 0], [0, 0, 1]],
+        [[1, shear_x, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [shear_y, 1, 0], [0, 0, 1]],
+        [[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]],
+    )
+    return reduce(lambda done, step: step @ done, map(np.array, steps))
+
+
+def random_displacement(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Elastic deformation of Simard et al. 2003 in pixels, (2, y, x): uniform noise, smoothed with zeros around it."""
+    noise = rng.random((2, *size), dtype=np.float32) * 2 - 1
+    rows, columns = (smoothing_matrix(length, ELASTIC_SIGMA) for length in size)
+    return np.float32(ELASTIC_ALPHA) * (rows @ noise @ columns.T)
+
+
+@cache
+def smoothing_matrix(length: int, sigma: float) -> np.ndarray:
+    """Gaussian smoothing of one axis as a matrix: at this width, faster than filtering by an order of magnitude."""
+    return gaussian_filter1d(np.eye(length, dtype=np.float32), sigma, axis=0, mode="constant")
+
+
+def sampling_grid(affine: np.ndarray, displacement: np.ndarray) -> Tensor:
+    """The coordinates `affine` of every pixel plus `displacement` (2, y, x), as torch's `grid_sample` wants them."""
+    height, width = displacement.shape[1:]
+    x, y = (np.arange(length) - (length - 1) / 2 for length in (width, height))
+    grid = np.empty((1, height, width, 2), np.float32)
+    for axis, half in enumerate((x[-1], y[-1])):  # torch counts from -1 at the first pixel to 1 at the last
+        along_x, along_y, shift = affine[axis] / half
+        row, column = (along_x * x + shift).astype(np.float32), (along_y * y).astype(np.float32)
+        grid[0, ..., axis] = displacement[axis] / np.float32(half) + row + column[:, None]
+    return torch.from_numpy(grid)
