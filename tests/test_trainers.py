@@ -23,9 +23,10 @@ CPU = torch.device("cpu")
 EVERY_TRAINER = pytest.mark.parametrize("name", trainers.__all__)
 
 
-def build(world, trainer: type | str, configuration: str = "3d_fullres", fold: int | str = 0, **changes):
-    """A trainer as nnU-Net's command builds it."""
+def build(world, trainer: type | str, configuration: str | None = None, fold: int | str = 0, **changes):
+    """A trainer as nnU-Net's command builds it; by default on volumes, unless its name says 2D."""
     trainer_class = getattr(trainers, trainer) if isinstance(trainer, str) else trainer
+    configuration = configuration or ("2d" if "2D" in trainer_class.__name__ else "3d_fullres")
     plans = world.plans
     if strides := changes.pop("strides", None):
         plans["configurations"][configuration]["architecture"]["arch_kwargs"]["strides"] = strides
