@@ -5,6 +5,26 @@ from nnunet_brats_ext.plugin.requirements import require_nnunet
 require_nnunet()  # before anything fails with an obscure message
 
 from nnunet_brats_ext.trainers.baseline import BraTSBaselineTrainer  # noqa: E402
+from nnunet_brats_ext.trainers.hashemi2021 import (  # noqa: E402
+    BraTS2DEnhancingTumorAugmentedTrainer,
+    BraTS2DEnhancingTumorTrainer,
+    BraTS2DTrainer,
+    BraTS2DTumorCoreAugmentedTrainer,
+    BraTS2DTumorCoreTrainer,
+    BraTS2DWholeTumorAugmentedTrainer,
+    BraTS2DWholeTumorTrainer,
+)
 from nnunet_brats_ext.trainers.lyu2020 import BraTSAttentionVAETrainer, BraTSVAETrainer  # noqa: E402
 
-__all__ = ["BraTSAttentionVAETrainer", "BraTSBaselineTrainer", "BraTSVAETrainer"]
+__all__ = [
+    "BraTS2DEnhancingTumorAugmentedTrainer",
+    "BraTS2DEnhancingTumorTrainer",
+    "BraTS2DTrainer",
+    "BraTS2DTumorCoreAugmentedTrainer",
+    "BraTS2DTumorCoreTrainer",
+    "BraTS2DWholeTumorAugmentedTrainer",
+    "BraTS2DWholeTumorTrainer",
+    "BraTSAttentionVAETrainer",
+    "BraTSBaselineTrainer",
+    "BraTSVAETrainer",
+]
