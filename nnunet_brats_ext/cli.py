@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_demo,
         add_convert,
         add_restore,
+        add_distill,
         add_plan,
         add_ensemble,
         add_phantom,
@@ -140,6 +141,85 @@ def add_restore(verbs: argparse._SubParsersAction) -> None:
         from nnunet_brats_ext.dataset_conversion.restore import restore
 
         restore(**{name: value for name, value in vars(options).items() if name not in ("verb", "run")})
+
+    parser.set_defaults(run=run)
+
+
+def add_distill(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "distill",
+        help="manual labels + predictions on unlabelled cases -> one data set, to train a student on",
+        description="Pseudo-labelled cases only ever train. Cases with the same images as an excluded or a labelled "
+        "one are left out, whatever their names. After Lachinov et al. 2019.",
+    )
+    parser.add_argument("-d", dest="dataset_id", type=int, required=True, metavar="ID", help="of the new data set")
+    parser.add_argument("--labelled", type=int, required=True, metavar="ID", help="data set with manual labels")
+    parser.add_argument(
+        "--pseudo",
+        nargs=2,
+        type=Path,
+        action="append",
+        default=[],
+        metavar=("PREDICTIONS", "IMAGES"),
+        help="a folder of predictions and that of the images predicted (repeatable; of the same images the first wins)",
+    )
+    parser.add_argument(
+        "--foreign",
+        type=int,
+        action="append",
+        default=[],
+        metavar="ID",
+        help="data set with labels of others, such as a converted MSD Task01 (repeatable)",
+    )
+    parser.add_argument(
+        "--name", help="what follows the ID in the folder's name (default: the labelled one's, Distilled)"
+    )
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="what to evaluate on: a folder of images or label maps, a release, or a list of cases (repeatable)",
+    )
+    parser.add_argument(
+        "--targets",
+        choices=("hard", "soft"),
+        default="hard",
+        help="label maps alone, as in the paper, or probabilities beside them, for students that train on such",
+    )
+    parser.add_argument(
+        "--min-confidence", type=float, metavar="C", help="leave out predictions less sure, 0 to 1 (needs .npz)"
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        choices=("drop", "report", "off"),
+        default="drop",
+        help="cases that look the same but are stored differently (default: %(default)s); report keeps them, in folds "
+        "that cannot leak",
+    )
+    parser.add_argument(
+        "--similarity",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="from which they look the same (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--link",
+        choices=("auto", "hard", "symbolic", "copy"),
+        default="auto",
+        help="how images get there; auto: the first of these that works",
+    )
+    parser.add_argument("--folds", type=int, default=5, help="where the labelled data set has none (default: 5)")
+    parser.add_argument("--seed", type=int, default=12345, help="of such folds (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set of that name, and its folds")
+    parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.dataset_conversion.distillation.distill import Options, distill
+
+        distill(Options(**{name: value for name, value in vars(options).items() if name not in ("verb", "run")}))
 
     parser.set_defaults(run=run)
 

@@ -26,6 +26,7 @@ from nnunet_brats_ext.dataset_conversion.folders import (
     find_dataset,
     raw_folder,
     read_json,
+    replace_folder,
     write_json,
 )
 from nnunet_brats_ext.dataset_conversion.parallel import each
@@ -111,19 +112,9 @@ def _convert(source: Source, target: Path, fingerprint: str, options: Options) -
         write_json(_manifest(source, good, bad, patients, fingerprint, options), growing / MANIFEST)
         if splits:
             write_json(splits, growing / SPLITS)
-        _replace(growing, target)
+        replace_folder(growing, target)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
-
-
-def _replace(growing: Path, target: Path) -> None:
-    """Move the finished folder into its place; an old one goes only once the new one is there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    growing.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fingerprint(source: Source, options: Options) -> str:

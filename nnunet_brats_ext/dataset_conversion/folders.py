@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,13 @@ def write_json(content: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
+
+
+def replace_folder(growing: Path, target: Path) -> None:
+    """Move the finished folder into its place; an old one goes only once the new one is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.replace(old)
+    growing.replace(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Reading the files of one case, in a worker process: are they sound, what do they show, how sure is the prediction."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern
+from nnunet_brats_ext.dataset_conversion.distillation.sources import Candidate
+from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
+from nnunet_brats_ext.dataset_conversion.volumes import Grid, read_whole
+from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, convert
+from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, read_probabilities
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the files of a case hold.
+
+    sha256: of each file. contents, patterns: of each channel, see `fingerprints`. labels: those of its label map.
+    confidence: of a prediction with probabilities, see `targets`.
+    """
+
+    sha256: Mapping[Path, str]
+    contents: Sequence[str | None]
+    patterns: np.ndarray
+    grid: Grid
+    labels: Sequence[int] = ()
+    tumour_voxels: int | None = None
+    confidence: float | None = None
+
+
+def examine(cases: Mapping[str, Candidate], labels: frozenset[int], regions: Head | None, key: str) -> Examination:
+    """Read a case in full; what nnU-Net could not train on is an error.
+
+    labels: those that the data set knows. regions: its head; None where its labels are not nested.
+    """
+    case = cases[key]
+    sha256: dict[Path, str] = {}
+    contents, patterns, grids = [], [], []
+    for path in case.images:
+        image, sha256[path] = read_whole(path)
+        volume = sitk.GetArrayViewFromImage(image)
+        contents.append(content_hash(volume))
+        patterns.append(pattern(volume))
+        grids.append(Grid.of(image))
+    found = Examination(sha256, contents, np.stack(patterns), grids[0])
+    if case.label is None:
+        return found
+    label_map, geometry = read_label_map(case.label)
+    if difference := geometry.difference(read_geometry(case.images[0])):
+        raise ValueError(f"{case.label} and its images differ in {difference}")
+    present, counts = np.unique(label_map, return_counts=True)
+    if strangers := sorted(set(present.tolist()) - labels):
+        raise ValueError(f"{case.label} holds the labels {strangers}; the data set has {sorted(labels)}")
+    sha256[case.label] = hashlib.sha256(case.label.read_bytes()).hexdigest()
+    return Examination(
+        sha256,
+        contents,
+        found.patterns,
+        found.grid,
+        present.tolist(),
+        int(counts[present > 0].sum()),
+        confidence(region_probabilities(case, regions)) if case.npz and regions else None,
+    )
+
+
+def region_probabilities(case: Candidate, regions: Head) -> np.ndarray:
+    """The probabilities of a prediction as those of the data set's regions, (region, z, y, x)."""
+    assert case.npz is not None and case.head is not None, "opened with its probabilities"
+    check_convertible(case.head, regions)
+    return convert(read_probabilities(case.npz), case.head, regions)

@@ -1,0 +1,45 @@
+"""The folds of a distilled data set: validation stays what it was, and no case trains the fold that scores its patient.
+
+Pseudo-labelled cases and cases with labels of others only ever train.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from nnunet_brats_ext.dataset_conversion.folders import SPLITS, nnunet_folder, read_json
+from nnunet_brats_ext.dataset_conversion.splits import Split, assign_folds, make_splits
+
+
+def manual_splits(
+    dataset: Path, patients: Mapping[str, str], strata: Mapping[str, str], folds: int, seed: int
+) -> tuple[list[Split], str]:
+    """The folds of the labelled data set, and where they come from: as nnU-Net uses them, or new ones by patient.
+
+    patients, strata: of all its cases. One patient alone gives no folds.
+    """
+    preprocessed = nnunet_folder("nnUNet_preprocessed")
+    places = [*([preprocessed / dataset.name / SPLITS] if preprocessed else []), dataset / SPLITS]
+    if path := next((place for place in places if place.is_file()), None):
+        splits: list[Split] = read_json(path)
+        listed = {case for split in splits for part in split.values() for case in part}
+        if strangers := sorted(listed - set(patients)):
+            raise ValueError(f"{path} lists {', '.join(strangers[:3])}, which {dataset} does not hold")
+        return splits, str(path)
+    if (number := min(folds, len(set(patients.values())))) < 2:
+        return [], "too few patients"
+    return make_splits(patients, assign_folds(patients, strata, number, seed), number), "new, by patient"
+
+
+def student_splits(splits: list[Split], kept: Collection[str], extra: Collection[str], patients: Mapping[str, str]):
+    """The folds of the manual cases that are kept, with every extra case in the training of each fold it may see.
+
+    A fold loses the extra cases whose patient it validates; a fold without validation cases goes.
+    """
+    result: list[Split] = []
+    for split in splits:
+        training, validation = ([case for case in split[part] if case in kept] for part in ("train", "val"))
+        held_out = {patients[case] for case in validation}
+        training += [case for case in extra if patients[case] not in held_out]
+        if validation:
+            result.append({"train": sorted(training), "val": sorted(validation)})
+    return result
