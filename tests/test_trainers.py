@@ -38,7 +38,7 @@ def random_batch(trainer, seed: int = 0) -> dict:
     """What the loader gives: a batch of images, and regions at every scale that the loss looks at."""
     generator = torch.Generator().manual_seed(seed)
     size = trainer.configuration_manager.patch_size
-    shape = (trainer.configuration_manager.batch_size, trainer.num_input_channels, *size)
+    shape = (trainer.batch_size, trainer.num_input_channels, *size)
     regions = trainer.label_manager.num_segmentation_heads
     scales = trainer._get_deep_supervision_scales()
     target = [
