@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_postprocess,
         add_predict,
         add_predict_stage,
+        add_attention,
         add_rank,
         add_report,
         add_tune,
@@ -675,6 +676,50 @@ def add_predict_stage(verbs: argparse._SubParsersAction) -> None:
         predict_stage(
             find_model(*model_choice(options)), options.in_sample, options.tta, options.device, options.processes
         )
+
+    parser.set_defaults(run=run)
+
+
+def add_attention(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "attention",
+        help="where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
+        description="The coefficients of attention gates, on the grid of the images, and heat maps of them: "
+        "checkpoints in rows, gates in columns. One folder per case.",
+    )
+    parser.add_argument("-i", dest="images", type=Path, required=True, help="images as nnU-Net names them")
+    parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "-prev_stage_predictions",
+        dest="previous",
+        type=Path,
+        metavar="FOLDER",
+        help="label maps of the previous stage, for the second one of a cascade",
+    )
+    parser.add_argument("--cases", nargs="+", default=[], metavar="CASE", help="default: all")
+    parser.add_argument(
+        "--slices",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="axial slices to draw, counted from 1 at the feet; default: the one with most tumour",
+    )
+    parser.add_argument("--background", metavar="SEQUENCE", help="what to draw the maps over; default FLAIR")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="label maps as trained, to outline; default: what each checkpoint predicts",
+    )
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.inference.attention import Choice, show_attention
+        from nnunet_brats_ext.inference.models import find_model
+
+        choice = Choice(options.previous, options.cases, options.slices, options.background, options.reference)
+        show_attention(options.images, options.out, find_model(*model_choice(options)), choice, options.device)
 
     parser.set_defaults(run=run)
 

@@ -1,0 +1,152 @@
+"""The command `attention`: where a model looks, as NIfTI and as pictures, checkpoint by checkpoint."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
+from nnunet_brats_ext.inference.cases import find_images, preprocess, previous_labels_missing
+from nnunet_brats_ext.inference.gate_maps import GateMaps, show_gates
+from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.prediction_folders.runs import staged
+
+
+class Look(NamedTuple):
+    """A way to look into one kind of network. trainers: those that have it, to be named in errors."""
+
+    applies: Callable[[nn.Module], bool]
+    view: Callable[[Any], View]
+    show: Callable[..., None]
+    trainers: tuple[str, ...]
+
+
+LOOKS = (
+    Look(
+        lambda network: isinstance(network, AttentionGatedResidualUNet),
+        GateMaps,
+        show_gates,
+        ("BraTSAttentionVAETrainer",),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which cases and slices to show.
+
+    previous: folder of the label maps that a second stage refines. cases: default all. slices: axial, counted from 1;
+    default the one with most tumour. background: the sequence to draw; default FLAIR, or the first. reference: folder
+    of label maps to outline; default what each checkpoint predicts.
+    """
+
+    previous: Path | None = None
+    cases: Sequence[str] = ()
+    slices: Sequence[int] = ()
+    background: str | None = None
+    reference: Path | None = None
+
+
+def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice, device: str = "cuda") -> None:
+    """Write a folder per case with what each fold and checkpoint of a model attends to, as files and as pictures.
+
+    Maps lie on the grid of the image files; they are 0 outside the box around the head, beyond which nnU-Net's
+    networks see nothing. Cases that are done stay where a later one fails.
+    """
+    predictor = MapPredictor(torch.device(device))
+    predictor.load(model.folder, model.folds, model.checkpoints)
+    look = find_look(predictor.bare_network, predictor.trainer_name)
+    predictor.look_through(look.view)
+    ending = predictor.dataset_json["file_ending"]
+    cases = choose_cases(find_images(images, predictor.dataset_json), choice.cases, images)
+    require_previous(model, choice.previous, list(cases), images, ending)
+    if choice.reference and (missing := previous_labels_missing(choice.reference, list(cases), ending)):
+        raise FileNotFoundError(f"{choice.reference} lacks the label maps of {', '.join(missing)}")
+    require_image_axes(predictor)
+    sequence = find_sequence(predictor.dataset_json, choice.background)
+    members = describe_members(predictor.checkpoints)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("Attention", total=len(cases) * len(members))
+
+        def maps_of_members(data: Tensor, properties: dict[str, Any]) -> Iterator[tuple[Member, Tensor]]:
+            for member, maps in zip(members, predictor.predict_each(data, properties), strict=True):
+                yield member, maps
+                progress.advance(task)
+
+        for name, data, properties in preprocess(predictor, cases, choice.previous, processes=0):
+            reference = choice.reference / f"{name}{ending}" if choice.reference else None
+            case = Case(name, Path(cases[name][sequence]), reference, properties)
+            # What other checkpoints have left there stays.
+            others = [path.name.removesuffix(".nii.gz") for path in (out / name).glob("*.nii.gz")]
+            with staged(out / name, others) as folder:
+                look.show(case, maps_of_members(data, properties), predictor, folder, choice.slices)
+    print(f"{len(cases)} cases shown in {out}")
+
+
+def find_look(network: nn.Module, trainer: str) -> Look:
+    for look in LOOKS:
+        if look.applies(network):
+            return look
+    able = ", ".join(name for look in LOOKS for name in look.trainers)
+    raise ValueError(f"the network of {trainer} has nothing to show here; those of {able} have")
+
+
+def choose_cases(found: Mapping[str, list[str]], wanted: Sequence[str], images: Path) -> dict[str, list[str]]:
+    if missing := [case for case in wanted if case not in found]:
+        raise ValueError(f"--cases {' '.join(missing)}: not in {images}, which holds {', '.join(sorted(found))}")
+    return {case: files for case, files in found.items() if not wanted or case in wanted}
+
+
+def require_previous(
+    model: TrainedModel, previous: Path | None, cases: Sequence[str], images: Path, ending: str
+) -> None:
+    """A second stage needs the label maps of the first, and a first stage has no use for any."""
+    stage = model.previous_stage
+    if stage is None:
+        if previous:
+            raise ValueError(f"-prev_stage_predictions {previous}: {model.names[2]} has no previous stage")
+        return
+    missing = previous_labels_missing(previous, cases, ending) if previous else []
+    if previous and not missing:
+        return
+    own_trainer, plans, configuration = model.names
+    trainer = getattr(recursive_find_trainer_class_by_name(own_trainer), "previous_stage_trainer", None) or own_trainer
+    lack = f"{previous} lacks {', '.join(missing)}" if previous else "give their folder with -prev_stage_predictions"
+    raise ValueError(
+        f"{configuration} refines the label maps of {stage}: {lack}. They come from\n"
+        f"  nnunet_brats predict -i {images} -o FOLDER -d {model.folder.parent.name} -c {stage} -p {plans} "
+        f"-tr {trainer}"
+    )
+
+
+def require_image_axes(predictor: MapPredictor) -> None:
+    if "Reorient" in (reader := predictor.plans_manager.image_reader_writer_class.__name__):
+        raise ValueError(f"{reader} turns images on reading, and maps would not lie on the files' grid")
+
+
+def find_sequence(dataset_json: Mapping[str, Any], wanted: str | None) -> int:
+    """The number of the channel to draw."""
+    sequences = dataset_json.get("brats_sequences") or list(dataset_json["channel_names"].values())
+    if wanted is not None and wanted not in sequences:
+        raise ValueError(f"--background {wanted}: the images are {', '.join(sequences)}")
+    name = wanted or ("FLAIR" if "FLAIR" in sequences else sequences[0])
+    return sequences.index(name)
+
+
+def describe_members(checkpoints: Sequence[Path]) -> list[Member]:
+    """A name for the files and a label for the pictures of each; the epoch is what the checkpoint itself says."""
+    several = len({file.parent for file in checkpoints}) > 1
+    members = []
+    for file in checkpoints:
+        epoch = torch.load(file, map_location="cpu", weights_only=False, mmap=True)["current_epoch"]
+        fold = file.parent.name
+        label = f"epoch {epoch}" if not several else f"{fold.replace('_', ' ')}, epoch {epoch}"
+        members.append(Member(f"{fold}_{file.stem}", label))
+    return members

@@ -1,0 +1,98 @@
+"""What a network computes inside, voxel by voxel: stitched over windows as nnU-Net stitches logits, in image space."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_brats_ext.brats import BACKGROUND
+from nnunet_brats_ext.inference.predictor import SLIDING, BraTSPredictor
+from nnunet_brats_ext.prediction_folders.heads import head_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case to look into. image: the sequence to draw. reference: label map to outline. properties: nnU-Net's."""
+
+    name: str
+    image: Path
+    reference: Path | None
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of one fold: what its files begin with, and what to write beside its pictures."""
+
+    name: str
+    label: str
+
+
+class View(nn.Module):
+    """Shows maps of a network in place of its logits: (b, c, *s) -> (b, num_maps, *s). Its weights are the network's.
+
+    A subclass sets `num_maps` and overrides `forward`; the network's logits come first.
+    """
+
+    num_maps: int
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+
+class MapPredictor(BraTSPredictor):
+    """A predictor that stitches the maps of a `View`; `predict_each` then gives the maps of each checkpoint.
+
+    Nothing is averaged over mirror images: the maps of a mirrored image are not those of the image.
+    """
+
+    def __init__(self, device: torch.device, tiling: str = SLIDING):
+        super().__init__(tiling=tiling, test_time_augmentation="none", device=device)
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The module behind torch.compile, which would compile the hooks of a view away."""
+        return getattr(self.network, "_orig_mod", self.network)
+
+    def look_through(self, view: Callable[[Any], View]) -> None:
+        """Show maps of the loaded network from now on."""
+        self.labels = self.label_manager
+        self.network = view(self.bare_network)
+        # All that nnU-Net's loop over windows asks of it: how many channels come out of the network.
+        self.label_manager = SimpleNamespace(num_segmentation_heads=self.network.num_maps)
+
+    @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """The labels of each region, or each label, that the model predicts."""
+        head = head_of(self.dataset_json, self.labels.num_segmentation_heads)
+        return {name: labels for name, labels in zip(head.names, head.channels, strict=True) if labels != (BACKGROUND,)}
+
+    def to_image_space(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
+        """Undo nnU-Net's preprocessing: (n, *s) -> (n, z, y, x) on the grid of the image files, 0 where it cropped."""
+        plans, configuration = self.plans_manager, self.configuration_manager
+        spacing_mm = [properties["spacing"][axis] for axis in plans.transpose_forward]
+        cropped_shape = properties["shape_after_cropping_and_before_resampling"]
+        # A 2-D configuration leaves the distance of the slices alone.
+        planned_mm = [*spacing_mm[: len(cropped_shape) - len(configuration.spacing)], *configuration.spacing]
+        resampled = configuration.resampling_fn_probabilities(
+            maps.float().cpu().numpy(), cropped_shape, planned_mm, spacing_mm
+        )
+        whole = np.zeros((len(maps), *properties["shape_before_cropping"]), np.float32)
+        whole[(slice(None), *(slice(*side) for side in properties["bbox_used_for_cropping"]))] = resampled
+        return whole.transpose(0, *(axis + 1 for axis in plans.transpose_backward))
+
+    def segment(self, logits: np.ndarray) -> np.ndarray:
+        """The label map of logits (num_classes, z, y, x), as nnU-Net paints it."""
+        return np.asarray(self.labels.convert_logits_to_segmentation(logits)).astype(np.uint8)
