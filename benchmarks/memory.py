@@ -58,6 +58,42 @@ def lyu(architecture: str, input_channels: int, size: Sequence[int]) -> Training
     return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, input_channels, ((1, 1, 1),))
 
 
+def no_new_net(size: Sequence[int]) -> Training:
+    """As BraTSNoNewNetTrainer trains."""
+    from nnunet_brats_ext.architectures.no_new_unet import NoNewUNet
+    from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
+
+    network, loss = NoNewUNet(CHANNELS, REGIONS), DiceAndBCELoss()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-6)
+    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
+
+
+def lachinov_vae(size: Sequence[int]) -> Training:
+    """As BraTSResUNetVAETrainer trains; BraTSStudentTrainer needs less."""
+    from nnunet_brats_ext.architectures.post_activation_residual_unet import PostActivationResidualUNet
+    from nnunet_brats_ext.architectures.vae import VAEBranch
+    from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
+    from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch, VAERegularisation
+
+    bare = PostActivationResidualUNet(CHANNELS, REGIONS)
+    vae = VAEBranch(CHANNELS, bare.endpoint_size(size), features_per_stage=bare.features_per_stage, align_corners=False)
+    network = NetworkWithBranch(bare, VAERegularisation(vae, CHANNELS))
+    loss = LossWithAuxiliaries(DiceAndBCELoss())
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-6)
+    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
+
+
+def cascaded_unet(size: Sequence[int]) -> Training:
+    """As BraTSCascadedUNetTrainer trains."""
+    from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet
+    from nnunet_brats_ext.losses.label_dice import LabelDiceLoss
+
+    network = CascadedUNet(CHANNELS, REGIONS)
+    loss = LabelDiceLoss(network.regions)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
+
+
 def nnunet(size: Sequence[int]) -> Training:
     """As nnU-Net, and so BraTSBaselineTrainer, trains its own network on regions."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
@@ -84,6 +120,9 @@ def nnunet(size: Sequence[int]) -> Training:
 NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
     "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
     "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
+    "no_new_net": no_new_net,
+    "lachinov_vae": lachinov_vae,
+    "cascaded_unet": cascaded_unet,
     "nnunet": nnunet,
 }
 

@@ -199,13 +199,14 @@ def test_a_base_that_the_plans_lack_leaves_its_configurations_out(plans):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nnunet_resolves_it_as_we_do_and_reads_the_preprocessed_data_of_its_base(name, plans):
+def test_nnunet_resolves_it_as_we_do_and_reads_the_preprocessed_data_of_its_base_or_its_own(name, plans):
     planned, _ = add_configurations(plans, "BraTSPlans", FINGERPRINT)
     manager = PlansManager(json.loads(json.dumps(planned)))
     found, base = manager.get_configuration(name), manager.get_configuration(WISHES[name].base)
     resolved = resolve(planned["configurations"], name)
     assert {key: found.configuration[key] for key in resolved} == json.loads(json.dumps(resolved))
-    assert found.data_identifier == base.data_identifier == f"nnUNetPlans_{WISHES[name].base}"
+    assert base.data_identifier == f"nnUNetPlans_{WISHES[name].base}"
+    assert found.data_identifier == (f"BraTSPlans_{name}" if WISHES[name].resampled else base.data_identifier)
     given = found.network_arch_init_kwargs
     lengths = [len(given[key]) for key in ("strides", "kernel_sizes", "features_per_stage", "n_conv_per_stage")]
     assert lengths == [given["n_stages"]] * 4
@@ -381,7 +382,7 @@ def test_other_plans_of_that_name_are_replaced_on_request_only(on_disk, capsys):
     assert target.read_text() == first
     assert main(["plan", "137", "-o", "Others"]) == 0
     assert main(["plan", "137", "--overwrite"]) == 0
-    others = json.loads((on_disk / "Others.json").read_text()) | {"plans_name": "BraTSPlans"}
+    others = json.loads((on_disk / "Others.json").read_text().replace("Others", "BraTSPlans"))
     assert json.loads(target.read_text()) == others
 
 

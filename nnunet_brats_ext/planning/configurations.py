@@ -8,12 +8,13 @@ FULL_SIZE = ((1, 1, 1),)
 
 @dataclass(frozen=True)
 class PaperConfiguration:
-    """What a paper trains on, on top of a configuration of nnU-Net whose preprocessed data it shares.
+    """What a paper trains on, on top of a configuration of nnU-Net; unless resampled, it shares its preprocessed data.
 
     patch_size: None is the whole slice or volume, that is the largest case. Never more than that in any case.
     batch_size: of all GPUs together, as nnU-Net counts it.
     poolings: halvings that the paper's network, branches included, needs its patch to allow.
     strides: where the network's own must be kept; None follows nnU-Net's rule for the patch.
+    resampled: on data of its own, resampled so that the largest case fills the patch and every case is whole in it.
     footprint: name of its constants in `memory.FOOTPRINTS`; None until its trainer exists and has been counted.
     """
 
@@ -27,6 +28,7 @@ class PaperConfiguration:
     strides: tuple[tuple[int, ...], ...] | None = None
     previous_stage: str | None = None
     next_stage: str | None = None
+    resampled: bool = False
     footprint: str | None = None
 
 
@@ -53,9 +55,17 @@ CONFIGURATIONS = (
         poolings=3,
     ),
     PaperConfiguration("henry_b", HENRY, ("BraTSDeepSupervisionBTrainer",), (128, 128, 128), 3, poolings=3),
-    PaperConfiguration("lachinov_128", LACHINOV, ("BraTSNoNewNetTrainer",), (128, 128, 128), 2, poolings=4),
     PaperConfiguration(
-        "lachinov_144", LACHINOV, ("BraTSResUNetVAETrainer", "BraTSStudentTrainer"), (128, 144, 144), 2, poolings=4
+        "lachinov_128", LACHINOV, ("BraTSNoNewNetTrainer",), (128, 128, 128), 2, poolings=4, footprint="no_new_net"
+    ),
+    PaperConfiguration(
+        "lachinov_144", LACHINOV, ("BraTSResUNetVAETrainer", "BraTSStudentTrainer"), (128, 144, 144), 2, poolings=4,
+        footprint="lachinov_vae",
+    ),
+    # Three scales, the coarsest pooled twice and halved three times.
+    PaperConfiguration(
+        "lachinov_brain", LACHINOV, ("BraTSCascadedUNetTrainer",), (128, 128, 128), 4, poolings=5, resampled=True,
+        footprint="cascaded_unet",
     ),
     # nnU-Net would not halve 16 three times, as OM-Net does.
     PaperConfiguration(

@@ -50,6 +50,10 @@ class Footprint:
 FOOTPRINTS: Mapping[str, Footprint] = {
     "lyu_stage1": Footprint(20_152_439, 2, {"fp32": 3005, "mixed": 3314}, parameters_per_voxel=5.03125),
     "lyu_stage2": Footprint(20_371_648, 2, {"fp32": 3086, "mixed": 3389}, parameters_per_voxel=5.03125),
+    # Lachinov: the second teacher's counts are an upper bound for the student, which shares its configuration.
+    "no_new_net": Footprint(14_490_753, 2, {"fp32": 2055, "mixed": 1261}),
+    "lachinov_vae": Footprint(4_875_991, 2, {"fp32": 2058, "mixed": 1917}, parameters_per_voxel=3.015625),
+    "cascaded_unet": Footprint(9_557_124, 1, {"fp32": 1144, "mixed": 641}),
     # nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound.
     "nnunet": Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387}),
 }

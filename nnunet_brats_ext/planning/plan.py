@@ -144,9 +144,9 @@ def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus:
     """What makes missing data, and what trains each configuration whose trainer this version has."""
     configurations, name = plans["configurations"], plans["plans_name"]
     rows = [wish for wish in CONFIGURATIONS if wish.name in configurations]
-    for base in sorted({wish.base for wish in rows}):
-        if not (folder / configurations[base]["data_identifier"]).is_dir():
-            yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {base}"
+    for source in sorted({wish.name if wish.resampled else wish.base for wish in rows}):
+        if not (folder / configurations[source]["data_identifier"]).is_dir():
+            yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {source}"
     here = trainers_here()
     for wish in rows:
         share = min(gpus, configurations[wish.name]["batch_size"])  # nnU-Net wants a sample for every GPU

@@ -31,7 +31,10 @@ def add_configurations(
             base = resolve(plans["configurations"], wish.base)
             cases = cases_of(base, plans["transpose_forward"], fingerprint)
             fits[wish.name] = fit(wish, cases, gpu_memory_gb, gpus)
-            result["configurations"][wish.name] = as_configuration(wish, fits[wish.name], base)
+            entry = as_configuration(wish, fits[wish.name], base)
+            if wish.resampled:
+                entry |= resampled_data(base, cases, entry["patch_size"], f"{name}_{wish.name}")
+            result["configurations"][wish.name] = entry
     return result, fits
 
 
@@ -54,7 +57,7 @@ def cases_of(base: Mapping[str, Any], transpose: Sequence[int], fingerprint: Map
 
 
 def as_configuration(wish: PaperConfiguration, chosen: Fit, base: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of the plans: what differs from its base, whose preprocessed data it shares by inheritance."""
+    """The entry of the plans: what differs from its base; the rest, preprocessed data included, is inherited."""
     stages = {"previous_stage": wish.previous_stage, "next_stage": wish.next_stage}
     return {
         "inherits_from": wish.base,
@@ -62,6 +65,23 @@ def as_configuration(wish: PaperConfiguration, chosen: Fit, base: Mapping[str, A
         "patch_size": list(chosen.topology.patch_size),
         "batch_size": chosen.batch_size,
         "architecture": rebuild(base["architecture"], chosen.topology),
+    }
+
+
+def resampled_data(
+    base: Mapping[str, Any], cases: Cases, patch_size: Sequence[int], data_identifier: str
+) -> dict[str, Any]:
+    """Preprocessed data of a configuration's own, at a spacing at which the largest case just fills the patch.
+
+    The ratio of the axes is not kept. Images are interpolated linearly and labels take the nearest, as Lachinov 2019.
+    """
+    zoom = [length / largest for length, largest in zip(patch_size, cases.largest, strict=True)]
+    orders = {"resampling_fn_data_kwargs": 1, "resampling_fn_seg_kwargs": 0}
+    return {
+        "data_identifier": data_identifier,
+        "spacing": [old / factor for old, factor in zip(cases.spacing, zoom, strict=True)],
+        "median_image_size_in_voxels": [old * factor for old, factor in zip(cases.median, zoom, strict=True)],
+        **{key: {**base[key], "order": order} for key, order in orders.items() if "order" in base.get(key, {})},
     }
 
 
