@@ -666,6 +666,7 @@ def add_predict_stage(verbs: argparse._SubParsersAction) -> None:
         action="store_true",
         help="every fold predicts every case, also those it trained on, as the paper does",
     )
+    parser.add_argument("--add", action="store_true", help="keep maps that other runs have made, beside these")
     parser.add_argument("--tta", choices=("paper", "none", "mirror"), default="paper", help="test-time augmentation")
     parser.add_argument("-np", dest="processes", type=int, default=3, help="processes that write; default 3")
 
@@ -673,9 +674,8 @@ def add_predict_stage(verbs: argparse._SubParsersAction) -> None:
         from nnunet_brats_ext.inference.models import find_model
         from nnunet_brats_ext.inference.stage_maps import predict_stage
 
-        predict_stage(
-            find_model(*model_choice(options)), options.in_sample, options.tta, options.device, options.processes
-        )
+        model = find_model(*model_choice(options))
+        predict_stage(model, options.in_sample, options.add, options.tta, options.device, options.processes)
 
     parser.set_defaults(run=run)
 

@@ -1,6 +1,7 @@
 """nnU-Net's predictor with what the papers do differently: tilings, symmetries, several checkpoints of a fold."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ SLIDING = "sliding"
 
 
 class Weights(Sequence[dict[str, Any]]):
-    """The weights of several checkpoints, read from disk when their turn comes: one set in memory at a time."""
+    """The weights of several checkpoints; kept in memory, or read from disk whenever their turn comes."""
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Path], keep: bool = True):
         self.files = list(files)
+        self.read = cache(self._read) if keep else self._read
+
+    @staticmethod
+    def _read(file: Path) -> dict[str, Any]:
+        return torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
-        return torch.load(self.files[index], map_location="cpu", weights_only=False)["network_weights"]
+        return self.read(self.files[index])
 
 
 class BraTSPredictor(nnUNetPredictor):
@@ -35,7 +41,7 @@ class BraTSPredictor(nnUNetPredictor):
 
     tiling: `sliding` (nnU-Net's), a name of `TILINGS`, or `paper`, what the trainer names. test_time_augmentation:
     likewise a name of `MODES`. `sliding` with `mirror` and logits averaged is nnU-Net, bit for bit.
-    average: `logits`, as nnU-Net does over folds, or `probabilities`.
+    average: `logits`, as nnU-Net does over folds, or `probabilities`. keep_weights: off, only one set is in memory.
     """
 
     def __init__(
@@ -44,12 +50,13 @@ class BraTSPredictor(nnUNetPredictor):
         test_time_augmentation: str = FROM_TRAINER,
         average: str = "logits",
         patch_size: Sequence[int] | None = None,
+        keep_weights: bool = True,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
     ):
         super().__init__(device=device, allow_tqdm=False, **options)
         self.tiling, self.test_time_augmentation, self.average = tiling, test_time_augmentation, average
-        self.requested_patch_size = patch_size
+        self.requested_patch_size, self.keep_weights = patch_size, keep_weights
         self.properties: dict[str, Any] = {}  # of the case at hand
         self.checkpoints: list[Path] = []
 
@@ -59,7 +66,7 @@ class BraTSPredictor(nnUNetPredictor):
         if missing := [str(file) for file in self.checkpoints if not file.is_file()]:
             raise FileNotFoundError(f"no trained model in {', '.join(missing)}; train it, or choose -f and -chk")
         self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
-        self.list_of_parameters = Weights(self.checkpoints)
+        self.list_of_parameters = Weights(self.checkpoints, self.keep_weights)
         trainer = recursive_find_trainer_class_by_name(self.trainer_name)
         if self.tiling == FROM_TRAINER:
             self.tiling = getattr(trainer, "tiling", SLIDING)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nnunet_brats_ext.inference.cases import background
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
-from nnunet_brats_ext.training.cascade import expanded_folder, missing_cases
+from nnunet_brats_ext.training.cascade import expanded_folder, expanded_maps, missing_cases
 
 Job = tuple[str, TrainedModel, list[str]]  # name of the map, single fold and checkpoint, cases
 
@@ -24,6 +24,7 @@ Job = tuple[str, TrainedModel, list[str]]  # name of the map, single fold and ch
 def predict_stage(
     model: TrainedModel,
     in_sample: bool = False,
+    add: bool = False,
     test_time_augmentation: str = "paper",
     device: str = "cuda",
     processes: int = 3,
@@ -32,6 +33,7 @@ def predict_stage(
 
     Out-of-fold, each checkpoint name is one map per case, from the fold that had it for validation; all folds are
     needed. in_sample: each fold and checkpoint is a map of all cases, as in the paper, also of those it trained on.
+    add: leave maps that other runs have made; without it they are an error, for stage 2 would draw from them as well.
     The maps go to `predicted_next_stage/STAGE2.maps/NAME`, where the second stage finds them; what an
     interrupted run has finished is kept. Returns the folders.
     """
@@ -45,15 +47,18 @@ def predict_stage(
     for stage in stages:
         maps = expanded_folder(model.folder / "predicted_next_stage" / stage)
         strangers = sorted({path.name for path in maps.glob("[!.]*")} - {name for name, *_ in jobs})
-        if strangers:
+        if strangers and not add:
             raise ValueError(
                 f"{maps} already holds {', '.join(strangers)}, which this command would not make and stage 2 would "
-                "draw from as well; name all checkpoints at once, or delete it"
+                "draw from as well; delete what is too much, or keep it with --add"
             )
         for name, one, cases in jobs:
             _predict_maps(one, plans, stage, cases, maps / name, test_time_augmentation, device, processes)
         folders += [maps / name for name in dict.fromkeys(name for name, *_ in jobs)]
-    print(f"{len(folders)} maps per case in {folders[0].parent}; training of the second stage draws from them")
+    for maps in dict.fromkeys(folder.parent for folder in folders):
+        print(
+            f"{len(expanded_maps(maps.with_suffix('')))} maps per case in {maps}; training of stage 2 draws from them"
+        )
     return folders
 
 

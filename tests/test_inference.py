@@ -1,0 +1,209 @@
+"""Symmetries, tilings and windows: each is right if a network that changes nothing gives back what it was shown."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_brats_ext.inference.symmetries import MODES, Symmetry, X, Y, Z, average_probabilities, logits_of
+from nnunet_brats_ext.inference.tilings import CERTAIN, TILINGS, Volume, overlap, tumour, whole_brain
+from nnunet_brats_ext.training.windows import STRICT_STARTS, strict_window, tumour_window
+
+EVERY_MODE = pytest.mark.parametrize("mode", [mode for mode, symmetries in MODES.items() if symmetries])
+REGIONS = ((0, 1, 2), (1, 2), (2,))  # WT, TC, ET among the one-hot ED, NCR, ET
+
+
+def volume(data, patch_size=(8, 8, 8), image_channels=1, kept=(4, 4, 4), divisor=(4, 4, 4), properties=None) -> Volume:
+    return Volume(data, properties or {}, patch_size, divisor, image_channels, REGIONS, kept)
+
+
+def echo(x: torch.Tensor) -> torch.Tensor:
+    """Three regions, each the first channel."""
+    return x[:, :1].repeat(1, 3, *[1] * (x.ndim - 2))
+
+
+# ---- symmetries ------------------------------------------------------------------------------------------------------
+
+
+@EVERY_MODE
+def test_every_map_is_undone_by_its_inverse(mode):
+    x = torch.arange(3 * 6 * 6.0).reshape(1, 1, 3, 6, 6)
+    for symmetry in MODES[mode]:
+        assert torch.equal(symmetry.undo(symmetry.apply(x)), x), symmetry
+
+
+@EVERY_MODE
+@pytest.mark.parametrize("shape", [(1, 1, 4, 6, 8), (1, 1, 6, 8)], ids=["volume", "slice"])
+def test_averaging_an_identity_network_gives_back_its_input(mode, shape):
+    x = torch.randn(shape)
+    assert torch.allclose(average_probabilities(lambda x: x, x, MODES[mode]), x, atol=1e-4)
+
+
+def images_under(mode: str) -> dict[bytes, float]:
+    """Every image that the network sees of an asymmetric one -> its weight."""
+    x = torch.arange(2 * 4 * 4.0).reshape(1, 1, 2, 4, 4)
+    seen: dict[bytes, float] = {}
+    for symmetry in MODES[mode]:
+        key = symmetry.apply(x).contiguous().numpy().tobytes()
+        seen[key] = seen.get(key, 0) + symmetry.weight
+    return seen
+
+
+def test_henrys_sixteen_maps_are_twelve_with_the_weights_of_the_paper():
+    # The paper's table: no flip or one of three flips, each with one of four turns.
+    x = torch.arange(2 * 4 * 4.0).reshape(1, 1, 2, 4, 4)
+    table: dict[bytes, float] = {}
+    for flip, turns in product(((), (Z,), (Y,), (X,)), range(4)):
+        key = Symmetry(flip, turns).apply(x).contiguous().numpy().tobytes()
+        table[key] = table.get(key, 0) + 1
+    assert len(table) == len(MODES["henry16"]) == 12
+    assert images_under("henry16") == table
+
+
+def test_the_group_has_sixteen_different_maps_of_equal_weight():
+    assert sorted(images_under("dihedral16").values()) == [1.0] * 16
+
+
+def test_eight_mirrors_and_four_in_plane():
+    assert sorted(images_under("mirror8").values()) == [1.0] * 8
+    assert sorted(images_under("inplane-mirror").values()) == [1.0] * 4
+
+
+def test_probabilities_are_averaged_and_not_logits():
+    x = torch.zeros(1, 1, 1, 1, 2)
+    x[..., 0] = 10.0
+    mirrors = (Symmetry(), Symmetry((X,)))
+    predicted = average_probabilities(lambda x: torch.tensor([[[[[10.0, -10.0]]]]]), x, mirrors)
+    assert torch.allclose(torch.sigmoid(predicted), torch.full_like(predicted, 0.5))
+
+
+def test_logits_of_certain_probabilities_are_finite():
+    assert torch.isfinite(logits_of(torch.tensor([0.0, 1.0]))).all()
+
+
+# ---- tilings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(9, 13, 6), (8, 8, 8), (5, 20, 17)], ids=str)
+def test_overlap_tiles_of_an_identity_network_give_back_the_volume(shape):
+    data = torch.randn(1, *shape)
+    predicted = overlap(echo, volume(data, kept=(3, 4, 2)), tiles_at_once=3)
+    assert torch.equal(predicted, data.repeat(3, 1, 1, 1))
+
+
+def test_overlap_tiles_keep_only_what_lies_in_their_middle():
+    def edges_are_wrong(x: torch.Tensor) -> torch.Tensor:
+        wrong = torch.full_like(x, 99.0)
+        wrong[..., 2:-2, 2:-2, 2:-2] = x[..., 2:-2, 2:-2, 2:-2]
+        return echo(wrong)
+
+    data = torch.randn(1, 10, 11, 12)
+    assert torch.equal(overlap(edges_are_wrong, volume(data)), data.repeat(3, 1, 1, 1))
+
+
+def test_overlap_tiles_of_the_paper_number_4464_on_a_brats_volume():
+    # 155 = 31 x 5 and 240 = 12 x 20: 31 x 12 x 12 tiles (Zhou et al. 2020, section on inference)
+    seen = []
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x[:, :1].expand(-1, 3, -1, -1, -1)
+
+    overlap(count, volume(torch.zeros(1, 155, 240, 240), patch_size=(16, 32, 32), kept=(5, 20, 20)), 64)
+    assert sum(seen) == 4464
+
+
+@pytest.mark.parametrize("axes", [3, 2], ids=["3d", "2d"])
+def test_a_whole_brain_is_padded_to_what_the_network_halves(axes):
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        assert all(size % 4 == 0 for size in x.shape[2:])
+        return echo(x)
+
+    data = torch.randn(1, 9, 13, 6)
+    predicted = whole_brain(predict, volume(data, divisor=(4,) * axes))
+    assert torch.equal(predicted, data.repeat(3, 1, 1, 1))
+
+
+def with_labels(shape, *voxels) -> torch.Tensor:
+    """One image channel of noise and the one-hot labels of a previous stage: ET at the voxels."""
+    data = torch.cat([torch.randn(1, *shape), torch.zeros(3, *shape)])
+    for voxel in voxels:
+        data[(3, *voxel)] = 1
+    return data
+
+
+@pytest.mark.parametrize("shape", [(12, 20, 16), (6, 20, 5)], ids=["larger than the window", "smaller"])
+def test_a_window_on_the_tumour_is_pasted_over_the_previous_stage(shape):
+    data = with_labels(shape, (3, 18, 2), (3, 17, 2), (3, 1, 2))  # the last one far from the others
+    predicted = tumour(echo, volume(data))
+    image = data[:1].repeat(3, 1, 1, 1)
+    inside = (predicted == image).all(0)
+    size = [min(n, 8) for n in shape]
+    assert inside.sum() == np.prod(size)
+    assert inside[3, 17:19, 2].all()
+    assert not inside[3, 1, 2]
+    assert (predicted[:, 3, 1, 2] == CERTAIN).all(), "tumour outside the window keeps its label"
+    assert (predicted[:, ~inside] == CERTAIN).sum() == 3
+    assert (predicted[:, ~inside] == -CERTAIN).sum() == 3 * ((~inside).sum() - 1)
+
+
+def test_windows_on_the_tumour_need_a_previous_stage():
+    with pytest.raises(ValueError, match="previous stage"):
+        TILINGS["tumour"](echo, volume(torch.zeros(1, 8, 8, 8)))
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_window_holds_as_much_tumour_as_any_on_the_grid():
+    rng = np.random.default_rng(0)
+    window = (16, 32, 32)
+    for _ in range(20):
+        found = np.zeros((40, 90, 75), bool)
+        low = rng.integers(0, (20, 60, 50))
+        found[tuple(slice(a, a + b) for a, b in zip(low, rng.integers(3, 30, 3), strict=True))] = True
+        z, y, x = tumour_window(found, window)
+        counts = {
+            (v, w): found[z : z + 16, v : v + 32, w : w + 32].sum()
+            for v in (*range(0, 58, 16), 58)
+            for w in (*range(0, 43, 16), 43)
+        }
+        assert counts[y, x] == max(counts.values())
+        slices = np.flatnonzero(found.any((1, 2)))
+        assert abs(z + 8 - (slices[0] + slices[-1]) / 2) <= 1 or z in (0, 24)
+
+
+def test_without_tumour_the_window_is_central():
+    assert tumour_window(np.zeros((40, 90, 75), bool), (16, 32, 32)) == (12, 29, 21)
+
+
+def test_among_equal_windows_the_closest_to_the_tumour_wins():
+    found = np.zeros((16, 128, 32), bool)
+    found[8, 60, 16] = True  # in the windows that start at 32 and 48, whose centres are 47.5 and 63.5
+    assert tumour_window(found, (16, 32, 32)) == (0, 48, 0)
+
+
+def test_a_volume_smaller_than_the_window_lies_in_its_middle():
+    found = np.zeros((10, 90, 75), bool)
+    found[4, 4, 4] = True
+    assert tumour_window(found, (16, 32, 32)) == (-3, 0, 0)
+
+
+def test_the_authors_have_eight_windows():
+    assert len(STRICT_STARTS) == 8
+    assert {z for z, _, _ in STRICT_STARTS} == {13}
+    assert {y for _, y, _ in STRICT_STARTS} == {24, 40, 56, 72}
+    assert {x for _, _, x in STRICT_STARTS} == {40, 56}
+
+
+def test_a_strict_window_is_chosen_on_the_uncropped_grid():
+    box = [[5, 150], [30, 220], [41, 199]]
+    found = np.zeros([high - low for low, high in box], bool)
+    found[60, 150:160, 100:110] = True  # native y 180..190, x 141..151
+    native = np.array(strict_window(found, box, (155, 240, 240))) + [5, 30, 41]
+    assert native.tolist() == [13, 72, 40] or native.tolist() == [13, 72, 56]
+    with pytest.raises(ValueError, match="155"):
+        strict_window(found, box, (160, 240, 240))
+    with pytest.raises(ValueError, match="1 mm"):
+        strict_window(found[1:], box, (155, 240, 240))
