@@ -66,7 +66,7 @@ GUIDANCE = {  # the complete module and its ablations, CGA- CGAt CGAn of the pap
 class CrossTaskGuidedAttention(nn.Module):
     """Recalibrates the channels by what the previous task has found: Zhou et al. 2020, section IV.
 
-    Channels weigh as much as they respond to the tumour (Pt) and, in a second copy, to the rest (Pn = 1 - Pt): CSCI. The
+    Channels weigh as much as they respond to the tumour (Pt) and, in a copy, to the rest (Pn = 1 - Pt): CSCI. The
     scores of both are composed voxel by voxel as Pt * St + Pn * Sn: CompSeg. The previous task learns nothing here.
 
     tumour: the classes of the previous task that make up Pt. guidance: a name of `GUIDANCE`.
