@@ -28,7 +28,7 @@ from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
 
-SNAPSHOTS = "nnUNet_brats_snapshots"  # environment variable
+SNAPSHOTS, SEED = "nnUNet_brats_snapshots", "nnUNet_brats_seed"  # environment variables
 SHORT_EPOCHS, SHORT_ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # environment variables
 OURS = "nnunet_brats_ext"  # our key in a checkpoint, beside nnU-Net's
 
@@ -91,6 +91,7 @@ class BraTSTrainer(nnUNetTrainer):
                 setattr(self, name, value)
         self.adapt_hyperparameters()
         self._shorten()
+        self._seed()
         self._random_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on
         # nnU-Net builds for training through the instance and for inference through the class, where branches that
         # only training needs must not exist.
@@ -109,6 +110,19 @@ class BraTSTrainer(nnUNetTrainer):
         if self.previous_stage_maps and not folder.is_dir():
             folder = self.previous_stage_maps[0]  # for the validation, which refines one map per case
         self.folder_with_segs_from_previous_stage: str = str(folder)
+
+    def _seed(self) -> None:
+        """Start from the random numbers that the environment asks for; nnU-Net's loader processes draw their own.
+
+        With `nnUNet_n_proc_DA=0`, which has none, training on a CPU gives the same weights every time.
+        """
+        if value := os.environ.get(SEED):
+            if not value.isdecimal():
+                raise ValueError(f"{SEED}={value}: expected a whole number; unset it for other ones every time")
+            number = int(value) + self.local_rank
+            random.seed(number)
+            np.random.seed(number)
+            torch.manual_seed(number)
 
     # ---- length of a run -------------------------------------------------------------------------------------------
 
