@@ -174,7 +174,7 @@ def _write(
             (growing / folder).mkdir(parents=True)
         work = partial(_lay, kept, growing, labelled.ending, soft_regions, options.link)
         for_each_case(work, list(kept), "Writing", options.processes)
-        write_json(_dataset_json(labelled, target.name, len(kept), soft_regions), growing / "dataset.json")
+        write_json(_dataset_json(labelled, target.name, kept, soft_regions), growing / "dataset.json")
         write_json(described, growing / MANIFEST)
         if splits:
             write_json(splits, growing / SPLITS)
@@ -195,11 +195,19 @@ def _lay(
         write_soft_target(folder / SOFT_TARGETS / f"{key}.npz", region_probabilities(case, soft_regions))
 
 
-def _dataset_json(labelled: Dataset, name: str, cases: int, soft_regions: Head | None) -> dict[str, Any]:
-    """That of the labelled data set, of more cases; `brats_soft_targets` names the regions that have soft targets."""
-    kept = {key: value for key, value in labelled.dataset_json.items() if key not in ("dataset", "numTest", "test")}
-    soft = {f"brats_{SOFT_TARGETS}": list(soft_regions.names)} if soft_regions else {}
-    return {**kept, "name": name, "numTraining": cases, "brats_distilled_from": labelled.folder.name, **soft}
+def _dataset_json(
+    labelled: Dataset, name: str, kept: Mapping[str, Candidate], soft_regions: Head | None
+) -> dict[str, Any]:
+    """That of the labelled data set, of more cases; `brats_soft_targets` tells trainers that there are such."""
+    inherited = {
+        key: value for key, value in labelled.dataset_json.items() if key not in ("dataset", "numTest", "test")
+    }
+    soft = {}
+    if soft_regions:
+        number = sum(case.kind == PSEUDO for case in kept.values())
+        soft = {f"brats_{SOFT_TARGETS}": {"regions": list(soft_regions.names), "cases": number}}
+    own = {"name": name, "numTraining": len(kept), "brats_distilled_from": labelled.folder.name}
+    return {**inherited, **own, **soft}
 
 
 def _region_head(labelled: Dataset, options: Options) -> Head | None:

@@ -1,0 +1,415 @@
+"""Distillation: one data set of manual, foreign and pseudo-labels in which nobody validates what was trained on."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter, zoom
+
+from nnunet_brats_ext.brats import to_regions
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import alike, content_hash, pattern
+from nnunet_brats_ext.dataset_conversion.distillation.sources import channel_order
+from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
+
+REGIONS = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}
+TOLD, UNSURE = "BraTS20_Validation_007", "BraTS20_Validation_008"  # the world's unlabelled cases
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder for nnU-Net with the world's labelled data set, and predictions on its unlabelled cases."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw"
+
+    @property
+    def labelled(self) -> Path:
+        return self.raw / "Dataset901_World"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    def distill(self, *words: object, dataset: str = "950") -> Path:
+        """Run the command; the data set. On an error that is not expected, the error."""
+        words = ("--pseudo", self.predictions, self.labelled / "imagesTs", *words, "-np", 1)
+        assert main(["distill", "-d", dataset, "--labelled", "901", *map(str, words)]) == 0
+        return self.raw / f"Dataset{dataset}_WorldDistilled"
+
+    def refusal(self, capsys, *words: object, pseudo: bool = True) -> str:
+        sources = ("--pseudo", self.predictions, self.labelled / "imagesTs") if pseudo else ()
+        capsys.readouterr()
+        assert main(["distill", "-d", "950", "--labelled", "901", *map(str, (*sources, *words)), "-np", "1"]) == 1
+        assert not list(self.raw.glob("*950*")), "a refused distillation leaves nothing"
+        return capsys.readouterr().err
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def save(array: np.ndarray, path: Path, like: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.CopyInformation(sitk.ReadImage(str(like)))
+    sitk.WriteImage(image, str(path))
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def bench(world, tmp_path, monkeypatch) -> Bench:
+    """Predictions in nnU-Net's form: labels of other cases, blurred into probabilities; the second hardly decided."""
+    bench = Bench(tmp_path)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    shutil.copytree(world.raw, bench.labelled)
+    bench.predictions.mkdir()
+    shutil.copy(bench.labelled / "dataset.json", bench.predictions)
+    (bench.predictions / "plans.json").write_text(json.dumps({"image_reader_writer": "SimpleITKIO"}))
+    labels = sorted((bench.labelled / "labelsTr").iterdir())
+    for case, source, sharpness in ((TOLD, labels[0], 1.0), (UNSURE, labels[1], 0.2)):
+        regions = np.stack(list(to_regions(read(source), REGIONS).values())).astype(np.float32)
+        blurred = gaussian_filter(regions, (0, 0.5, 0.5, 0.5))
+        probabilities = 0.5 + sharpness * (blurred - 0.5)
+        np.savez_compressed(bench.predictions / f"{case}.npz", probabilities=probabilities)
+        painted = np.zeros(regions.shape[1:], np.uint8)
+        for label, region in enumerate(probabilities, start=1):
+            painted[region > 0.5] = label
+        save(painted, bench.predictions / f"{case}.nii.gz", bench.labelled / "imagesTs" / f"{case}_0000.nii.gz")
+    return bench
+
+
+# ---- the same images under other names -----------------------------------------------------------------------------
+
+
+def brain(seed: int, shape=(40, 48, 44)) -> np.ndarray:
+    """Correlated noise in an ellipsoid: as individual as a cortex, with a head that all have in common."""
+    axes = np.meshgrid(*(np.linspace(-1.1, 1.1, n) for n in shape), indexing="ij")
+    inside = sum(axis**2 for axis in axes) < 1
+    texture = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2)
+    return np.where(inside, 300 + 800 * texture / texture.std() / 4, 0).clip(0).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.astype(np.float32),
+        lambda v: v[::-1, :, ::-1],
+        lambda v: v.transpose(2, 0, 1),
+        lambda v: np.pad(v, 3),
+        lambda v: v * 0.013 + 4,
+        lambda v: np.sqrt(v.astype(np.float64)),
+    ],
+    ids=["another type", "flips", "another order of axes", "a margin", "a linear scale", "a rising scale"],
+)
+def test_the_content_hash_survives(change):
+    assert content_hash(change(brain(0))) == content_hash(brain(0)) is not None
+
+
+def test_the_content_hash_tells_volumes_apart():
+    one = brain(0)
+    touched = one.copy()
+    touched[tuple(np.argwhere(one > 0)[0])] += 1
+    assert len({content_hash(volume) for volume in (one, touched, brain(1))}) == 3
+
+
+def test_a_blank_or_binary_channel_identifies_nobody():
+    assert content_hash(np.zeros((9, 9, 9))) is None
+    assert content_hash((brain(0) > 0).astype(np.uint8)) is None
+
+
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
+    found = list(alike([pattern(one)[None], pattern(other)[None]], -1.0))
+    assert [pair[:2] for pair in found] == [(0, 1)]
+    return found[0][2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: np.where(v, v + np.random.default_rng(5).normal(0, 20, v.shape), 0),
+        lambda v: (v // 8).astype(np.uint8)[:, ::-1],
+        lambda v: np.where(zoom(v > 0, 1.25, order=0), zoom(v.astype(np.float32), 1.25, order=1), 0),
+    ],
+    ids=["noise", "coarse steps and a flip", "resampling"],
+)
+def test_the_pattern_survives_what_the_hash_does_not(change):
+    assert content_hash(change(brain(0))) != content_hash(brain(0))
+    assert similarity(brain(0), change(brain(0))) > 0.8
+
+
+def test_the_patterns_of_two_people_differ():
+    assert similarity(brain(0), brain(1)) < 0.5
+
+
+def test_pairs_are_found_across_blocks_and_blank_channels_do_not_count(monkeypatch):
+    monkeypatch.setattr("nnunet_brats_ext.dataset_conversion.distillation.fingerprints._BLOCK", 2)
+    blank = np.zeros((24, 24, 24), np.float16)
+    people = [np.stack([pattern(brain(seed)), pattern(brain(seed + 10))]) for seed in range(4)]
+    again = np.stack([np.flip(pattern(brain(1)), (0, 2)), blank])
+    assert [pair[:2] for pair in alike([*people, again], 0.8)] == [(1, 4)]
+
+
+# ---- small decisions -----------------------------------------------------------------------------------------------
+
+
+def test_confidence_is_the_distance_from_a_half_in_the_tumour():
+    probabilities = np.zeros((2, 1, 1, 3))
+    probabilities[:, 0, 0, 0] = 0.9, 0.4  # |2p - 1| = 0.8 and 0.2
+    probabilities[:, 0, 0, 1] = 0.7, 0.1  # 0.4 and 0.8; the third voxel is no tumour
+    assert confidence(probabilities) == pytest.approx((0.8 + 0.2 + 0.4 + 0.8) / 4)
+    assert confidence(np.full((3, 2, 2, 2), 0.1)) == pytest.approx(0.8)  # surely nothing
+    assert confidence(np.full((3, 2, 2, 2), 0.5)) == 0
+
+
+def test_channels_are_matched_by_name():
+    assert channel_order(("FLAIR", "T1", "T1ce", "T2"), ("T1", "T1ce", "T2", "FLAIR")) == [1, 2, 3, 0]
+    with pytest.raises(ValueError, match="T1gd"):
+        channel_order(("FLAIR", "T1", "T1gd", "T2"), ("T1", "T1ce", "T2", "FLAIR"))
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_of_manual_and_pseudo_labels(bench):
+    before = digest(bench.labelled)
+    dataset = bench.distill("--targets", "soft")
+    labelled = load(bench.labelled / "dataset.json")
+    made = load(dataset / "dataset.json")
+    assert made["numTraining"] == 8
+    assert made["labels"] == labelled["labels"]
+    assert made["channel_names"] == labelled["channel_names"]
+    splits = load(dataset / "splits_final.json")
+    for made_fold, own in zip(splits, load(bench.labelled / "splits_final.json"), strict=True):
+        assert made_fold["val"] == own["val"]
+        assert set(made_fold["train"]) == {*own["train"], TOLD, UNSURE}
+    assert load(bench.root / "nnUNet_preprocessed" / dataset.name / "splits_final.json") == splits
+    for case in (TOLD, UNSURE):
+        for channel in range(4):
+            name = f"{case}_{channel:04d}.nii.gz"
+            assert (dataset / "imagesTr" / name).samefile(bench.labelled / "imagesTs" / name), "linked"
+        label = dataset / "labelsTr" / f"{case}.nii.gz"
+        assert np.array_equal(read(label), read(bench.predictions / f"{case}.nii.gz"))
+        assert label.stat().st_nlink == 1, "a new prediction must not change what was trained on"
+        levels = np.load(dataset / "soft_targets" / f"{case}.npz")["probabilities"]
+        predicted = np.load(bench.predictions / f"{case}.npz")["probabilities"]
+        assert levels.dtype == np.uint8
+        assert np.abs(levels / 255 - predicted).max() <= 0.5 / 255 + 1e-6
+    assert sorted(path.stem for path in (dataset / "soft_targets").iterdir()) == [TOLD, UNSURE]
+    assert digest(bench.labelled) == before, "the labelled data set stays as it is"
+
+
+def test_the_manifest_says_where_everything_comes_from(bench):
+    manifest = load(bench.distill() / "manifest.json")
+    cases = manifest["cases"]
+    assert {case: entry["kind"] for case, entry in cases.items() if "Validation" in case} == dict.fromkeys(
+        (TOLD, UNSURE), "pseudo"
+    )
+    image = bench.labelled / "imagesTs" / f"{TOLD}_0003.nii.gz"
+    flair = {"path": str(image.resolve()), "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
+    assert cases[TOLD]["files"]["FLAIR"] == flair
+    assert cases[TOLD]["label"]["path"] == str((bench.predictions / f"{TOLD}.nii.gz").resolve())
+    assert 0 < cases[UNSURE]["confidence"] < 0.25 < cases[TOLD]["confidence"] < 1
+    assert manifest["distillation"]["labelled"] == 901
+    assert manifest["dropped"] == []
+    assert set(manifest["versions"]) >= {"nnunetv2", "numpy", "SimpleITK"}
+
+
+def test_the_same_distillation_again_is_no_work_and_another_one_is_refused(bench, capsys):
+    dataset = bench.distill()
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    capsys.readouterr()
+    bench.distill()
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+    words = ("--pseudo", bench.predictions, bench.labelled / "imagesTs", "--min-confidence", 0.5, "-np", 1)
+    assert main(["distill", "-d", "950", "--labelled", "901", *map(str, words)]) == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    bench.distill("--min-confidence", 0.5, "--overwrite")
+    assert load(dataset / "dataset.json")["numTraining"] == 7
+
+
+def test_an_interruption_leaves_nothing_behind(bench, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("nnunet_brats_ext.dataset_conversion.distillation.distill.write_json", full)
+    assert "No space left" in bench.refusal(capsys)
+    assert not list(bench.raw.glob(".*"))
+
+
+def test_predictions_below_a_confidence_are_left_out_and_said_to_be(bench, capsys):
+    dataset = bench.distill("--min-confidence", "0.5")
+    (dropped,) = load(dataset / "manifest.json")["dropped"]
+    assert dropped["key"] == UNSURE
+    assert dropped["reason"] == "low confidence"
+    assert f"left out: {UNSURE}, low confidence" in capsys.readouterr().out
+    assert UNSURE not in str(load(dataset / "splits_final.json"))
+    assert not (dataset / "labelsTr" / f"{UNSURE}.nii.gz").exists()
+
+
+def test_an_unlabelled_copy_of_a_labelled_case_is_left_out(bench):
+    """Flipped, as floats, under another name: the manual label wins, so that no validation case is trained on."""
+    images = bench.root / "images"
+    manual = sorted((bench.labelled / "labelsTr").iterdir())[2].name.removesuffix(".nii.gz")
+    for channel in range(4):
+        for case, source in (("known", bench.labelled / "imagesTr" / f"{manual}"), ("new", images)):
+            if case == "known":
+                values = read(Path(f"{source}_{channel:04d}.nii.gz"))[:, ::-1].astype(np.float32)
+            else:
+                values = read(bench.labelled / "imagesTs" / f"{TOLD}_{channel:04d}.nii.gz")
+            sitk.WriteImage(sitk.GetImageFromArray(values), str(_made(images / f"{case}_{channel:04d}.nii.gz")))
+    predictions = bench.root / "more"
+    predictions.mkdir()
+    shutil.copy(bench.labelled / "dataset.json", predictions)
+    for case in ("known", "new"):
+        empty = np.zeros(read(images / f"{case}_0000.nii.gz").shape, np.uint8)
+        save(empty, predictions / f"{case}.nii.gz", images / f"{case}_0000.nii.gz")
+    dataset = bench.distill("--pseudo", predictions, images)
+    dropped = {entry["key"]: entry for entry in load(dataset / "manifest.json")["dropped"]}
+    assert set(dropped) == {"known", "new"}
+    assert dropped["known"]["reason"] == dropped["new"]["reason"] == "duplicate"
+    assert dropped["known"]["because"] == f"{manual}: the same voxels in channel 0, 1, 2, 3"
+    assert dropped["new"]["because"].startswith(TOLD)
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def decathlon(bench: Bench, cases: dict[str, list[np.ndarray]], label: np.ndarray) -> None:
+    """Volumes in the order T1, T1ce, T2, FLAIR become data set 960 through MSD Task01's files and `convert`."""
+    task = bench.root / "Task01_BrainTumour"
+    for case, (t1, t1ce, t2, flair) in cases.items():
+        stack = sitk.JoinSeries([sitk.GetImageFromArray(volume) for volume in (flair, t1, t1ce, t2)])
+        sitk.WriteImage(stack, str(_made(task / "imagesTr" / f"{case}.nii.gz")))
+        sitk.WriteImage(sitk.GetImageFromArray(label), str(_made(task / "labelsTr" / f"{case}.nii.gz")))
+    assert main(["convert", str(task), "-d", "960", "--name", "Decathlon", "-np", "1"]) == 0
+
+
+def test_the_decathlon_adds_its_own_labels_but_none_of_its_copies_of_brats(bench):
+    """Lachinov's leak: Task01 holds cases of BraTS under other names, so that local validation saw its own cases."""
+    manual = [path.name.removesuffix(".nii.gz") for path in sorted((bench.labelled / "labelsTr").iterdir())]
+
+    def volumes(case: str, folder: str = "imagesTr") -> list[np.ndarray]:
+        return [read(bench.labelled / folder / f"{case}_{channel:04d}.nii.gz") for channel in range(4)]
+
+    label = read(bench.labelled / "labelsTr" / f"{manual[0]}.nii.gz")
+    noise = np.random.default_rng(0)
+    cases = {
+        "BRATS_001": [volume[::-1].astype(np.float32) for volume in volumes(manual[0])],
+        "BRATS_002": [np.where(v, v + noise.normal(0, 2, v.shape), 0).astype(np.float32) for v in volumes(manual[1])],
+        "BRATS_003": volumes(TOLD, "imagesTs"),
+        "BRATS_004": [brain(40 + channel, label.shape) for channel in range(4)],
+    }
+    decathlon(bench, cases, label)
+    dataset = bench.distill("--foreign", 960)
+    manifest = load(dataset / "manifest.json")
+    why = {entry["key"]: (entry["reason"], entry["because"].split(":")[0]) for entry in manifest["dropped"]}
+    assert why == {
+        "BRATS_001": ("duplicate", manual[0]),
+        "BRATS_002": ("duplicate", manual[1]),
+        TOLD: ("duplicate", "BRATS_003"),  # the label of others wins over a prediction
+    }
+    kinds = {case: entry["kind"] for case, entry in manifest["cases"].items()}
+    assert {case for case, kind in kinds.items() if kind == "foreign"} == {"BRATS_003", "BRATS_004"}
+    assert np.array_equal(read(dataset / "imagesTr" / "BRATS_004_0003.nii.gz"), cases["BRATS_004"][3]), "FLAIR is last"
+    assert all("BRATS_004" in fold["train"] for fold in load(dataset / "splits_final.json"))
+
+
+def test_a_near_duplicate_that_is_kept_never_trains_the_fold_that_validates_its_original(bench):
+    manual = sorted((bench.labelled / "labelsTr").iterdir())[1].name.removesuffix(".nii.gz")
+    noise, label = np.random.default_rng(0), read(bench.labelled / "labelsTr" / f"{manual}.nii.gz")
+    volumes = [read(bench.labelled / "imagesTr" / f"{manual}_{channel:04d}.nii.gz") for channel in range(4)]
+    copy = [np.where(v, v + noise.normal(0, 2, v.shape), 0).astype(np.float32) for v in volumes]
+    decathlon(bench, {"BRATS_002": copy}, label)
+    dataset = bench.distill("--foreign", 960, "--near-duplicates", "report")
+    for fold in load(dataset / "splits_final.json"):
+        assert ("BRATS_002" in fold["train"]) == (manual not in fold["val"])
+    (remark,) = load(dataset / "manifest.json")["cases"]["BRATS_002"]["remarks"]
+    assert manual in remark
+
+
+def test_what_is_evaluated_stays_out_by_name_by_patient_and_by_images(bench):
+    manual = sorted((bench.labelled / "labelsTr").iterdir())[0].name.removesuffix(".nii.gz")
+    names = bench.root / "evaluated.txt"
+    names.write_text(f"{manual}\n")
+    renamed = bench.root / "evaluated"
+    for channel in range(4):
+        values = read(bench.labelled / "imagesTs" / f"{TOLD}_{channel:04d}.nii.gz")
+        sitk.WriteImage(sitk.GetImageFromArray(values[..., ::-1]), str(_made(renamed / f"secret_{channel:04d}.nii.gz")))
+    dataset = bench.distill("--exclude", names, "--exclude", renamed)
+    manifest = load(dataset / "manifest.json")
+    assert {entry["key"]: entry["reason"] for entry in manifest["dropped"]} == {
+        manual: "excluded by name",
+        TOLD: "excluded by images",
+    }
+    assert {manual, TOLD} & set(manifest["cases"]) == set()
+    assert manual not in str(load(dataset / "splits_final.json"))
+    by_patient = load(bench.labelled / "manifest.json")["cases"][UNSURE]["patient"]
+    (bench.root / "patients.json").write_text(json.dumps([by_patient]))
+    other = bench.distill("--exclude", bench.root / "patients.json", dataset="951")
+    assert [entry["key"] for entry in load(other / "manifest.json")["dropped"]] == [UNSURE]
+
+
+def test_a_pseudo_labelled_case_never_trains_the_fold_that_validates_its_patient(bench):
+    """Another time point of a labelled patient: other images, hence no duplicate."""
+    manifest = load(bench.labelled / "manifest.json")
+    manual = load(bench.labelled / "splits_final.json")[0]["val"][0]
+    manifest["cases"][TOLD]["known_as"] = [manifest["cases"][manual]["patient"]]
+    (bench.labelled / "manifest.json").write_text(json.dumps(manifest))
+    for fold in load(bench.distill() / "splits_final.json"):
+        assert (TOLD in fold["train"]) == (manual not in fold["val"])
+        assert UNSURE in fold["train"]
+
+
+def test_a_name_that_is_taken_gets_its_sources_before_it(bench):
+    images, predictions = bench.root / "images", bench.root / "site-b"
+    for channel in range(4):
+        image = sitk.GetImageFromArray(brain(70 + channel))
+        sitk.WriteImage(image, str(_made(images / f"{TOLD}_{channel:04d}.nii.gz")))
+    predictions.mkdir()
+    shutil.copy(bench.labelled / "dataset.json", predictions)
+    empty = np.zeros(brain(0).shape, np.uint8)
+    save(empty, predictions / f"{TOLD}.nii.gz", images / f"{TOLD}_0000.nii.gz")
+    dataset = bench.distill("--pseudo", predictions, images)
+    case = load(dataset / "manifest.json")["cases"][f"site-b_{TOLD}"]
+    assert case["name_at_source"] == TOLD
+    assert case["tumour_voxels"] == 0
+    assert np.array_equal(read(dataset / "imagesTr" / f"site-b_{TOLD}_0002.nii.gz"), brain(72))
+
+
+def test_what_does_not_fit_is_refused_with_the_offender(bench, capsys):
+    assert "nothing to distill" in bench.refusal(capsys, pseudo=False)
+    prediction = bench.predictions / f"{TOLD}.nii.gz"
+    values = read(prediction)
+    values[0, 0, 0] = 4
+    save(values, prediction, prediction)
+    said = bench.refusal(capsys)
+    assert TOLD in said
+    assert "[4]" in said
+    described = load(bench.predictions / "dataset.json")
+    del described["brats_sequences"]
+    described["channel_names"] = {"0": "FLAIR", "1": "T1", "2": "T1ce", "3": "T2"}
+    (bench.predictions / "dataset.json").write_text(json.dumps(described))
+    assert "was predicted from" in bench.refusal(capsys)
+    (bench.predictions / f"{TOLD}.npz").unlink()
+    assert "lacks the probabilities" in bench.refusal(capsys, "--targets", "soft")
