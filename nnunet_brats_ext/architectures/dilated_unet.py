@@ -1,0 +1,144 @@
+"""The U-Net of Henry et al. 2020 for BraTS 2020 (https://arxiv.org/abs/2011.01045), with and without attention.
+
+Facts from the paper and the authors' release; written from scratch.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import gcd, prod
+from typing import Literal
+
+import torch
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunet_brats_ext.architectures.blocks import INTERPOLATION, ConvOp, ProjectAndUpsample
+
+NormOp = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 16 groups at most; channels that 16 does not divide make groups of gcd(16, channels) channels."""
+    groups = min(16, channels)
+    return nn.GroupNorm(groups if channels % groups == 0 else channels // gcd(16, channels), channels)
+
+
+def norm_op(norm: Literal["group", "instance"], conv_op: ConvOp) -> NormOp:
+    """What builds a normalisation of so many channels, with learnt scale and shift and without running statistics."""
+    if norm == "group":
+        return group_norm
+    instance_norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[convert_conv_op_to_dim(conv_op)]
+    return lambda channels: instance_norm(channels, affine=True)
+
+
+class ConvUnit(nn.Sequential):
+    """3x3x3 convolution without bias, normalisation, ReLU: (b, c_in, *s) -> (b, c_out, *s)."""
+
+    def __init__(self, conv_op: ConvOp, input_channels: int, output_channels: int, norm: NormOp, dilation: int = 1):
+        super().__init__(
+            conv_op(input_channels, output_channels, 3, padding=dilation, dilation=dilation, bias=False),
+            norm(output_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ConvolutionalBlockAttention(nn.Module):
+    """CBAM: Woo et al. 2018, https://arxiv.org/abs/1807.06521, first along channels, then in space; as Henry et al.
+
+    (b, c, *s) -> (b, c, *s), every value scaled within (0, 1). A ReLU before the last sigmoid, which the CBAM paper
+    has not, keeps the spatial gate at 0.5 or more.
+    """
+
+    def __init__(self, conv_op: ConvOp, channels: int, norm: NormOp, reduction: int = 16):
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.channel_gate = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
+        )
+        self.spatial_gate = nn.Sequential(conv_op(2, 1, 7, padding=3, bias=False), norm(1), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        weights = (self.channel_gate(flat.mean(2)) + self.channel_gate(flat.amax(2))).sigmoid()
+        x = x * weights[(...,) + (None,) * (x.ndim - 2)]
+        extremes = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        return x * self.spatial_gate(extremes).sigmoid()
+
+
+class DilatedUNet(nn.Module):
+    """U-Net with dilated convolutions below its last stage and heads on its decoder: Henry et al. 2020.
+
+    (b, input_channels, *s) -> logits (b, num_classes, *s) in eval mode. In train mode a list of them: the output, then
+    those of the heads, from the deepest up, all at full size. Every axis of s a multiple of its cumulated strides.
+    The heads belong to the weights also where they are not computed.
+
+    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
+    `features_per_stage` have. A pooling of these strides precedes every stage but the first.
+    attention: a `ConvolutionalBlockAttention` behind every stage of the encoder and both parts of the bottom.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        conv_op: ConvOp = nn.Conv3d,
+        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        features_per_stage: Sequence[int] = (48, 96, 192, 384),
+        norm: Literal["group", "instance"] = "group",
+        attention: bool = False,
+    ):
+        super().__init__()
+        self.strides = strides = [tuple(stride) for stride in strides][: len(features_per_stage)]
+        widths = list(features_per_stage)[: len(strides)]
+        # What each level hands on to the one above; the first has none above it.
+        above = [widths[0], *widths[:-1]]
+        build_norm = norm_op(norm, conv_op)
+        self.max_pool = {2: functional.max_pool2d, 3: functional.max_pool3d}[convert_conv_op_to_dim(conv_op)]
+        self.interpolation = INTERPOLATION[convert_conv_op_to_dim(conv_op)]
+
+        def stage(*channels: int, dilation: int = 1, attentive: bool = False) -> nn.Sequential:
+            units = [ConvUnit(conv_op, i, o, build_norm, dilation) for i, o in pairwise(channels)]
+            gates = [ConvolutionalBlockAttention(conv_op, channels[-1], build_norm)] if attentive else []
+            return nn.Sequential(*units, *gates)
+
+        self.encoder_stages = nn.ModuleList(
+            stage(narrow, wide, wide, attentive=attention)
+            for narrow, wide in zip([input_channels, *widths[:-1]], widths, strict=True)
+        )
+        deepest = widths[-1]
+        self.bottom = stage(deepest, deepest, deepest, dilation=2, attentive=attention)
+        self.merge = stage(2 * deepest, above[-1], attentive=attention)
+        # From the deepest to the top, as forward goes.
+        self.decoder_stages = nn.ModuleList(
+            stage(2 * wide, wide, narrow) for wide, narrow in zip(widths[-2::-1], above[-2::-1], strict=True)
+        )
+        self.output = conv_op(above[0], num_classes, 1)
+        scales = [[prod(axis) for axis in zip(*strides[: level + 1], strict=True)] for level in range(len(strides))]
+        self.heads = nn.ModuleList(
+            ProjectAndUpsample(conv_op, width, num_classes, scale, align_corners=True)
+            for width, scale in zip([deepest, *above[:0:-1]], [scales[-1], *scales[:0:-1]], strict=True)
+        )
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        skips = [self.encoder_stages[0](x)]
+        for stage, stride in zip(self.encoder_stages[1:], self.strides[1:], strict=True):
+            skips.append(stage(self.max_pool(skips[-1], stride, stride)))
+        supervised = [self.bottom(skips[-1])]
+        x = self.merge(torch.cat([skips[-1], supervised[0]], dim=1))
+        for stage, skip, stride in zip(self.decoder_stages, skips[-2::-1], self.strides[:0:-1], strict=True):
+            supervised.append(x)
+            factors = [float(step) for step in stride]
+            up = functional.interpolate(x, scale_factor=factors, mode=self.interpolation, align_corners=True)
+            x = stage(torch.cat([skip, up], dim=1))
+        logits = self.output(x)
+        if not self.training:
+            return logits
+        return [logits, *(head(features) for head, features in zip(self.heads, supervised, strict=True))]
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming's normal initialisation by fan-out for convolutions: He et al. 2015, https://arxiv.org/abs/1502.01852."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,69 @@
+"""Optimisers and learning rates of the papers, built from torch's."""
+
+from collections.abc import Callable, Iterable
+from math import cos, pi
+
+import torch
+from torch import Tensor
+
+
+class Ranger(torch.optim.RAdam):
+    """RAdam between gradient centralisation and Lookahead: https://github.com/lessw2020/Ranger-Deep-Learning-Optimizer.
+
+    Gradient centralisation (Yong et al. 2020, https://arxiv.org/abs/2004.01461) takes the mean over all axes but the
+    first from the gradient of every tensor of two axes or more. Then torch's RAdam (Liu et al. 2020,
+    https://arxiv.org/abs/1908.03265) steps. After every `k` steps Lookahead (Zhang et al. 2019,
+    https://arxiv.org/abs/1907.08610) moves slow weights by `alpha` towards the fast ones, which go on from there.
+    Gradients must be unscaled: with a GradScaler, `unscale_` comes first, as nnU-Net has it.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.999),
+        eps: float = 1e-5,
+        k: int = 6,
+        alpha: float = 0.5,
+    ):
+        super().__init__(params, lr, betas, eps)
+        self.k, self.alpha = k, alpha
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        moving = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for p in moving:
+            if p.ndim > 1:
+                p.grad -= p.grad.mean(tuple(range(1, p.ndim)), keepdim=True)
+        # RAdam takes a state with anything in it for its own, so the slow weights join it after its first step.
+        starts = {p: p.clone() for p in moving if p not in self.state}
+        super().step()
+        for p, slow in starts.items():
+            self.state[p]["slow"] = slow
+        for p in moving:
+            if int(self.state[p]["step"]) % self.k == 0:  # on the CPU wherever p is: no waiting for the GPU
+                p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
+        return loss
+
+
+class EpochSchedule:
+    """The learning rate of every epoch as a function of it, in the form that nnU-Net asks of a scheduler."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, learning_rate: Callable[[int], float]):
+        self.optimizer, self.learning_rate = optimizer, learning_rate
+
+    def step(self, epoch: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(epoch)
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 at progress 0 to 0 at 1, and 1 before: Loshchilov & Hutter 2017, arXiv 1608.03983.
+
+    https://arxiv.org/abs/1608.03983
+    """
+    return (1 + cos(pi * max(progress, 0.0))) / 2
