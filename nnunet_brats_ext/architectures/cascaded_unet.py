@@ -71,13 +71,14 @@ class MultiEncoderUNet(nn.Module):
         self.encoder_stages = nn.ModuleList(stages)
 
         # From the bottom to the top, as forward runs; the decoder is twice as wide as an encoder.
+        transposed = get_matching_convtransp(conv_op)
         levels = range(len(strides) - 1, -1, -1)
         below = [widths[-1], *(2 * widths[level] for level in levels)]
         self.upsamplings, self.merges, self.decoder_stages = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for entering, level in zip(below[:-1], levels, strict=True):
             width, stride = 2 * widths[level], tuple(strides[level])
             context = num_labels if level in self.context_levels else 0
-            self.upsamplings.append(get_matching_convtransp(conv_op)(entering, width, stride, stride=stride, bias=False))
+            self.upsamplings.append(transposed(entering, width, stride, stride=stride, bias=False))
             self.merges.append(conv_op(width + widths[level] + context, width, 1))
             self.decoder_stages.append(GroupedPreActivationBlock(conv_op, width))
         self.head = conv_op(below[-1], num_labels, 1)
@@ -132,6 +133,8 @@ class CascadedUNet(nn.Module):
     ):
         super().__init__()
         halvings = [tuple(stride) for stride in strides][1:]
+        if not halvings:
+            raise ValueError(f"a cascade over scales needs a downsampling, but the strides are {tuple(strides)}")
         scales = range(min(len(features), len(halvings)))
         self.register_buffer("regions", torch.ones(num_classes, num_classes).triu().bool())
         depths = [halvings[scale : scale + max_downsamplings] for scale in scales]
