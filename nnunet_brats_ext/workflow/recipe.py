@@ -1,0 +1,354 @@
+"""Recipes as data: YAML checked against `recipe.schema.json`, with errors that name file and line."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+HERE = Path(__file__).parent
+RECIPES = HERE / "recipes"
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases."""
+
+    name: str
+    normalise: str | None = None
+    folds: int = 5
+    distill: str | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a recipe asks for in the trainings of a model; None is the default of `resources`."""
+
+    cpus: int | None = None
+    memory_gb: float | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trainer on a configuration; `folds` None is every fold of its data.
+
+    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs.
+    """
+
+    name: str
+    trainer: str
+    configuration: str
+    data: str
+    plans: str = "BraTSPlans"
+    folds: tuple[int, ...] | None = None
+    previous_stage: str | None = None
+    epochs: int | None = None
+    gpus: int = 1
+    maps: tuple[int, ...] = ()
+    checkpoints: tuple[str | int, ...] = ()
+    combine: str | None = None
+    tiling: str | None = None
+    tta: str | None = None
+    resources: Resources = Resources()
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    name: str
+    of: tuple[str, ...]
+    method: str
+    weights: tuple[float, ...] = ()
+    space: str | None = None
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """Rules on a prediction: published or of a file, given one by one, or tuned on the cross-validation."""
+
+    name: str
+    of: str
+    rules: tuple[str, ...] = ()
+    rule: tuple[str, ...] = ()
+    tune: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, to combine and to score. In a recipe that includes others, their names carry a prefix."""
+
+    title: str
+    data: Mapping[str, Data]
+    models: Mapping[str, Model]
+    ensembles: Mapping[str, Ensemble]
+    postprocessing: Mapping[str, Postprocessing]
+    preset: str
+    cohort: str
+    evaluated: tuple[str, ...]
+    submissions: tuple[str, ...]
+    gpu_memory_gb: float | None = None
+    paper: str = ""
+
+    def sources_of(self, prediction: str) -> tuple[str, ...]:
+        """The predictions that a prediction is made of; none for a model of its own."""
+        if prediction in self.models:
+            previous = self.models[prediction].previous_stage
+            return (previous,) if previous else ()
+        if prediction in self.ensembles:
+            return self.ensembles[prediction].of
+        return (self.postprocessing[prediction].of,)
+
+    def models_of(self, prediction: str) -> tuple[Model, ...]:
+        """The models whose probabilities end up in a prediction."""
+        if prediction in self.models:
+            return (self.models[prediction],)
+        return tuple(model for source in self.sources_of(prediction) for model in self.models_of(source))
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def published_recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a published recipe or of the user's own."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise FileNotFoundError(f"there is no recipe {path}")
+    if (published := RECIPES / f"{name_or_path}.yaml").is_file():
+        return published
+    raise ValueError(f"no recipe {name_or_path!r}; there are {', '.join(published_recipes())}, or give a YAML file")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe, checked: first its form against the schema, then that every name in it stands for something."""
+    source = Source(path)
+    source.raise_problems(source.problems_of_form())
+    content = source.content
+    if "include" in content:
+        return _join(source, content)
+    recipe = _read(content)
+    source.raise_problems(_problems_of_names(recipe, content))
+    return recipe
+
+
+@dataclass
+class Source:
+    """The text of a recipe, where every key and value knows its line."""
+
+    path: Path
+    content: Any = field(init=False)
+    lines: dict[KeyPath, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text = self.path.read_text()
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self.content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.path} is no YAML: {error}") from error
+        if not isinstance(self.content, dict):
+            raise ValueError(f"{self.path} should hold keys and values, as the recipes in {RECIPES} do")
+        self._note_lines(node, ())
+
+    def _note_lines(self, node: yaml.Node, path: KeyPath) -> None:
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here, line = (*path, key.value), key.start_mark.line + 1
+                if here in self.lines:
+                    first = self.lines[here]
+                    raise ValueError(f"{self.path}:{line}: {key.value!r} is given twice, in line {first} already")
+                self.lines[here] = line
+                self._note_lines(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                self._note_lines(value, (*path, i))
+
+    def problems_of_form(self) -> Iterator[tuple[KeyPath, str]]:
+        schema = json.loads((HERE / "recipe.schema.json").read_text())
+        for error in Draft202012Validator(schema).iter_errors(self.content):
+            yield from _explained(error)
+
+    def raise_problems(self, problems: Iterator[tuple[KeyPath, str]]) -> None:
+        """One error with all of them, in the order of their lines."""
+        if found := sorted({(self.lines.get(path, 1), message) for path, message in problems}):
+            lines = [f"{self.path}:{line}: {message}" for line, message in found]
+            raise ValueError("\n  ".join(["the recipe has to be mended:", *lines]))
+
+
+def _explained(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
+    """An error of the schema in a reader's words, at the key that causes it."""
+    path = tuple(error.absolute_path)
+    where = ".".join(map(str, path)) or "the recipe"
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        for key in set(error.instance) - set(known):
+            close = get_close_matches(str(key), known, 1)
+            yield (*path, key), f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else
+                                                           f"; known are {', '.join(known)}")  # fmt: skip
+    elif error.validator == "oneOf" and not path:
+        yield path, "give `models` and `submission`, or `include` other recipes"
+    elif error.validator == "oneOf":
+        yield path, f"{where} needs one of `rules`, `rule` and `tune`"
+    elif error.validator == "required":
+        missing = [repr(key) for key in error.validator_value if key not in error.instance]
+        yield path, f"{where} lacks {', '.join(missing)}"
+    elif error.validator == "pattern":
+        yield (*path, error.instance), f"name {error.instance!r}: a letter, then letters, digits, - and _ only"
+    else:
+        yield path, f"{where}: {error.message}"
+
+
+def _read(content: Mapping[str, Any]) -> Recipe:
+    data = {name: Data(name, **(given or {})) for name, given in content.get("data", {"brats": {}}).items()}
+    models = {}
+    for name, given in content["models"].items():
+        resources = Resources(**given.get("resources", {}))
+        models[name] = Model(name, **({"data": next(iter(data))} | _frozen(given) | {"resources": resources}))
+    ensembles = {name: Ensemble(name, **_frozen(given)) for name, given in content.get("ensembles", {}).items()}
+    rules = {name: Postprocessing(name, **_frozen(given)) for name, given in content.get("postprocessing", {}).items()}
+    evaluation = content.get("evaluation", {})
+    return Recipe(
+        content["title"], data, models, ensembles, rules,
+        evaluation.get("preset", "brats2020"),
+        evaluation.get("cohort", "gli"),
+        tuple(evaluation.get("of", (*models, *ensembles, *rules))),
+        (content["submission"],),
+        content.get("gpu_memory_gb"),
+        content.get("paper", ""),
+    )  # fmt: skip
+
+
+def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+# ---- checking names ------------------------------------------------------------------------------------------------
+
+
+def _problems_of_names(recipe: Recipe, content: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    predictions = [*recipe.models, *recipe.ensembles, *recipe.postprocessing]
+    for section in ("ensembles", "postprocessing"):
+        for name in content.get(section, {}):
+            if predictions.count(name) > 1:
+                yield (section, name), f"{name!r} is the name of two predictions"
+    unknown = False
+    for path, name, known in _references(recipe, content, predictions):
+        if name not in known:
+            unknown = True
+            close = get_close_matches(name, known, 1)
+            yield path, f"{name!r} is none of {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
+    if not unknown:
+        for section, names in (("models", recipe.models), ("ensembles", recipe.ensembles),
+                               ("postprocessing", recipe.postprocessing)):  # fmt: skip
+            for name in names:
+                if name in _ancestors(recipe, name, ()):
+                    yield (section, name), f"{name!r} would be made of itself"
+    for name, model in recipe.models.items():
+        folds = recipe.data[model.data].folds if model.data in recipe.data else 0
+        if folds and model.folds and max(model.folds) >= folds:
+            yield ("models", name, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
+    for name, ensemble in recipe.ensembles.items():
+        if ensemble.weights and len(ensemble.weights) != len(ensemble.of):
+            yield ("ensembles", name, "weights"), f"{len(ensemble.weights)} weights for {len(ensemble.of)} members"
+
+
+def _references(
+    recipe: Recipe, content: Mapping[str, Any], predictions: Sequence[str]
+) -> Iterator[tuple[KeyPath, str, Sequence[str]]]:
+    """Every name that stands for something else: where it is said, and what it may be."""
+    for name, model in recipe.models.items():
+        yield ("models", name, "data"), model.data, list(recipe.data)
+        if model.previous_stage:
+            yield ("models", name, "previous_stage"), model.previous_stage, list(recipe.models)
+    for name, ensemble in recipe.ensembles.items():
+        for i, member in enumerate(ensemble.of):
+            yield ("ensembles", name, "of", i), member, predictions
+    for name, rules in recipe.postprocessing.items():
+        yield ("postprocessing", name, "of"), rules.of, predictions
+    for name, data in recipe.data.items():
+        if data.distill:
+            yield ("data", name, "distill"), data.distill, predictions
+    for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
+        yield ("evaluation", "of", i), name, predictions
+    yield ("submission",), content["submission"], predictions
+
+
+def _ancestors(recipe: Recipe, prediction: str, below: tuple[str, ...]) -> set[str]:
+    if prediction in below:
+        return set()
+    sources = recipe.sources_of(prediction)
+    return {*sources, *(name for one in sources for name in _ancestors(recipe, one, (*below, prediction)))}
+
+
+# ---- recipes that include others -----------------------------------------------------------------------------------
+
+
+def _join(source: Source, content: Mapping[str, Any]) -> Recipe:
+    """The included recipes as one: names prefixed, data sets that are alike only once, what they submit scored."""
+    joined = Recipe(
+        content["title"],
+        {}, {}, {}, {},
+        content.get("evaluation", {}).get("preset", "brats2020"),
+        content.get("evaluation", {}).get("cohort", "gli"),
+        (), (),
+        content.get("gpu_memory_gb"),
+    )  # fmt: skip
+    problems = []
+    for i, name in enumerate(content["include"]):
+        own = source.path.parent / name  # a path is meant from the recipe that includes it
+        path = own if own.suffix in (".yaml", ".yml") and own.is_file() else find_recipe(name)
+        if "include" in Source(path).content:
+            problems.append((("include", i), f"{name} includes recipes itself, which an included one cannot"))
+        else:
+            joined = _with(joined, load_recipe(path), path.stem)
+    source.raise_problems(iter(problems))
+    evaluated = content.get("evaluation", {}).get("of", joined.submissions)
+    known = [*joined.models, *joined.ensembles, *joined.postprocessing]
+    strangers = [(("evaluation", "of", i), name) for i, name in enumerate(evaluated) if name not in known]
+    source.raise_problems((path, f"{name!r} is none of {', '.join(known)}") for path, name in strangers)
+    return replace(joined, evaluated=tuple(evaluated))
+
+
+def _with(joined: Recipe, recipe: Recipe, prefix: str) -> Recipe:
+    data, renamed = dict(joined.data), {}
+    for name, one in recipe.data.items():
+        distill = f"{prefix}.{one.distill}" if one.distill else None
+        alike = [other for other in data.values() if replace(other, name=name) == replace(one, distill=distill)]
+        free = name if name not in data else f"{prefix}-{name}"
+        renamed[name] = alike[0].name if alike else free
+        data.setdefault(renamed[name], replace(one, name=free, distill=distill))
+
+    def new(name: str) -> str:
+        return f"{prefix}.{name}"
+
+    models = {
+        new(name): replace(
+            one, name=new(name), data=renamed[one.data], previous_stage=one.previous_stage and new(one.previous_stage)
+        )
+        for name, one in recipe.models.items()
+    }
+    ensembles = {
+        new(name): replace(one, name=new(name), of=tuple(map(new, one.of))) for name, one in recipe.ensembles.items()
+    }
+    rules = {new(name): replace(one, name=new(name), of=new(one.of)) for name, one in recipe.postprocessing.items()}
+    return replace(
+        joined,
+        data=data,
+        models={**joined.models, **models},
+        ensembles={**joined.ensembles, **ensembles},
+        postprocessing={**joined.postprocessing, **rules},
+        submissions=(*joined.submissions, *map(new, recipe.submissions)),
+        gpu_memory_gb=joined.gpu_memory_gb or recipe.gpu_memory_gb,
+    )

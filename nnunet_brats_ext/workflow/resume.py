@@ -1,0 +1,101 @@
+"""What of a job is there already, so that only the rest is done: a training is never repeated, but continued.
+
+Trainings and preprocessed data lie in nnU-Net's own folders, which outlive a run and are shared by several. So each
+leaves a note there with the settings that decide its result, and is taken for done only under the same ones.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from nnunet_brats_ext.planning.plans import resolve
+from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+from nnunet_brats_ext.workflow.graph import Job
+from nnunet_brats_ext.workflow.state import as_json
+
+NOTE = "nnunet_brats_run.json"
+OF_THE_DATA = (
+    "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "resampling_fn_data",
+    "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",
+)  # fmt: skip
+
+
+def commands_left(job: Job) -> list[list[str]]:
+    """The command lines that are left of a job; none if it is done. Puts aside what other settings have left there."""
+    if job.kind == "train":
+        return _training_left(job)
+    if job.kind == "preprocess":
+        return _preprocessing_left(job)
+    return [list(job.command)]
+
+
+def note_done(job: Job) -> None:
+    """Leave the note of a preprocessing, which is good only once it is whole."""
+    if job.kind == "preprocess":
+        note, settings = _preprocessing(job)
+        write_text_whole(note, as_json(settings))
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def _training_left(job: Job) -> list[list[str]]:
+    fold, settings = job.result, training_settings(job)
+    note = fold / NOTE
+    checkpoints = {path.name for path in fold.glob("checkpoint_*.pth")}
+    # A fold without a note was trained by hand: its settings are the user's business.
+    if checkpoints and note.is_file() and (before := read_json(note)) != settings:
+        aside = fold.with_name(time.strftime(f"earlier_{fold.name}_%Y%m%d-%H%M%S"))
+        fold.replace(aside)
+        changed = sorted(key for key in settings if before.get(key) != settings[key])
+        print(f"{fold} was trained with other settings ({', '.join(changed)}); it is kept as {aside}", flush=True)
+        checkpoints = set()
+    fold.mkdir(parents=True, exist_ok=True)
+    write_text_whole(note, as_json(settings))
+    command = list(job.command)
+    if "checkpoint_final.pth" not in checkpoints:
+        return [[*command, "--c"] if checkpoints & {"checkpoint_latest.pth", "checkpoint_best.pth"} else command]
+    # nnU-Net writes the summary once every case of the fold is predicted, for the next stage as well.
+    return [] if (fold / "validation" / "summary.json").is_file() else [[*command, "--val"]]
+
+
+def training_settings(job: Job) -> dict[str, Any]:
+    """What decides the result of a training: its configuration, cases, length, and what the previous stage said."""
+    plans_file, fold = Path(str(job.facts["plans"])), int(str(job.facts["fold"]))
+    configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
+    splits = json.loads(plans_file.with_name("splits_final.json").read_text())
+    previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
+    return {
+        "configuration": configuration,
+        "cases": _digest(as_json(splits[fold])),
+        "environment": {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")},
+        "previous_stage": [_digest(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---- preprocessing -------------------------------------------------------------------------------------------------
+
+
+def _preprocessing_left(job: Job) -> list[list[str]]:
+    note, settings = _preprocessing(job)
+    if note.is_file() and read_json(note) == json.loads(as_json(settings)):
+        return []
+    note.unlink(missing_ok=True)
+    return [list(job.command)]
+
+
+def _preprocessing(job: Job) -> tuple[Path, dict[str, Any]]:
+    """Where the note on preprocessed data lies, beside their folder, and what decides what is in that."""
+    plans_file = Path(str(job.facts["plans"]))
+    configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
+    labels = sorted(Path(str(job.facts["labels"])).glob("*.nii.gz"))
+    # Label files may be links; what they point to tells whether a conversion has replaced them.
+    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in labels]
+    settings = {key: configuration.get(key) for key in OF_THE_DATA} | {"cases": _digest(as_json(stamps))}
+    return plans_file.with_name(f"{configuration['data_identifier']}.{NOTE}"), settings
