@@ -34,6 +34,7 @@ from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB, Precision
 
 CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
+SLICES = (((192, 176), 1), ((192, 176), 10), ((240, 240), 1), ((240, 240), 10))  # for networks in `IN_SLICES`
 
 
 class Training(NamedTuple):
@@ -117,14 +118,26 @@ def nnunet(size: Sequence[int]) -> Training:
     return Training(network, loss, optimizer, CHANNELS, [[2**i] * 3 for i in range(len(strides) - 1)])
 
 
+def hashemi(size: Sequence[int]) -> Training:
+    """As BraTS2DTrainer trains; those of one region have 577 weights less."""
+    from nnunet_brats_ext.architectures.plain_unet_2d import PlainUNet2D
+    from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+
+    network, loss = PlainUNet2D(CHANNELS, REGIONS), FrequencyWeightedDiceLoss()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1),))
+
+
 NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
     "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
     "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
     "no_new_net": no_new_net,
     "lachinov_vae": lachinov_vae,
     "cascaded_unet": cascaded_unet,
+    "hashemi_2d": hashemi,
     "nnunet": nnunet,
 }
+IN_SLICES = {"hashemi_2d"}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -241,7 +254,7 @@ def measure_resident(name: str, size: Sequence[int], batch: int) -> int:
 def _grow(name: str, size: tuple[int, ...], batch: int, pipe) -> None:
     import psutil
 
-    step(*prepare(name, (16, 16, 16), 1, "cpu"))  # whatever torch loads on first use is no memory of the step
+    step(*prepare(name, (32, 32) if len(size) == 2 else (16, 16, 16), 1, "cpu"))  # whatever torch loads on first use is no memory of the step
     before = psutil.Process().memory_info().rss
     prepared = prepare(name, size, batch, "cpu")
     for _ in range(2):
@@ -252,7 +265,7 @@ def _grow(name: str, size: tuple[int, ...], batch: int, pipe) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--size", type=int, nargs=3, metavar=("Z", "Y", "X"), help="one size instead of several")
+    parser.add_argument("--size", type=int, nargs="+", metavar="N", help="one size, z y x or y x, instead of several")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", choices=("none", "cuda"), default="none", help="cuda: measure there as well")
     parser.add_argument("--resident", action="store_true", help="measure real steps on the CPU as well (fp32)")
@@ -263,7 +276,8 @@ def main() -> None:
     title = "Peak memory of a training step in GB, without the reserve of a GPU"
     table = Table(*(Column(name, no_wrap=True) for name in (*columns, *measured)), title=title, box=box.SIMPLE)
     for name in options.networks:
-        for size, batch in [(tuple(options.size), options.batch)] if options.size else CASES:
+        cases = SLICES if name in IN_SLICES else CASES
+        for size, batch in [(tuple(options.size), options.batch)] if options.size else cases:
             for precision, count in (("fp32", count_fp32), ("mixed", count_mixed)):
                 peak, footprint = count(name, size, batch).peak, FOOTPRINTS[name]
                 per_voxel = (peak - footprint.constant_bytes(size, precision)) / prod(size) / batch

@@ -76,6 +76,6 @@ CONFIGURATIONS = (
         "hashemi_2d",
         HASHEMI,
         ("BraTS2DTrainer", *(f"BraTS2D{name}{au}Trainer" for name in REGION_MODELS for au in ("", "Augmented"))),
-        None, 10, poolings=4, base="2d",
+        None, 10, poolings=4, base="2d", footprint="hashemi_2d",
     ),
 )  # fmt: skip
