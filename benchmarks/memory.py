@@ -118,6 +118,19 @@ def nnunet(size: Sequence[int]) -> Training:
     return Training(network, loss, optimizer, CHANNELS, [[2**i] * 3 for i in range(len(strides) - 1)])
 
 
+def henry(norm: str, squared: bool, size: Sequence[int]) -> Training:
+    """As pipeline A trains with attention, which is the larger of its two networks, and as pipeline B does."""
+    from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
+    from nnunet_brats_ext.losses.dice import SoftDiceLoss
+    from nnunet_brats_ext.losses.outputs import MeanOverOutputs
+    from nnunet_brats_ext.training.optimizers import Ranger
+
+    network = DilatedUNet(CHANNELS, REGIONS, norm=norm, attention=norm == "group")
+    loss = MeanOverOutputs(SoftDiceLoss(1.0, 1.0, squared=squared, batch=True))
+    optimizer = (Ranger if norm == "group" else torch.optim.Adam)(network.parameters(), 1e-4)
+    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
+
+
 def hashemi(size: Sequence[int]) -> Training:
     """As BraTS2DTrainer trains; those of one region have 577 weights less."""
     from nnunet_brats_ext.architectures.plain_unet_2d import PlainUNet2D
@@ -134,6 +147,8 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
     "no_new_net": no_new_net,
     "lachinov_vae": lachinov_vae,
     "cascaded_unet": cascaded_unet,
+    "henry": partial(henry, "group", True),
+    "henry_b": partial(henry, "instance", False),
     "hashemi_2d": hashemi,
     "nnunet": nnunet,
 }
@@ -211,7 +226,7 @@ def count_mixed(name: str, size: tuple[int, ...], batch: int) -> Count:
     with FakeTensorMode(), LiveBytes() as bytes_:
         training, x, targets = prepare(name, size, batch, "cuda")
         weights = sum(p.numel() for p in training.network.parameters())
-        state = (2 if isinstance(training.optimizer, torch.optim.Adam) else 1) * 4 * weights
+        state = FOOTPRINTS[name].optimiser_state * 4 * weights
         try:  # not torch.autocast: it declines where there is no GPU
             torch.set_autocast_enabled("cuda", True)
             torch.set_autocast_dtype("cuda", torch.float16)

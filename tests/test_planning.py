@@ -4,6 +4,7 @@ import json
 import sys
 from copy import deepcopy
 from math import ceil, prod
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -300,7 +301,7 @@ def test_too_small_a_budget_is_an_error_that_says_what_would_do():
 
 
 def test_a_network_that_nobody_counted_keeps_its_papers_setting():
-    chosen = fit(WISHES["henry_b"], BRATS, 1)
+    chosen = fit(replace(WISHES["henry_b"], footprint=None), BRATS, 1)
     assert (chosen.topology.patch_size, chosen.batch_size, chosen.estimate_gb) == ((128, 128, 128), 3, None)
 
 
@@ -316,6 +317,8 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
         ("lyu_stage1", (128, 192, 160), 1),
         ("lyu_stage1", (64, 96, 80), 2),
         ("lyu_stage2", (128, 128, 128), 2),
+        ("henry", (128, 128, 128), 1),
+        ("henry_b", (64, 96, 80), 2),
         ("nnunet", (128, 128, 128), 2),
     ],
 )

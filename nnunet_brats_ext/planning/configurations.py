@@ -52,9 +52,11 @@ CONFIGURATIONS = (
     ),
     PaperConfiguration(
         "henry", HENRY, ("BraTSDeepSupervisionTrainer", "BraTSDeepSupervisionCBAMTrainer"), (128, 128, 128), 1,
-        poolings=3,
+        poolings=3, footprint="henry",
     ),
-    PaperConfiguration("henry_b", HENRY, ("BraTSDeepSupervisionBTrainer",), (128, 128, 128), 3, poolings=3),
+    PaperConfiguration(
+        "henry_b", HENRY, ("BraTSDeepSupervisionBTrainer",), (128, 128, 128), 3, poolings=3, footprint="henry_b"
+    ),
     PaperConfiguration(
         "lachinov_128", LACHINOV, ("BraTSNoNewNetTrainer",), (128, 128, 128), 2, poolings=4, footprint="no_new_net"
     ),

@@ -54,6 +54,9 @@ FOOTPRINTS: Mapping[str, Footprint] = {
     "no_new_net": Footprint(14_490_753, 2, {"fp32": 2055, "mixed": 1261}),
     "lachinov_vae": Footprint(4_875_991, 2, {"fp32": 2058, "mixed": 1917}, parameters_per_voxel=3.015625),
     "cascaded_unet": Footprint(9_557_124, 1, {"fp32": 1144, "mixed": 641}),
+    # Ranger keeps slow weights beside Adam's two moments; with CBAM, without it a little less.
+    "henry": Footprint(23_207_760, 3, {"fp32": 3567, "mixed": 3662}),
+    "henry_b": Footprint(23_154_735, 2, {"fp32": 3409, "mixed": 2155}),
     "hashemi_2d": Footprint(31_045_763, 2, {"fp32": 8411, "mixed": 4471}),  # per pixel, at 240 x 240
     # nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound.
     "nnunet": Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387}),
