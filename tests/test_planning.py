@@ -3,8 +3,8 @@
 import json
 import sys
 from copy import deepcopy
-from math import ceil, prod
 from dataclasses import replace
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
