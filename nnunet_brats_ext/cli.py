@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_distill,
         add_plan,
         add_ensemble,
+        add_filter_cases,
         add_phantom,
         add_evaluate,
         add_postprocess,
@@ -277,6 +278,34 @@ def add_ensemble(verbs: argparse._SubParsersAction) -> None:
         for name in ("verb", "run", "method", "inputs", "out"):
             given.pop(name)
         ensemble(options.method, options.inputs, options.out, **given)
+
+    parser.set_defaults(run=run)
+
+
+def add_filter_cases(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "filter-cases",
+        help="train again without the cases that a complete training could not learn (Henry 2020)",
+        description="Reads the log of case losses of each fold's training, and removes from that fold's training cases "
+        "those whose mean loss over the last epochs exceeds the mean of all cases by some standard deviations. Writes "
+        "the reduced folds beside splits_final.json, with the removed cases in them, and a configuration "
+        "CONFIGURATION_filtered that trains on them. Validation cases stay as they are.",
+    )
+    parser.add_argument("dataset_id", type=int, metavar="ID")
+    parser.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="that was trained")
+    parser.add_argument("-c", dest="configuration", required=True, metavar="CONFIGURATION", help="it was trained on")
+    parser.add_argument("-p", dest="plans_name", default="BraTSPlans", metavar="PLANS", help="(default: %(default)s)")
+    parser.add_argument("-f", dest="folds", type=int, nargs="+", metavar="FOLD", help="(default: all)")
+    parser.add_argument("--last-epochs", type=int, default=10, metavar="N", help="to average (default: %(default)s)")
+    parser.add_argument(
+        "--deviations", type=float, default=2.0, metavar="X", help="above the mean is too much (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier selection")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.dataset_conversion.case_filtering import filter_cases
+
+        filter_cases(**{name: value for name, value in vars(options).items() if name not in ("verb", "run")})
 
     parser.set_defaults(run=run)
 
