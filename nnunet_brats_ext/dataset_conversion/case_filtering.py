@@ -42,6 +42,8 @@ def read_case_losses(path: Path) -> Losses:
             losses[entry["epoch"]] = entry["losses"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is no epoch of case losses: {line[:80]!r}") from error
+    if not any(losses.values()):
+        raise ValueError(f"{path} holds no losses: the training it belongs to has not finished an epoch")
     return losses
 
 
@@ -55,7 +57,7 @@ def judge(losses: Losses, last_epochs: int = 10, deviations: float = 2.0) -> Ver
         for case, loss in losses[epoch].items():
             drawn.setdefault(case, []).append(loss)
     means = {case: fmean(values) for case, values in sorted(drawn.items())}
-    limit = fmean(means.values()) + deviations * pstdev(means.values()) if means else float("inf")
+    limit = fmean(means.values()) + deviations * pstdev(means.values())
     return Verdict(means, limit, {case: loss for case, loss in means.items() if loss > limit})
 
 
@@ -78,34 +80,27 @@ def filter_cases(
         raise ValueError(f"--last-epochs {last_epochs}: expected at least 1")
     preprocessed, results = (_folder(name, dataset_id) for name in ("nnUNet_preprocessed", "nnUNet_results"))
     plans_file = preprocessed / f"{plans_name}.json"
-    plans, splits = _read(plans_file), _read(preprocessed / SPLITS)
-    if configuration not in plans["configurations"]:
-        raise ValueError(f"{plans_file} has no configuration {configuration!r}, only {sorted(plans['configurations'])}")
-    folds = range(len(splits)) if folds is None else folds
-    if beyond := [fold for fold in folds if fold >= len(splits)]:
-        raise ValueError(f"{preprocessed / SPLITS} has {len(splits)} folds; there is no fold {beyond[0]}")
-    logs = {
-        fold: results / f"{trainer}__{plans_name}__{configuration}" / f"fold_{fold}" / CASE_LOSSES for fold in folds
-    }
-    if missing := [path for path in logs.values() if not path.is_file()]:
-        raise FileNotFoundError(
-            f"{len(missing)} folds have no log of case losses: {missing[0]}. Train them with a trainer that keeps one, "
-            "such as BraTSDeepSupervisionTrainer, or name the folds that have one with -f"
-        )
-    verdicts = {fold: judge(read_case_losses(path), last_epochs, deviations) for fold, path in logs.items()}
+    plans = _read(plans_file)
+    configurations = plans["configurations"]
+    if configuration not in configurations:
+        raise ValueError(f"{plans_file} has no configuration {configuration!r}, only {sorted(configurations)}")
+    splits = _read(preprocessed / configurations[configuration].get(SPLITS_FILE, SPLITS))
+    logs = _read_logs(results / f"{trainer}__{plans_name}__{configuration}", len(splits), folds)
+    verdicts = {fold: judge(losses, last_epochs, deviations) for fold, losses in logs.items()}
     filtered = [without(split, verdicts.get(fold)) for fold, split in enumerate(splits)]
 
     name = f"{configuration}_filtered"
     target = preprocessed / f"splits_{name}.json"
     entry = {"inherits_from": configuration, SPLITS_FILE: target.name}
-    _check_replaces(target, filtered, overwrite)
-    if plans["configurations"].get(name, entry) != entry:
+    if target.is_file() and read_json(target) != filtered and not overwrite:
+        raise ValueError(f"{target} holds other folds, which trainings may rest on; --overwrite replaces it")
+    if configurations.get(name, entry) != entry:
         raise ValueError(f"{plans_file} has another configuration {name!r}; rename it there")
     write_json(filtered, target)
-    plans["configurations"][name] = entry
+    configurations[name] = entry
     write_json(plans, plans_file)
-    _tell(verdicts, target, Console())
-    print(f"nnUNetv2_train {dataset_id} {name} FOLD -tr {trainer} -p {plans_name}")
+    _tell(verdicts, target)
+    print(f"Next: nnUNetv2_train {dataset_id} {name} FOLD -tr {trainer} -p {plans_name}")
     return target
 
 
@@ -133,15 +128,23 @@ def _read(path: Path) -> Any:
     return read_json(path)
 
 
-def _check_replaces(target: Path, content: Any, overwrite: bool) -> None:
-    if target.is_file() and read_json(target) != content and not overwrite:
-        raise ValueError(f"{target} holds other folds, which trainings may rest on; --overwrite replaces it")
+def _read_logs(model: Path, number_of_folds: int, folds: Sequence[int] | None) -> dict[int, Losses]:
+    folds = range(number_of_folds) if folds is None else folds
+    if strange := sorted(set(folds) - set(range(number_of_folds))):
+        raise ValueError(f"there is no fold {strange[0]}, only 0 to {number_of_folds - 1}")
+    paths = {fold: model / f"fold_{fold}" / CASE_LOSSES for fold in folds}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{len(missing)} folds have no log of case losses, such as {missing[0]}. Train them with a trainer that "
+            "keeps one, such as BraTSDeepSupervisionTrainer, or name the folds that have one with -f"
+        )
+    return {fold: read_case_losses(path) for fold, path in paths.items()}
 
 
-def _tell(verdicts: Mapping[int, Verdict], target: Path, console: Console) -> None:
-    table = Table("fold", "cases judged", "mean loss", "limit", "removed", title=str(target))
+def _tell(verdicts: Mapping[int, Verdict], target: Path) -> None:
+    table = Table("fold", "cases judged", "mean loss", "limit", "removed", title=target.name)
     for fold, verdict in verdicts.items():
         removed = "\n".join(f"{case} {loss:.3f}" for case, loss in verdict.removed.items()) or "none"
-        mean = f"{fmean(verdict.losses.values()):.3f}" if verdict.losses else ""
-        table.add_row(str(fold), str(len(verdict.losses)), mean, f"{verdict.limit:.3f}", removed)
-    console.print(table)
+        mean = fmean(verdict.losses.values())
+        table.add_row(str(fold), str(len(verdict.losses)), f"{mean:.3f}", f"{verdict.limit:.3f}", removed)
+    Console().print(table)
