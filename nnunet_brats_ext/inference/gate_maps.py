@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGate, AttentionGatedResidualUNet
-from nnunet_brats_ext.inference.heat_maps import Row, draw_rows
+from nnunet_brats_ext.inference.heat_maps import Head, Row, draw_rows
 from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
 from nnunet_brats_ext.prediction_folders.images import read_geometry, write_image, write_label_map
 
@@ -61,6 +61,8 @@ def show_gates(
 
     members: each with its maps on the preprocessed grid.
     """
+    head = Head.read(case.name, case.image)
+    head.check_slices(slices)  # before any work
     view: GateMaps = predictor.network
     geometry = read_geometry(case.image)
     rows = []
@@ -71,6 +73,6 @@ def show_gates(
         files = []
         for level, gate in enumerate(arrays[view.num_classes :]):
             files.append(out / f"{member.name}_gate{level}.nii.gz")
-            write_image(files[-1], gate.clip(0, 1), geometry)  # sums of many windows, in half precision, may exceed 1
+            write_image(files[-1], gate.clip(0, 1), geometry)  # a weighted mean may exceed 1 by rounding
         rows.append(Row(member.label, case.reference or segmentation, files))
-    draw_rows(case.name, case.image, rows, view.titles, predictor.regions, out, slices)
+    draw_rows(head, rows, view.titles, predictor.regions, out, slices)

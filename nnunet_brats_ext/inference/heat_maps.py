@@ -70,13 +70,15 @@ class Head:
         window = (float(low), float(max(high, low + 1e-6)))
         return cls(name, image, geometry.spacing_mm, grow_box(box, MARGIN, image.shape), window)
 
+    def check_slices(self, numbers: Sequence[int]) -> None:
+        if outside := [number for number in numbers if not 1 <= number <= len(self.image)]:
+            raise ValueError(f"--slices {outside[0]}: {self.name} has axial slices 1 to {len(self.image)}")
+
     def choose_slices(self, numbers: Sequence[int], label_maps: Sequence[np.ndarray]) -> list[int]:
         """Indices of the slices with these numbers; without any, of the one with most tumour, or of the middle.
 
-        label_maps: (z, y, x), those first that shall decide.
+        label_maps: upright, those first that shall decide.
         """
-        if outside := [number for number in numbers if not 1 <= number <= len(self.image)]:
-            raise ValueError(f"--slices {outside[0]}: {self.name} has axial slices 1 to {len(self.image)}")
         return [number - 1 for number in numbers] or [find_slices(list(label_maps), self.box)[0]]
 
     def cut(self, volume: np.ndarray, index: int) -> np.ndarray:
@@ -85,19 +87,12 @@ class Head:
 
 
 def draw_rows(
-    case: str,
-    image: Path,
-    rows: Sequence[Row],
-    titles: Sequence[str],
-    regions: Regions,
-    out: Path,
-    numbers: Sequence[int],
+    head: Head, rows: Sequence[Row], titles: Sequence[str], regions: Regions, out: Path, numbers: Sequence[int]
 ) -> None:
     """Write slice_NNN.png for each of the numbers, by default for one: checkpoints in rows, maps in columns.
 
     titles: of the maps. regions: the labels of each, to outline in the first column.
     """
-    head = Head.read(case, image)
     segmentations = [read_upright(row.segmentation)[0] for row in rows]
     indices = head.choose_slices(numbers, segmentations[::-1])
     # One volume in memory at a time: [row][map][slice]

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 
 from nnunet_brats_ext.brats import BACKGROUND
@@ -68,15 +69,32 @@ class MapPredictor(BraTSPredictor):
 
     def look_through(self, view: Callable[[Any], View]) -> None:
         """Show maps of the loaded network from now on."""
-        self.labels = self.label_manager
         self.network = view(self.bare_network)
-        # All that nnU-Net's loop over windows asks of it: how many channels come out of the network.
-        self.label_manager = SimpleNamespace(num_segmentation_heads=self.network.num_maps)
+
+    @torch.inference_mode()
+    def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
+        """The maps (num_maps, *s), from nnU-Net's windows under nnU-Net's weights.
+
+        Summed in single precision: half, as nnU-Net has it, keeps the sign of logits at the rims of windows, where
+        weights are tiny, but not the value of a map.
+        """
+        if self.tiling != SLIDING:
+            return super().predict_sliding_window_return_logits(input_image)
+        self.network = self.network.to(self.device).eval()
+        data, unpad = pad_nd_image(input_image, self.patch_size, "constant", {"value": 0}, True, None)
+        weight = compute_gaussian(self.patch_size, dtype=torch.float32, device=torch.device("cpu"))
+        maps = torch.zeros(self.network.num_maps, *data.shape[1:])
+        weights = torch.zeros(data.shape[1:])
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            for window in self._internal_get_sliding_window_slicers(data.shape[1:]):
+                maps[window] += self._predict_windows(data[window][None])[0].float().cpu() * weight
+                weights[window[1:]] += weight
+        return maps.div_(weights)[(slice(None), *unpad[1:])]
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """The labels of each region, or each label, that the model predicts."""
-        head = head_of(self.dataset_json, self.labels.num_segmentation_heads)
+        head = head_of(self.dataset_json, self.label_manager.num_segmentation_heads)
         return {name: labels for name, labels in zip(head.names, head.channels, strict=True) if labels != (BACKGROUND,)}
 
     def to_image_space(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
@@ -95,4 +113,4 @@ class MapPredictor(BraTSPredictor):
 
     def segment(self, logits: np.ndarray) -> np.ndarray:
         """The label map of logits (num_classes, z, y, x), as nnU-Net paints it."""
-        return np.asarray(self.labels.convert_logits_to_segmentation(logits)).astype(np.uint8)
+        return np.asarray(self.label_manager.convert_logits_to_segmentation(logits)).astype(np.uint8)
