@@ -26,6 +26,7 @@ from nnunet_brats_ext.training.base import BraTSTrainer, topology
 from nnunet_brats_ext.training.branches import VAERegularisation
 from nnunet_brats_ext.training.label_box import LabelBoxDraws
 from nnunet_brats_ext.training.optimizers import EpochSchedule
+from nnunet_brats_ext.training.soft_targets import SoftTargets
 
 
 class LachinovTrainer(BraTSTrainer):
@@ -99,9 +100,10 @@ class BraTSNoNewNetTrainer(LachinovTrainer):
         return partial(NoNewUNet, **topology(configuration))
 
 
-class BraTSStudentTrainer(LachinovTrainer):
+class BraTSStudentTrainer(SoftTargets, LachinovTrainer):
     """The student of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688), to be trained on pseudo-labels as well.
 
+    On what `nnunet_brats distill` has made it learns label maps, as the paper's, or soft targets if that wrote them.
     The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2; any patch that the plans' strides allow works.
     """
 
