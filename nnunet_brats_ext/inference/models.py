@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class TrainedModel:
         """The model of the stage before, by the trainer that this one's class names unless told otherwise."""
         own_trainer, plans, _ = self.names
         if trainer is None:
-            trainer_class = recursive_find_trainer_class_by_name(own_trainer)
+            with redirect_stdout(StringIO()):  # where nnU-Net looks for it
+                trainer_class = recursive_find_trainer_class_by_name(own_trainer)
             trainer = getattr(trainer_class, "previous_stage_trainer", None) or own_trainer
         return open_model(self.folder.parent / f"{trainer}__{plans}__{self.previous_stage}", folds, checkpoints)
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from nnunet_brats_ext.inference.cases import (
 )
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predictor import FROM_TRAINER, BraTSPredictor
+from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.postprocessing.folders import postprocess
 from nnunet_brats_ext.postprocessing.rule_files import RuleSet
 from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
 
 console = Console()
 SETTINGS = "predict.json"
+HOW = ("processes", "low_memory_mb", "profile", "device")  # of a mode, what does not change the result
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Mode:
     """How to predict. tiling and test_time_augmentation: `paper` is what the model's trainer names.
 
     combine: what becomes of several folds and checkpoints: their mean `logits`, as nnU-Net, their mean
-    `probabilities`, or a `vote` over the label maps of each. processes: that preprocess and that write; 0 is this one.
+    `probabilities`, or a `vote` over the label maps of each. low_memory_mb: results stay off the device, one network is
+    in memory, and as many slices of a 2-D network as fit. profile: tell time and memory of every step; all of them are
+    then done in this process. processes: that preprocess, and as many that write; 0 is this one.
     """
 
     tiling: str = FROM_TRAINER
@@ -44,7 +48,9 @@ class Mode:
     tile_step_size: float = 0.5
     patch_size: tuple[int, ...] | None = None
     device: str = "cuda"
-    processes: int = field(default=3, compare=False)
+    low_memory_mb: float | None = None
+    profile: bool = False
+    processes: int = 3
 
     def predictor(self) -> BraTSPredictor:
         return BraTSPredictor(
@@ -52,10 +58,15 @@ class Mode:
             self.test_time_augmentation,
             "probabilities" if self.combine == "probabilities" else "logits",
             self.patch_size,
+            self.low_memory_mb,
             torch.device(self.device),
             tile_step_size=self.tile_step_size,
-            perform_everything_on_device=self.device != "cpu",
+            perform_everything_on_device=self.device != "cpu" and self.low_memory_mb is None,
         )
+
+    @property
+    def workers(self) -> int:
+        return 0 if self.profile else min(self.processes, 1) if self.low_memory_mb else self.processes
 
 
 def predict(
@@ -124,15 +135,29 @@ def run(
     if previous and (missing := previous_labels_missing(previous, list(left), ending)):
         raise FileNotFoundError(f"{previous} lacks the previous stage's label maps of {', '.join(missing)}")
     settings = (predictor.configuration_manager, predictor.plans_manager, predictor.dataset_json)
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     if not left:
         return
-    with background(min(mode.processes, len(left))) as writing, Progress(*columns, console=console) as progress:
+    workers = min(mode.workers, len(left))
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    profile = Profile(predictor.device, predictor.meter)
+    with background(workers) as writing, Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=len(left))
-        for name, data, properties in preprocess(predictor, left, previous, min(mode.processes, len(left))):
-            logits = predictor.predict_average(data, properties).numpy()
-            writing.run(write_prediction, logits, properties, settings, out, name, save_probabilities)
+        items = preprocess(predictor, left, previous, workers)
+        for _ in left:
+            with profile.step("preprocess"):
+                name, data, properties = next(items)
+            with profile.step("predict"):
+                logits = predictor.predict_average(data, properties).numpy()
+            with profile.step("write"):
+                writing.run(write_prediction, logits, properties, settings, out, name, save_probabilities)
+            profile.finish_case(name)
             progress.advance(task)
+    if mode.profile:
+        profile.show(console, f"{description}: {model.folder.name}, {model.label}")
+        profile.write(out / "profile.json", f"{model.folder.name}, {model.label}")
+    elif mode.low_memory_mb:
+        kind = "device memory" if predictor.device.type == "cuda" else "resident memory above the start"
+        console.print(f"{description}: at most {profile.peak_mb:.0f} MB of {kind}, of {mode.low_memory_mb:.0f} MB")
 
 
 def claim(
@@ -149,7 +174,7 @@ def claim(
         "images": str(images.resolve()),
         "model": _described(model),
         "previous": [_described(one) if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
-        **{key: value for key, value in asdict(mode).items() if key != "processes"},
+        **{key: value for key, value in asdict(mode).items() if key not in HOW},
     }
     settings = json.loads(json.dumps(settings))
     file = out / SETTINGS
@@ -192,7 +217,7 @@ def _previous_predictions(
     if not isinstance(previous, TrainedModel):
         return list(previous)
     # The first stage is tiled and averaged by what its own trainer names, not as asked for the last one.
-    own = Mode(combine=mode.combine, device=mode.device, processes=mode.processes)
+    own = replace(mode, tiling=FROM_TRAINER, test_time_augmentation=FROM_TRAINER, patch_size=None)
     folders: list[Path | None] = []
     models = previous.members if mode.combine == "vote" else [previous]
     for i, one in enumerate(models):

@@ -1,7 +1,9 @@
 """nnU-Net's predictor with what the papers do differently: tilings, symmetries, several checkpoints of a fold."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from contextlib import redirect_stdout
+from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor
 
+from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of
-from nnunet_brats_ext.inference.tilings import TILINGS, Volume
+from nnunet_brats_ext.inference.tilings import TILINGS, Volume, slices
 
 FROM_TRAINER = "paper"
 SLIDING = "sliding"
@@ -41,7 +44,8 @@ class BraTSPredictor(nnUNetPredictor):
 
     tiling: `sliding` (nnU-Net's), a name of `TILINGS`, or `paper`, what the trainer names. test_time_augmentation:
     likewise a name of `MODES`. `sliding` with `mirror` and logits averaged is nnU-Net, bit for bit.
-    average: `logits`, as nnU-Net does over folds, or `probabilities`. keep_weights: off, only one set is in memory.
+    average: `logits`, as nnU-Net does over folds, or `probabilities`.
+    memory_budget_mb: keep one set of weights in memory, and as many slices of a 2-D network as fit.
     """
 
     def __init__(
@@ -50,13 +54,15 @@ class BraTSPredictor(nnUNetPredictor):
         test_time_augmentation: str = FROM_TRAINER,
         average: str = "logits",
         patch_size: Sequence[int] | None = None,
-        keep_weights: bool = True,
+        memory_budget_mb: float | None = None,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
     ):
-        super().__init__(device=device, allow_tqdm=False, **options)
+        with redirect_stdout(StringIO()):  # nnU-Net tells of what is not asked for
+            super().__init__(device=device, allow_tqdm=False, **options)
         self.tiling, self.test_time_augmentation, self.average = tiling, test_time_augmentation, average
-        self.requested_patch_size, self.keep_weights = patch_size, keep_weights
+        self.requested_patch_size, self.memory_budget_mb = patch_size, memory_budget_mb
+        self.meter = MemoryMeter(device)  # before anything of size is in memory
         self.properties: dict[str, Any] = {}  # of the case at hand
         self.checkpoints: list[Path] = []
 
@@ -65,9 +71,10 @@ class BraTSPredictor(nnUNetPredictor):
         self.checkpoints = [model / f"fold_{fold}" / name for name in checkpoints for fold in folds]
         if missing := [str(file) for file in self.checkpoints if not file.is_file()]:
             raise FileNotFoundError(f"no trained model in {', '.join(missing)}; train it, or choose -f and -chk")
-        self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
-        self.list_of_parameters = Weights(self.checkpoints, self.keep_weights)
-        trainer = recursive_find_trainer_class_by_name(self.trainer_name)
+        with redirect_stdout(StringIO()):  # and of where it looks for the trainer
+            self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
+            trainer = recursive_find_trainer_class_by_name(self.trainer_name)
+        self.list_of_parameters = Weights(self.checkpoints, keep=self.memory_budget_mb is None)
         if self.tiling == FROM_TRAINER:
             self.tiling = getattr(trainer, "tiling", SLIDING)
             if self.tiling == "tumour" and self.configuration_manager.previous_stage_name is None:
@@ -108,7 +115,7 @@ class BraTSPredictor(nnUNetPredictor):
         total: Tensor | None = None
         for logits in self.predict_each(data, properties):
             share = torch.sigmoid(logits.float()) if self.average == "probabilities" else logits
-            total = share if total is None else total.add_(share)
+            total = share if total is None else total + share  # not in place: they are inference tensors
         assert total is not None
         if len(self.checkpoints) > 1:
             total /= len(self.checkpoints)
@@ -116,18 +123,30 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
-        if self.tiling == SLIDING:
+        if self.tiling == SLIDING and not self._fits_slices(input_image):
             return super().predict_sliding_window_return_logits(input_image)
+        tiling = partial(slices, slices_at_once=self._slices_within_budget) if self.tiling == SLIDING else None
         self.network: torch.nn.Module = self.network.to(self.device).eval()
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             try:
-                return TILINGS[self.tiling](self._predict_windows, self._volume(input_image))
+                return (tiling or TILINGS[self.tiling])(self._predict_windows, self._volume(input_image))
             except torch.OutOfMemoryError:
                 if self.tiling != "brain":
                     raise
         print("a whole brain does not fit on the device: sliding window instead, from here on")
         self.tiling = SLIDING
         return super().predict_sliding_window_return_logits(input_image)
+
+    def _fits_slices(self, data: Tensor) -> bool:
+        covers = all(size <= extent for size, extent in zip(data.shape[2:], self.patch_size, strict=False))
+        return self.memory_budget_mb is not None and len(self.patch_size) == 2 and covers
+
+    def _slices_within_budget(self, predict_one: Callable[[], Tensor]) -> int:
+        before = self.meter.now()
+        with self.meter.peak() as peak:
+            predict_one()
+        assert self.memory_budget_mb is not None
+        return max(1, int((self.memory_budget_mb * MB - before) // max(1, peak[0] - before)))
 
     def _predict_windows(self, x: Tensor) -> Tensor:
         return self._internal_maybe_mirror_and_predict(x.to(self.device))

@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -53,6 +54,23 @@ def whole_brain(predict: Predict, volume: Volume) -> Tensor:
         return predict(pad(volume.data, padding)[None])[0, :, :depth, :height, :width].float().cpu()
     slices = [predict(pad(volume.data[:, z], padding)[None])[0, :, :height, :width].float().cpu() for z in range(depth)]
     return torch.stack(slices, dim=1)
+
+
+def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[[], Tensor]], int]) -> Tensor:
+    """Whole slices for a 2-D network, as many at once as memory allows, padded as nnU-Net pads a slice to its patch.
+
+    slices_at_once: told how to predict one slice, it says how many fit. Where a patch covers the slice, label maps are
+    those of nnU-Net's sliding window, whose weights then divide out.
+    """
+    patch = (1, *volume.patch_size)
+    padded, crop = pad_nd_image(volume.data, patch, "constant", {"value": 0}, True, None)
+    if any(size > extent for size, extent in zip(padded.shape[2:], volume.patch_size, strict=True)):
+        raise ValueError(f"slices of {tuple(padded.shape[2:])} are larger than the patch {volume.patch_size}")
+    rows = padded.movedim(1, 0)
+    count = slices_at_once(lambda: predict(rows[:1]))
+    logits = torch.cat([predict(rows[z : z + count]).float().cpu() for z in range(0, len(rows), count)])
+    cropped = (slice(None), *crop[1:])
+    return logits.movedim(0, 1)[cropped]
 
 
 def overlap(predict: Predict, volume: Volume, tiles_at_once: int = 16) -> Tensor:

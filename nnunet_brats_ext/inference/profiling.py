@@ -1,0 +1,113 @@
+"""Time and memory of a prediction, case by case, so that a clinic can see whether its machine suffices."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_brats_ext.prediction_folders.runs import write_text_whole
+
+MB = 2**20
+SAMPLING_S = 0.005
+
+
+class MemoryMeter:
+    """Bytes in use on a device: allocated by torch on a GPU, resident above what the process had at first on a CPU."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.process = device, psutil.Process()
+        self.baseline = 0 if device.type == "cuda" else self._resident()
+
+    def _resident(self) -> int:
+        return self.process.memory_info().rss
+
+    def now(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return self._resident() - self.baseline
+
+    @contextmanager
+    def peak(self) -> Iterator[list[int]]:
+        """A list that holds the highest use within the block, once the block has ended."""
+        highest: list[int] = []
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield highest
+            highest.append(torch.cuda.max_memory_allocated(self.device))
+            return
+        done, seen = Event(), [self.now()]
+
+        def watch() -> None:
+            while not done.wait(SAMPLING_S):
+                seen.append(max(seen.pop(), self.now()))
+
+        watcher = Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield highest
+        finally:
+            done.set()
+            watcher.join()
+            highest.append(max(seen[0], self.now()))
+
+
+@dataclass
+class Profile:
+    """What each step of each case took: seconds, and the peak in bytes."""
+
+    device: torch.device
+    meter: MemoryMeter
+    cases: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
+    steps: dict[str, tuple[float, int]] = field(default_factory=dict)  # of the case at hand
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        with self.meter.peak() as peak:
+            yield
+        self.steps[name] = (perf_counter() - start, peak[0])
+
+    def finish_case(self, name: str) -> None:
+        self.cases[name], self.steps = self.steps, {}
+
+    @property
+    def peak_mb(self) -> float:
+        return max((peak for steps in self.cases.values() for _, peak in steps.values()), default=0) / MB
+
+    def write(self, file: Path, title: str) -> None:
+        """Write seconds and megabytes as JSON."""
+        cases = {
+            case: {step: {"seconds": round(s, 3), "peak_mb": round(p / MB, 1)} for step, (s, p) in steps.items()}
+            for case, steps in self.cases.items()
+        }
+        content = {"what": title, "device": self.describe_device(), "peak_mb": round(self.peak_mb, 1), "cases": cases}
+        write_text_whole(file, json.dumps(content, indent=2) + "\n")
+
+    def show(self, console: Console, title: str) -> None:
+        """Print a table, a row per case and a last one over all."""
+        steps = list(dict.fromkeys(step for each in self.cases.values() for step in each))
+        table = Table(title=f"{title}, on {self.describe_device()}")
+        table.add_column("case")
+        for step in steps:
+            table.add_column(f"{step} [s]", justify="right")
+        table.add_column("peak [MB]", justify="right")
+        for case, each in self.cases.items():
+            peak = max(peak for _, peak in each.values())
+            table.add_row(case, *(f"{each[step][0]:.2f}" for step in steps), f"{peak / MB:.0f}")
+        total = [sum(each[step][0] for each in self.cases.values()) / len(self.cases) for step in steps]
+        table.add_section()
+        table.add_row("mean; highest", *(f"{seconds:.2f}" for seconds in total), f"{self.peak_mb:.0f}")
+        console.print(table)
+
+    def describe_device(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{self.device.type}, {torch.get_num_threads()} threads (memory above what the process had at first)"

@@ -1,0 +1,206 @@
+"""Lyu & Shu's whole recipe on tiny volumes: snapshots of stage 1, expanded data, stage 2, and prediction by all routes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import run_training
+
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, SNAPSHOTS
+
+pytestmark = pytest.mark.end_to_end
+CPU = torch.device("cpu")
+STAGE_1 = ("-d", "901", "-tr", "BraTSVAETrainer", "-c", "lyu_stage1", "-p", "BraTSPlans", "-device", "cpu")
+STAGE_2 = ("-d", "901", "-tr", "BraTSAttentionVAETrainer", "-c", "lyu_stage2", "-p", "BraTSPlans", "-device", "cpu")
+SNAPSHOT_NAMES = ("checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth")
+
+
+def train(trainer: str, configuration: str, fold: int) -> None:
+    """What `nnUNetv2_train 901 CONFIGURATION FOLD -tr TRAINER -p BraTSPlans -device cpu` calls."""
+    run_training("901", configuration, fold, trainer, "BraTSPlans", device=CPU)
+
+
+@pytest.fixture(scope="module")
+def recipe(world_on_disk, tmp_path_factory):
+    """Both stages trained, stage 2 in one fold on two out-of-fold maps per case; and the folder of everything."""
+    folder = tmp_path_factory.mktemp("recipe")
+    shutil.copytree(world_on_disk.root / "nnUNet_raw", folder / "nnUNet_raw")
+    shutil.copytree(world_on_disk.root / "nnUNet_preprocessed", folder / "nnUNet_preprocessed")
+    (folder / "nnUNet_results").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in world_on_disk.settings.items():
+            patch.setenv(name, value if name not in os.listdir(folder) else str(folder / name))
+        preprocessed = folder / "nnUNet_preprocessed" / world_on_disk.dataset
+        cases = sorted(path.name.split(".")[0] for path in (preprocessed / "gt_segmentations").iterdir())
+        splits = [{"train": cases[1::2], "val": cases[::2]}, {"train": cases[::2], "val": cases[1::2]}]
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+        assert main(["plan", "901"]) == 0
+        plans = json.loads((preprocessed / "BraTSPlans.json").read_text())
+        for name in ("lyu_stage1", "lyu_stage2"):
+            plans["configurations"][name]["batch_size"] = 1
+            plans["configurations"][name]["patch_size"] = [32, 32, 32]
+        (preprocessed / "BraTSPlans.json").write_text(json.dumps(plans))
+        patch.setenv(SHORT_EPOCHS, "2")
+        patch.setenv(SHORT_ITERATIONS, "1")
+        patch.setenv(SNAPSHOTS, "1 2")
+        for fold in (0, 1):
+            train("BraTSVAETrainer", "lyu_stage1", fold)
+        assert main(["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
+        patch.delenv(SHORT_ITERATIONS)
+        train("BraTSAttentionVAETrainer", "lyu_stage2", 0)
+        yield folder
+
+
+def model(recipe: Path, trainer: str, configuration: str) -> Path:
+    return recipe / "nnUNet_results" / "Dataset901_World" / f"{trainer}__BraTSPlans__{configuration}"
+
+
+def stage_1(recipe: Path) -> Path:
+    return model(recipe, "BraTSVAETrainer", "lyu_stage1")
+
+
+def stage_2(recipe: Path) -> Path:
+    return model(recipe, "BraTSAttentionVAETrainer", "lyu_stage2")
+
+
+def images(recipe: Path) -> Path:
+    return recipe / "nnUNet_raw" / "Dataset901_World" / "imagesTs"
+
+
+def labels(folder: Path) -> dict[str, np.ndarray]:
+    files = sorted(folder.glob("*.nii.gz"))
+    assert len(files) == 2, f"{folder} should hold the two unlabelled cases"
+    return {file.name: sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in files}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_snapshots_are_lean_and_predict(recipe):
+    for fold in (0, 1):
+        for name in SNAPSHOT_NAMES:
+            snapshot = torch.load(stage_1(recipe) / f"fold_{fold}" / name, weights_only=False)
+            assert "optimizer_state" not in snapshot
+            assert sum(value.numel() for value in snapshot["network_weights"].values()) == 18_802_115
+
+
+def test_every_case_has_one_map_per_snapshot_made_by_the_fold_that_did_not_train_on_it(recipe):
+    maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
+    assert sorted(path.name for path in maps.iterdir()) == ["checkpoint_epoch_1", "checkpoint_epoch_2"]
+    for folder in maps.iterdir():
+        assert len(list(folder.glob("[!.]*.b2nd"))) == 6
+    # The map of checkpoint_final is what nnU-Net's own validation has left; after two epochs it is that of epoch 2.
+    own = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2"
+    import blosc2
+
+    for file in sorted(own.glob("*.b2nd")):
+        ours = blosc2.open(str(maps / "checkpoint_epoch_2" / file.name))[:]
+        assert np.array_equal(ours, blosc2.open(str(file))[:])
+
+
+def test_stage_2_trains_on_every_map_with_the_schedule_for_several(recipe):
+    log = next((stage_2(recipe) / "fold_0").glob("training_log*.txt")).read_text()
+    assert "2 epochs of 6 iterations: every training case with each of 2 maps once" in log
+    checkpoint = torch.load(stage_2(recipe) / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert sum(value.numel() for value in checkpoint["network_weights"].values() if value.is_floating_point()) == (
+        19_021_324 + 2 * (128 + 64 + 32) * 2 + 2 * 3  # the batch norms' running means and variances of three gates
+    )
+    assert checkpoint["optimizer_state"]["param_groups"][0]["initial_lr"] == 5e-5
+
+
+def test_one_command_gives_what_nnunets_two_commands_give(recipe, tmp_path):
+    """nnUNetv2_predict of stage 1, then of stage 2 with -prev_stage_predictions, by the calls behind them."""
+    for stage, folds, out in ((stage_1(recipe), (0, 1), "one"), (stage_2(recipe), (0,), "two")):
+        predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(stage), folds)
+        previous = str(tmp_path / "one") if out == "two" else None
+        predictor.predict_from_files_sequential(
+            str(images(recipe)), str(tmp_path / out), save_probabilities=True, folder_with_segs_from_prev_stage=previous
+        )
+    ours = tmp_path / "ours"
+    command = ["predict", "-i", str(images(recipe)), "-o", str(ours), *STAGE_2]
+    assert main([*command, "--tiling", "sliding", "--save_probabilities", "-np", "0"]) == 0
+    assert same(labels(ours), labels(tmp_path / "two"))
+    assert same(labels(ours / "previous_stage" / "lyu_stage1"), labels(tmp_path / "one"))
+    for file in ours.glob("*.npz"):
+        assert np.array_equal(np.load(file)["probabilities"], np.load(tmp_path / "two" / file.name)["probabilities"])
+    separate = tmp_path / "separate processes"
+    command[command.index(str(ours))] = str(separate)
+    assert main([*command, "--tiling", "sliding", "-np", "1"]) == 0
+    assert same(labels(ours), labels(separate))
+
+
+def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "voted"
+    command = ["predict", "-i", str(images(recipe)), "-o", str(out), *STAGE_2, "-np", "0", "--combine", "vote"]
+    command += ["-chk", *SNAPSHOT_NAMES, "-prev_chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1", "--keep-members"]
+    command += ["--rules", "lyu2020"]
+    from nnunet_brats_ext.inference import predict as module
+
+    written = []
+
+    def write(*arguments) -> None:
+        if len(written) == 11:  # four sources of two cases, then the second member's first case
+            raise KeyboardInterrupt
+        write_prediction(*arguments)
+        written.append(arguments[3:5])
+
+    write_prediction = module.write_prediction
+    monkeypatch.setattr(module, "write_prediction", write)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    assert not list(out.glob("*.nii.gz"))
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    assert len(kept) == 11
+    monkeypatch.setattr(module, "write_prediction", write_prediction)
+    assert main(command) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished cases were predicted again"
+    members = sorted((out / "members").iterdir())
+    assert len(members) == 8  # (2 folds x 2 snapshots) of stage 1 x 2 snapshots of stage 2
+    assert len(labels(out)) == 2
+    assert main(["ensemble", "-i", *map(str, members), "-o", str(tmp_path / "by hand"), "--method", "majority"]) == 0
+    assert same(labels(out / "before_rules"), labels(tmp_path / "by hand"))
+
+    assert main([*command, "--combine", "logits"]) == 1
+    assert "other settings (combine)" in capsys.readouterr().err
+    assert len(labels(out)) == 2
+
+
+def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command(recipe, tmp_path):
+    for tiling, trainer in (("paper", STAGE_2), ("brain", STAGE_1), ("overlap", STAGE_1)):
+        command = ["predict", "-i", str(images(recipe)), "-o", str(tmp_path / tiling), *trainer, "-np", "0"]
+        assert main([*command, "--tiling", tiling, "--tta", "inplane-mirror", "--combine", "probabilities"]) == 0
+        assert len(labels(tmp_path / tiling)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (("-f", "4"), "fold_4"),
+        (("-chk", "checkpoint_epoch_9.pth", "-f", "0"), "holds checkpoint_best.pth, checkpoint_epoch_1.pth"),
+        (("-tr", "BraTSNoTrainer"), "there are BraTSAttentionVAETrainer__BraTSPlans__lyu_stage2"),
+        (("-prev_stage_predictions", "nowhere"), "nowhere lacks the previous stage's label maps"),
+        (("--patch-size", "32", "32", "20"), "20 is no multiple of the strides"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_in_a_sentence(changes, sentence, recipe, tmp_path, capsys):
+    command = ["predict", "-i", str(images(recipe)), "-o", str(tmp_path / "out"), *STAGE_2, "-np", "0", *changes]
+    assert main(command) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_maps_out_of_fold_need_all_folds_and_no_stranger_among_the_maps(recipe, capsys):
+    assert main(["predict-stage", *STAGE_1, "-f", "0", "-np", "0"]) == 1
+    assert "need all 2 folds" in capsys.readouterr().err
+    assert main(["predict-stage", *STAGE_1, "-np", "0"]) == 1
+    assert "already holds checkpoint_epoch_1, checkpoint_epoch_2" in capsys.readouterr().err
+    assert main(["predict-stage", *STAGE_2, "-np", "0"]) == 1
+    assert "no first stage" in capsys.readouterr().err
