@@ -232,8 +232,9 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "plan",
         help="nnU-Net's plans -> BraTSPlans: with the papers' configurations, fitted to a GPU's memory",
-        description="Keeps nnU-Net's own configurations, whose preprocessed data the papers' share, lachinov_brain alone "
-        "excepted. Without a budget, patch and batch are the papers'; with one, the batch shrinks first, then the patch.",
+        description="Keeps nnU-Net's own configurations. The papers' share their preprocessed data, all but "
+        "lachinov_brain. Without a budget, patch and batch are the papers'; with one, the batch shrinks first, then "
+        "the patch.",
     )
     parser.add_argument("dataset_id", type=int, metavar="ID", help="of a data set that nnU-Net has planned")
     parser.add_argument("-p", dest="source", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
