@@ -1,6 +1,7 @@
 """What `nnunet_brats attention` shows: coefficients of gates where they belong, in files and in pictures."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_brats_ext import trainers
+from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.attention import LOOKS
 from nnunet_brats_ext.inference.cases import find_images, preprocess
+from nnunet_brats_ext.inference.channel_maps import ChannelMaps, draw_channels, weigh_channels
 from nnunet_brats_ext.inference.gate_maps import GateMaps
 from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
 from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
@@ -277,8 +280,6 @@ def test_a_model_without_previous_stage_is_shown_in_the_frame_of_tilted_images(m
 def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
     configuration, more, message, model, world, tmp_path, capsys
 ):
-    import re
-
     empty = tmp_path / "empty"
     empty.mkdir()
     more = [word.format(empty=empty) for word in more]
@@ -298,7 +299,8 @@ def test_a_network_without_gates_is_refused_and_told_which_have_some(model, worl
     words = ["BraTSVAETrainer" if word == "BraTSAttentionVAETrainer" else word for word in MODEL]
     images = str(world.raw / "imagesTs")
     assert main(["attention", "-i", images, "-o", str(tmp_path / "out"), "-c", "alone", *words]) == 1
-    assert "BraTSVAETrainer has nothing to show here; those of BraTSAttentionVAETrainer" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "BraTSVAETrainer has nothing to show here; those of BraTSAttentionVAETrainer, BraTSOMNetCGATrainer" in said
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -335,3 +337,84 @@ def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["WT"]
     assert axes[0].get_aspect() == 2.0
     assert figure.get_suptitle() == "case, axial slice 3 of 6"
+
+
+# ---- channels of OM-Net --------------------------------------------------------------------------------------------
+
+
+def guided(guidance: str = "full") -> OMNet:
+    torch.manual_seed(0)
+    return OMNet(4, features_per_stage=(8, 8, 8, 8), guidance=guidance).eval()
+
+
+@pytest.mark.parametrize("guidance", ["full", "tumour"])
+def test_the_channels_that_the_view_shows_are_those_that_the_network_weighs(guidance):
+    network, x = guided(guidance), torch.randn(1, 4, 16, 16, 16)
+    logits = network(x)
+    shown = ChannelMaps(network)(x)[0]
+    assert shown.shape[0] == 3 + 2 + 8
+    assert torch.equal(shown[:3], logits[0])
+    features = network.backbone(x)
+    assert torch.allclose(shown[5:], features[0], atol=1e-6)
+    tumour = network.heads[0](features).softmax(1)[0, [1, 2, 3]].sum(0)
+    assert torch.allclose(shown[3], tumour, atol=1e-5)
+    weights = weigh_channels(shown[5:], shown[3])
+    for name, likely in (("m_t", tumour), ("m_n", 1 - tumour)):
+        response = (features[0] * likely).sum((1, 2, 3))
+        assert np.allclose(weights[name], (response / response.sum()).detach(), atol=1e-5)
+        assert weights[name].sum() == pytest.approx(1)
+
+
+def test_a_channel_that_answers_to_the_tumour_alone_weighs_most_for_it():
+    tumour = torch.zeros(4, 6, 6)
+    tumour[1:3, 2:4, 2:4] = 1
+    features = torch.stack([tumour, 1 - tumour, torch.full_like(tumour, 0.2)])
+    weights = weigh_channels(features, tumour)
+    assert list(np.argsort(-weights["m_t"])) == [0, 2, 1]
+    assert list(np.argsort(-weights["m_n"])) == [1, 2, 0]
+    assert weights["m_t"][1] == weights["m_n"][0] == 0
+
+
+def test_the_picture_of_channels_shows_five_largest_and_five_smallest_of_each_weight():
+    features = np.arange(1, 13, dtype=np.float32)[:, None, None] * np.ones((12, 20, 16), np.float32)
+    image = np.ones((6, 20, 16))
+    head = Head("case", image, (1.0, 1.0, 1.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (0, 1))
+    ordered = np.arange(12) / 66
+    weights = {"m_t": ordered, "m_n": ordered[::-1]}
+    figure = draw_channels(
+        head, 1, features, np.zeros((20, 16)), np.zeros((20, 16)), weights, "tumour", {"WT": (1, 2, 3)}
+    )
+    labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+    assert labels == ["largest m_t", "smallest m_t", "largest m_n", "smallest m_n"]
+    titles = [axis.get_title().partition(":")[0] for axis in figure.axes[5:]]
+    channels = [int(title.removeprefix("channel ")) for title in titles]
+    assert channels == [11, 10, 9, 8, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 11, 10, 9, 8, 7]
+
+
+def test_the_command_writes_the_weights_of_a_guided_network_per_case_and_slice(world, tmp_path):
+    plans = world.plans | {"plans_name": "AttentionPlans"}
+    plans["configurations"]["3d_fullres"] |= {"patch_size": [32, 32, 32], "batch_size": 1}
+    given = plans | {"continue_training": False}
+    trainer = trainers.BraTSOMNetCGATrainer(given, "3d_fullres", 0, world.dataset_json, CPU)
+    trainer.initialize()
+    trainer.save_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
+    Path(trainer.output_folder_base, "plans.json").write_text(json.dumps(plans))
+    Path(trainer.output_folder_base, "dataset.json").write_text(json.dumps(world.dataset_json))
+    case, out = a_case(world), tmp_path / "out"
+    words = ["BraTSOMNetCGATrainer" if word == "BraTSAttentionVAETrainer" else word for word in MODEL]
+    images = str(world.raw / "imagesTr")
+    chosen = ("--cases", case, "--slices", "16", "--reference", str(world.raw / "labelsTr"))
+    assert main(["attention", "-i", images, "-o", str(out), "-c", "3d_fullres", *words, *chosen]) == 0
+    stem = "fold_0_checkpoint_final"
+    ends = ("segmentation.nii.gz", "channels.json", "channels.csv", "channels.png")
+    pictures = {f"{stem}_slice_016_{module}.png" for module in ("tumour", "core")}
+    assert {path.name for path in (out / case).iterdir()} == {f"{stem}_{end}" for end in ends} | pictures
+    weights = json.loads((out / case / f"{stem}_channels.json").read_text())
+    assert set(weights) == {"tumour", "core"}
+    for parts in weights.values():
+        assert set(parts) == {"case", "slice 16"}
+        for part in parts.values():
+            assert sum(part["m_t"]) == pytest.approx(1, abs=1e-5)
+            assert len(part["m_n"]) == 32
+    rows = (out / case / f"{stem}_channels.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2 * 32

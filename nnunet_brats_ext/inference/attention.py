@@ -10,9 +10,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.inference.cases import find_images, preprocess, previous_labels_missing
-from nnunet_brats_ext.inference.gate_maps import GateMaps, show_gates
+from nnunet_brats_ext.inference.channel_maps import ChannelMaps, has_guidance, show_channels
+from nnunet_brats_ext.inference.gate_maps import GateMaps, has_gates, show_gates
 from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.prediction_folders.runs import staged
@@ -28,11 +28,12 @@ class Look(NamedTuple):
 
 
 LOOKS = (
+    Look(has_gates, GateMaps, show_gates, ("BraTSAttentionVAETrainer",)),
     Look(
-        lambda network: isinstance(network, AttentionGatedResidualUNet),
-        GateMaps,
-        show_gates,
-        ("BraTSAttentionVAETrainer",),
+        has_guidance,
+        ChannelMaps,
+        show_channels,
+        tuple(f"BraTSOMNetCGA{variant}Trainer" for variant in ("", "Minus", "Tumor", "NonTumor")),
     ),
 )
 

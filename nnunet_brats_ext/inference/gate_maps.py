@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGate, AttentionGatedResidualUNet
@@ -52,6 +52,10 @@ class GateMaps(View):
 
     def _keep(self, gate: AttentionGate, inputs: tuple[Tensor, Tensor], output: Any) -> None:
         self.coefficients.append(gate.coefficients(*inputs))
+
+
+def has_gates(network: nn.Module) -> bool:
+    return isinstance(network, AttentionGatedResidualUNet)
 
 
 def show_gates(

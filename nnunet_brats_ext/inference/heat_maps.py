@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -18,6 +19,7 @@ from matplotlib.lines import Line2D
 from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box
 from nnunet_brats_ext.evaluation.report.overlays import find_slices, read_upright
+from nnunet_brats_ext.prediction_folders.images import Geometry
 
 COLOURS = "turbo"  # blue is low, red is high, as in the paper
 OPACITY = 0.7  # of the colours over the image
@@ -81,9 +83,9 @@ class Head:
         """
         return [number - 1 for number in numbers] or [find_slices(list(label_maps), self.box)[0]]
 
-    def cut(self, volume: np.ndarray, index: int) -> np.ndarray:
-        """The part of an axial slice of an upright volume that shows the head."""
-        return volume[(index, *self.box[1:])]
+    def crop(self, plane: np.ndarray) -> np.ndarray:
+        """The part of an axial slice (rows, columns) that shows the head."""
+        return plane[self.box[1:]]
 
 
 def draw_rows(
@@ -100,7 +102,7 @@ def draw_rows(
     for i, index in enumerate(indices):
         panels = [
             [
-                Panel("", labels=head.cut(segmentation, index)),
+                Panel("", labels=head.crop(segmentation[index])),
                 *(Panel(title, heat[i]) for title, heat in zip(titles, heats, strict=True)),
             ]
             for segmentation, heats in zip(segmentations, maps, strict=True)
@@ -111,10 +113,18 @@ def draw_rows(
 
 
 def draw_panels(
-    head: Head, index: int, row_labels: Sequence[str], panels: Sequence[Sequence[Panel]], regions: Regions
+    head: Head,
+    index: int,
+    row_labels: Sequence[str],
+    panels: Sequence[Sequence[Panel]],
+    regions: Regions,
+    note: str = "",
 ) -> Figure:
-    """A picture of one slice, (rows, columns) of panels; maps without a scale of their own share one, with a bar."""
-    image = head.cut(head.image, index)
+    """A picture of one slice, (rows, columns) of panels; maps without a scale of their own share one, with a bar.
+
+    Rows may differ in length. note: what follows the case's name.
+    """
+    image = head.crop(head.image[index])
     inside = image != 0
     grey = np.clip((image - head.window[0]) / (head.window[1] - head.window[0]), 0, 1) * inside
     every = [panel for line in panels for panel in line]
@@ -126,7 +136,7 @@ def draw_panels(
         PANEL_INCHES * image.shape[0] / image.shape[1] * aspect * len(panels) + 0.7,
     )
     figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
-    figure.suptitle(f"{head.name}, axial slice {index + 1} of {len(head.image)}", fontsize=10)
+    figure.suptitle(f"{head.name}, axial slice {index + 1} of {len(head.image)}{note}", fontsize=10)
     axes = figure.subplots(len(panels), columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -173,6 +183,13 @@ def outline(axis: Axes, labels: np.ndarray, regions: Regions) -> None:
         axis.legend(handles=handles, loc="lower left", fontsize=6, frameon=False, labelcolor="white", handlelength=1)
 
 
+def upright(volume: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A volume (z, y, x) as `read_upright` would give it, had it been read from a file."""
+    image = sitk.GetImageFromArray(volume)
+    image.SetDirection(geometry.direction)
+    return sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))
+
+
 def _cut_each(head: Head, path: Path, indices: Sequence[int]) -> list[np.ndarray]:
     volume, _ = read_upright(path)
-    return [head.cut(volume, index).copy() for index in indices]
+    return [head.crop(volume[index]).copy() for index in indices]

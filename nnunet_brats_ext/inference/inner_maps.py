@@ -81,7 +81,7 @@ class MapPredictor(BraTSPredictor):
         if self.tiling != SLIDING:
             return super().predict_sliding_window_return_logits(input_image)
         self.network = self.network.to(self.device).eval()
-        data, unpad = pad_nd_image(input_image, self.patch_size, "constant", {"value": 0}, True, None)
+        data, unpadded = pad_nd_image(input_image, self.patch_size, "constant", {"value": 0}, True, None)
         weight = compute_gaussian(self.patch_size, dtype=torch.float32, device=torch.device("cpu"))
         maps = torch.zeros(self.network.num_maps, *data.shape[1:])
         weights = torch.zeros(data.shape[1:])
@@ -89,7 +89,8 @@ class MapPredictor(BraTSPredictor):
             for window in self._internal_get_sliding_window_slicers(data.shape[1:]):
                 maps[window] += self._predict_windows(data[window][None])[0].float().cpu() * weight
                 weights[window[1:]] += weight
-        return maps.div_(weights)[(slice(None), *unpad[1:])]
+        inside = (slice(None), *unpadded[1:])
+        return maps.div_(weights)[inside]
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
@@ -108,7 +109,8 @@ class MapPredictor(BraTSPredictor):
             maps.float().cpu().numpy(), cropped_shape, planned_mm, spacing_mm
         )
         whole = np.zeros((len(maps), *properties["shape_before_cropping"]), np.float32)
-        whole[(slice(None), *(slice(*side) for side in properties["bbox_used_for_cropping"]))] = resampled
+        box = (slice(None), *(slice(*side) for side in properties["bbox_used_for_cropping"]))
+        whole[box] = resampled
         return whole.transpose(0, *(axis + 1 for axis in plans.transpose_backward))
 
     def segment(self, logits: np.ndarray) -> np.ndarray:
