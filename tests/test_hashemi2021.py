@@ -1,6 +1,7 @@
 """Hashemi et al. 2021: networks, loss, warp, slices, trainers, and three binary models on the way to one label map."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.ensembling.rules import nested, paint_masks
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+from nnunet_brats_ext.planning.memory import FOOTPRINTS
+from nnunet_brats_ext.planning.plans import add_configurations
 from nnunet_brats_ext.prediction_folders.images import read_label_map, read_probabilities
 from nnunet_brats_ext.trainers import hashemi2021
 from nnunet_brats_ext.trainers.hashemi2021 import (
@@ -37,6 +40,9 @@ from nnunet_brats_ext.training.augmentation.composed_warp import (
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS
 from nnunet_brats_ext.training.schedules import PlateauOfEpochs
 from nnunet_brats_ext.training.slices import NonEmptySlices
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import memory  # the counting that the estimate comes from
 
 NARROW = dict(features_per_stage=(4, 8, 16, 16, 16))
 REGIONS = LABEL_SCHEMES["glioma_2017"].regions
@@ -143,6 +149,13 @@ def test_the_final_relu_silences_pixels_that_learn_without_it():
         silent[final_relu] = (logits[:, 0] == 0).float().mean().item()
     assert silent[True] > 0.02
     assert silent[False] == 0
+
+
+@pytest.mark.parametrize(("size", "batch"), [((240, 240), 10), ((192, 176), 2)])
+def test_the_plans_estimate_is_what_a_step_holds(size, batch):
+    for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
+        counted = count("hashemi_2d", size, batch).peak
+        assert FOOTPRINTS["hashemi_2d"].step_bytes(size, batch, precision) == pytest.approx(counted, rel=0.03)
 
 
 # --- loss ----------------------------------------------------------------------------------------------------------
@@ -370,6 +383,23 @@ def test_an_epoch_draws_as_many_slices_as_there_are_and_ten_times_with_augmentat
         assert trainer.num_val_iterations_per_epoch == -(-slices[1] // batch_size)
         iterations.append(trainer.num_iterations_per_epoch)
     assert iterations[1] > 9 * iterations[0]
+
+
+def test_it_trains_on_the_configuration_that_plan_adds(world, monkeypatch):
+    monkeypatch.setattr(hashemi2021.HashemiTrainer, "features_per_stage", (4, 8, 16))
+    monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    fingerprint = world.root / "nnUNet_preprocessed" / world.dataset / "dataset_fingerprint.json"
+    found = json.loads(fingerprint.read_text())
+    plans, _ = add_configurations(world.plans, "BraTSPlans", found)
+    plans["continue_training"] = False
+    trainer = BraTS2DWholeTumorAugmentedTrainer(plans, "hashemi_2d", 0, world.dataset_json, CPU)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    size = trainer.configuration_manager.patch_size
+    assert batch["data"].shape == (10, 4, *size), "the paper's batch"
+    assert (np.array(size) >= np.max(found["shapes_after_crop"], axis=0)[1:]).all(), "of whole slices"
+    assert np.isfinite(trainer.train_step(batch)["loss"])
 
 
 def test_only_the_augmented_trainers_warp(world):
