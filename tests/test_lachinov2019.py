@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from torch import nn
 
 from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet, region_logits, unit_intensities
@@ -487,6 +489,18 @@ TEACHERS = {
 }
 
 
+def preprocess(world, plans: str, configuration: str) -> Path:
+    """What nnU-Net's command does, without its processes, which take longer to start than to work."""
+    folder = world.root / "nnUNet_preprocessed" / world.dataset
+    manager = PlansManager(str(folder / f"{plans}.json"))
+    chosen = manager.get_configuration(configuration)
+    (target := folder / chosen.data_identifier).mkdir(exist_ok=True)
+    for case, files in get_filenames_of_train_images_and_targets(str(world.raw)).items():
+        worker = chosen.preprocessor_class(verbose=False)
+        worker.run_case_save(str(target / case), files["images"], files["label"], manager, chosen, world.dataset_json)
+    return target
+
+
 def predict(trainer: type, configuration: str, dataset: int, plans: str, images: Path, out: Path) -> Path:
     model = ["-d", str(dataset), "-tr", trainer.__name__, "-c", configuration, "-p", plans, "-f", "0"]
     options = ["-np", "0", "-device", "cpu", "--save_probabilities"]
@@ -499,26 +513,23 @@ def test_three_teachers_an_ensemble_and_their_student(world, tmp_path, monkeypat
     """The paper's whole way, one update per network: plans, teachers, ensemble, pseudo-labels, student, scores."""
     for name in (SHORT_EPOCHS, SHORT_ITERATIONS):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # what preprocesses cannot do with none
-    preprocessed = world.root / "nnUNet_preprocessed"
     assert main(["plan", "901", "-o", "LachinovPlans", "--overwrite"]) == 0
     assert "nnUNetv2_preprocess -d 901 -plans_name LachinovPlans -c lachinov_brain" in capsys.readouterr().out
-    preprocess([901], "LachinovPlans", configurations=("lachinov_brain",), num_processes=(1,))
-    folder = preprocessed / world.dataset / "LachinovPlans_lachinov_brain"
+    folder = preprocess(world, "LachinovPlans", "lachinov_brain")
+    assert folder.name == "LachinovPlans_lachinov_brain"
     cases = infer_dataset_class(str(folder))(str(folder))
     shapes = np.array([cases.load_case(case)[0].shape[1:] for case in cases.identifiers])
-    plans = json.loads((preprocessed / world.dataset / "LachinovPlans.json").read_text())
+    plans = json.loads((folder.parent / "LachinovPlans.json").read_text())
     patch_size = plans["configurations"]["lachinov_brain"]["patch_size"]
     assert shapes.max(0).tolist() == patch_size, "the largest brain fills the patch and no other exceeds it"
 
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     members = []
     for configuration, trainer in TEACHERS.items():
         build(world, trainer, configuration, "LachinovPlans").run_training()
         out = tmp_path / configuration
         members.append(predict(trainer, configuration, 901, "LachinovPlans", world.raw / "imagesTs", out))
     together = tmp_path / "together"
-    assert main(["ensemble", "-i", *map(str, members), "-o", str(together), "--save-probabilities"]) == 0
+    assert main(["ensemble", "-i", *map(str, members), "-o", str(together), "--save-probabilities", "-np", "1"]) == 0
     files = sorted(path.name for path in together.glob("*.npz"))
     assert len(files) == 2
     for file in files:
@@ -527,13 +538,14 @@ def test_three_teachers_an_ensemble_and_their_student(world, tmp_path, monkeypat
         assert (np.diff(given[0], axis=0) <= 1e-3).all(), "the cascade's regions are nested: each holds the next"
 
     pseudo = ["--pseudo", str(together), str(world.raw / "imagesTs")]
-    assert main(["distill", "-d", "955", "--name", "Student", "--labelled", "901", *pseudo]) == 0
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    extract_fingerprints([955], num_processes=1)
-    plan_experiments([955], gpu_memory_target_in_gb=0.1)
-    preprocess([955], configurations=("3d_fullres",), num_processes=(1,))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    student = build(replace(world, dataset="Dataset955_Student"), BraTSStudentTrainer)
+    assert main(["distill", "-d", "955", "--name", "Student", "--labelled", "901", *pseudo, "-np", "1"]) == 0
+    distilled = replace(world, dataset="Dataset955_Student")
+    move_plans_between_datasets(901, 955, "nnUNetPlans", "nnUNetPlans")
+    preprocessed = preprocess(distilled, "nnUNetPlans", "3d_fullres").parent
+    (preprocessed / "dataset.json").write_text((distilled.raw / "dataset.json").read_text())
+    fingerprint = "dataset_fingerprint.json"
+    (preprocessed / fingerprint).write_text((folder.parent / fingerprint).read_text())
+    student = build(distilled, BraTSStudentTrainer)
     student.run_training()
     (training, held_out), images, references = student.do_split(), tmp_path / "images", tmp_path / "references"
     assert len(training) + len(held_out) == 6 + 2
@@ -544,7 +556,7 @@ def test_three_teachers_an_ensemble_and_their_student(world, tmp_path, monkeypat
                 (target / file.name).symlink_to(file)
     out = predict(BraTSStudentTrainer, "3d_fullres", 955, "nnUNetPlans", images, tmp_path / "student")
     results = tmp_path / "results.json"
-    assert main(["evaluate", str(references), str(out), "--preset", "brats2020", "-o", str(results)]) == 0
+    assert main(["evaluate", str(references), str(out), "--preset", "brats2020", "-o", str(results), "-np", "1"]) == 0
     assert set(json.loads(results.read_text())["cases"]) == set(held_out)
 
 
