@@ -141,6 +141,22 @@ def hashemi(size: Sequence[int]) -> Training:
     return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1),))
 
 
+def omnet(size: Sequence[int]) -> Training:
+    """As BraTSOMNetCGATrainer trains, a row of the batch for each of its three tasks; its paper's others need less."""
+    from nnunet_brats_ext.architectures.omnet.networks import OMNet
+    from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
+
+    network, loss = OMNet(CHANNELS, REGIONS, guidance="full"), MultiTaskCrossEntropy()
+    network.register_forward_pre_hook(lambda _, inputs: inputs[0].repeat(network.tasks, 1, 1, 1, 1))
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3, weight_decay=5e-4, momentum=0.99)
+
+    def of_all_tasks(output, targets: Sequence[Tensor]) -> Tensor:
+        regions = targets[0].repeat(network.tasks, 1, 1, 1, 1)
+        return loss(output, [regions, regions[:, :1]])
+
+    return Training(network, of_all_tasks, optimizer, CHANNELS, ((1, 1, 1),))
+
+
 NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
     "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
     "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
@@ -150,6 +166,7 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
     "henry": partial(henry, "group", True),
     "henry_b": partial(henry, "instance", False),
     "hashemi_2d": hashemi,
+    "omnet": omnet,
     "nnunet": nnunet,
 }
 IN_SLICES = {"hashemi_2d"}

@@ -72,7 +72,7 @@ CONFIGURATIONS = (
     # nnU-Net would not halve 16 three times, as OM-Net does.
     PaperConfiguration(
         "omnet", ZHOU, tuple(f"BraTS{name}Trainer" for name in OM_NETS), (16, 32, 32), 20, poolings=3,
-        strides=FULL_SIZE + 3 * HALVED,
+        strides=FULL_SIZE + 3 * HALVED, footprint="omnet",
     ),
     PaperConfiguration(
         "hashemi_2d",

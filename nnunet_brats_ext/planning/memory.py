@@ -58,6 +58,7 @@ FOOTPRINTS: Mapping[str, Footprint] = {
     "henry": Footprint(23_207_760, 3, {"fp32": 3567, "mixed": 3662}),
     "henry_b": Footprint(23_154_735, 2, {"fp32": 3409, "mixed": 2155}),
     "hashemi_2d": Footprint(31_045_763, 2, {"fp32": 8411, "mixed": 4471}),  # per pixel, at 240 x 240
+    "omnet": Footprint(13_823_991, 1, {"fp32": 14338, "mixed": 7615}),  # with guided attention; three rows per sample
     # nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound.
     "nnunet": Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387}),
 }
