@@ -449,6 +449,18 @@ def test_the_start_of_an_epoch_tells_the_schedule_nothing():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+def test_a_subclass_turns_the_authors_relu_on_for_training_and_inference(world):
+    class Authors(BraTS2DWholeTumorTrainer):
+        final_relu = True
+        features_per_stage = (4, 8)
+
+    trainer = build(world, Authors, "2d")
+    trainer.initialize()
+    managers = trainer.plans_manager, trainer.configuration_manager
+    assert trainer.network.final_relu
+    assert Authors.build_network_architecture(*managers, 4, 3, False).final_relu
+
+
 @pytest.mark.parametrize("trainer_class", BINARY)
 def test_the_pseudo_dice_of_a_binary_model_is_that_of_its_region(trainer_class, world, monkeypatch):
     monkeypatch.setattr(hashemi2021.HashemiTrainer, "features_per_stage", (4, 8))
