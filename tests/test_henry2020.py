@@ -637,14 +637,19 @@ def test_filter_cases_writes_folds_that_a_new_configuration_trains_on(world, cap
 def test_it_trains_validates_and_predicts_by_nnunets_commands(trainer, world, monkeypatch, tmp_path):
     monkeypatch.setenv(SHORT_EPOCHS, "2")  # a base and a cycle
     monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    plans = world.plans | {"plans_name": "HenryPlans"}
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"] = [[1, 1, 1], [2, 2, 2]]
+    file = world.root / "nnUNet_preprocessed" / world.dataset / "HenryPlans.json"
+    file.write_text(json.dumps(plans))  # fewer stages, so that checkpoints are small
+    model = ("-tr", trainer, "-p", "HenryPlans", "-device", "cpu")
+    predict = ("-i", str(world.raw / "imagesTs"), "-o", str(tmp_path), "-d", "901", "-c", "3d_fullres", "-f", "3")
     threads = torch.get_num_threads()
     try:
-        model = ("901", "3d_fullres", "3", "-tr", trainer)
-        monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", *model, "-device", "cpu"])
+        monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "901", "3d_fullres", "3", *model])
         run_training_entry()
-        predict = ("-i", str(world.raw / "imagesTs"), "-o", str(tmp_path), "-d", "901", "-c", "3d_fullres")
-        options = ("-f", "3", "-tr", trainer, "-device", "cpu", "--disable_tta", "-npp", "1", "-nps", "1")
-        monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict", *predict, *options])
+        monkeypatch.setattr(
+            sys, "argv", ["nnUNetv2_predict", *predict, *model, "--disable_tta", "-npp", "0", "-nps", "0"]
+        )
         predict_entry_point()
     finally:
         torch.set_num_threads(threads)
