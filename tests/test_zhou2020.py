@@ -614,7 +614,7 @@ def test_nnunets_commands_train_and_predict(trainer, world, tmp_path):
     (folder / "TinyPlans.json").write_text(json.dumps(plans))
     model = ("-tr", trainer.__name__, "-p", "TinyPlans")
     device = ("-device", "cpu")
-    brief = {"nnUNet_brats_epochs": "3", "nnUNet_brats_iterations": "1", "nnUNet_n_proc_DA": "1"}
+    brief = {"nnUNet_brats_epochs": "3", "nnUNet_brats_iterations": "1"}
 
     def command(*words: str) -> str:
         environment = {**os.environ, **brief, "OMP_NUM_THREADS": "1"}
@@ -636,5 +636,4 @@ def test_nnunets_commands_train_and_predict(trainer, world, tmp_path):
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(prediction)))
         assert set(np.unique(labels)) <= {0, ED, NCR, ET}
         p = np.load(prediction.with_name(prediction.name.replace("nii.gz", "npz")))["probabilities"]
-        assert (p[0] >= p[1]).all()
-        assert (p[1] >= p[2]).all()
+        assert (np.diff(p, axis=0) < 1e-3).all(), "nested, but for the rounding of nnU-Net's resampling"
