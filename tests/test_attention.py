@@ -385,7 +385,7 @@ def test_the_picture_of_channels_shows_five_largest_and_five_smallest_of_each_we
         head, 1, features, np.zeros((20, 16)), np.zeros((20, 16)), weights, "tumour", {"WT": (1, 2, 3)}
     )
     labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
-    assert labels == ["largest m_t", "smallest m_t", "largest m_n", "smallest m_n"]
+    assert labels == ["largest $m_t$", "smallest $m_t$", "largest $m_n$", "smallest $m_n$"]
     titles = [axis.get_title().partition(":")[0] for axis in figure.axes[5:]]
     channels = [int(title.removeprefix("channel ")) for title in titles]
     assert channels == [11, 10, 9, 8, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 11, 10, 9, 8, 7]

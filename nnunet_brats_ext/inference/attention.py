@@ -15,6 +15,7 @@ from nnunet_brats_ext.inference.channel_maps import ChannelMaps, has_guidance, s
 from nnunet_brats_ext.inference.gate_maps import GateMaps, has_gates, show_gates
 from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
 from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.prediction_folders.images import read_geometry
 from nnunet_brats_ext.prediction_folders.runs import staged
 
 
@@ -67,8 +68,8 @@ def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice,
     ending = predictor.dataset_json["file_ending"]
     cases = choose_cases(find_images(images, predictor.dataset_json), choice.cases, images)
     require_previous(model, choice.previous, list(cases), images, ending)
-    if choice.reference and (missing := previous_labels_missing(choice.reference, list(cases), ending)):
-        raise FileNotFoundError(f"{choice.reference} lacks the label maps of {', '.join(missing)}")
+    if choice.reference:
+        require_reference(choice.reference, cases, ending)
     require_image_axes(predictor)
     sequence = find_sequence(predictor.dataset_json, choice.background)
     members = describe_members(predictor.checkpoints)
@@ -125,6 +126,15 @@ def require_previous(
         f"  nnunet_brats predict -i {images} -o FOLDER -d {model.folder.parent.name} -c {stage} -p {plans} "
         f"-tr {trainer}"
     )
+
+
+def require_reference(folder: Path, cases: Mapping[str, list[str]], ending: str) -> None:
+    if missing := previous_labels_missing(folder, list(cases), ending):
+        raise FileNotFoundError(f"{folder} lacks the label maps of {', '.join(missing)}")
+    for case, (image, *_) in cases.items():
+        file = folder / f"{case}{ending}"
+        if difference := read_geometry(Path(image)).difference(read_geometry(file)):
+            raise ValueError(f"{image} and {file} differ in {difference}")
 
 
 def require_image_axes(predictor: MapPredictor) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, channel_importance
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
+from nnunet_brats_ext.evaluation.report.overlays import read_upright
 from nnunet_brats_ext.inference.heat_maps import Head, Panel, Regions, draw_panels, upright
 from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, write_label_map
+from nnunet_brats_ext.prediction_folders.images import read_geometry, write_label_map
 
 MODULES = ("tumour", "core")  # CGA-tumor and CGA-core: what guides each is the probability of that region
 WEIGHTS = ("m_t", "m_n")  # of the channels for the region, and for all the rest
@@ -75,29 +77,32 @@ def show_channels(
     geometry = read_geometry(case.image)
     modules = predictor.network.modules_shown
     for member, maps in members:
+        titled = replace(head, name=f"{case.name}, {member.label}")
         logits, guides, features = maps.float().split([3, len(modules), len(maps) - 3 - len(modules)])
         weights = {
             module: {"case": weigh_channels(features, guide)} for module, guide in zip(modules, guides, strict=True)
         }
         segmentation = predictor.segment(predictor.to_image_space(logits, case.properties))
-        write_label_map(out / f"{member.name}_segmentation.nii.gz", segmentation, geometry)
-        outlined = read_label_map(case.reference)[0] if case.reference else segmentation
-        labels = upright(outlined, geometry)
+        file = out / f"{member.name}_segmentation.nii.gz"
+        write_label_map(file, segmentation, geometry)
+        labels, _ = read_upright(case.reference or file)
         indices = head.choose_slices(slices, [labels])
-
-        def cut(volumes: Tensor, indices=indices) -> np.ndarray:
-            """(n, *s) -> (slices, n, rows, columns), one volume in image space at a time."""
-            each = (upright(predictor.to_image_space(v[None], case.properties)[0], geometry)[indices] for v in volumes)
-            return np.stack(list(each), axis=1)
-
-        for index, sliced, likely in zip(indices, cut(features), cut(guides), strict=True):
+        # (slices, maps, rows, columns), with one volume in image space at a time
+        sliced = np.stack(
+            [upright(predictor.to_image_space(one[None], case.properties)[0], geometry)[indices] for one in maps[3:]],
+            axis=1,
+        )
+        for index, planes in zip(indices, sliced, strict=True):
+            likely, responses = np.split(planes, [len(modules)])
             for module, guide in zip(modules, likely, strict=True):
-                chosen = weigh_channels(torch.from_numpy(sliced), torch.from_numpy(guide))
+                chosen = weigh_channels(torch.from_numpy(responses), torch.from_numpy(guide))
                 weights[module][f"slice {index + 1}"] = chosen
-                figure = draw_channels(head, index, sliced, guide, labels[index], chosen, module, predictor.regions)
+                figure = draw_channels(
+                    titled, index, responses, guide, labels[index], chosen, module, predictor.regions
+                )
                 figure.savefig(out / f"{member.name}_slice_{index + 1:03d}_{module}.png")
         write_weights(out / f"{member.name}_channels", weights)
-        draw_weights(weights, f"{case.name}, {member.label}").savefig(out / f"{member.name}_channels.png")
+        draw_weights(weights, titled.name).savefig(out / f"{member.name}_channels.png")
 
 
 def draw_channels(
@@ -121,7 +126,7 @@ def draw_channels(
     for name, values in weights.items():
         order = np.argsort(-values, kind="stable")
         for kind, channels in (("largest", order[:SHOWN]), ("smallest", order[::-1][:SHOWN])):
-            names.append(f"{kind} {name}")
+            names.append(f"{kind} ${name}$")
             rows.append([_feature_panel(head.crop(features[c]), f"channel {c}: {values[c]:.3f}") for c in channels])
     return draw_panels(head, index, names, rows, regions, "; features, each from 0 (blue) to its maximum (red)")
 
@@ -134,7 +139,7 @@ def draw_weights(weights: Mapping[str, Mapping[str, Weights]], title: str) -> Fi
         of_case = parts["case"]
         order = np.argsort(-of_case[WEIGHTS[0]], kind="stable")
         for offset, (name, colour) in zip((-0.2, 0.2), zip(WEIGHTS, BAR_COLOURS, strict=True), strict=True):
-            axis.bar(np.arange(len(order)) + offset, of_case[name][order], 0.4, color=colour, label=name)
+            axis.bar(np.arange(len(order)) + offset, of_case[name][order], 0.4, color=colour, label=f"${name}$")
         axis.set_xticks(range(len(order)), order, fontsize=7)
         axis.set_ylabel(f"weight, {module}", fontsize=9)
         axis.tick_params(axis="y", labelsize=8)
