@@ -407,6 +407,37 @@ def test_a_pseudo_labelled_case_never_trains_the_fold_that_validates_its_patient
         assert UNSURE in fold["train"]
 
 
+def test_a_release_folder_is_excluded_by_its_images_whatever_its_cases_are_called(bench, world, capsys):
+    (source,) = (world.root / "release").rglob(TOLD)
+    for image in source.iterdir():
+        renamed = image.name.replace(TOLD, "BraTS20_Validation_123")
+        shutil.copy(image, _made(bench.root / "release" / "BraTS20_Validation_123" / renamed))
+    dataset = bench.distill("--exclude", bench.root / "release")
+    (dropped,) = load(dataset / "manifest.json")["dropped"]
+    assert (dropped["key"], dropped["reason"]) == (TOLD, "excluded by images")
+
+
+def test_channels_in_another_order_are_put_into_that_of_the_labelled_data_set(bench):
+    """A data set that lists its files in dataset.json, as nnU-Net allows."""
+    foreign = bench.raw / "Dataset961_Listed"
+    described = load(bench.labelled / "dataset.json")
+    for key in list(described):
+        if key.startswith("brats_"):
+            del described[key]
+    described["channel_names"] = {"0": "FLAIR", "1": "T1", "2": "T1ce", "3": "T2"}
+    images = [f"scans/patient_{number}.nii.gz" for number in range(4)]
+    described["dataset"] = {"patient": {"images": images, "label": "labels/patient.nii.gz"}}
+    for number, image in enumerate(images):
+        sitk.WriteImage(sitk.GetImageFromArray(brain(80 + number)), str(_made(foreign / image)))
+    empty = np.zeros(brain(0).shape, np.uint8)
+    save(empty, foreign / "labels" / "patient.nii.gz", foreign / images[0])
+    (foreign / "dataset.json").write_text(json.dumps(described))
+    dataset = bench.distill("--foreign", 961)
+    for channel, seed in enumerate((81, 82, 83, 80)):
+        assert np.array_equal(read(dataset / "imagesTr" / f"patient_{channel:04d}.nii.gz"), brain(seed))
+    assert "dataset" not in load(dataset / "dataset.json")
+
+
 def test_a_name_that_is_taken_gets_its_sources_before_it(bench):
     images, predictions = bench.root / "images", bench.root / "site-b"
     for channel in range(4):
@@ -425,6 +456,10 @@ def test_a_name_that_is_taken_gets_its_sources_before_it(bench):
 
 def test_what_does_not_fit_is_refused_with_the_offender(bench, capsys):
     assert "nothing to distill" in bench.refusal(capsys, pseudo=False)
+    (bench.root / "all.txt").write_text(f"{TOLD}\n{UNSURE}\n")
+    assert "no case to distill is left: 2 excluded by name" in bench.refusal(
+        capsys, "--exclude", bench.root / "all.txt"
+    )
     prediction = bench.predictions / f"{TOLD}.nii.gz"
     values = read(prediction)
     values[0, 0, 0] = 4

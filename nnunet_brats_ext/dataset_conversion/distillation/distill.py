@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -45,7 +46,7 @@ from nnunet_brats_ext.dataset_conversion.folders import (
     write_json,
 )
 from nnunet_brats_ext.dataset_conversion.splits import group_patients, publish_splits
-from nnunet_brats_ext.prediction_folders.heads import Head, head_of
+from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, head_of
 from nnunet_brats_ext.prediction_folders.runs import for_each_case
 
 
@@ -100,7 +101,7 @@ def distill(options: Options, console: Console | None = None) -> Path:
     else:
         if target.exists() and not options.overwrite:
             raise ValueError(f"{target} exists and is another data set; --overwrite replaces it")
-        _distill(target, labelled, candidates, exclusion, fingerprint, options)
+        _distill(target, labelled, candidates, exclusion, fingerprint, options, console)
     wanted = len(read_json(target / SPLITS)) if (target / SPLITS).is_file() else options.folds
     summarise(target, publish_splits(target, wanted, options.overwrite), console)
     return target
@@ -137,23 +138,33 @@ def _distill(
     exclusion: Exclusion,
     fingerprint: str,
     options: Options,
+    console: Console,
 ) -> None:
-    everything = {f"{case.source.name}/{case.case}": case for case in exclusion.images} | dict(candidates)
+    everything = {f"{case.source}/{case.case}": case for case in exclusion.images} | dict(candidates)
     regions = _region_head(labelled, options)
+    _require_convertible(candidates.values(), regions)
     look = partial(examine, everything, frozenset(labelled.labels), regions)
     examined = for_each_case(look, list(everything), "Reading", options.processes)
-    twins = find_twins(examined, None if options.near_duplicates == "off" else options.similarity)
+    with console.status("Comparing"):
+        twins = find_twins(examined, None if options.near_duplicates == "off" else options.similarity)
     selection = select(
         everything, exclusion, examined, twins, options.near_duplicates == "drop", options.min_confidence
     )
     kept = {key: candidates[key] for key in selection.kept}
-    patients = _patients(candidates, selection)
     manual = {key: case for key, case in candidates.items() if case.kind == MANUAL}
+    extra = [key for key in kept if key not in manual]
+    if not extra or len(extra) == len(kept):
+        reasons = Counter(dropped.reason for dropped in selection.dropped)
+        raise ValueError(
+            f"no case {'with manual labels' if extra else 'to distill'} is left: "
+            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        )
+    patients = _patients(candidates, everything, selection)
     strata = {key: case.described.get("grade") or case.described.get("site") or "" for key, case in manual.items()}
     splits, origin = manual_splits(
         labelled.folder, {key: patients[key] for key in manual}, strata, options.folds, options.seed
     )
-    splits = student_splits(splits, kept, [key for key in kept if key not in manual], patients)
+    splits = student_splits(splits, kept, extra, patients)
     described = manifest(labelled, kept, patients, examined, selection, origin, fingerprint, _told(options))
     _write(target, labelled, kept, regions if options.soft else None, splits, described, options)
 
@@ -226,12 +237,20 @@ def _region_head(labelled: Dataset, options: Options) -> Head | None:
     return None
 
 
-def _patients(candidates: Mapping[str, Candidate], selection: Selection) -> dict[str, str]:
-    """Case -> patient, across all sources; cases that look alike are one patient."""
-    like = {
-        key: {f"like {key}", *(f"like {other}" for other in selection.same_patient.get(key, ()))} for key in candidates
-    }
-    return group_patients({key: case.identities | like[key] for key, case in candidates.items()})
+def _require_convertible(cases: Iterable[Candidate], regions: Head | None) -> None:
+    for source, head in {case.source: case.head for case in cases if case.head}.items():
+        try:
+            check_convertible(head, regions or head)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+
+def _patients(
+    candidates: Mapping[str, Candidate], everything: Mapping[str, Candidate], selection: Selection
+) -> dict[str, str]:
+    """Case -> patient, across all sources: cases of one name, and cases that look alike, are one patient."""
+    alike = {key: (everything[other].identities for other in twins) for key, twins in selection.same_patient.items()}
+    return group_patients({key: case.identities.union(*alike.get(key, ())) for key, case in candidates.items()})
 
 
 def _told(options: Options) -> dict[str, Any]:

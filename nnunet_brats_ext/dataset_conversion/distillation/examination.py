@@ -12,7 +12,7 @@ from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import conten
 from nnunet_brats_ext.dataset_conversion.distillation.sources import Candidate
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
 from nnunet_brats_ext.dataset_conversion.volumes import Grid, read_whole
-from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, convert
+from nnunet_brats_ext.prediction_folders.heads import Head, convert
 from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, read_probabilities
 
 
@@ -71,5 +71,4 @@ def examine(cases: Mapping[str, Candidate], labels: frozenset[int], regions: Hea
 def region_probabilities(case: Candidate, regions: Head) -> np.ndarray:
     """The probabilities of a prediction as those of the data set's regions, (region, z, y, x)."""
     assert case.npz is not None and case.head is not None, "opened with its probabilities"
-    check_convertible(case.head, regions)
     return convert(read_probabilities(case.npz), case.head, regions)
