@@ -108,7 +108,7 @@ def test_every_case_has_one_map_per_snapshot_made_by_the_fold_that_did_not_train
 
 def test_stage_2_trains_on_every_map_with_the_schedule_for_several(recipe):
     log = next((stage_2(recipe) / "fold_0").glob("training_log*.txt")).read_text()
-    assert "2 epochs of 6 iterations: every training case with each of 2 maps once" in log
+    assert "2 epochs of 6 iterations: 6 draws from 3 training cases" in log
     checkpoint = torch.load(stage_2(recipe) / "fold_0" / "checkpoint_final.pth", weights_only=False)
     assert sum(value.numel() for value in checkpoint["network_weights"].values() if value.is_floating_point()) == (
         19_021_324 + 2 * (128 + 64 + 32) * 2 + 2 * 3  # the batch norms' running means and variances of three gates
@@ -122,6 +122,7 @@ def test_one_command_gives_what_nnunets_two_commands_give(recipe, tmp_path):
         predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(stage), folds)
         previous = str(tmp_path / "one") if out == "two" else None
+        (tmp_path / out).mkdir()
         predictor.predict_from_files_sequential(
             str(images(recipe)), str(tmp_path / out), save_probabilities=True, folder_with_segs_from_prev_stage=previous
         )

@@ -1,5 +1,6 @@
 """The contract that every trainer keeps, and the seams that the base offers."""
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,24 @@ def test_an_epoch_draws_every_training_case_once(world):
     yardstick = build(world, BraTSBaselineTrainer)
     yardstick.get_tr_and_val_datasets()
     assert yardstick.num_iterations_per_epoch == 250
+
+
+def test_every_process_of_the_loader_draws_its_own_torch_numbers(world):
+    training, _ = build(world, BraTSBaselineTrainer).get_tr_and_val_datasets()
+    queue = multiprocessing.get_context("fork").Queue()
+
+    def work(number: int) -> None:
+        np.random.seed(number)  # as batchgenerators does
+        training.load_case(training.identifiers[0])
+        queue.put(torch.randint(2**31, (1,)).item())
+
+    before = torch.get_rng_state()
+    for number in (1, 2):
+        process = multiprocessing.get_context("fork").Process(target=work, args=(number,))
+        process.start()
+    assert queue.get(timeout=60) != queue.get(timeout=60)
+    training.load_case(training.identifiers[0])
+    assert torch.equal(torch.get_rng_state(), before), "without processes of its own, nothing is drawn"
 
 
 def test_a_trial_run_is_short_and_says_so(world, monkeypatch):

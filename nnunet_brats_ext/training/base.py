@@ -27,6 +27,7 @@ from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
+from nnunet_brats_ext.training.sampling import OwnRandomNumbers
 
 SNAPSHOTS, SEED = "nnUNet_brats_snapshots", "nnUNet_brats_seed"  # environment variables
 SHORT_EPOCHS, SHORT_ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # environment variables
@@ -178,7 +179,8 @@ class BraTSTrainer(nnUNetTrainer):
                 f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} iterations: {draws[0]} draws from "
                 f"{len(training.identifiers)} training cases"
             )
-        return self.sampling(self._with_maps(training)), self.sampling(self._with_maps(validation))
+        views = (self.sampling(self._with_maps(cases)) for cases in (training, validation))
+        return tuple(map(OwnRandomNumbers, views))
 
     def draws_per_epoch(self, cases: nnUNetBaseDataset, training: bool) -> int:
         """How many samples make an epoch: one per case, and per map of the previous stage where it has several."""

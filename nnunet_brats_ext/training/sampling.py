@@ -5,11 +5,13 @@ foreground it centres the patch on a voxel of the case's `class_locations`. A vi
 where the patch lies, anew for every draw and in the loader's own worker processes.
 """
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 Case = tuple[Any, Any, Any, dict]  # data (c, *s), segmentation (1, *s), previous stage (*s) or None, properties
@@ -30,6 +32,24 @@ class CaseView(nnUNetBaseDataset):
 
     def get_identifiers(self, folder: str) -> list[str]:  # type: ignore[override]
         return self.cases.get_identifiers(folder)
+
+
+class OwnRandomNumbers(CaseView):
+    """A view that gives torch's random numbers in every worker process of the loader a state of their own.
+
+    The workers are forks: each starts with the state of the process that made it. batchgenerators gives numpy a seed
+    of its own in each, but not torch, so that all workers would draw the same torch numbers in the same order.
+    """
+
+    def __init__(self, cases: nnUNetBaseDataset):
+        super().__init__(cases)
+        self.process = os.getpid()
+
+    def load_case(self, identifier: str) -> Case:
+        if self.process != os.getpid():
+            self.process = os.getpid()
+            torch.manual_seed(int(np.random.randint(2**31)))
+        return self.cases.load_case(identifier)
 
 
 class CentredDraws(CaseView):
