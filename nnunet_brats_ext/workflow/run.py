@@ -24,7 +24,7 @@ from nnunet_brats_ext.workflow.status import advise, duration, tell_failures
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PHANTOM_RELEASE = "BraTS2020"
-DRY_RUN = ".dry-run.json"
+DRY_RUN, ENGINE_LOG = ".dry-run.json", "snakemake.log"
 POLL_S = 1.0
 
 
@@ -209,7 +209,7 @@ def release_stale_lock(folder: Path, locked: bool) -> None:
 
 def follow(run: Run, command: Sequence[str], console: Console) -> int:
     """Run Snakemake, whose own words go to a file, and say whenever a job starts or ends. Its exit code."""
-    log = run.folder / "logs" / "snakemake.log"
+    log = run.folder / "logs" / ENGINE_LOG
     log.parent.mkdir(exist_ok=True)
     begin = time.time()
     done = sum(run.done_file(name).is_file() for name in run.jobs)
@@ -246,8 +246,10 @@ def tell_end(run: Run, code: int, console: Console) -> int:
         console.print(f"all done: {run.folder / 'report.html'}")
         return 0
     tell_failures(run, console)
-    if not any(state == "failed" for state in states.values()):
-        lines = (run.folder / "logs" / "snakemake.log").read_text().splitlines()[-12:]
-        console.print("\n".join(lines), markup=False, style="dim")
+    if "failed" not in states.values():  # so it was not a job that went wrong, but the engine or the scheduler
+        latest = (run.folder / "logs" / ENGINE_LOG).read_text().split("SNAKEMAKE\n")[-1].splitlines()
+        errors = list(dict.fromkeys(line.strip() for line in latest if "error" in line.lower()))
+        console.print("\n".join(errors[:10] or latest[-10:]), markup=False, style="dim")
+        console.print(f"all that Snakemake said: {run.folder / 'logs' / ENGINE_LOG}")
     console.print(f"{len(left)} of {len(run.jobs)} jobs are left; the same command goes on from here")
     return 1

@@ -36,7 +36,7 @@ def show_status(folder: Path, console: Console | None = None) -> int:
     console = console or Console()
     run = open_run(folder)
     states = {name: state_of(run, name) for name in run.jobs}
-    table = Table(Column("state", no_wrap=True), Column("job", no_wrap=True), "for", "last line", "log", box=None)
+    table = Table("state", Column("job", no_wrap=True), "for", "last line", Column("log", overflow="fold"), box=None)
     for name, (state, noted) in states.items():
         log = run.log(name)
         news = last_line(log) if state in ("running", "failed", "interrupted") else ""
@@ -80,7 +80,7 @@ def tail(log: Path) -> list[str]:
 def last_line(log: Path) -> str:
     lines = tail(log)
     epochs = [line for line in lines if re.search(r"\bEpoch \d+\b", line)]
-    return (epochs or lines or [""])[-1][-60:]
+    return re.sub(r"^[\d-]+ [\d:.]+: ", "", (epochs or lines or [""])[-1])[-60:]  # without nnU-Net's time
 
 
 def duration(noted: dict[str, Any]) -> str:
