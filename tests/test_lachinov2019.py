@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -320,16 +322,50 @@ def test_a_batch_shows_different_patients_and_an_epoch_all_of_them(world):
 # ---- augmentation --------------------------------------------------------------------------------------------------
 
 
-def test_image_and_labels_move_together(world):
+def training_transforms(trainer) -> BasicTransform:
+    """As nnU-Net's loader has them."""
+    labels = trainer.label_manager
+    return trainer.get_training_transforms(
+        trainer.configuration_manager.patch_size, (0, 0), None, (1, 2), False, None, is_cascaded=False,
+        foreground_labels=labels.foreground_labels, regions=labels.foreground_regions, ignore_label=None,
+    )  # fmt: skip
+
+
+def nested_labels() -> torch.Tensor:
+    labels = torch.full((1, 16, 24, 24), -1, dtype=torch.int16)  # nnU-Net's mark of what is outside the brain
+    labels[:, 1:15, 2:22, 2:22] = 0
+    for label, margin in ((1, 4), (2, 5), (3, 6)):
+        labels[:, margin : 16 - margin, margin : 20 - margin, margin : 24 - margin] = label
+    return labels
+
+
+def test_image_and_regions_move_together_and_borders_become_soft(world):
     trainer = build(world, BraTSNoNewNetTrainer, patch_size=[16, 24, 24])
-    geometry = ComposeTransforms(trainer.augmentation()[:3])
-    labels = torch.zeros(1, 16, 24, 24, dtype=torch.int16)
-    labels[:, 4:10, 5:16, 6:20] = 1
-    np.random.seed(0)
-    torch.manual_seed(0)
-    for _ in range(10):
-        moved = geometry(image=labels.float(), segmentation=labels.clone())
-        assert torch.equal(moved["image"][0] > 0.501, moved["segmentation"][0] == 1)
+    transforms, labels = training_transforms(trainer), nested_labels()
+    regions = torch.cat([labels >= 1, labels >= 2, labels == 3]).float()
+    intensities = (MultiplicativeBrightnessTransform, ShiftChannels)
+    geometry = ComposeTransforms([t for t in trainer.augmentation() if not isinstance(t, intensities)])
+    for seed in range(5):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        target = transforms(image=torch.zeros(4, 16, 24, 24), segmentation=labels.clone())["segmentation"]
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        assert torch.allclose(target, geometry(image=regions.clone())["image"], atol=1e-6)
+        assert target.dtype == torch.float32
+        assert 0 <= target.min() < target.max() <= 1
+        assert ((target > 0.01) & (target < 0.99)).any()
+        assert (target.diff(dim=0) <= 1e-6).all(), "soft regions are nested as well"
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_loss_of_soft_targets_trains(trainer, world):
+    trainer = build(world, trainer, patch_size=[16, 32, 16])
+    trainer.initialize()
+    trainer.network.train()
+    target = training_transforms(trainer)(image=torch.randn(4, 16, 32, 16), segmentation=nested_labels()[..., :16])
+    batch = {"data": torch.randn(2, 4, 16, 32, 16), "target": target["segmentation"][None].repeat(2, 1, 1, 1, 1)}
+    assert np.isfinite(trainer.train_step(batch)["loss"])
 
 
 def test_mirrors_leave_top_and_bottom_alone_and_the_centre_stays_in_place(world):

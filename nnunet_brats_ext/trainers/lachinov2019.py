@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrig
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
@@ -22,11 +23,12 @@ from nnunet_brats_ext.architectures.vae import VAEBranch
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
 from nnunet_brats_ext.training.augmentation.channels import ReplaceChannelsByNoise, ShiftChannels
+from nnunet_brats_ext.training.augmentation.regions import RegionsBecomeSoft
 from nnunet_brats_ext.training.base import BraTSTrainer, topology
 from nnunet_brats_ext.training.branches import VAERegularisation
 from nnunet_brats_ext.training.label_box import LabelBoxDraws
 from nnunet_brats_ext.training.optimizers import EpochSchedule
-from nnunet_brats_ext.training.soft_targets import SoftTargets
+from nnunet_brats_ext.training.soft_targets import SoftTargets, UseSoftTarget
 
 
 class LachinovTrainer(BraTSTrainer):
@@ -73,7 +75,7 @@ class LachinovTrainer(BraTSTrainer):
         transforms = [
             SpatialTransform(
                 patch_size, 0, random_crop=False, p_scaling=1, scaling=(0.7, 1.3),
-                padding_mode_image="reflection", border_mode_seg="reflection",
+                padding_mode_image="reflection", border_mode_seg="reflection", mode_seg="nearest",
             ),
             MirrorTransform(tuple(range(len(patch_size))) if self.mirror_z else inplane),
         ]  # fmt: skip
@@ -81,6 +83,13 @@ class LachinovTrainer(BraTSTrainer):
             transforms.append(Rot90Transform(1, num_rot_per_combination=(0, 1), allowed_axes=set(inplane)))
         transforms += [MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False), ShiftChannels(0.2)]
         return [*transforms, ReplaceChannelsByNoise(self.channel_noise)] if self.channel_noise else transforms
+
+    def get_training_transforms(self, *arguments: Any, **options: Any) -> BasicTransform:
+        transforms = super().get_training_transforms(*arguments, **options)
+        if getattr(self, "has_soft_targets", False):  # which are soft from the start
+            return transforms
+        soft = RegionsBecomeSoft(self.label_manager.foreground_regions)
+        return ComposeTransforms([soft, transforms, UseSoftTarget()])
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
         settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
