@@ -1,6 +1,7 @@
 """Lachinov et al. 2019: networks, losses, sampling, augmentation, schedules, and the way to the ensemble."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -28,7 +30,9 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss, WeightedBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
+from nnunet_brats_ext.planning.fitting import Cases
 from nnunet_brats_ext.planning.memory import FOOTPRINTS
+from nnunet_brats_ext.planning.plans import resampled_data
 from nnunet_brats_ext.trainers import (
     BraTSCascadedUNetTrainer,
     BraTSNoNewNetTrainer,
@@ -358,6 +362,17 @@ def test_image_and_regions_move_together_and_borders_become_soft(world):
         assert (target.diff(dim=0) <= 1e-6).all(), "soft regions are nested as well"
 
 
+def test_the_student_takes_soft_targets_where_the_data_set_has_them(world):
+    trainer = build(world, BraTSStudentTrainer, patch_size=[16, 24, 24])
+    trainer.dataset_json = trainer.dataset_json | {"brats_soft_targets": {"cases": 1}}
+    transforms = training_transforms(trainer)
+    predicted = torch.full((3, 16, 24, 24), 0.25)  # behind the image, where the view on the cases puts it
+    given = torch.cat([torch.randn(4, 16, 24, 24), predicted])
+    sample = transforms(image=given, segmentation=nested_labels())
+    assert sample["image"].shape == (4, 16, 24, 24)
+    assert torch.allclose(sample["segmentation"], predicted)
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_loss_of_soft_targets_trains(trainer, world):
     trainer = build(world, trainer, patch_size=[16, 32, 16])
@@ -516,6 +531,18 @@ def test_the_estimate_of_memory_is_what_a_step_holds(name, size, parameters):
         assert footprint.step_bytes(size, 2, precision) == pytest.approx(count(name, size, 2).peak, rel=0.03)
 
 
+def test_whole_brains_are_resampled_so_that_the_largest_fits():
+    shapes = np.array([[140, 171, 137], [155, 165, 130], [128, 190, 170]])
+    cases = Cases((1.0, 1.0, 1.0), tuple(map(float, np.median(shapes, axis=0))), tuple(shapes.max(0).tolist()))
+    base = {"resampling_fn_data_kwargs": {"order": 3, "order_z": 0}, "resampling_fn_seg_kwargs": {"order": 1}}
+    entry = resampled_data(base, cases, (128, 128, 128), "P_lachinov_brain")
+    assert entry["spacing"] == pytest.approx([155 / 128, 190 / 128, 170 / 128])
+    resampled = np.array([compute_new_shape(shape, (1, 1, 1), entry["spacing"]) for shape in shapes])
+    assert resampled.max(0).tolist() == [128, 128, 128]
+    assert entry["resampling_fn_data_kwargs"] == {"order": 1, "order_z": 0}  # linear
+    assert entry["resampling_fn_seg_kwargs"] == {"order": 0}  # nearest
+
+
 # ---- from plans to the student -------------------------------------------------------------------------------------
 
 TEACHERS = {
@@ -544,11 +571,22 @@ def predict(trainer: type, configuration: str, dataset: int, plans: str, images:
     return out
 
 
+@pytest.fixture
+def own_world(world, tmp_path, monkeypatch):
+    """A copy of the world, without what others have trained, that may be changed."""
+    copy = replace(world, root=tmp_path / "world")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        shutil.copytree(world.root / name / world.dataset, copy.root / name / world.dataset)
+    (copy.root / "nnUNet_results").mkdir()
+    for name, value in (copy.settings | {SHORT_EPOCHS: "1", SHORT_ITERATIONS: "1"}).items():
+        monkeypatch.setenv(name, value)
+    return copy
+
+
 @pytest.mark.end_to_end
-def test_three_teachers_an_ensemble_and_their_student(world, tmp_path, monkeypatch, capsys):
+def test_three_teachers_an_ensemble_and_their_student(own_world, tmp_path, capsys):
     """The paper's whole way, one update per network: plans, teachers, ensemble, pseudo-labels, student, scores."""
-    for name in (SHORT_EPOCHS, SHORT_ITERATIONS):
-        monkeypatch.setenv(name, "1")
+    world = own_world
     assert main(["plan", "901", "-o", "LachinovPlans", "--overwrite"]) == 0
     assert "nnUNetv2_preprocess -d 901 -plans_name LachinovPlans -c lachinov_brain" in capsys.readouterr().out
     folder = preprocess(world, "LachinovPlans", "lachinov_brain")
