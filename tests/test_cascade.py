@@ -110,9 +110,7 @@ def test_stage_2_trains_on_every_map_with_the_schedule_for_several(recipe):
     log = next((stage_2(recipe) / "fold_0").glob("training_log*.txt")).read_text()
     assert "2 epochs of 6 iterations: 6 draws from 3 training cases" in log
     checkpoint = torch.load(stage_2(recipe) / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    assert sum(value.numel() for value in checkpoint["network_weights"].values() if value.is_floating_point()) == (
-        19_021_324 + 2 * (128 + 64 + 32) * 2 + 2 * 3  # the batch norms' running means and variances of three gates
-    )
+    assert not [name for name in checkpoint["network_weights"] if "branch" in name or "vae" in name]
     assert checkpoint["optimizer_state"]["param_groups"][0]["initial_lr"] == 5e-5
 
 
