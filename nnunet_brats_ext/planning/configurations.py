@@ -50,12 +50,14 @@ CONFIGURATIONS = (
         "lyu_stage2", LYU, ("BraTSAttentionVAETrainer",), (128, 128, 128), 4, poolings=4,
         previous_stage="lyu_stage1", footprint="lyu_stage2",
     ),
+    # Whole brains are padded to what the strides divide: no more than the three halvings of the network.
     PaperConfiguration(
         "henry", HENRY, ("BraTSDeepSupervisionTrainer", "BraTSDeepSupervisionCBAMTrainer"), (128, 128, 128), 1,
-        poolings=3, footprint="henry",
+        poolings=3, strides=FULL_SIZE + 3 * HALVED, footprint="henry",
     ),
     PaperConfiguration(
-        "henry_b", HENRY, ("BraTSDeepSupervisionBTrainer",), (128, 128, 128), 3, poolings=3, footprint="henry_b"
+        "henry_b", HENRY, ("BraTSDeepSupervisionBTrainer",), (128, 128, 128), 3,
+        poolings=3, strides=FULL_SIZE + 3 * HALVED, footprint="henry_b",
     ),
     PaperConfiguration(
         "lachinov_128", LACHINOV, ("BraTSNoNewNetTrainer",), (128, 128, 128), 2, poolings=4, footprint="no_new_net"
