@@ -1,0 +1,35 @@
+"""Henry et al. 2020 small enough for a CPU: a quarter of the channels, and learning rates for few steps."""
+
+from collections.abc import Callable
+from functools import partial
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_brats_ext.trainers import BraTSDeepSupervisionBTrainer, BraTSDeepSupervisionTrainer
+from nnunet_brats_ext.trainers.henry2020 import HenryTrainer, PipelineA
+from nnunet_brats_ext.training.averaging import Cycles
+
+
+class Narrow(HenryTrainer):
+    """https://arxiv.org/abs/2011.01045"""
+
+    hyperparameters = dict(initial_lr=2e-3)
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        return partial(super().architecture_for(configuration), features_per_stage=(12, 24, 48, 96))
+
+
+class StudyHenryATrainer(Narrow, BraTSDeepSupervisionTrainer):
+    """https://arxiv.org/abs/2011.01045, pipeline A; the cycles begin at half the learning rate, as in the paper."""
+
+    averaging = Cycles(initial_lr=1e-3)
+
+
+class StudyHenryAWithoutAveragingTrainer(Narrow, PipelineA):
+    """https://arxiv.org/abs/2011.01045, pipeline A whose base schedule takes all epochs."""
+
+
+class StudyHenryBTrainer(Narrow, BraTSDeepSupervisionBTrainer):
+    """https://arxiv.org/abs/2011.01045, pipeline B."""
