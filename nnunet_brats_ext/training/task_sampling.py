@@ -120,7 +120,7 @@ class TaskDraws(CaseView):
 
 
 class TaskTargets(SegOnlyTransform):
-    """Segmentation (1, *s), negative outside the brain -> [regions (3, *s), labels (1, *s)], both as OM-Net's loss.
+    """Segmentation (1, *s), negative outside the brain -> [regions (3, *s), labels (1, *s)], for OM-Net's loss.
 
     regions: WT, TC and ET as booleans, for nnU-Net's Dice. labels: those as trained, and `OUTSIDE`. nnU-Net's own
     pipelines make the outside background; this one comes in place of all that they do after augmentation.
