@@ -71,7 +71,7 @@ def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice,
     if choice.reference:
         require_reference(choice.reference, cases, ending)
     require_image_axes(predictor)
-    sequence = find_sequence(predictor.dataset_json, choice.background)
+    channel, sequence = find_sequence(predictor.dataset_json, choice.background)
     members = describe_members(predictor.checkpoints)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
@@ -84,7 +84,7 @@ def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice,
 
         for name, data, properties in preprocess(predictor, cases, choice.previous, processes=0):
             reference = choice.reference / f"{name}{ending}" if choice.reference else None
-            case = Case(name, Path(cases[name][sequence]), reference, properties)
+            case = Case(name, sequence, Path(cases[name][channel]), reference, properties)
             # What other checkpoints have left there stays.
             others = [path.name.removesuffix(".nii.gz") for path in (out / name).glob("*.nii.gz")]
             with staged(out / name, others) as folder:
@@ -142,13 +142,13 @@ def require_image_axes(predictor: MapPredictor) -> None:
         raise ValueError(f"{reader} turns images on reading, and maps would not lie on the files' grid")
 
 
-def find_sequence(dataset_json: Mapping[str, Any], wanted: str | None) -> int:
-    """The number of the channel to draw."""
+def find_sequence(dataset_json: Mapping[str, Any], wanted: str | None) -> tuple[int, str]:
+    """The number of the channel to draw, and what it shows."""
     sequences = dataset_json.get("brats_sequences") or list(dataset_json["channel_names"].values())
     if wanted is not None and wanted not in sequences:
         raise ValueError(f"--background {wanted}: the images are {', '.join(sequences)}")
     name = wanted or ("FLAIR" if "FLAIR" in sequences else sequences[0])
-    return sequences.index(name)
+    return sequences.index(name), name
 
 
 def describe_members(checkpoints: Sequence[Path]) -> list[Member]:

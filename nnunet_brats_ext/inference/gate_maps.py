@@ -79,4 +79,5 @@ def show_gates(
             files.append(out / f"{member.name}_gate{level}.nii.gz")
             write_image(files[-1], gate.clip(0, 1), geometry)  # a weighted mean may exceed 1 by rounding
         rows.append(Row(member.label, case.reference or segmentation, files))
-    draw_rows(head, rows, view.titles, predictor.regions, out, slices)
+    outlined = "reference" if case.reference else "prediction"
+    draw_rows(head, rows, [f"{case.sequence}, {outlined}", *view.titles], predictor.regions, out, slices)

@@ -4,7 +4,7 @@ Slices are shown as radiologists see them, the patient's right on the left, and 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def draw_rows(
 ) -> None:
     """Write slice_NNN.png for each of the numbers, by default for one: checkpoints in rows, maps in columns.
 
-    titles: of the maps. regions: the labels of each, to outline in the first column.
+    titles: of the image and of the maps. regions: the labels of each, to outline in the first column.
     """
     segmentations = [read_upright(row.segmentation)[0] for row in rows]
     indices = head.choose_slices(numbers, segmentations[::-1])
@@ -101,15 +101,13 @@ def draw_rows(
     maps = [[_cut_each(head, path, indices) for path in row.maps] for row in rows]
     for i, index in enumerate(indices):
         panels = [
-            [
-                Panel("", labels=head.crop(segmentation[index])),
-                *(Panel(title, heat[i]) for title, heat in zip(titles, heats, strict=True)),
-            ]
+            [Panel(labels=head.crop(segmentation[index])), *(Panel(heat=heat[i]) for heat in heats)]
             for segmentation, heats in zip(segmentations, maps, strict=True)
         ]
-        draw_panels(head, index, [row.label for row in rows], panels, regions).savefig(
-            out / f"slice_{index + 1:03d}.png"
-        )
+        panels[0] = [replace(panel, title=title) for panel, title in zip(panels[0], titles, strict=True)]
+        labels = [row.label for row in rows]
+        figure = draw_panels(head, index, labels, panels, regions, "; coefficients of attention gates")
+        figure.savefig(out / f"slice_{index + 1:03d}.png")
 
 
 def draw_panels(

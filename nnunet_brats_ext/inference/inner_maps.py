@@ -18,9 +18,10 @@ from nnunet_brats_ext.prediction_folders.heads import head_of
 
 @dataclass(frozen=True)
 class Case:
-    """A case to look into. image: the sequence to draw. reference: label map to outline. properties: nnU-Net's."""
+    """A case to look into. image: of the sequence to draw. reference: label map to outline. properties: nnU-Net's."""
 
     name: str
+    sequence: str
     image: Path
     reference: Path | None
     properties: dict[str, Any]
