@@ -325,6 +325,7 @@ def test_high_is_red_low_is_blue_and_outside_the_head_is_black():
 def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():
     image = np.zeros((6, 20, 16))
     image[:, 4:16, 4:12] = 1 + np.arange(12)[:, None]
+    image[:, 10, 8] = 0  # inside the head
     labels = np.zeros((20, 16), np.uint8)
     labels[8:12, 6:10] = 1
     head = Head("case", image, (1.0, 2.0, 3.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (1, 12))
@@ -334,6 +335,9 @@ def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():
     assert [axis.get_ylabel() for axis in axes] == ["epoch 1", "", "epoch 2", ""]
     assert bar.get_ylim() == pytest.approx((0.2, 0.8))
     assert axes[0].images[0].get_array().shape == (20, 16, 3)
+    heat = axes[1].images[0].get_array()
+    assert heat[10, 8].any()
+    assert not heat[2].any()
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["WT"]
     assert axes[0].get_aspect() == 2.0
     assert figure.get_suptitle() == "case, axial slice 3 of 6"

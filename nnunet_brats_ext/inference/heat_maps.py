@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.ndimage import binary_fill_holes
 
 from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box
@@ -123,7 +124,7 @@ def draw_panels(
     Rows may differ in length. note: what follows the case's name.
     """
     image = head.crop(head.image[index])
-    inside = image != 0
+    inside = binary_fill_holes(image != 0)  # single voxels of the head can be 0, too
     grey = np.clip((image - head.window[0]) / (head.window[1] - head.window[0]), 0, 1) * inside
     every = [panel for line in panels for panel in line]
     shared = colour_scale([panel.heat[inside] for panel in every if panel.heat is not None and panel.scale is None])
