@@ -82,16 +82,18 @@ class StochasticWeightAveraging(FinalWeights):
         self.average = AveragedModel(self.averaged_network, torch.device("cpu"))
 
     def configure_optimizers(self):
-        cycles = self.timeline.cycles
         if self.cycle:
-            epochs = cycles[self.cycle - 1]
             optimizer = torch.optim.Adam(self.network.parameters(), self.averaging.initial_lr)
-            return optimizer, EpochSchedule(optimizer, lambda epoch: self.averaging.learning_rate(epoch, epochs))
-        whole, self.num_epochs = self.num_epochs, cycles[0].start if cycles else self.num_epochs
+            return optimizer, EpochSchedule(optimizer, self.learning_rate_in_cycle)
+        cycles = self.timeline.cycles
+        whole, self.num_epochs = self.num_epochs, max(1, cycles[0].start) if cycles else self.num_epochs
         try:
             return super().configure_optimizers()  # its schedule ends with num_epochs
         finally:
             self.num_epochs = whole
+
+    def learning_rate_in_cycle(self, epoch: int) -> float:
+        return self.averaging.learning_rate(epoch, self.timeline.cycles[self.cycle - 1])
 
     def enter(self, cycle: int) -> None:
         """Begin a cycle, or go back to one, with the optimiser that belongs to it and nothing learnt in that yet."""

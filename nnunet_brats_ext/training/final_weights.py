@@ -22,6 +22,10 @@ class FinalWeights(BraTSTrainer):
     def conclude(self) -> None:
         """Put into the network what training ends with."""
 
+    def on_epoch_end(self) -> None:
+        self.concluded = False  # also where a finished training is made longer
+        super().on_epoch_end()
+
     def on_train_end(self) -> None:
         if not self.concluded:
             self.conclude()

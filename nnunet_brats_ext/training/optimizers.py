@@ -62,8 +62,5 @@ class EpochSchedule:
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from 1 at progress 0 to 0 at 1, and 1 before: Loshchilov & Hutter 2017, arXiv 1608.03983.
-
-    https://arxiv.org/abs/1608.03983
-    """
+    """From 1 at progress 0, and before, to 0 at progress 1: SGDR's annealing, https://arxiv.org/abs/1608.03983."""
     return (1 + cos(pi * max(progress, 0.0))) / 2

@@ -24,10 +24,7 @@ class RelativeNoise(ImageOnlyTransform):
 
 
 class DropChannel(ImageOnlyTransform):
-    """Sets one channel, any with equal chance, to zero: pipeline A of Henry et al. 2020, arXiv 2011.01045.
-
-    https://arxiv.org/abs/2011.01045
-    """
+    """Sets one channel, any with equal chance, to zero: Henry et al. 2020, https://arxiv.org/abs/2011.01045."""
 
     def _apply_to_image(self, img: Tensor, **params) -> Tensor:
         img[torch.randint(len(img), ())] = 0
