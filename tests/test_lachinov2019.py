@@ -274,7 +274,8 @@ def test_labels_that_the_regions_do_not_tell_are_an_error():
 def view(shape, box, patch_size, margin=50) -> LabelBoxDraws:
     """A view on one case whose labels fill the box, given by its corners; None is no label."""
     voxels = [] if box is None else np.stack([[0, *corner] for corner in box])
-    case = (np.zeros((4, *shape), np.float32), None, None, {"class_locations": {(1, 2, 3): voxels, 3: []}})
+    images, labels = np.zeros((4, *shape), np.float32), np.zeros((1, *shape), np.int8)
+    case = (images, labels, None, {"class_locations": {(1, 2, 3): voxels, 3: []}})
     cases = SimpleNamespace(
         source_folder="", identifiers=["case"], folder_with_segs_from_previous_stage=None, load_case=lambda _: case
     )
@@ -306,7 +307,11 @@ def test_a_tumour_beyond_reach_and_a_case_smaller_than_the_patch_still_give_a_pa
 
 
 def test_without_labels_patches_come_from_anywhere():
-    assert view((64, 64, 64), None, (32, 32, 32)).load_case("case")[3]["class_locations"] == {}
+    cases = view((64, 64, 64), None, (32, 32, 32))
+    assert cases.load_case("case")[3]["class_locations"] == {}
+    size, label_manager = (32, 32, 32), SimpleNamespace(all_labels=[0, 1, 2, 3], has_ignore_label=False)
+    loader = nnUNetDataLoader(cases, 2, size, size, label_manager, oversample_foreground_percent=1.0)
+    assert next(loader)["data"].shape == (2, 4, *size)
 
 
 def test_a_batch_shows_different_patients_and_an_epoch_all_of_them(world):
