@@ -44,7 +44,8 @@ def show_status(folder: Path, console: Console | None = None) -> int:
         table.add_row(f"[{COLOURS[state]}]{state}[/]", name, duration(noted), escape(news), shown)
     console.print(table)
     counts = Counter(state for state, _ in states.values())
-    console.print(f"{folder}: " + ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state]))
+    summary = ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
+    console.print(f"{folder}: {summary}", soft_wrap=True, highlight=False)
     tell_failures(run, console)
     return 1 if counts["failed"] else 0
 

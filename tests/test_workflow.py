@@ -1,0 +1,485 @@
+"""Recipes: what is wrong with one, what graph it makes, and what becomes of runs that fail, change or are killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("snakemake", reason="Snakemake 9 needs Python 3.11")
+
+import torch
+
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.workflow.graph import Job, Setting, build_graph
+from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.resources import Needs
+from nnunet_brats_ext.workflow.resume import NOTE, commands_left
+from nnunet_brats_ext.workflow.run import Options, engine_options, follow, release_stale_lock, snakemake
+from nnunet_brats_ext.workflow.state import Run, only_one, open_run, state_of
+from nnunet_brats_ext.workflow.status import advise
+
+PAPERS = ["hashemi2021", "henry2020", "lachinov2019", "lyu2020", "zhou2020"]
+SMALL = """title: small
+models:
+  one: {trainer: BraTSBaselineTrainer, configuration: 3d_fullres, plans: nnUNetPlans}
+submission: one
+"""
+
+
+def graph_of(recipe: str | Path, **setting) -> dict[str, Job]:
+    given = dict(
+        folder=Path("/w"), raw=Path("/w/raw"), preprocessed=Path("/w/pre"), results=Path("/w/res"),
+        dataset_id=137, release="BraTS2020", unlabelled=True, source=Path("/release"), gpus=8, cpus=64,
+    )  # fmt: skip
+    return build_graph(load_recipe(find_recipe(str(recipe))), Setting(**given | setting))
+
+
+def kinds(jobs: dict[str, Job]) -> Counter:
+    return Counter(job.kind for job in jobs.values())
+
+
+# ---- recipes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_paper_has_a_recipe():
+    assert set(published_recipes()) == {*PAPERS, "baseline", "compare"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("trainer:", "trainr:"), 3, "unknown key 'trainr'; did you mean 'trainer'?"),
+        (("submission: one", "submission: oen"), 4, "'oen' is none of one; did you mean 'one'?"),
+        (("submission: one", "submission: one\ngpu_memory_gb: many"), 5, "'many' is not of type 'number'"),
+        (("submission: one\n", "submission: one\ntitle: again\n"), 5, "'title' is given twice, in line 1 already"),
+        (("plans: nnUNetPlans", "folds: [0, 5]"), 3, "fold 5 of 5: they count from 0"),
+        (("  one:", "  1st:"), 3, "name '1st'"),
+        (("submission: one\n", ""), 1, "give `models` and `submission`"),
+        (
+            ("submission: one", "ensembles:\n  a: {of: [one, b], method: mean}\n  b: {of: [a, one], method: mean}\n"
+             "submission: a"),
+            5, "'a' would be made of itself",
+        ),
+        (
+            ("submission: one", "ensembles:\n  a: {of: [one, twin], method: mean}\nsubmission: a"), 5,
+            "'twin' is none of one, a",
+        ),
+        (("submission: one", "postprocessing:\n  p: {of: one}\nsubmission: p"), 5, "needs one of `rules`"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_recipe_is_said_with_its_line(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL.replace(*change))
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL.replace("trainer:", "trainr:") + "evaluatoin: {}\n")
+    with pytest.raises(ValueError, match=r"trainr(?s:.*)evaluatoin"):
+        load_recipe(file)
+
+
+def test_a_recipe_can_be_copied_edited_and_named_by_its_path(tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    assert main(["run", "lyu2020", "--copy", str(mine)]) == 0
+    mine.write_text(mine.read_text().replace("    combine: vote\n", "    combine: vote\n    epochs: 7\n"))
+    assert graph_of(mine)["train/stage2/fold_0"].environment == {"nnUNet_brats_epochs": "7"}
+    assert main(["run", "lyu2020", "--copy", str(mine)]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones(capsys):
+    assert main(["run", "lyu2021", "somewhere"]) == 1
+    assert "there are baseline, compare, hashemi2021" in capsys.readouterr().err
+
+
+# ---- graphs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", published_recipes())
+@pytest.mark.parametrize("smoke", [False, True])
+def test_a_job_comes_after_all_that_it_waits_for(recipe, smoke):
+    jobs = graph_of(recipe, smoke=smoke, source=None if smoke else Path("/release"))
+    names = list(jobs)
+    for i, name in enumerate(names):
+        assert set(jobs[name].after) <= set(names[:i]), name
+    written = Counter(job.result for job in jobs.values() if job.kind in ("train", "collect", "predict", "ensemble"))
+    assert max(written.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trainings"),
+    [("baseline", 10), ("lyu2020", 10), ("henry2020", 15), ("lachinov2019", 20), ("zhou2020", 20), ("hashemi2021", 20)],
+)
+def test_every_fold_of_every_model_is_trained_once(recipe, trainings):
+    assert kinds(graph_of(recipe))["train"] == trainings
+
+
+def test_models_that_share_data_share_their_preprocessing():
+    assert kinds(graph_of("lyu2020"))["preprocess"] == 1
+    assert [name for name in graph_of("lachinov2019") if name.startswith("preprocess")] == [
+        "preprocess/brats/nnUNetPlans/3d_fullres",
+        "preprocess/brats/BraTSPlans/lachinov_brain",
+        "preprocess/distilled/nnUNetPlans/3d_fullres",
+    ]
+    compared = kinds(graph_of("compare"))
+    assert (compared["convert"], compared["train"]) == (2, 70)  # z-scores, percentiles; not the 3C of hashemi2021
+
+
+def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
+    jobs = graph_of("lyu2020", folds=(0,))
+    stage1 = {f"train/stage1/fold_{fold}" for fold in range(5)}
+    assert stage1 | {"maps/stage1"} <= set(jobs["train/stage2/fold_0"].after)
+    assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
+    assert "--partial" in jobs["evaluate/stage2"].command
+    assert "--partial" not in jobs["evaluate/stage1"].command
+
+
+def test_data_sets_of_one_recipe_keep_patients_in_their_folds():
+    jobs = graph_of("henry2020")
+    command = jobs["convert/minmax"].command
+    assert command[command.index("--same-patients-as") + 1] == "137"
+    assert "percentile-minmax" in command
+    assert "convert/zscore" in jobs["convert/minmax"].after
+
+
+def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
+    jobs = graph_of("baseline", unlabelled=False)
+    assert not {"predict", "restore"} & set(kinds(jobs))
+    assert "report/all" in jobs
+
+
+def test_a_training_gets_no_more_gpus_than_there_are():
+    assert "-num_gpus" in graph_of("lyu2020", gpus=8)["train/stage1/fold_0"].command
+    assert graph_of("lyu2020", gpus=8)["train/stage1/fold_0"].needs.gpus == 4
+    alone = graph_of("lyu2020", gpus=1)["train/stage1/fold_0"]
+    assert "-num_gpus" not in alone.command
+    assert alone.needs.gpus == 1
+    assert graph_of("lyu2020", device="cpu")["train/stage1/fold_0"].needs.gpus == 0
+
+
+def test_probabilities_are_kept_only_where_something_averages_them():
+    lyu, hashemi = graph_of("lyu2020"), graph_of("hashemi2021")
+    assert "--npz" not in lyu["train/stage2/fold_0"].command
+    assert "--npz" in hashemi["train/tumor_core/fold_0"].command
+    assert "--save_probabilities" in hashemi["predict/tumor_core"].command
+
+
+@pytest.mark.parametrize("recipe", published_recipes())
+def test_a_dry_run_shows_every_command_and_writes_nothing(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", recipe, "--scale", "smoke", "--dry-run", "-device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "nnUNetv2_plan_and_preprocess -d 137" in said
+    assert "nothing was started" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_snakemake_finds_nothing_in_the_workflow_but_that_it_names_no_container(tmp_path):
+    run = Run(tmp_path, graph_of("lyu2020", folder=tmp_path), {}, (), {})
+    run.write()
+    said = subprocess.run([*snakemake(tmp_path), "--lint"], capture_output=True, text=True).stderr
+    findings = [line.strip() for line in said.splitlines() if line.strip().startswith("*")]
+    assert set(findings) <= {"* Specify a conda environment or container for each rule.:"}, said
+
+
+# ---- what is there already -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(tmp_path) -> Job:
+    plans = {"configurations": {"base": {"spacing": [1, 1, 1]}, "small": {"inherits_from": "base", "batch_size": 2}}}
+    (tmp_path / "BraTSPlans.json").write_text(json.dumps(plans))
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
+    facts = {"plans": str(tmp_path / "BraTSPlans.json"), "configuration": "small", "fold": 0}
+    return Job("train/m/fold_0", ("nnUNetv2_train",), tmp_path / "m" / "fold_0", (), Needs(1, 1, 1), {}, facts)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_training_is_begun_continued_validated_or_left_alone(training):
+    assert commands_left(training) == [["nnUNetv2_train"]]
+    touch(training.result, "checkpoint_best.pth")
+    assert commands_left(training) == [["nnUNetv2_train", "--c"]]
+    touch(training.result, "checkpoint_latest.pth")
+    assert commands_left(training) == [["nnUNetv2_train", "--c"]]
+    touch(training.result, "checkpoint_final.pth")
+    assert commands_left(training) == [["nnUNetv2_train", "--val"]]
+    touch(training.result, "validation/summary.json")
+    assert commands_left(training) == []
+
+
+def test_a_fold_that_somebody_trained_by_hand_is_taken_as_it_is(training):
+    touch(training.result, "checkpoint_final.pth", "validation/summary.json")
+    assert commands_left(training) == []
+    assert (training.result / NOTE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("BraTSPlans.json", '"batch_size": 2', '"batch_size": 4'), ("splits_final.json", '"a"', '"c"')],
+)
+def test_a_fold_of_other_settings_is_put_aside_and_trained_anew(training, tmp_path, file, old, new):
+    commands_left(training)
+    touch(training.result, "checkpoint_final.pth", "validation/summary.json")
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    assert commands_left(training) == [["nnUNetv2_train"]]
+    (aside,) = training.result.parent.glob("earlier_fold_0_*")
+    assert (aside / "checkpoint_final.pth").is_file()
+
+
+def test_plans_that_change_elsewhere_leave_a_finished_fold_alone(training, tmp_path):
+    commands_left(training)
+    touch(training.result, "checkpoint_final.pth", "validation/summary.json")
+    plans = json.loads((tmp_path / "BraTSPlans.json").read_text())
+    plans["configurations"]["other"] = {"inherits_from": "base"}
+    (tmp_path / "BraTSPlans.json").write_text(json.dumps(plans))
+    assert commands_left(training) == []
+
+
+def test_two_cannot_work_in_one_place_and_the_dead_hold_nothing(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from nnunet_brats_ext.workflow.state import only_one\n"
+        f"with only_one(Path({str(tmp_path / 'lock')!r}), 'it is used'): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RuntimeError, match=f"it is used by process {holder.pid} on .*; wait until it ends"):  # noqa: SIM117
+        with only_one(tmp_path / "lock", "it is used", patience_s=0.2):
+            pass
+    holder.kill()
+    holder.wait()
+    with only_one(tmp_path / "lock", "it is used") as locked:
+        assert locked
+
+
+# ---- the engine, on jobs that take no time -------------------------------------------------------------------------
+
+
+def job(name: str, code: str, folder: Path, *after: str) -> Job:
+    result = folder / "made" / name.replace("/", "_")
+    words = ("python", "-c", f"from pathlib import Path; out = Path({str(result)!r}); {code}")
+    return Job(name, words, result, after, Needs(1, 0.1, 0.1))
+
+
+WRITE = "out.parent.mkdir(exist_ok=True); out.write_text('x')"
+
+
+def small_run(folder: Path, second: str = WRITE) -> Run:
+    jobs = [
+        job("convert/a", WRITE, folder),
+        job("plan/b", second, folder, "convert/a"),
+        job("evaluate/c", WRITE, folder, "plan/b"),
+        job("evaluate/d", WRITE, folder, "convert/a"),
+    ]
+    run = Run(folder, {one.name: one for one in jobs}, {}, (), {})
+    run.write()
+    return run
+
+
+def start(run: Run) -> int:
+    from rich.console import Console
+
+    return follow(run, [*snakemake(run.folder), *engine_options(run, Options("small"))], Console(quiet=True))
+
+
+def test_a_failure_stops_only_what_depends_on_it_and_says_what_to_do(tmp_path, capsys):
+    run = small_run(tmp_path, "raise SystemExit('CUDA out of memory')")
+    assert start(run) != 0
+    states = {name: state_of(run, name)[0] for name in run.jobs}
+    assert states == {"convert/a": "done", "plan/b": "failed", "evaluate/c": "waiting", "evaluate/d": "done"}
+    assert main(["status", str(tmp_path)]) == 1
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "2 done, 1 failed, 1 waiting" in said
+    assert "lower --gpu-memory-gb" in said
+    assert str(run.log("plan/b")) in said
+
+
+def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):
+    run = small_run(tmp_path)
+    assert start(run) == 0
+    before = {name: run.done_file(name).stat().st_mtime_ns for name in run.jobs}
+    assert start(run) == 0
+    assert {name: run.done_file(name).stat().st_mtime_ns for name in run.jobs} == before
+    run = small_run(tmp_path, WRITE.replace("'x'", "'y'"))
+    assert start(run) == 0
+    again = {name for name in run.jobs if run.done_file(name).stat().st_mtime_ns != before[name]}
+    assert again == {"plan/b", "evaluate/c"}
+
+
+def test_a_job_whose_result_is_missing_has_failed(tmp_path):
+    run = small_run(tmp_path, "pass")
+    assert start(run) != 0
+    assert "is not there" in run.log("plan/b").read_text()
+
+
+def test_the_lock_of_a_killed_snakemake_does_not_hinder_the_next(tmp_path):
+    run = small_run(tmp_path)
+    (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
+    (tmp_path / ".snakemake" / "locks" / "0.output.lock").write_text("jobs/convert/a.done\n")
+    assert start(run) != 0
+    with pytest.raises(RuntimeError, match="--unlock"):
+        release_stale_lock(tmp_path, locked=False)
+    release_stale_lock(tmp_path, locked=True)
+    assert start(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("RuntimeError: Some background worker is 6 feet under", "too little main memory"),
+        ("OSError: [Errno 28] No space left on device", "make room"),
+        ("slurmstepd: error: *** STEP 3.0 CANCELLED AT 2026-01-01 DUE TO TIME LIMIT ***", "from its last checkpoint"),
+        ("anything else", "mend what the log says"),
+    ],
+)
+def test_a_log_is_answered_with_advice(tmp_path, said, advice):
+    (tmp_path / "log").write_text(f"...\n{said}\n")
+    assert advice in advise(tmp_path / "log")
+
+
+# ---- whole recipes, on phantoms ------------------------------------------------------------------------------------
+
+
+def smoke(recipe: str, folder: Path, *options: str) -> list[str]:
+    words = ["run", recipe, "--scale", "smoke", "-device", "cpu", "-o", str(folder), *options]
+    return [str(Path(sys.executable).with_name("nnunet_brats")), *words]
+
+
+def run_smoke(recipe: str, folder: Path, *options: str) -> None:
+    done = subprocess.run(smoke(recipe, folder, *options), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def kill_when(command: list[str], folder: Path, there) -> None:
+    """Start a run, and once `there` holds, end it and every process below it without a word, as a power cut would."""
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(3000):
+        if there() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, "the run ended before it was killed"
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        with pytest.MonkeyPatch.context(), suppress_gone():
+            member.send_signal(signal.SIGKILL)
+    psutil.wait_procs(family, timeout=10)
+
+
+def suppress_gone():
+    import contextlib
+
+    return contextlib.suppress(psutil.NoSuchProcess)
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
+@pytest.fixture(scope="module")
+def lyu(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("workflow") / "lyu"
+    run_smoke("lyu2020", folder)
+    return folder
+
+
+@pytest.mark.end_to_end
+def test_lyu2020_runs_from_phantoms_to_report_and_submission(lyu):
+    run = open_run(lyu)
+    assert {state_of(run, name)[0] for name in run.jobs} == {"done"}
+    assert len(list((lyu / "submission").glob("*.nii.gz"))) == 2
+    results = json.loads((lyu / "results" / "final.json").read_text())
+    assert set(results["summary"]) == {"WT", "TC", "ET"}
+    assert len(results["cases"]) == 6
+    assert (lyu / "report.html").stat().st_size > 10_000
+    assert main(["status", str(lyu)]) == 0
+
+
+@pytest.mark.end_to_end
+def test_a_run_killed_in_training_and_in_prediction_ends_with_the_same_result(lyu):
+    (model,) = lyu.glob("nnUNet_results/*/BraTSAttentionVAETrainer__*")
+    fold, predictions = model / "fold_1", lyu / "predictions" / "test" / "stage2"
+    results = ("submission/*.nii.gz", "predictions/cv/stage2/*.nii.gz")
+    expected = [files(lyu, pattern) for pattern in results]
+    weights = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["network_weights"]
+    finished = model / "fold_0" / "checkpoint_final.pth"
+    untouched = finished.stat().st_mtime_ns
+
+    shutil.rmtree(fold)
+    (lyu / "jobs" / "train" / "stage2" / "fold_1.done").unlink()
+    command = smoke("lyu2020", lyu)
+    kill_when(command, lyu, lambda: list(fold.glob("checkpoint_best.pth")))
+    assert not (fold / "checkpoint_final.pth").exists()
+    begun = (predictions / "predict.json").stat().st_mtime_ns
+    kill_when(command, lyu, lambda: newer(predictions, begun) and list(predictions.glob("members/*/*.nii.gz")))
+    run_smoke("lyu2020", lyu)
+
+    assert "--c" in (lyu / "logs" / "train" / "stage2" / "fold_1.log").read_text().split()
+    assert "are there already" in (lyu / "logs" / "predict" / "stage2.log").read_text()
+    resumed = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["network_weights"]
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert [files(lyu, pattern) for pattern in results] == expected
+    assert finished.stat().st_mtime_ns == untouched
+
+
+def newer(folder: Path, than_ns: int) -> bool:
+    file = folder / "predict.json"
+    return file.is_file() and file.stat().st_mtime_ns > than_ns
+
+
+@pytest.mark.end_to_end
+def test_hashemi2021_runs_on_one_fold_of_its_models(tmp_path):
+    run_smoke("hashemi2021", tmp_path / "run", "--folds", "0")
+    results = json.loads((tmp_path / "run" / "results" / "nested.json").read_text())
+    assert len(results["cases"]) == 3
+    assert len(list((tmp_path / "run" / "submission").glob("*.nii.gz"))) == 2
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(
+    not (shutil.which("slurmctld") and shutil.which("munged") and hasattr(os, "geteuid") and os.geteuid() == 0)
+    or Path("/etc/slurm/slurm.conf").exists(),
+    reason="needs root, Debian's slurm-wlm and munge, and no other Slurm: see tests/slurm/one_node.sh",
+)
+def test_slurm_runs_hashemi2021_though_a_job_is_cancelled(tmp_path_factory):
+    slurm, folder = tmp_path_factory.mktemp("slurm"), tmp_path_factory.mktemp("workflow") / "run"
+    here = Path(__file__).parent / "slurm"
+    # Munge's user has to get at its files, below folders that pytest keeps to itself.
+    slurm = Path("/tmp", f"nnunet_brats_{slurm.name}_{os.getpid()}")
+    subprocess.run([here / "one_node.sh", "start", slurm], check=True)
+    try:
+        options = ("--executor", "slurm", "--profile", str(here / "profile"))
+        process = subprocess.Popen(smoke("hashemi2021", folder, *options), stdout=subprocess.PIPE, text=True)
+        cancelled = False
+        while process.poll() is None:
+            if not cancelled and list(folder.glob("nnUNet_results/*/BraTS2DTrainer__*/fold_0/checkpoint_best.pth")):
+                listed = subprocess.run(["squeue", "-h", "-o", "%i %k"], capture_output=True, text=True).stdout
+                number = next(line.split()[0] for line in listed.splitlines() if "three_class/fold_0" in line)
+                subprocess.run(["scancel", number], check=True)
+                cancelled = True
+            time.sleep(0.5)
+        assert cancelled
+        assert process.returncode == 0, process.stdout.read() if process.stdout else ""
+        log = (folder / "logs" / "train" / "three_class" / "fold_0.log").read_text()
+        assert "--c" in log.split()
+        assert len(list((folder / "submission").glob("*.nii.gz"))) == 2
+    finally:
+        subprocess.run([here / "one_node.sh", "stop", slurm], check=False)
+        shutil.rmtree(slurm, ignore_errors=True)
