@@ -727,8 +727,8 @@ def add_attention(verbs: argparse._SubParsersAction) -> None:
         "attention",
         help="where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
         description="The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints "
-        "in rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features that "
-        "weigh most and least. One folder per case.",
+        "in rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
+        "that weigh most and least. One folder per case.",
     )
     parser.add_argument("-i", dest="images", type=Path, required=True, help="images as nnU-Net names them")
     parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")

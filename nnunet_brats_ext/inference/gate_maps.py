@@ -45,10 +45,10 @@ class GateMaps(View):
         self.coefficients.clear()
         logits = self.network(x)
         gates = [
-            interpolate(coefficients, size=x.shape[2:], mode=gate.mode, align_corners=False).to(logits.dtype)
+            interpolate(coefficients.float(), size=x.shape[2:], mode=gate.mode, align_corners=False)
             for gate, coefficients in zip(self.network.gates, self.coefficients, strict=True)
         ]
-        return torch.cat([logits, *reversed(gates)], dim=1)
+        return torch.cat([logits.float(), *reversed(gates)], dim=1)
 
     def _keep(self, gate: AttentionGate, inputs: tuple[Tensor, Tensor], output: Any) -> None:
         self.coefficients.append(gate.coefficients(*inputs))
