@@ -23,7 +23,7 @@ class World:
     def settings(self) -> dict[str, str]:
         """The environment of nnU-Net's commands, with as few processes as they allow."""
         folders = {name: str(self.root / name) for name in FOLDERS}
-        return folders | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "2"}
+        return folders | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
 
     @property
     def raw(self) -> Path:
