@@ -121,7 +121,7 @@ def test_a_job_comes_after_all_that_it_waits_for(recipe, smoke):
 
 @pytest.mark.parametrize(
     ("recipe", "trainings"),
-    [("baseline", 10), ("lyu2020", 10), ("henry2020", 15), ("lachinov2019", 20), ("zhou2020", 20), ("hashemi2021", 20)],
+    [("baseline", 10), ("lyu2020", 10), ("henry2020", 20), ("lachinov2019", 20), ("zhou2020", 20), ("hashemi2021", 20)],
 )
 def test_every_fold_of_every_model_is_trained_once(recipe, trainings):
     assert kinds(graph_of(recipe))["train"] == trainings
@@ -135,7 +135,7 @@ def test_models_that_share_data_share_their_preprocessing():
         "preprocess/distilled/nnUNetPlans/3d_fullres",
     ]
     compared = kinds(graph_of("compare"))
-    assert (compared["convert"], compared["train"]) == (2, 70)  # z-scores, percentiles; not the 3C of hashemi2021
+    assert (compared["convert"], compared["train"]) == (2, 75)  # z-scores, percentiles; not the 3C of hashemi2021
 
 
 def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
@@ -145,6 +145,13 @@ def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
     assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
     assert "--partial" in jobs["evaluate/stage2"].command
     assert "--partial" not in jobs["evaluate/stage1"].command
+
+
+def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
+    jobs = graph_of("henry2020")
+    assert "filter/a_unet" in jobs["train/a_filtered/fold_0"].after
+    assert {f"train/a_unet/fold_{fold}" for fold in range(5)} <= set(jobs["filter/a_unet"].after)
+    assert kinds(jobs)["preprocess"] == 2
 
 
 def test_data_sets_of_one_recipe_keep_patients_in_their_folds():

@@ -192,7 +192,8 @@ class Builder:
         """The data that a model trains on: once for all configurations that share them."""
         data = self.recipe.data[model.data]
         if model.plans == PLANS:
-            ((configuration, own),) = bases([model.configuration]).items()
+            unfiltered = self.recipe.models[model.filtered] if model.filtered else model
+            ((configuration, own),) = bases([unfiltered.configuration]).items()
             plans = PLANS if own else BASE_PLANS
         else:
             configuration, plans = model.configuration, model.plans
@@ -253,6 +254,8 @@ class Builder:
             facts["previous"] = [str(self.jobs[job].result) for job in self.trained(previous)]
             if model.maps:
                 after.append(self.maps(model, previous))
+        if model.filtered:
+            after.append(self.filter_cases(self.recipe.models[model.filtered]))
         command = ["nnUNetv2_train", self.ids[model.data], model.configuration, fold, "-tr", model.trainer]
         command += ["-p", model.plans, "-device", self.setting.device]
         command += ["-num_gpus", self.gpus(model)] if self.gpus(model) > 1 else []
@@ -275,6 +278,14 @@ class Builder:
         if self.setting.smoke:
             return {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: "2", SNAPSHOTS: "1 2", SEED: "1", "nnUNet_n_proc_DA": "0"}
         return {EPOCHS: str(model.epochs)} if model.epochs else {}
+
+    def filter_cases(self, model: Model) -> str:
+        """A configuration without the training cases that a model could not learn."""
+        place = self.setting.preprocessed / self.dataset(model.data)
+        command = ["nnunet_brats", "filter-cases", self.ids[model.data], "-tr", model.trainer, "-p", model.plans]
+        command += ["-c", model.configuration, "-f", *self.folds(model), "--overwrite"]
+        out = place / f"splits_{model.configuration}_filtered.json"
+        return self.add(f"filter/{model.name}", command, out, self.trained(model))
 
     def maps(self, model: Model, previous: Model) -> str:
         """Several stage-1 maps per training case, of which stage 2 draws."""

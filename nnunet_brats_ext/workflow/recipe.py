@@ -39,6 +39,7 @@ class Resources:
 class Model:
     """A trainer on a configuration; `folds` None is every fold of its data.
 
+    filtered: a model of the same data; the cases that it could not learn are left out, by `filter-cases`.
     maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs.
     """
 
@@ -49,6 +50,7 @@ class Model:
     plans: str = "BraTSPlans"
     folds: tuple[int, ...] | None = None
     previous_stage: str | None = None
+    filtered: str | None = None
     epochs: int | None = None
     gpus: int = 1
     maps: tuple[int, ...] = ()
@@ -98,8 +100,8 @@ class Recipe:
     def sources_of(self, prediction: str) -> tuple[str, ...]:
         """The predictions that a prediction is made of; none for a model of its own."""
         if prediction in self.models:
-            previous = self.models[prediction].previous_stage
-            return (previous,) if previous else ()
+            model = self.models[prediction]
+            return tuple(name for name in (model.previous_stage, model.filtered) if name)
         if prediction in self.ensembles:
             return self.ensembles[prediction].of
         return (self.postprocessing[prediction].of,)
@@ -270,8 +272,9 @@ def _references(
     """Every name that stands for something else: where it is said, and what it may be."""
     for name, model in recipe.models.items():
         yield ("models", name, "data"), model.data, list(recipe.data)
-        if model.previous_stage:
-            yield ("models", name, "previous_stage"), model.previous_stage, list(recipe.models)
+        for key, other in (("previous_stage", model.previous_stage), ("filtered", model.filtered)):
+            if other:
+                yield ("models", name, key), other, list(recipe.models)
     for name, ensemble in recipe.ensembles.items():
         for i, member in enumerate(ensemble.of):
             yield ("ensembles", name, "of", i), member, predictions
@@ -335,7 +338,11 @@ def _with(joined: Recipe, recipe: Recipe, prefix: str) -> Recipe:
 
     models = {
         new(name): replace(
-            one, name=new(name), data=renamed[one.data], previous_stage=one.previous_stage and new(one.previous_stage)
+            one,
+            name=new(name),
+            data=renamed[one.data],
+            previous_stage=one.previous_stage and new(one.previous_stage),
+            filtered=one.filtered and new(one.filtered),
         )
         for name, one in recipe.models.items()
     }

@@ -31,6 +31,7 @@ KINDS = {
     "shrink": Needs(1, 4, 1),
     "preprocess": Needs(8, 48, 24),
     "train": Needs(8, 40, 72, gpus=1),
+    "filter": Needs(1, 4, 1),
     "maps": Needs(8, 48, 24, gpus=1),
     "collect": Needs(1, 2, 1),
     "predict": Needs(8, 48, 24, gpus=1),

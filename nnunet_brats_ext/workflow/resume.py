@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.planning.plans import resolve
 from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
 from nnunet_brats_ext.workflow.graph import Job
@@ -65,7 +66,7 @@ def training_settings(job: Job) -> dict[str, Any]:
     """What decides the result of a training: its configuration, cases, length, and what the previous stage said."""
     plans_file, fold = Path(str(job.facts["plans"])), int(str(job.facts["fold"]))
     configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
-    splits = json.loads(plans_file.with_name("splits_final.json").read_text())
+    splits = json.loads(plans_file.with_name(configuration.get(SPLITS_FILE, "splits_final.json")).read_text())
     previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
     return {
         "configuration": configuration,
