@@ -57,7 +57,7 @@ def test_every_paper_has_a_recipe():
     ("change", "line", "words"),
     [
         (("trainer:", "trainr:"), 3, "unknown key 'trainr'; did you mean 'trainer'?"),
-        (("submission: one", "submission: oen"), 4, "'oen' is none of one; did you mean 'one'?"),
+        (("submission: one", "submission: ones"), 4, "'ones' is none of one; did you mean 'one'?"),
         (("submission: one", "submission: one\ngpu_memory_gb: many"), 5, "'many' is not of type 'number'"),
         (("submission: one\n", "submission: one\ntitle: again\n"), 5, "'title' is given twice, in line 1 already"),
         (("plans: nnUNetPlans", "folds: [0, 5]"), 3, "fold 5 of 5: they count from 0"),
