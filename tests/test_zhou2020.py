@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_brats_ext import trainers
-from nnunet_brats_ext.architectures.omnet.fusion import fuse_regions
+from nnunet_brats_ext.architectures.omnet.fusion import DILATION, fuse_regions
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, channel_importance
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskOutput
 from nnunet_brats_ext.architectures.omnet.tasks import CORE, OUTSIDE, TUMOUR
@@ -443,6 +443,13 @@ def test_a_batch_holds_the_configurations_rows_for_each_task(augmented, world):
             assert (middle[:2] != OUTSIDE).all()
             assert torch.isin(middle[4:], torch.tensor(CORE)).all()
     assert trainer.inference_allowed_mirroring_axes is None
+
+
+def test_the_papers_tiles_cover_brats_and_hold_the_dilation_of_what_they_keep():
+    patch, kept = (16, 32, 32), BraTSOMNetTrainer.tile_kept
+    assert [-(-size // step) for size, step in zip((155, 240, 240), kept, strict=True)] == [31, 12, 12]
+    assert min((length - step) // 2 for length, step in zip(patch, kept, strict=True)) >= DILATION
+    assert (BraTSOMNetTrainer.tiling, BraTSOMNetTrainer.test_time_augmentation) == ("overlap", "none")
 
 
 # --- training (6) --------------------------------------------------------------------------------------------------
