@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.run.run_training import run_training_entry
 from torch import Tensor, nn
 
@@ -273,6 +274,14 @@ def test_every_trainer_has_its_network_and_loss(trainer_class, norm, attention, 
     assert (dice.smooth_numerator, dice.smooth_denominator, dice.batch) == (1, 1, True)
     assert dice.power == (2 if squared else 1)
     assert (trainer.tiling, trainer.test_time_augmentation) == ("brain", "henry16")
+
+
+@pytest.mark.parametrize(("trainer_class", "warned"), [(NarrowA, True), (NarrowB, False)])
+def test_images_of_the_other_pipeline_are_told(trainer_class, warned, world):
+    trainer = build(world, trainer_class)  # on z-scores
+    trainer.initialize()
+    assert ("--normalise percentile-minmax" in Path(trainer.log_file).read_text()) == warned
+    assert get_normalization_scheme("noNorm").__name__ == PipelineA.normalization, "what `convert` calls its channels"
 
 
 # ---- weight averaging ----------------------------------------------------------------------------------------------

@@ -46,6 +46,16 @@ class HenryTrainer(BraTSTrainer):
     attention: ClassVar[bool] = False
     squared: ClassVar[bool]
     """Whether the Dice loss squares probabilities and target in its denominator."""
+    normalization: ClassVar[str]
+    """What nnU-Net shall do to the images, as its plans call it."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        if (planned := set(self.configuration_manager.normalization_schemes)) != {self.normalization}:
+            self.print_to_log_file(
+                f"WARNING: {type(self).__name__} is made for {self.normalization} and the plans say {sorted(planned)}. "
+                "Pipeline A takes images from `nnunet_brats convert --normalise percentile-minmax`, pipeline B others."
+            )
 
     @classmethod
     def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
@@ -63,6 +73,7 @@ class PipelineA(HenryTrainer):
 
     norm = "group"
     squared = True
+    normalization = "NoNormalization"  # the images come scaled to 0..1
 
     augmented_as: ClassVar[Literal["coded", "written"]] = "coded"
     """As the authors' release augments, or as the paper says."""
@@ -106,6 +117,7 @@ class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTraine
     hyperparameters = dict(num_epochs=400)
     norm = "instance"
     squared = False
+    normalization = "ZScoreNormalization"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, eps=1e-4)
