@@ -62,8 +62,7 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {"cases": {}}
-        return cls(folder, read_json(folder / DATASET_JSON), manifest["cases"])
+        return cls(folder, read_json(folder / DATASET_JSON), _described(folder))
 
     @property
     def ending(self) -> str:
@@ -161,8 +160,7 @@ def predicted_cases(predictions: Path, images: Path, wanted: Dataset, probabilit
         order = channel_order(channels, channels_of(wanted.dataset_json))
     except ValueError as error:
         raise ValueError(f"{predictions}: {error}") from error
-    manifest = images.parent / MANIFEST
-    described = read_json(manifest)["cases"] if manifest.is_file() else {}
+    described = _described(images.parent)
     cases = []
     for case, label in member.cases.items():
         files = _images(images, case, len(channels), wanted.ending)
@@ -236,6 +234,11 @@ def _kept_out(case: str, source: Path, images: tuple[Path, ...] = (), identities
 
 def _images(folder: Path, case: str, count: int, ending: str) -> list[Path]:
     return [folder / f"{case}_{channel:04d}{ending}" for channel in range(count)]
+
+
+def _described(dataset: Path) -> Mapping[str, Mapping[str, Any]]:
+    """What a data set's manifest says of its cases; nothing where there is none of ours."""
+    return read_json(dataset / MANIFEST).get("cases", {}) if (dataset / MANIFEST).is_file() else {}
 
 
 def _identities(case: str, described: Mapping[str, Any]) -> frozenset[str]:
