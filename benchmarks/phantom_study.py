@@ -118,7 +118,7 @@ class Workbench:
         for way, dataset in self.datasets.items():
             normalise = ("--normalise", way) if way else ()
             self.run("nnunet_brats", "convert", "release", "-d", dataset, "--name", "Study", *normalise)
-            self.run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "3d_fullres")
+            self.run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "3d_fullres", "-npfp", "1", "-np", "1")
             self.run("nnunet_brats", "plan", dataset)
             file = self.folder / "nnUNet_preprocessed" / f"Dataset{dataset}_Study" / f"{PLANS}.json"
             plans = json.loads(file.read_text())
