@@ -18,7 +18,8 @@ pytest.importorskip("snakemake", reason="Snakemake 9 needs Python 3.11")
 import torch
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.workflow.graph import Job, Setting, build_graph
+from nnunet_brats_ext.workflow.graph import build_graph
+from nnunet_brats_ext.workflow.jobs import Job, Setting
 from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.resume import NOTE, commands_left

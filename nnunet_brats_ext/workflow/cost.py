@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
-from nnunet_brats_ext.workflow.graph import Job
+from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.recipe import Model, Recipe
 from nnunet_brats_ext.workflow.resources import gpu_memory_gb
 from nnunet_brats_ext.workflow.state import Run

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
-from nnunet_brats_ext.workflow.graph import Job
+from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.resume import commands_left, note_done
 from nnunet_brats_ext.workflow.state import Run, as_json, only_one, open_run, owner, signature
 

@@ -1,19 +1,14 @@
-"""Recipes as data: YAML checked against `recipe.schema.json`, with errors that name file and line."""
+"""Recipes as data: what a YAML file asks to train, to combine and to score, with every name in it checked."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
+from nnunet_brats_ext.workflow.recipe_text import HERE, KeyPath, RecipeText
 
-HERE = Path(__file__).parent
 RECIPES = HERE / "recipes"
-KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -134,82 +129,14 @@ def find_recipe(name_or_path: str) -> Path:
 
 def load_recipe(path: Path) -> Recipe:
     """A recipe, checked: first its form against the schema, then that every name in it stands for something."""
-    source = Source(path)
-    source.raise_problems(source.problems_of_form())
-    content = source.content
+    text = RecipeText(path)
+    text.raise_problems(text.problems_of_form())
+    content = text.content
     if "include" in content:
-        return _join(source, content)
+        return _join(text, content)
     recipe = _read(content)
-    source.raise_problems(_problems_of_names(recipe, content))
+    text.raise_problems(_problems_of_names(recipe, content))
     return recipe
-
-
-@dataclass
-class Source:
-    """The text of a recipe, where every key and value knows its line."""
-
-    path: Path
-    content: Any = field(init=False)
-    lines: dict[KeyPath, int] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        text = self.path.read_text()
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            self.content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self.path} is no YAML: {error}") from error
-        if not isinstance(self.content, dict):
-            raise ValueError(f"{self.path} should hold keys and values, as the recipes in {RECIPES} do")
-        self._note_lines(node, ())
-
-    def _note_lines(self, node: yaml.Node, path: KeyPath) -> None:
-        self.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                here, line = (*path, key.value), key.start_mark.line + 1
-                if here in self.lines:
-                    first = self.lines[here]
-                    raise ValueError(f"{self.path}:{line}: {key.value!r} is given twice, in line {first} already")
-                self.lines[here] = line
-                self._note_lines(value, here)
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                self._note_lines(value, (*path, i))
-
-    def problems_of_form(self) -> Iterator[tuple[KeyPath, str]]:
-        schema = json.loads((HERE / "recipe.schema.json").read_text())
-        for error in Draft202012Validator(schema).iter_errors(self.content):
-            yield from _explained(error)
-
-    def raise_problems(self, problems: Iterator[tuple[KeyPath, str]]) -> None:
-        """One error with all of them, in the order of their lines."""
-        if found := sorted({(self.lines.get(path, 1), message) for path, message in problems}):
-            lines = [f"{self.path}:{line}: {message}" for line, message in found]
-            raise ValueError("\n  ".join(["the recipe has to be mended:", *lines]))
-
-
-def _explained(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
-    """An error of the schema in a reader's words, at the key that causes it."""
-    path = tuple(error.absolute_path)
-    where = ".".join(map(str, path)) or "the recipe"
-    if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        for key in set(error.instance) - set(known):
-            close = get_close_matches(str(key), known, 1)
-            yield (*path, key), f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else
-                                                           f"; known are {', '.join(known)}")  # fmt: skip
-    elif error.validator == "oneOf" and not path:
-        yield path, "give `models` and `submission`, or `include` other recipes"
-    elif error.validator == "oneOf":
-        yield path, f"{where} needs one of `rules`, `rule` and `tune`"
-    elif error.validator == "required":
-        missing = [repr(key) for key in error.validator_value if key not in error.instance]
-        yield path, f"{where} lacks {', '.join(missing)}"
-    elif error.validator == "pattern":
-        yield (*path, error.instance), f"name {error.instance!r}: a letter, then letters, digits, - and _ only"
-    else:
-        yield path, f"{where}: {error.message}"
 
 
 def _read(content: Mapping[str, Any]) -> Recipe:
@@ -298,7 +225,7 @@ def _ancestors(recipe: Recipe, prediction: str, below: tuple[str, ...]) -> set[s
 # ---- recipes that include others -----------------------------------------------------------------------------------
 
 
-def _join(source: Source, content: Mapping[str, Any]) -> Recipe:
+def _join(text: RecipeText, content: Mapping[str, Any]) -> Recipe:
     """The included recipes as one: names prefixed, data sets that are alike only once, what they submit scored."""
     joined = Recipe(
         content["title"],
@@ -310,17 +237,17 @@ def _join(source: Source, content: Mapping[str, Any]) -> Recipe:
     )  # fmt: skip
     problems = []
     for i, name in enumerate(content["include"]):
-        own = source.path.parent / name  # a path is meant from the recipe that includes it
+        own = text.path.parent / name  # a path is meant from the recipe that includes it
         path = own if own.suffix in (".yaml", ".yml") and own.is_file() else find_recipe(name)
-        if "include" in Source(path).content:
+        if "include" in RecipeText(path).content:
             problems.append((("include", i), f"{name} includes recipes itself, which an included one cannot"))
         else:
             joined = _with(joined, load_recipe(path), path.stem)
-    source.raise_problems(iter(problems))
+    text.raise_problems(problems)
     evaluated = content.get("evaluation", {}).get("of", joined.submissions)
     known = [*joined.models, *joined.ensembles, *joined.postprocessing]
     strangers = [(("evaluation", "of", i), name) for i, name in enumerate(evaluated) if name not in known]
-    source.raise_problems((path, f"{name!r} is none of {', '.join(known)}") for path, name in strangers)
+    text.raise_problems((path, f"{name!r} is none of {', '.join(known)}") for path, name in strangers)
     return replace(joined, evaluated=tuple(evaluated))
 
 

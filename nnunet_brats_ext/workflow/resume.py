@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.planning.plans import resolve
 from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
-from nnunet_brats_ext.workflow.graph import Job
+from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.state import as_json
 
 NOTE = "nnunet_brats_run.json"

@@ -17,8 +17,10 @@ from rich.console import Console
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.planning.plan import trainers_here
 from nnunet_brats_ext.workflow.cost import show_cost
-from nnunet_brats_ext.workflow.graph import Setting, build_graph
-from nnunet_brats_ext.workflow.recipe import HERE, Recipe, find_recipe, load_recipe
+from nnunet_brats_ext.workflow.graph import build_graph
+from nnunet_brats_ext.workflow.jobs import Setting
+from nnunet_brats_ext.workflow.recipe import Recipe, find_recipe, load_recipe
+from nnunet_brats_ext.workflow.recipe_text import HERE
 from nnunet_brats_ext.workflow.state import Run, only_one, state_of
 from nnunet_brats_ext.workflow.status import advise, duration, tell_failures
 

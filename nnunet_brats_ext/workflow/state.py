@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
-from nnunet_brats_ext.workflow.graph import Job
+from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.resources import Needs
 
 GRAPH = "graph.json"

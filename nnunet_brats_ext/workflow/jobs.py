@@ -1,0 +1,152 @@
+"""Jobs, and what all of them are made from: names and places of data, models and predictions. Free of files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_brats_ext.workflow.recipe import Data, Model, Recipe
+from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
+
+CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
+PLANS, BASE_PLANS = "BraTSPlans", "nnUNetPlans"
+EPOCHS, ITERATIONS, SNAPSHOTS, SEED = (
+    f"nnUNet_brats_{name}" for name in ("epochs", "iterations", "snapshots", "seed")
+)  # fmt: skip
+SMOKE_EPOCHS, SMOKE_FOLDS, SMOKE_CASES, SMOKE_UNLABELLED = 2, 2, 6, 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a recipe runs.
+
+    source: the release; None makes phantoms. release: its name, for names of data sets. gpus: the most that one
+    training gets; 0 on a CPU. cpus: cores that a job may have. datasets: names that data sets have already, by ID.
+    """
+
+    folder: Path
+    raw: Path
+    preprocessed: Path
+    results: Path
+    dataset_id: int
+    release: str
+    unlabelled: bool
+    source: Path | None = None
+    smoke: bool = False
+    device: str = "cuda"
+    gpus: int = 1
+    cpus: int = 8
+    folds: tuple[int, ...] | None = None
+    gpu_memory_gb: float | None = None
+    datasets: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line with what it waits for and what it writes. `name` is KIND/..., unique.
+
+    facts: of a training or a preprocessing, by which `resume` sees what of it is done.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+    after: tuple[str, ...]
+    needs: Needs
+    environment: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("/")[0]
+
+
+def with_probabilities(recipe: Recipe) -> Iterator[str]:
+    """The predictions of which something needs more than label maps."""
+    for ensemble in recipe.ensembles.values():
+        if ensemble.method in ("mean", "nested"):
+            yield from ensemble.of
+    for rules in recipe.postprocessing.values():
+        steps = [*rules.rule, *(rules.tune or {}).get("grid", ())]
+        if any(step.startswith("unlikely-components") for step in steps) or any(Path(r).suffix for r in rules.rules):
+            yield rules.of
+
+
+class Jobs:
+    """The jobs of a recipe so far, and what there is to say about each: its needs, its folders, its options."""
+
+    def __init__(self, recipe: Recipe, setting: Setting):
+        self.recipe, self.setting = recipe, setting
+        self.jobs: dict[str, Job] = {}
+        self.ids = {name: setting.dataset_id + i for i, name in enumerate(recipe.data)}
+        self.averaged = set(with_probabilities(recipe))
+
+    def add(
+        self, name: str, command: Sequence[object], result: Path, after: Sequence[str] = (), needs: Needs | None = None,
+        environment: dict[str, str] | None = None, facts: dict[str, object] | None = None,
+    ) -> str:  # fmt: skip
+        words = tuple(map(str, command))
+        self.jobs[name] = Job(
+            name, words, result, tuple(dict.fromkeys(after)), needs or self.needs(name.split("/")[0]),
+            environment or {}, facts or {},
+        )  # fmt: skip
+        return name
+
+    def needs(self, kind: str) -> Needs:
+        wanted = SMOKE if self.setting.smoke else KINDS[kind]
+        gpus = KINDS[kind].gpus if self.setting.device == "cuda" else 0
+        return Needs(min(wanted.cpus, self.setting.cpus), wanted.memory_gb, wanted.hours, gpus)
+
+    # ---- data and models --------------------------------------------------------------------------------------------
+
+    def dataset(self, data: str) -> str:
+        number = self.ids[data]
+        suffix = "" if data == next(iter(self.ids)) else f"_{data}"
+        return self.setting.datasets.get(number, f"Dataset{number:03d}_{self.setting.release}{suffix}")
+
+    def base_of(self, data: Data) -> Data:
+        """The data set whose labels and unlabelled images a distilled one takes over."""
+        return self.recipe.data[self.recipe.models_of(data.distill)[0].data] if data.distill else data
+
+    def images(self, data: Data, branch: str) -> Path:
+        place = self.setting.raw / self.dataset(self.base_of(data).name)
+        return place / ("imagesTr" if branch == CROSS_VALIDATION else "imagesTs")
+
+    def labels(self) -> Path:
+        first = self.base_of(next(iter(self.recipe.data.values())))
+        return self.setting.raw / self.dataset(first.name) / "labelsTr"
+
+    def folds(self, model: Model) -> tuple[int, ...]:
+        """Of a model that another one refines, all: between them they hold every training case."""
+        every = self.every_fold(model)
+        if any(other.previous_stage == model.name for other in self.recipe.models.values()):
+            return every
+        chosen = self.setting.folds or model.folds or every
+        return tuple(fold for fold in chosen if fold in every) or every
+
+    def every_fold(self, model: Model) -> tuple[int, ...]:
+        return tuple(range(SMOKE_FOLDS if self.setting.smoke else self.recipe.data[model.data].folds))
+
+    def gpus(self, model: Model) -> int:
+        return min(model.gpus, self.setting.gpus) if self.setting.device == "cuda" else 0
+
+    def model_folder(self, model: Model) -> Path:
+        name = f"{model.trainer}__{model.plans}__{model.configuration}"
+        return self.setting.results / self.dataset(model.data) / name
+
+    def checkpoints(self, names: Sequence[str | int]) -> list[str]:
+        """File names; a number is the snapshot after that epoch. A short run has few epochs to name."""
+        if self.setting.smoke:
+            numbers = [name for name in names if isinstance(name, int)]
+            names = [1 + numbers.index(name) % SMOKE_EPOCHS if isinstance(name, int) else name for name in names]
+        names = [f"epoch_{name}" if isinstance(name, int) else name for name in names]
+        return list(dict.fromkeys(f"checkpoint_{name}.pth" for name in names))
+
+    def model_words(self, model: Model) -> list[object]:
+        words = ["-d", self.ids[model.data], "-tr", model.trainer, "-c", model.configuration, "-p", model.plans]
+        return [*words, "-f", *self.folds(model), "-device", self.setting.device]
+
+    def workers(self, kind: str) -> int:
+        return 0 if self.setting.smoke else max(self.needs(kind).cpus // 2, 1)
+
+    def folder(self, prediction: str, branch: str) -> Path:
+        return self.setting.folder / "predictions" / branch / prediction
