@@ -102,9 +102,7 @@ def main() -> None:
                 rows.setdefault(row, []).append((seconds, peak))
                 print(f"{row}, budget {budget}: {seconds:.1f} s, {peak:.0f} MB", flush=True)
     reference = rows[options.models[0]]
-    print(
-        f"\n| {options.device}, {options.size} | time | peak memory | MB | --low-memory {options.budget:.0f}: time | MB |"
-    )
+    print(f"\n| {options.device}, {options.size} | time | memory | MB | --low-memory {options.budget:.0f}: time | MB |")
     print("|---|---|---|---|---|---|")
     for row, ((seconds, peak), (low_seconds, low_peak)) in rows.items():
         (base_seconds, base_peak), _ = reference
