@@ -354,9 +354,11 @@ class BraTSTrainer(nnUNetTrainer):
         return None
 
     def on_epoch_end(self) -> None:
+        # Before nnU-Net's checkpoint of this epoch, from which an interrupted training would go on without coming here.
+        epochs = self.current_epoch + 1
+        if epochs in self.chosen_snapshots() and self.local_rank == 0 and not self.disable_checkpointing:
+            self.save_snapshot(Path(self.output_folder, f"checkpoint_epoch_{epochs}.pth"), epochs)
         super().on_epoch_end()
-        if self.current_epoch in self.chosen_snapshots() and self.local_rank == 0 and not self.disable_checkpointing:
-            self.save_snapshot(Path(self.output_folder, f"checkpoint_epoch_{self.current_epoch}.pth"))
 
     def chosen_snapshots(self) -> tuple[int, ...]:
         requested = os.environ.get(SNAPSHOTS, "").split()
@@ -364,11 +366,11 @@ class BraTSTrainer(nnUNetTrainer):
             raise ValueError(f"{SNAPSHOTS}={os.environ[SNAPSHOTS]}: {strange[0]} is no epoch; expected say '100 200'")
         return tuple(map(int, requested)) or self.snapshot_epochs
 
-    def save_snapshot(self, file: Path) -> None:
+    def save_snapshot(self, file: Path, epochs: int) -> None:
         """What inference needs of a checkpoint, without the three times larger state that only training needs."""
         snapshot = {
             "network_weights": self.bare_network.state_dict(),
-            "current_epoch": self.current_epoch,
+            "current_epoch": epochs,
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
