@@ -1,9 +1,9 @@
 """Recipes: what is wrong with one, what graph it makes, and what becomes of runs that fail, change or are killed."""
 
+import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("snakemake", reason="Snakemake 9 needs Python 3.11")
 
 import torch
+from rich.console import Console
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.workflow.graph import build_graph
@@ -24,7 +25,7 @@ from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.resume import NOTE, commands_left
 from nnunet_brats_ext.workflow.run import Options, engine_options, follow, release_stale_lock, snakemake
-from nnunet_brats_ext.workflow.state import Run, only_one, open_run, state_of
+from nnunet_brats_ext.workflow.state import Run, only_one, open_run, states_of
 from nnunet_brats_ext.workflow.status import advise
 
 PAPERS = ["hashemi2021", "henry2020", "lachinov2019", "lyu2020", "zhou2020"]
@@ -72,6 +73,11 @@ def test_every_paper_has_a_recipe():
         (
             ("submission: one", "ensembles:\n  a: {of: [one, twin], method: mean}\nsubmission: a"), 5,
             "'twin' is none of one, a",
+        ),
+        (
+            ("plans: nnUNetPlans}", "combine: vote}\n  two: {trainer: T, configuration: c}\nensembles:\n"
+             "  a: {of: [one, two], method: mean}"),
+            6, "one votes, so it has no probabilities to average",
         ),
         (("submission: one", "postprocessing:\n  p: {of: one}\nsubmission: p"), 5, "needs one of `rules`"),
     ],
@@ -161,6 +167,11 @@ def test_data_sets_of_one_recipe_keep_patients_in_their_folds():
     assert command[command.index("--same-patients-as") + 1] == "137"
     assert "percentile-minmax" in command
     assert "convert/zscore" in jobs["convert/minmax"].after
+
+
+def test_a_student_needs_unlabelled_cases():
+    with pytest.raises(ValueError, match="the source has no cases without label, which 'distilled' is to learn from"):
+        graph_of("lachinov2019", unlabelled=False)
 
 
 def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
@@ -303,15 +314,13 @@ def small_run(folder: Path, second: str = WRITE) -> Run:
 
 
 def start(run: Run) -> int:
-    from rich.console import Console
-
     return follow(run, [*snakemake(run.folder), *engine_options(run, Options("small"))], Console(quiet=True))
 
 
 def test_a_failure_stops_only_what_depends_on_it_and_says_what_to_do(tmp_path, capsys):
     run = small_run(tmp_path, "raise SystemExit('CUDA out of memory')")
     assert start(run) != 0
-    states = {name: state_of(run, name)[0] for name in run.jobs}
+    states = {name: state for name, (state, _) in states_of(run).items()}
     assert states == {"convert/a": "done", "plan/b": "failed", "evaluate/c": "waiting", "evaluate/d": "done"}
     assert main(["status", str(tmp_path)]) == 1
     said = capsys.readouterr().out.replace("\n", " ")
@@ -386,15 +395,9 @@ def kill_when(command: list[str], folder: Path, there) -> None:
     assert process.poll() is None, "the run ended before it was killed"
     family = [process, *process.children(recursive=True)]
     for member in family:
-        with pytest.MonkeyPatch.context(), suppress_gone():
-            member.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     psutil.wait_procs(family, timeout=10)
-
-
-def suppress_gone():
-    import contextlib
-
-    return contextlib.suppress(psutil.NoSuchProcess)
 
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -410,8 +413,7 @@ def lyu(tmp_path_factory) -> Path:
 
 @pytest.mark.end_to_end
 def test_lyu2020_runs_from_phantoms_to_report_and_submission(lyu):
-    run = open_run(lyu)
-    assert {state_of(run, name)[0] for name in run.jobs} == {"done"}
+    assert {state for state, _ in states_of(open_run(lyu)).values()} == {"done"}
     assert len(list((lyu / "submission").glob("*.nii.gz"))) == 2
     results = json.loads((lyu / "results" / "final.json").read_text())
     assert set(results["summary"]) == {"WT", "TC", "ET"}

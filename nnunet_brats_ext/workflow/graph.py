@@ -9,6 +9,9 @@ from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     """All jobs of a recipe by name, each after those it waits for."""
+    for data in recipe.data.values():
+        if data.distill and not setting.unlabelled:
+            raise ValueError(f"the source has no cases without label, which {data.name!r} is to learn from")
     graph = Graph(recipe, setting)
     scores = [graph.evaluate(name) for name in recipe.evaluated]
     if len(scores) > 1:

@@ -191,6 +191,10 @@ def _problems_of_names(recipe: Recipe, content: Mapping[str, Any]) -> Iterator[t
     for name, ensemble in recipe.ensembles.items():
         if ensemble.weights and len(ensemble.weights) != len(ensemble.of):
             yield ("ensembles", name, "weights"), f"{len(ensemble.weights)} weights for {len(ensemble.of)} members"
+        for i, member in enumerate(ensemble.of):
+            votes = member in recipe.models and recipe.models[member].combine == "vote"
+            if votes and ensemble.method in ("mean", "nested"):
+                yield ("ensembles", name, "of", i), f"{member} votes, so it has no probabilities to average"
 
 
 def _references(

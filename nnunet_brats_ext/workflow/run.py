@@ -21,7 +21,7 @@ from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import Recipe, find_recipe, load_recipe
 from nnunet_brats_ext.workflow.recipe_text import HERE
-from nnunet_brats_ext.workflow.state import Run, only_one, state_of
+from nnunet_brats_ext.workflow.state import Run, only_one, states_of
 from nnunet_brats_ext.workflow.status import advise, duration, tell_failures
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -190,8 +190,8 @@ def dry_run(run: Run, options: Options, console: Console) -> int:
     if done.returncode:
         console.print(done.stdout + done.stderr, markup=False)
         return 1
-    left = [name for name in run.jobs if not run.done_file(name).is_file()]
-    console.print(f"{len(run.jobs)} jobs, {len(run.jobs) - len(left)} done already; nothing was started")
+    done_already = sum(state == "done" for state, _ in states_of(run).values())
+    console.print(f"{len(run.jobs)} jobs, {done_already} done already; nothing was started")
     return 0
 
 
@@ -214,7 +214,7 @@ def follow(run: Run, command: Sequence[str], console: Console) -> int:
     log = run.folder / "logs" / ENGINE_LOG
     log.parent.mkdir(exist_ok=True)
     begin = time.time()
-    done = sum(run.done_file(name).is_file() for name in run.jobs)
+    done = sum(state == "done" for state, _ in states_of(run).values())
     console.print(f"{len(run.jobs)} jobs, {done} done already; logs in {log.parent}, state by `nnunet_brats status`")
     with log.open("a") as output, ExitStack() as stack:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -231,8 +231,7 @@ def follow(run: Run, command: Sequence[str], console: Console) -> int:
 
 
 def tell_news(run: Run, seen: dict[str, str], begin: float, console: Console) -> None:
-    for name in run.jobs:
-        state, noted = state_of(run, name)
+    for name, (state, noted) in states_of(run).items():
         if noted.get("since", 0) < begin or seen.get(name) == state:
             continue
         seen[name] = state
@@ -242,7 +241,7 @@ def tell_news(run: Run, seen: dict[str, str], begin: float, console: Console) ->
 
 
 def tell_end(run: Run, code: int, console: Console) -> int:
-    states = {name: state_of(run, name)[0] for name in run.jobs}
+    states = {name: state for name, (state, _) in states_of(run).items()}
     left = [name for name, state in states.items() if state != "done"]
     if code == 0 and not left:
         console.print(f"all done: {run.folder / 'report.html'}")

@@ -71,15 +71,23 @@ def signature(job: Job) -> dict[str, Any]:
     return {"command": list(job.command), "environment": dict(job.environment)}
 
 
-def state_of(run: Run, job: str) -> tuple[str, dict[str, Any]]:
-    """done, running, interrupted, failed or waiting; and what its last attempt has noted."""
-    file = run.state_file(job)
-    noted = read_json(file) if file.is_file() else {}
-    if noted.get("state") == "running":
-        return ("running" if is_alive(noted) else "interrupted"), noted
-    if run.done_file(job).is_file():
-        return "done", noted
-    return ("failed" if noted.get("state") == "failed" else "waiting"), noted
+def states_of(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Of each job: done, running, interrupted, failed or waiting; and what its last attempt has noted.
+
+    One that was done waits again when something before it does.
+    """
+    states: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, job in run.jobs.items():
+        noted = read_json(run.state_file(name)) if run.state_file(name).is_file() else {}
+        if noted.get("state") == "running":
+            state = "running" if is_alive(noted) else "interrupted"
+        elif noted.get("state") == "failed":
+            state = "failed"
+        else:
+            ready = all(states[before][0] == "done" for before in job.after)
+            state = "done" if ready and run.done_file(name).is_file() else "waiting"
+        states[name] = state, noted
+    return states
 
 
 # ---- who is at work ------------------------------------------------------------------------------------------------

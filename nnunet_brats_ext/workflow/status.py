@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
-from nnunet_brats_ext.workflow.state import Run, describe, open_run, state_of
+from nnunet_brats_ext.workflow.state import Run, describe, open_run, states_of
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "interrupted": "yellow", "waiting": "dim"}
 # What a log says -> what to do; the first that is found counts.
@@ -35,14 +34,13 @@ def show_status(folder: Path, console: Console | None = None) -> int:
     """Print a table of all jobs; 1 if any has failed."""
     console = console or Console()
     run = open_run(folder)
-    states = {name: state_of(run, name) for name in run.jobs}
-    table = Table("state", Column("job", no_wrap=True), "for", "last line", Column("log", overflow="fold"), box=None)
-    for name, (state, noted) in states.items():
-        log = run.log(name)
-        news = last_line(log) if state in ("running", "failed", "interrupted") else ""
-        shown = str(log.relative_to(folder)) if log.is_file() else ""
-        table.add_row(f"[{COLOURS[state]}]{state}[/]", name, duration(noted), escape(news), shown)
-    console.print(table)
+    states = states_of(run)
+    width = max(map(len, run.jobs))
+    for name, (state, noted) in states.items():  # one line each, however narrow the screen: to be searched and cut
+        log = run.log(name) if run.log(name).is_file() else ""
+        line = f"[{COLOURS[state]}]{state:<11}[/] {name:<{width}} {duration(noted):>8}  {escape(str(log))}"
+        news = f"  {last_line(run.log(name))}" if state in ("running", "failed", "interrupted") else ""
+        console.print(line + escape(news), soft_wrap=True, highlight=False)
     counts = Counter(state for state, _ in states.values())
     summary = ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
     console.print(f"{folder}: {summary}", soft_wrap=True, highlight=False)
@@ -52,8 +50,7 @@ def show_status(folder: Path, console: Console | None = None) -> int:
 
 def tell_failures(run: Run, console: Console) -> None:
     """For each failed job: its last words, where the rest is, and what to do."""
-    for name in run.jobs:
-        state, noted = state_of(run, name)
+    for name, (state, noted) in states_of(run).items():
         if state == "failed":
             console.print(f"\n[bold red]{name} failed[/] ({describe(noted)})")
             console.print(escape("\n".join(tail(run.log(name))[-8:])), style="dim", highlight=False)
