@@ -437,6 +437,7 @@ def test_a_run_killed_in_training_and_in_prediction_ends_with_the_same_result(ly
     command = smoke("lyu2020", lyu)
     kill_when(command, lyu, lambda: list(fold.glob("checkpoint_best.pth")))
     assert not (fold / "checkpoint_final.pth").exists()
+    assert (fold / "checkpoint_epoch_1.pth").exists(), "going on from the checkpoint would never make this snapshot"
     begun = (predictions / "predict.json").stat().st_mtime_ns
     kill_when(command, lyu, lambda: newer(predictions, begun) and list(predictions.glob("members/*/*.nii.gz")))
     run_smoke("lyu2020", lyu)

@@ -72,6 +72,7 @@ def training_settings(job: Job) -> dict[str, Any]:
         "configuration": configuration,
         "cases": _digest(as_json(splits[fold])),
         "environment": {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")},
+        "maps": job.facts.get("maps", []),
         "previous_stage": [_digest(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
     }
 

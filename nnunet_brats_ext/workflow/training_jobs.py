@@ -129,6 +129,7 @@ class TrainingJobs(Jobs):
             facts["previous"] = [str(self.jobs[job].result) for job in self.trained(previous)]
             if model.maps:
                 after.append(self.maps(model, previous))
+                facts["maps"] = self.checkpoints(model.maps)
         if model.filtered:
             after.append(self.filter_cases(self.recipe.models[model.filtered]))
         command = ["nnUNetv2_train", self.ids[model.data], model.configuration, fold, "-tr", model.trainer]
