@@ -318,7 +318,7 @@ def test_a_batch_shows_different_patients_and_an_epoch_all_of_them(world):
     trainer = build(world, BraTSStudentTrainer)
     trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
     training, _ = trainer.get_tr_and_val_datasets()
-    assert isinstance(training, LabelBoxDraws)
+    assert isinstance(trainer.sampling(training), LabelBoxDraws)
     size = trainer.configuration_manager.patch_size
     loader = nnUNetDataLoader(training, 2, size, size, trainer.label_manager, trainer.oversample_foreground_percent)
     np.random.seed(0)
