@@ -12,7 +12,7 @@ PLANS, BASE_PLANS = "BraTSPlans", "nnUNetPlans"
 EPOCHS, ITERATIONS, SNAPSHOTS, SEED = (
     f"nnUNet_brats_{name}" for name in ("epochs", "iterations", "snapshots", "seed")
 )  # fmt: skip
-SMOKE_EPOCHS, SMOKE_FOLDS, SMOKE_CASES, SMOKE_UNLABELLED = 2, 2, 6, 2
+SMOKE_EPOCHS, SMOKE_ITERATIONS, SMOKE_FOLDS, SMOKE_CASES, SMOKE_UNLABELLED = 2, 1, 2, 4, 2
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,9 @@ def _training_left(job: Job) -> list[list[str]]:
     note = fold / NOTE
     checkpoints = {path.name for path in fold.glob("checkpoint_*.pth")}
     # A fold without a note was trained by hand: its settings are the user's business.
-    if checkpoints and note.is_file() and (before := read_json(note)) != settings:
+    if checkpoints and note.is_file() and (changed := _changes(read_json(note), settings)):
         aside = fold.with_name(time.strftime(f"earlier_{fold.name}_%Y%m%d-%H%M%S"))
         fold.replace(aside)
-        changed = sorted(key for key in settings if before.get(key) != settings[key])
         print(f"{fold} was trained with other settings ({', '.join(changed)}); it is kept as {aside}", flush=True)
         checkpoints = set()
     fold.mkdir(parents=True, exist_ok=True)
@@ -60,6 +59,11 @@ def _training_left(job: Job) -> list[list[str]]:
         return [[*command, "--c"] if checkpoints & {"checkpoint_latest.pth", "checkpoint_best.pth"} else command]
     # nnU-Net writes the summary once every case of the fold is predicted, for the next stage as well.
     return [] if (fold / "validation" / "summary.json").is_file() else [[*command, "--val"]]
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The settings that differ; one that another version of this package did not note is no difference."""
+    return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
 
 
 def training_settings(job: Job) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nnunet_brats_ext.workflow.jobs import (
     SMOKE_CASES,
     SMOKE_EPOCHS,
     SMOKE_FOLDS,
+    SMOKE_ITERATIONS,
     SMOKE_UNLABELLED,
     SNAPSHOTS,
     TEST,
@@ -152,7 +153,8 @@ class TrainingJobs(Jobs):
 
     def training_environment(self, model: Model) -> dict[str, str]:
         if self.setting.smoke:
-            return {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: "2", SNAPSHOTS: "1 2", SEED: "1", "nnUNet_n_proc_DA": "0"}
+            short = {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: str(SMOKE_ITERATIONS), SNAPSHOTS: "1 2"}
+            return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         return {EPOCHS: str(model.epochs)} if model.epochs else {}
 
     def filter_cases(self, model: Model) -> str:
