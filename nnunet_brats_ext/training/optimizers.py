@@ -45,9 +45,14 @@ class Ranger(torch.optim.RAdam):
         for p, slow in starts.items():
             self.state[p]["slow"] = slow
         for p in moving:
-            if int(self.state[p]["step"]) % self.k == 0:  # on the CPU wherever p is: no waiting for the GPU
+            if int(self.state[p]["step"]) % self.k == 0:
                 p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
         return loss
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["step"] = state["step"].cpu()  # nnU-Net loads it onto the GPU, where every look at it would wait
 
 
 class EpochSchedule:
