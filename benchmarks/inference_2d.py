@@ -13,8 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import SimpleITK as sitk
 import torch
 
 DATASET = "906"
@@ -40,10 +43,21 @@ def prepare(folder: Path, size: list[int]) -> None:
         (folder / name).mkdir()
     cases = ("--cases", "3", "--unlabelled", "1", "--anatomy", "procedural")
     run(folder, "nnunet_brats", "phantom", "release", *cases, "--size", *map(str, size))
+    for file in folder.glob("release/**/*.nii.gz"):
+        if "seg" not in file.name:
+            uncrop(file)
     run(folder, "nnunet_brats", "convert", "release", "-d", DATASET, "--name", "Volumes")
     run(folder, "nnUNetv2_extract_fingerprint", "-d", DATASET)
     run(folder, "nnUNetv2_plan_experiment", "-d", DATASET)
     run(folder, "nnunet_brats", "plan", DATASET)
+
+
+def uncrop(file: Path) -> None:
+    """Light two opposite corners, so that nnU-Net's crop to the head leaves the whole volume, as the paper had it."""
+    image = sitk.ReadImage(str(file))
+    for corner in ([0, 0, 0], [size - 1 for size in image.GetSize()]):
+        image[corner] = 1
+    sitk.WriteImage(image, str(file))
 
 
 def save_random_model(folder: Path, trainer: str) -> tuple[str, str]:
@@ -56,7 +70,8 @@ def save_random_model(folder: Path, trainer: str) -> tuple[str, str]:
     plans = json.loads((dataset / f"{name}.json").read_text())
     dataset_json = json.loads((dataset / "dataset.json").read_text())
     manager = PlansManager(plans)
-    found = recursive_find_trainer_class_by_name(trainer)
+    with redirect_stdout(StringIO()):  # where it looks
+        found = recursive_find_trainer_class_by_name(trainer)
     network = found.build_network_architecture(manager, manager.get_configuration(configuration), 4, 3, False)
     model = folder / "nnUNet_results" / dataset.name / f"{trainer}__{name}__{configuration}"
     (model / "fold_0").mkdir(parents=True)

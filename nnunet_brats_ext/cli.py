@@ -618,13 +618,13 @@ def add_predict(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--tiling",
-        choices=("paper", "sliding", "brain", "tumour", "lyu8", "overlap"),
+        choices=("paper", "sliding", "brain", "overlap", "tumour", "lyu8"),
         default="paper",
         help="default paper: what the trainer's paper does",
     )
     parser.add_argument(
         "--tta",
-        choices=("paper", "none", "mirror", "mirror8", "inplane-mirror", "henry16", "dihedral16"),
+        choices=("paper", "none", "mirror", "mirror8", "mirror-y", "inplane-mirror", "henry16", "dihedral16"),
         default="paper",
         help="test-time augmentation; mirror is nnU-Net's",
     )

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_brats_ext import trainers
+from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import MODES, Symmetry, X, Y, Z, average_probabilities, logits_of
 from nnunet_brats_ext.inference.tilings import CERTAIN, TILINGS, Volume, overlap, slices, tumour, whole_brain
@@ -82,6 +84,18 @@ def test_probabilities_are_averaged_and_not_logits():
 
 def test_logits_of_certain_probabilities_are_finite():
     assert torch.isfinite(logits_of(torch.tensor([0.0, 1.0]))).all()
+
+
+def test_the_command_line_and_every_trainer_name_modes_and_tilings_that_exist(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "{paper," + ",".join(MODES) + "}" in text.replace(" ", "")
+    assert "{paper,sliding," + ",".join(TILINGS) + "}" in text.replace(" ", "")
+    for name in trainers.__all__:
+        trainer = getattr(trainers, name)
+        assert trainer.test_time_augmentation in MODES
+        assert trainer.tiling in ("sliding", *TILINGS)
 
 
 # ---- tilings ---------------------------------------------------------------------------------------------------------

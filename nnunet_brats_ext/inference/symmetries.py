@@ -41,6 +41,7 @@ MODES: dict[str, tuple[Symmetry, ...] | None] = {
     "none": (Symmetry(),),
     "mirror": None,  # nnU-Net's own: mean of the logits over the axes that the model was mirrored along in training
     "mirror8": _mirrors((Z, Y, X)),
+    "mirror-y": _mirrors((Y,)),
     "inplane-mirror": _mirrors((Y, X)),
     "henry16": _HENRY,
     "dihedral16": tuple(

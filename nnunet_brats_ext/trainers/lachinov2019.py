@@ -173,7 +173,7 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
     hyperparameters = dict(initial_lr=0.1, weight_decay=1e-5, num_epochs=500)
     one_draw_per_case = True
     tiling = "sliding"  # one window, padded as in training
-    test_time_augmentation = "mirror"
+    test_time_augmentation = "mirror-y"  # from front to back, as the release of 2018
     scale_weights: ClassVar[Sequence[float]] = (0.4, 0.3, 0.2)  # of the losses, the finest scale first
     epochs_per_decay: ClassVar[int] = 1
 
