@@ -617,11 +617,11 @@ def test_the_second_step_looks_at_what_the_first_has_left():
 def test_nnunets_commands_train_and_predict(trainer, world, tmp_path):
     folder = world.root / "nnUNet_preprocessed" / world.dataset
     plans = world.plans | {"plans_name": "TinyPlans"}
-    plans["configurations"]["omnet"] = {"inherits_from": "3d_fullres", "patch_size": [16, 16, 16], "batch_size": 1}
+    plans["configurations"]["omnet"] = {"inherits_from": "3d_fullres", "patch_size": [28, 16, 28], "batch_size": 1}
     (folder / "TinyPlans.json").write_text(json.dumps(plans))
     model = ("-tr", trainer.__name__, "-p", "TinyPlans")
     device = ("-device", "cpu")
-    brief = {"nnUNet_brats_epochs": "3", "nnUNet_brats_iterations": "1"}
+    brief = {"nnUNet_brats_epochs": "2", "nnUNet_brats_iterations": "1"}
 
     def command(*words: str) -> str:
         environment = {**os.environ, **brief, "OMP_NUM_THREADS": "1"}
@@ -635,7 +635,7 @@ def test_nnunets_commands_train_and_predict(trainer, world, tmp_path):
     said = command("nnUNetv2_train", world.dataset, "omnet", "0", *model, *device)
     assert "Mean Validation Dice" in said
     assert "train_loss, of which task 3" in said
-    options = ("-f", "0", "-npp", "1", "-nps", "1", "--save_probabilities", *model, *device)
+    options = ("-f", "0", "-step_size", "1", "-npp", "0", "-nps", "0", "--save_probabilities", *model, *device)
     command("nnUNetv2_predict", "-i", str(world.raw / "imagesTs"), "-o", "out", "-d", "901", "-c", "omnet", *options)
     predictions = sorted((tmp_path / "out").glob("*.nii.gz"))
     assert len(predictions) == 2
