@@ -206,12 +206,16 @@ def test_a_dry_run_shows_every_command_and_writes_nothing(recipe, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_snakemake_finds_nothing_in_the_workflow_but_that_it_names_no_container(tmp_path):
+def test_snakemake_finds_nothing_in_the_workflow_but_what_it_does_otherwise(tmp_path):
     run = Run(tmp_path, graph_of("lyu2020", folder=tmp_path), {}, (), {})
     run.write()
     said = subprocess.run([*snakemake(tmp_path), "--lint"], capture_output=True, text=True).stderr
     findings = [line.strip() for line in said.splitlines() if line.strip().startswith("*")]
-    assert set(findings) <= {"* Specify a conda environment or container for each rule.:"}, said
+    ours = {
+        "* Specify a conda environment or container for each rule.:",  # the one that Snakemake runs in
+        "* No log directive defined:",  # jobs write their logs themselves, and keep those of all attempts
+    }
+    assert set(findings) <= ours, said
 
 
 # ---- what is there already -----------------------------------------------------------------------------------------
@@ -327,6 +331,13 @@ def test_a_failure_stops_only_what_depends_on_it_and_says_what_to_do(tmp_path, c
     assert "2 done, 1 failed, 1 waiting" in said
     assert "lower --gpu-memory-gb" in said
     assert str(run.log("plan/b")) in said
+
+
+def test_a_log_keeps_every_attempt(tmp_path):
+    run = small_run(tmp_path, "raise SystemExit('no luck')")
+    start(run)
+    start(run)
+    assert run.log("plan/b").read_text().count("failed with code 1") == 2
 
 
 def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):

@@ -1,6 +1,7 @@
 """`python -m nnunet_brats_ext.workflow.job RUN JOB`: do what is left of one job, and say how it went.
 
-What Snakemake starts, here or on a node of a cluster. The command's output is the job's log.
+What Snakemake starts, here or on a node of a cluster. The job's log keeps all attempts, where Snakemake would delete
+those before.
 """
 
 import os
@@ -126,6 +127,10 @@ def gpus_for(run: Run, job: Job) -> Iterator[dict[str, str]]:
 def main() -> int:
     folder, name = sys.argv[1:]
     run = open_run(Path(folder))
+    run.log(name).parent.mkdir(parents=True, exist_ok=True)
+    with run.log(name).open("ab") as log:
+        for output in (sys.stdout, sys.stderr):  # of the commands as well, which inherit them
+            os.dup2(log.fileno(), output.fileno())
     try:
         return perform(run, run.jobs[name])
     except (OSError, ValueError, RuntimeError) as error:

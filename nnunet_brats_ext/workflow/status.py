@@ -28,6 +28,7 @@ ADVICE = {
     "from its last checkpoint; raise `resources: {hours: ...}` if it happens often",
 }
 LAST_BYTES = 20_000
+ATTEMPT = re.compile(r"[\d-]+ [\d:]+ \$ ")  # how `job` begins one
 
 
 def show_status(folder: Path, console: Console | None = None) -> int:
@@ -72,7 +73,8 @@ def tail(log: Path) -> list[str]:
         file.seek(max(0, log.stat().st_size - LAST_BYTES))
         text = file.read().decode(errors="replace")
     lines = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line]
+    start = max((i for i, line in enumerate(lines) if ATTEMPT.match(line)), default=0)
+    return [line for line in lines[start:] if line]
 
 
 def last_line(log: Path) -> str:
