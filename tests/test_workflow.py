@@ -20,6 +20,7 @@ from rich.console import Console
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.workflow.graph import build_graph
+from nnunet_brats_ext.workflow.job import gpus_for
 from nnunet_brats_ext.workflow.jobs import Job, Setting
 from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.resources import Needs
@@ -291,6 +292,39 @@ def test_two_cannot_work_in_one_place_and_the_dead_hold_nothing(tmp_path):
     holder.wait()
     with only_one(tmp_path / "lock", "it is used") as locked:
         assert locked
+
+
+def test_a_second_run_in_a_folder_is_told_of_the_first(tmp_path, capsys):
+    with only_one(tmp_path / ".lock", "it is used"):
+        assert main(["run", "baseline", "--scale", "smoke", "-device", "cpu", "-o", str(tmp_path)]) == 1
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert not (tmp_path / "graph.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["baseline"], "name the folder of the release"),
+        (["baseline", "/nowhere"], "/nowhere is not a folder"),
+        (["MINE", "--scale", "smoke", "-device", "cpu"], "this version has no trainer BraTSWishfulTrainer"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(SMALL.replace("BraTSBaselineTrainer", "BraTSWishfulTrainer"))
+    assert main(["run", *(str(mine) if word == "MINE" else word for word in words)]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_jobs_at_one_time_get_gpus_of_their_own(tmp_path):
+    run = Run(tmp_path, {}, {}, (f"test-{os.getpid()}-0", f"test-{os.getpid()}-1"), {})
+    needing = Job("train/m/fold_0", ("nnUNetv2_train",), tmp_path, (), Needs(1, 1, 1, gpus=1))
+    with gpus_for(run, needing) as first, gpus_for(run, needing) as second:
+        assert sorted([first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]]) == list(run.devices)
+    with gpus_for(Run(tmp_path, {}, {}, (), {}), needing) as under_a_scheduler:
+        assert under_a_scheduler == {}
 
 
 # ---- the engine, on jobs that take no time -------------------------------------------------------------------------
