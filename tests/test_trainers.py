@@ -28,6 +28,8 @@ def build(world, trainer: type | str, configuration: str | None = None, fold: in
     """A trainer as nnU-Net's command builds it; by default on volumes, unless its name says 2D."""
     trainer_class = getattr(trainers, trainer) if isinstance(trainer, str) else trainer
     configuration = configuration or ("2d" if "2D" in trainer_class.__name__ else "3d_fullres")
+    if hasattr(trainer_class, "tile_kept") and configuration == "3d_fullres":
+        changes = {"patch_size": [8, 16, 16], "batch_size": 1} | changes  # trainers of small patches, 3 x 20 of them
     plans = world.plans
     if strides := changes.pop("strides", None):
         plans["configurations"][configuration]["architecture"]["arch_kwargs"]["strides"] = strides

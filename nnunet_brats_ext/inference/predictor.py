@@ -81,7 +81,9 @@ class BraTSPredictor(nnUNetPredictor):
                 self.tiling = SLIDING  # a second stage's trainer, trained alone
         if self.test_time_augmentation == FROM_TRAINER:
             self.test_time_augmentation = getattr(trainer, "test_time_augmentation", "mirror")
-        self.kept = tuple(getattr(trainer, "tile_kept", ())) or tuple(n // 2 for n in self.patch_size)
+        kept = tuple(getattr(trainer, "tile_kept", ()))
+        fits = len(kept) == len(self.patch_size) and all(k <= n for k, n in zip(kept, self.patch_size, strict=True))
+        self.kept = kept if fits else tuple(max(1, n // 2) for n in self.patch_size)
         if self.requested_patch_size:
             self._resize(self.requested_patch_size)
 
@@ -99,6 +101,9 @@ class BraTSPredictor(nnUNetPredictor):
             raise ValueError(f"--patch-size {tuple(patch_size)}: this model has {len(self.patch_size)} axes")
         if bad := [n for n, divisor in zip(patch_size, self.divisor, strict=True) if n < 1 or n % divisor]:
             raise ValueError(f"--patch-size {tuple(patch_size)}: {bad[0]} is no multiple of the strides {self.divisor}")
+        # A larger tile throws away no wider a margin than the trained one.
+        margins = [old - kept for old, kept in zip(self.patch_size, self.kept, strict=True)]
+        self.kept = tuple(max(1, new - margin) for new, margin in zip(patch_size, margins, strict=True))
         self.configuration_manager.configuration["patch_size"] = list(patch_size)
 
     # ---- one case --------------------------------------------------------------------------------------------------
