@@ -392,6 +392,20 @@ def test_a_job_whose_result_is_missing_has_failed(tmp_path):
     assert "is not there" in run.log("plan/b").read_text()
 
 
+def test_ending_a_run_ends_its_jobs(tmp_path):
+    run = small_run(tmp_path, "import time; time.sleep(300)")
+    code = "import test_workflow as this; this.start(this.open_run(this.Path.cwd()))"
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = psutil.Popen([sys.executable, "-c", code], cwd=tmp_path, env=here)
+    while states_of(run)["plan/b"][0] != "running":
+        time.sleep(0.1)
+    family = process.children(recursive=True)
+    process.terminate()
+    _, alive = psutil.wait_procs([process, *family], timeout=60)
+    assert not alive
+    assert states_of(run)["plan/b"][0] == "failed"
+
+
 def test_the_lock_of_a_killed_snakemake_does_not_hinder_the_next(tmp_path):
     run = small_run(tmp_path)
     (tmp_path / ".snakemake" / "locks").mkdir(parents=True)

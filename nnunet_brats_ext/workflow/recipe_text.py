@@ -7,9 +7,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
+try:
+    import yaml
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+except ImportError as error:
+    raise ImportError(f"{error}; recipes need more: pip install 'nnunet-brats-ext[workflow]'") from error
 
 HERE = Path(__file__).parent
 KeyPath = tuple[str | int, ...]

@@ -217,10 +217,10 @@ def follow(run: Run, command: Sequence[str], console: Console) -> int:
     done = sum(state == "done" for state, _ in states_of(run).values())
     console.print(f"{len(run.jobs)} jobs, {done} done already; logs in {log.parent}, state by `nnunet_brats status`")
     with log.open("a") as output, ExitStack() as stack:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Snakemake waits for its jobs on SIGTERM, and cancels them on SIGINT.
-            former = signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+            # On SIGINT, Snakemake cancels what it has submitted; its jobs on this machine have to hear it themselves.
+            former = signal.signal(number, lambda *_: os.killpg(process.pid, signal.SIGINT))
             stack.callback(signal.signal, number, former)
         seen: dict[str, str] = {}
         while process.poll() is None:
