@@ -152,7 +152,18 @@ class Workbench:
             prediction, submission = (self.place(kind, name, seed) for kind in ("predictions", "submissions"))
             scores = self.place("scores", name, seed) + ".json"
             self.run("nnunet_brats", "restore", prediction, "-o", submission, "-d", next(iter(self.datasets.values())))
-            self.run("nnunet_brats", "evaluate", "references", submission, "--preset", "brats2020", "-o", scores)
+            self.run(
+                "nnunet_brats",
+                "evaluate",
+                "references",
+                submission,
+                "--preset",
+                "brats2020",
+                "--labels",
+                "released",
+                "-o",
+                scores,
+            )
 
     @staticmethod
     def place(kind: str, name: str, seed: int) -> str:
