@@ -268,6 +268,23 @@ def test_a_fold_of_other_settings_is_put_aside_and_trained_anew(training, tmp_pa
     assert (aside / "checkpoint_final.pth").is_file()
 
 
+def test_plans_that_are_there_are_kept_until_the_data_set_changes(tmp_path):
+    plans, dataset = tmp_path / "nnUNetPlans.json", tmp_path / "dataset.json"
+    planning = Job("plan/a/nnUNetPlans", ("plan",), plans, (), Needs(1, 1, 1), facts={"dataset": str(dataset)})
+    dataset.touch()
+    assert commands_left(planning) == [["plan"]]
+    plans.touch()
+    assert commands_left(planning) == []
+    os.utime(dataset, (time.time() + 10,) * 2)
+    assert commands_left(planning) == [["plan"]]
+
+
+def test_our_plans_in_folders_of_others_are_not_overwritten():
+    assert "--overwrite" in graph_of("lyu2020")["configure/brats"].command
+    elsewhere = graph_of("lyu2020", preprocessed=Path("/data/nnUNet_preprocessed"))
+    assert "--overwrite" not in elsewhere["configure/brats"].command
+
+
 def test_plans_that_change_elsewhere_leave_a_finished_fold_alone(training, tmp_path):
     commands_left(training)
     touch(training.result, "checkpoint_final.pth", "validation/summary.json")

@@ -29,6 +29,8 @@ def commands_left(job: Job) -> list[list[str]]:
         return _training_left(job)
     if job.kind == "preprocess":
         return _preprocessing_left(job)
+    if job.kind == "plan":
+        return _planning_left(job)
     return [list(job.command)]
 
 
@@ -85,7 +87,16 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# ---- preprocessing -------------------------------------------------------------------------------------------------
+# ---- plans and preprocessing ---------------------------------------------------------------------------------------
+
+
+def _planning_left(job: Job) -> list[list[str]]:
+    """Plans of these very cases are kept: somebody may have made them with other options, and trained with them."""
+    dataset = Path(str(job.facts["dataset"]))
+    if job.result.is_file() and job.result.stat().st_mtime >= dataset.stat().st_mtime:
+        print(f"{job.result} is there already, and younger than the data set", flush=True)
+        return []
+    return [list(job.command)]
 
 
 def _preprocessing_left(job: Job) -> list[list[str]]:

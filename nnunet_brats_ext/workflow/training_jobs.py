@@ -76,7 +76,9 @@ class TrainingJobs(Jobs):
             budget = self.setting.gpu_memory_gb or self.recipe.gpu_memory_gb
             share = min(self.gpus(model) for model in models) or 1
             fitted = ["--gpu-memory-gb", f"{budget:g}", "--gpus", share] if budget else []
-            command = ["nnunet_brats", "plan", number, "--overwrite", *fitted]
+            # Plans in folders that others use may be what their models were trained with.
+            own = ["--overwrite"] if self.setting.preprocessed.is_relative_to(self.setting.folder) else []
+            command = ["nnunet_brats", "plan", number, *own, *fitted]
             job = self.add(name, command, place / f"{plans}.json", [self.planned(data, BASE_PLANS)])
             if job == final:
                 return job
@@ -88,7 +90,9 @@ class TrainingJobs(Jobs):
         command += ["-npfp", cpus] + (["-gpu_memory_target", 0.1] if self.setting.smoke else [])
         # Planners of one data set share its fingerprint, and wait for each other so that it is made once.
         others = [job for job in self.jobs if job.startswith(f"plan/{data.name}/")]
-        return self.add(name, command, place / f"{plans}.json", [self.converted(data), *others[-1:]])
+        facts: dict[str, object] = {"dataset": str(self.setting.raw / self.dataset(data.name) / "dataset.json")}
+        after = [self.converted(data), *others[-1:]]
+        return self.add(name, command, place / f"{plans}.json", after, facts=facts)
 
     def preprocessed(self, model: Model) -> str:
         """The data that a model trains on: once for all configurations that share them."""
