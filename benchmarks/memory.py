@@ -286,7 +286,8 @@ def measure_resident(name: str, size: Sequence[int], batch: int) -> int:
 def _grow(name: str, size: tuple[int, ...], batch: int, pipe) -> None:
     import psutil
 
-    step(*prepare(name, (32, 32) if len(size) == 2 else (16, 16, 16), 1, "cpu"))  # whatever torch loads on first use is no memory of the step
+    small = (32, 32) if len(size) == 2 else (16, 16, 16)
+    step(*prepare(name, small, 1, "cpu"))  # whatever torch loads on first use is no memory of the step
     before = psutil.Process().memory_info().rss
     prepared = prepare(name, size, batch, "cpu")
     for _ in range(2):

@@ -1,7 +1,6 @@
-"""Lyu & Shu's whole recipe on tiny volumes: snapshots of stage 1, expanded data, stage 2, and prediction by all routes."""
+"""Lyu & Shu's whole recipe on tiny volumes: snapshots of stage 1, expanded data, stage 2, prediction by all routes."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def recipe(world_on_disk, tmp_path_factory):
     (folder / "nnUNet_results").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in world_on_disk.settings.items():
-            patch.setenv(name, value if name not in os.listdir(folder) else str(folder / name))
+            patch.setenv(name, str(folder / name) if (folder / name).is_dir() else value)
         preprocessed = folder / "nnUNet_preprocessed" / world_on_disk.dataset
         cases = sorted(path.name.split(".")[0] for path in (preprocessed / "gt_segmentations").iterdir())
         splits = [{"train": cases[1::2], "val": cases[::2]}, {"train": cases[::2], "val": cases[1::2]}]

@@ -238,8 +238,8 @@ def test_slices_in_batches_are_the_slices_one_by_one():
         assert x.shape[2:] == (8, 8), "padded to the patch"
         return echo(x)
 
-    predicted = slices(predict, flat, lambda predict_one: len(predict_one()) * 3)
-    assert torch.equal(predicted, data.repeat(3, 1, 1, 1))
+    predicted = slices(predict, flat, lambda predict_slices: len(predict_slices(1)))
+    assert torch.equal(predicted, data.repeat(3, 1, 1, 1).half())
     assert sizes == [1, 3, 3, 1]
 
 

@@ -56,21 +56,30 @@ def whole_brain(predict: Predict, volume: Volume) -> Tensor:
     return torch.stack(slices, dim=1)
 
 
-def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[[], Tensor]], int]) -> Tensor:
+def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[[int], object]], int]) -> Tensor:
     """Whole slices for a 2-D network, as many at once as memory allows, padded as nnU-Net pads a slice to its patch.
 
-    slices_at_once: told how to predict one slice, it says how many fit. Where a patch covers the slice, label maps are
-    those of nnU-Net's sliding window, whose weights then divide out.
+    slices_at_once: told how to predict so many slices, it says how many to. The logits are in half precision, as those
+    of nnU-Net's sliding window; where a patch covers the slice, its weights divide out, and label maps are the same.
     """
-    patch = (1, *volume.patch_size)
-    padded, crop = pad_nd_image(volume.data, patch, "constant", {"value": 0}, True, None)
-    if any(size > extent for size, extent in zip(padded.shape[2:], volume.patch_size, strict=True)):
-        raise ValueError(f"slices of {tuple(padded.shape[2:])} are larger than the patch {volume.patch_size}")
-    rows = padded.movedim(1, 0)
-    count = slices_at_once(lambda: predict(rows[:1]))
-    logits = torch.cat([predict(rows[z : z + count]).float().cpu() for z in range(0, len(rows), count)])
-    cropped = (slice(None), *crop[1:])
-    return logits.movedim(0, 1)[cropped]
+    if any(size > extent for size, extent in zip(volume.data.shape[2:], volume.patch_size, strict=True)):
+        raise ValueError(f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}")
+
+    def predict_rows(start: int, count: int) -> Tensor:
+        rows = volume.data[:, start : start + count].movedim(1, 0)
+        padded, (*_, y, x) = pad_nd_image(rows, volume.patch_size, "constant", {"value": 0}, True, None)
+        return predict(padded)[..., y, x].movedim(0, 1)
+
+    depth = volume.data.shape[1]
+    count = slices_at_once(lambda number: predict_rows(0, number))
+    logits: Tensor | None = None
+    for z in range(0, depth, count):
+        predicted = predict_rows(z, count)
+        if logits is None:
+            logits = torch.empty((len(predicted), *volume.data.shape[1:]), dtype=torch.half)
+        logits[:, z : z + count] = predicted
+    assert logits is not None
+    return logits
 
 
 def overlap(predict: Predict, volume: Volume, tiles_at_once: int = 16) -> Tensor:
