@@ -323,11 +323,13 @@ def test_a_second_run_in_a_folder_is_told_of_the_first(tmp_path, capsys):
     [
         (["baseline"], "name the folder of the release"),
         (["baseline", "/nowhere"], "/nowhere is not a folder"),
+        (["baseline", "--scale", "smoke"], "this machine has no GPU"),
         (["MINE", "--scale", "smoke", "-device", "cpu"], "this version has no trainer BraTSWishfulTrainer"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     mine = tmp_path / "mine.yaml"
     mine.write_text(SMALL.replace("BraTSBaselineTrainer", "BraTSWishfulTrainer"))
     assert main(["run", *(str(mine) if word == "MINE" else word for word in words)]) == 1

@@ -108,26 +108,33 @@ def plan_run(recipe: Recipe, options: Options) -> Run:
     given = {} if options.smoke else os.environ
     environment = {name: str(Path(given.get(name) or folder / name).resolve()) for name in FOLDERS}
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
-    devices = local_gpus() if options.executor == "local" and options.device == "cuda" else []
-    if options.executor == "local" and options.device == "cuda" and not devices:
-        raise_without_gpu(options)
-    if options.gpus is not None:
-        devices = devices[: options.gpus]
-    local = options.executor == "local"
-    gpus = len(devices) if local else options.gpus or 8
-    cpus = max((os.cpu_count() or 1) // max(gpus, 1), 1) if local else 64
+    devices, gpus, cpus = resources_for(options)
     setting = Setting(
         folder, raw, preprocessed, results, options.dataset_id, release, unlabelled,
         source=options.source.resolve() if options.source else None,
         smoke=options.smoke,
         device=options.device,
-        gpus=max(gpus, 1),
+        gpus=gpus,
         cpus=cpus,
         folds=options.folds,
         gpu_memory_gb=options.gpu_memory_gb,
         datasets=datasets_there(raw, [options.dataset_id + i for i in range(len(recipe.data))]),
     )  # fmt: skip
     return Run(folder, build_graph(recipe, setting), environment, tuple(devices), asdict(options))
+
+
+def resources_for(options: Options) -> tuple[list[str], int, int]:
+    """The GPUs of this machine to share out, and how many GPUs and cores one job may have at most.
+
+    A cluster's scheduler shares out its own, and its nodes are taken for large.
+    """
+    if options.executor != "local":
+        return [], options.gpus or 8, 64
+    devices = local_gpus()[: options.gpus] if options.device == "cuda" else []
+    if options.device == "cuda" and not devices and not options.dry_run:
+        raise ValueError("this machine has no GPU: run with -device cpu, or with --executor slurm where GPUs are")
+    gpus = max(len(devices), 1)
+    return devices, gpus, max((os.cpu_count() or 1) // gpus, 1)
 
 
 def datasets_there(raw: Path, numbers: Sequence[int]) -> dict[int, str]:
@@ -144,11 +151,6 @@ def local_gpus() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))]
-
-
-def raise_without_gpu(options: Options) -> None:
-    if not options.dry_run:
-        raise ValueError("this machine has no GPU: run with -device cpu, or with --executor slurm where GPUs are")
 
 
 # ---- the engine ----------------------------------------------------------------------------------------------------
