@@ -117,7 +117,7 @@ def predict(folder: Path, stage_: tuple[str, str], name: str, *words: str, **set
 
 def evaluate(folder: Path, name: str, scores: Path) -> None:
     run(folder, "nnunet_brats", "restore", f"predictions/{name}", "-o", f"submissions/{name}", "-d", DATASET)
-    words = ("--preset", "brats2020", "-o", str(scores / f"{name}.json"))
+    words = ("--preset", "brats2020", "--labels", "released", "-o", str(scores / f"{name}.json"))
     run(folder, "nnunet_brats", "evaluate", "references", f"submissions/{name}", *words)
 
 
