@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import random
 from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
@@ -27,6 +26,7 @@ from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
+from nnunet_brats_ext.training.randomness import random_state, restore_random_state, seed_everything
 from nnunet_brats_ext.training.sampling import OwnRandomNumbers
 
 SNAPSHOTS, SEED = "nnUNet_brats_snapshots", "nnUNet_brats_seed"  # environment variables
@@ -120,10 +120,7 @@ class BraTSTrainer(nnUNetTrainer):
         if value := os.environ.get(SEED):
             if not value.isdecimal():
                 raise ValueError(f"{SEED}={value}: expected a whole number; unset it for other ones every time")
-            number = int(value) + self.local_rank
-            random.seed(number)
-            np.random.seed(number)
-            torch.manual_seed(number)
+            seed_everything(int(value) + self.local_rank)
 
     # ---- length of a run -------------------------------------------------------------------------------------------
 
@@ -412,21 +409,3 @@ def require_regions(dataset_json: dict, dataset_name: str) -> None:
             f"Convert the release with `nnunet_brats convert SOURCE -d ID`, "
             f"or train these labels with nnU-Net's own `-tr nnUNetTrainer`."
         )
-
-
-def random_state() -> dict[str, Any]:
-    """The state of all random generators of this process."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
