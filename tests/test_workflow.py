@@ -361,8 +361,8 @@ WRITE = "out.parent.mkdir(exist_ok=True); out.write_text('x')"
 def small_run(folder: Path, second: str = WRITE) -> Run:
     jobs = [
         job("convert/a", WRITE, folder),
-        job("plan/b", second, folder, "convert/a"),
-        job("evaluate/c", WRITE, folder, "plan/b"),
+        job("tune/b", second, folder, "convert/a"),
+        job("evaluate/c", WRITE, folder, "tune/b"),
         job("evaluate/d", WRITE, folder, "convert/a"),
     ]
     run = Run(folder, {one.name: one for one in jobs}, {}, (), {})
@@ -378,19 +378,19 @@ def test_a_failure_stops_only_what_depends_on_it_and_says_what_to_do(tmp_path, c
     run = small_run(tmp_path, "raise SystemExit('CUDA out of memory')")
     assert start(run) != 0
     states = {name: state for name, (state, _) in states_of(run).items()}
-    assert states == {"convert/a": "done", "plan/b": "failed", "evaluate/c": "waiting", "evaluate/d": "done"}
+    assert states == {"convert/a": "done", "tune/b": "failed", "evaluate/c": "waiting", "evaluate/d": "done"}
     assert main(["status", str(tmp_path)]) == 1
     said = capsys.readouterr().out.replace("\n", " ")
     assert "2 done, 1 failed, 1 waiting" in said
     assert "lower --gpu-memory-gb" in said
-    assert str(run.log("plan/b")) in said
+    assert str(run.log("tune/b")) in said
 
 
 def test_a_log_keeps_every_attempt(tmp_path):
     run = small_run(tmp_path, "raise SystemExit('no luck')")
     start(run)
     start(run)
-    assert run.log("plan/b").read_text().count("failed with code 1") == 2
+    assert run.log("tune/b").read_text().count("failed with code 1") == 2
 
 
 def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):
@@ -402,13 +402,13 @@ def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):
     run = small_run(tmp_path, WRITE.replace("'x'", "'y'"))
     assert start(run) == 0
     again = {name for name in run.jobs if run.done_file(name).stat().st_mtime_ns != before[name]}
-    assert again == {"plan/b", "evaluate/c"}
+    assert again == {"tune/b", "evaluate/c"}
 
 
 def test_a_job_whose_result_is_missing_has_failed(tmp_path):
     run = small_run(tmp_path, "pass")
     assert start(run) != 0
-    assert "is not there" in run.log("plan/b").read_text()
+    assert "is not there" in run.log("tune/b").read_text()
 
 
 def test_ending_a_run_ends_its_jobs(tmp_path):
@@ -416,13 +416,15 @@ def test_ending_a_run_ends_its_jobs(tmp_path):
     code = "import test_workflow as this; this.start(this.open_run(this.Path.cwd()))"
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     process = psutil.Popen([sys.executable, "-c", code], cwd=tmp_path, env=here)
-    while states_of(run)["plan/b"][0] != "running":
+    for _ in range(600):
+        if states_of(run)["tune/b"][0] == "running":
+            break
         time.sleep(0.1)
     family = process.children(recursive=True)
     process.terminate()
     _, alive = psutil.wait_procs([process, *family], timeout=60)
     assert not alive
-    assert states_of(run)["plan/b"][0] == "failed"
+    assert states_of(run)["tune/b"][0] == "failed"
 
 
 def test_the_lock_of_a_killed_snakemake_does_not_hinder_the_next(tmp_path):
