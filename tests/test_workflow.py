@@ -361,8 +361,8 @@ WRITE = "out.parent.mkdir(exist_ok=True); out.write_text('x')"
 def small_run(folder: Path, second: str = WRITE) -> Run:
     jobs = [
         job("convert/a", WRITE, folder),
-        job("plan/b", second, folder, "convert/a"),
-        job("evaluate/c", WRITE, folder, "plan/b"),
+        job("tune/b", second, folder, "convert/a"),
+        job("evaluate/c", WRITE, folder, "tune/b"),
         job("evaluate/d", WRITE, folder, "convert/a"),
     ]
     run = Run(folder, {one.name: one for one in jobs}, {}, (), {})
@@ -378,19 +378,19 @@ def test_a_failure_stops_only_what_depends_on_it_and_says_what_to_do(tmp_path, c
     run = small_run(tmp_path, "raise SystemExit('CUDA out of memory')")
     assert start(run) != 0
     states = {name: state for name, (state, _) in states_of(run).items()}
-    assert states == {"convert/a": "done", "plan/b": "failed", "evaluate/c": "waiting", "evaluate/d": "done"}
+    assert states == {"convert/a": "done", "tune/b": "failed", "evaluate/c": "waiting", "evaluate/d": "done"}
     assert main(["status", str(tmp_path)]) == 1
     said = capsys.readouterr().out.replace("\n", " ")
     assert "2 done, 1 failed, 1 waiting" in said
     assert "lower --gpu-memory-gb" in said
-    assert str(run.log("plan/b")) in said
+    assert str(run.log("tune/b")) in said
 
 
 def test_a_log_keeps_every_attempt(tmp_path):
     run = small_run(tmp_path, "raise SystemExit('no luck')")
     start(run)
     start(run)
-    assert run.log("plan/b").read_text().count("failed with code 1") == 2
+    assert run.log("tune/b").read_text().count("failed with code 1") == 2
 
 
 def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):
@@ -402,13 +402,13 @@ def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):
     run = small_run(tmp_path, WRITE.replace("'x'", "'y'"))
     assert start(run) == 0
     again = {name for name in run.jobs if run.done_file(name).stat().st_mtime_ns != before[name]}
-    assert again == {"plan/b", "evaluate/c"}
+    assert again == {"tune/b", "evaluate/c"}
 
 
 def test_a_job_whose_result_is_missing_has_failed(tmp_path):
     run = small_run(tmp_path, "pass")
     assert start(run) != 0
-    assert "is not there" in run.log("plan/b").read_text()
+    assert "is not there" in run.log("tune/b").read_text()
 
 
 def test_ending_a_run_ends_its_jobs(tmp_path):
@@ -416,13 +416,15 @@ def test_ending_a_run_ends_its_jobs(tmp_path):
     code = "import test_workflow as this; this.start(this.open_run(this.Path.cwd()))"
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     process = psutil.Popen([sys.executable, "-c", code], cwd=tmp_path, env=here)
-    while states_of(run)["plan/b"][0] != "running":
+    for _ in range(600):
+        if states_of(run)["tune/b"][0] == "running":
+            break
         time.sleep(0.1)
     family = process.children(recursive=True)
     process.terminate()
     _, alive = psutil.wait_procs([process, *family], timeout=60)
     assert not alive
-    assert states_of(run)["plan/b"][0] == "failed"
+    assert states_of(run)["tune/b"][0] == "failed"
 
 
 def test_the_lock_of_a_killed_snakemake_does_not_hinder_the_next(tmp_path):
@@ -547,27 +549,25 @@ def test_hashemi2021_runs_on_one_fold_of_its_models(tmp_path):
     or Path("/etc/slurm/slurm.conf").exists(),
     reason="needs root, Debian's slurm-wlm and munge, and no other Slurm: see tests/slurm/one_node.sh",
 )
-def test_slurm_runs_hashemi2021_though_a_job_is_cancelled(tmp_path_factory):
-    slurm, folder = tmp_path_factory.mktemp("slurm"), tmp_path_factory.mktemp("workflow") / "run"
-    here = Path(__file__).parent / "slurm"
-    # Munge's user has to get at its files, below folders that pytest keeps to itself.
-    slurm = Path("/tmp", f"nnunet_brats_{slurm.name}_{os.getpid()}")
+def test_slurm_runs_hashemi2021_though_a_job_is_cancelled(tmp_path):
+    here, folder = Path(__file__).parent / "slurm", tmp_path / "run"
+    slurm = Path("/tmp", f"nnunet_brats_slurm_{os.getpid()}")  # munge's user has to get at it; pytest's are closed
     subprocess.run([here / "one_node.sh", "start", slurm], check=True)
     try:
-        options = ("--executor", "slurm", "--profile", str(here / "profile"))
+        options = ("--folds", "0", "--executor", "slurm", "--profile", str(here / "profile"))
         process = subprocess.Popen(smoke("hashemi2021", folder, *options), stdout=subprocess.PIPE, text=True)
         cancelled = False
         while process.poll() is None:
             if not cancelled and list(folder.glob("nnUNet_results/*/BraTS2DTrainer__*/fold_0/checkpoint_best.pth")):
                 listed = subprocess.run(["squeue", "-h", "-o", "%i %k"], capture_output=True, text=True).stdout
-                number = next(line.split()[0] for line in listed.splitlines() if "three_class/fold_0" in line)
+                number = next(line.split()[0] for line in listed.splitlines() if "three_class_fold_0" in line)
                 subprocess.run(["scancel", number], check=True)
                 cancelled = True
             time.sleep(0.5)
         assert cancelled
         assert process.returncode == 0, process.stdout.read() if process.stdout else ""
         log = (folder / "logs" / "train" / "three_class" / "fold_0.log").read_text()
-        assert "--c" in log.split()
+        assert {"--c", "--val"} & set(log.split()), "a second attempt begins where the first was cancelled"
         assert len(list((folder / "submission").glob("*.nii.gz"))) == 2
     finally:
         subprocess.run([here / "one_node.sh", "stop", slurm], check=False)
