@@ -186,7 +186,7 @@ def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command
         (("-chk", "checkpoint_epoch_9.pth", "-f", "0"), "holds checkpoint_best.pth, checkpoint_epoch_1.pth"),
         (("-tr", "BraTSNoTrainer"), "there are BraTSAttentionVAETrainer__BraTSPlans__lyu_stage2"),
         (("-prev_stage_predictions", "nowhere"), "nowhere lacks the previous stage's label maps"),
-        (("--patch-size", "32", "32", "20"), "20 is no multiple of the strides"),
+        (("--patch-size", "32", "32", "30"), "30 is no multiple of the strides"),
     ],
 )
 def test_what_cannot_be_predicted_is_told_in_a_sentence(changes, sentence, recipe, tmp_path, capsys):

@@ -243,11 +243,12 @@ def test_slices_in_batches_are_the_slices_one_by_one():
     assert sizes == [1, 3, 3, 1]
 
 
-def test_the_meter_sees_what_is_allocated_and_freed():
+def test_the_meter_sees_what_is_allocated():
     meter = MemoryMeter(torch.device("cpu"))
     with meter.peak() as peak:
-        block = np.ones(64 * MB, np.uint8)
-        sleep(0.2)  # it is sampled
+        block = np.ones(256 * MB, np.uint8)
+        sleep(0.3)  # it is sampled
         del block
-    assert peak[0] > 60 * MB
-    assert meter.now() < 30 * MB
+    with meter.peak() as later:
+        pass
+    assert peak[0] > later[0] + 200 * MB, "what is freed again is in the peak only"
