@@ -1,6 +1,6 @@
 """Lyu & Shu 2020 in miniature: does stage 2 help on synthetic patients, and do several stage-1 maps per case?
 
-    python benchmarks/study_lyu2020.py OUT [--seeds 3] [--epochs 20] [--cases 12] [--held-out 8]
+    python benchmarks/study_lyu2020.py OUT [--seeds 0 1 2] [--epochs 20] [--cases 12] [--held-out 8]
 
 Per seed: stage 1 in two folds with two snapshots each, stage 2 (one fold) on the single map of the last weights, and
 again on the two out-of-fold maps of the snapshots, for the same number of steps. Scored are the held-out patients. It
@@ -137,14 +137,14 @@ def table(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=20, help="of six steps each")
     parser.add_argument("--cases", type=int, default=12)
     parser.add_argument("--held-out", type=int, default=8)
     options = parser.parse_args()
     folder = options.out.resolve()
     prepare(folder, options)
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         if not (folder / "scores" / f"stage2_expanded_{seed}.json").exists():
             one_seed(folder, seed, options.epochs)
         table(folder)
