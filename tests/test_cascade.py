@@ -167,6 +167,12 @@ def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(rec
     assert main(["ensemble", "-i", *map(str, members), "-o", str(tmp_path / "by hand"), "--method", "majority"]) == 0
     assert same(labels(out / "before_rules"), labels(tmp_path / "by hand"))
 
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
+    shutil.rmtree(out / "members")
+    assert main(command) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items()), "nothing is left to do"
+    assert not (out / "members").exists()
+
     assert main([*command, "--combine", "logits"]) == 1
     assert "other settings (combine)" in capsys.readouterr().err
     assert len(labels(out)) == 2

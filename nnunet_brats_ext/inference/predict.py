@@ -86,9 +86,14 @@ def predict(
     `vote` every fold and checkpoint of both stages, are members of their own, in `out/members`, which go once they
     are combined. rules: post-processing of the result; the label maps before it stay in `out/before_rules`.
     """
-    cases = find_images(images, read_json(model.folder / "dataset.json"))
-    claim(out, model, mode, previous, images, overwrite)
-    sources = _previous_predictions(cases, out, model, mode, previous, save_probabilities)
+    dataset_json = read_json(model.folder / "dataset.json")
+    cases = find_images(images, dataset_json)
+    claim(out, model, mode, previous, images, rules, overwrite)
+    with_probabilities = save_probabilities and not rules  # which would contradict the probabilities
+    if all(is_complete(out, case, dataset_json["file_ending"], with_probabilities) for case in cases):
+        console.print(f"{len(cases)} cases are in {out} already; --overwrite predicts them anew")
+        return
+    sources = _previous_predictions(cases, out, model, mode, previous)
     result = out / "before_rules" if rules else out
     models = model.members if mode.combine == "vote" else [model]
     combinations = [(source, one) for source in sources for one in models]
@@ -166,6 +171,7 @@ def claim(
     mode: Mode,
     previous: TrainedModel | Sequence[Path] | None,
     images: Path,
+    rules: RuleSet | None,
     overwrite: bool,
 ) -> None:
     """Note in `out` what is predicted there; predictions made otherwise are not continued but refused."""
@@ -173,6 +179,7 @@ def claim(
     settings = {
         "images": str(images.resolve()),
         "model": _described(model),
+        "rules": json.loads(rules.to_json()) if rules else None,
         "previous": [_described(one) if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
         **{key: value for key, value in asdict(mode).items() if key not in HOW},
     }
@@ -207,7 +214,6 @@ def _previous_predictions(
     model: TrainedModel,
     mode: Mode,
     previous: TrainedModel | Sequence[Path] | None,
-    save_probabilities: bool,
 ) -> list[Path | None]:
     """The folders of label maps that the model refines, made now if `previous` is a model; [None] for a first stage."""
     if previous is None:
