@@ -533,6 +533,20 @@ def test_one_network_of_all_regions_goes_all_the_way(narrow, tmp_path):
     assert probabilities.shape[0] == 3
     assert score(narrow, tmp_path / "predictions", tmp_path / "results.json")["WT"]["dice"]["mean"] > 0.2
 
+    images, frugal = tmp_path / "images", tmp_path / "frugal"
+    images.mkdir()
+    for file in (narrow.raw / "imagesTr").glob(f"{case}_*"):
+        (images / file.name).symlink_to(file.resolve())
+    model = ("-d", "901", "-tr", "BraTS2DTrainer", "-c", "2d", "-f", "0", "-device", "cpu")
+    words = ["predict", "-i", str(images), "-o", str(frugal), *model, "--low-memory", "630", "--profile"]
+    assert main(words) == 0
+    assert np.array_equal(
+        *(read_label_map(folder / f"{case}.nii.gz")[0] for folder in (tmp_path / "predictions", frugal))
+    )
+    profile = json.loads((frugal / "profile.json").read_text())
+    assert set(profile["cases"][case]) == {"preprocess", "predict", "write"}
+    assert 0 < profile["cases"][case]["predict"]["peak_mb"] <= profile["peak_mb"]
+
 
 def test_three_binary_models_are_trained_predicted_fused_and_scored(narrow, tmp_path):
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (narrow.raw / "labelsTr").iterdir())[:2]
