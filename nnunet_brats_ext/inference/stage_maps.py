@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nnunet_brats_ext.inference.cases import background
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.training.base import fastest_memory_format
 from nnunet_brats_ext.training.cascade import expanded_folder, expanded_maps, missing_cases
 
 Job = tuple[str, TrainedModel, list[str]]  # name of the map, single fold and checkpoint, cases
@@ -106,6 +107,9 @@ def _predict_maps(
     out.mkdir(parents=True, exist_ok=True)
     predictor = BraTSPredictor("sliding", test_time_augmentation, device=torch.device(device))
     predictor.load(model.folder, model.folds, model.checkpoints)
+    # The order in memory that training has: the maps are then those of the trainer's own validation, bit for bit.
+    spatial_axes = len(predictor.patch_size)
+    predictor.network.to(memory_format=fastest_memory_format(predictor.device, spatial_axes))
     folder = Path(nnUNet_preprocessed, plans.dataset_name)
     data_folder = folder / predictor.configuration_manager.data_identifier
     target_folder = folder / plans.get_configuration(stage).data_identifier
