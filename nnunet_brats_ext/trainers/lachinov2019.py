@@ -19,13 +19,12 @@ from torch import nn
 from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet
 from nnunet_brats_ext.architectures.no_new_unet import NoNewUNet
 from nnunet_brats_ext.architectures.post_activation_residual_unet import PostActivationResidualUNet
-from nnunet_brats_ext.architectures.vae import VAEBranch
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
 from nnunet_brats_ext.training.augmentation.channels import ReplaceChannelsByNoise, ShiftChannels
 from nnunet_brats_ext.training.augmentation.regions import RegionsBecomeSoft
 from nnunet_brats_ext.training.base import BraTSTrainer, topology
-from nnunet_brats_ext.training.branches import VAERegularisation
+from nnunet_brats_ext.training.branches import VAERegularisation, vae_beside
 from nnunet_brats_ext.training.label_box import LabelBoxDraws
 from nnunet_brats_ext.training.optimizers import EpochSchedule
 from nnunet_brats_ext.training.soft_targets import SoftTargets, UseSoftTarget
@@ -152,16 +151,7 @@ class BraTSResUNetVAETrainer(LachinovTrainer):
         return partial(PostActivationResidualUNet, **topology(configuration))
 
     def training_branch(self, network: PostActivationResidualUNet) -> VAERegularisation:
-        image_channels = len(self.dataset_json["channel_names"])
-        vae = VAEBranch(
-            image_channels,
-            network.endpoint_size(self.configuration_manager.patch_size),
-            strides=network.strides,
-            features_per_stage=network.features_per_stage,
-            conv_op=topology(self.configuration_manager)["conv_op"],
-            align_corners=False,
-        )
-        return VAERegularisation(vae, image_channels)
+        return vae_beside(self, network, align_corners=False)
 
 
 class BraTSCascadedUNetTrainer(LachinovTrainer):

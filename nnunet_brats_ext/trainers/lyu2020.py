@@ -14,11 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet, PreActivationResidualUNet
-from nnunet_brats_ext.architectures.vae import VAEBranch
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.training.augmentation.intensity import ShiftIntensity
 from nnunet_brats_ext.training.base import BraTSTrainer, topology
-from nnunet_brats_ext.training.branches import VAERegularisation
+from nnunet_brats_ext.training.branches import VAERegularisation, vae_beside
 from nnunet_brats_ext.training.cascade import DrawnMaps
 from nnunet_brats_ext.training.windows import TumourWindows
 
@@ -43,15 +42,7 @@ class LyuTrainer(BraTSTrainer):
         return partial(cls.architecture, **topology(configuration))
 
     def training_branch(self, network: PreActivationResidualUNet) -> VAERegularisation:
-        image_channels = len(self.dataset_json["channel_names"])
-        vae = VAEBranch(
-            image_channels,
-            network.endpoint_size(self.configuration_manager.patch_size),
-            strides=network.strides,
-            features_per_stage=network.features_per_stage,
-            conv_op=topology(self.configuration_manager)["conv_op"],
-        )
-        return VAERegularisation(vae, image_channels)
+        return vae_beside(self, network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)

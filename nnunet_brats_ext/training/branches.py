@@ -1,8 +1,9 @@
 """Branches that a network has only while it trains, and the terms they add to the loss."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
 from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.vae import VAEBranch
@@ -57,6 +58,24 @@ class VAERegularisation(nn.Module):
             * reconstruction_loss(reconstruction, x[:, : self.image_channels]),
             "kl": self.kl_weight * kl_divergence(mean, log_variance),
         }
+
+
+def vae_beside(trainer: Any, network: Any, **options: Any) -> VAERegularisation:
+    """The branch for a trainer's images and patch, on a network that names its strides, features and `endpoint_size`.
+
+    options: of `VAEBranch`.
+    """
+    image_channels = len(trainer.dataset_json["channel_names"])
+    patch_size = trainer.configuration_manager.patch_size
+    vae = VAEBranch(
+        image_channels,
+        network.endpoint_size(patch_size),
+        strides=network.strides,
+        features_per_stage=network.features_per_stage,
+        conv_op=convert_dim_to_conv_op(len(patch_size)),
+        **options,
+    )
+    return VAERegularisation(vae, image_channels)
 
 
 class LossWithAuxiliaries(nn.Module):
