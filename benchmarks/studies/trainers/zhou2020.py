@@ -10,6 +10,7 @@ class Quick(ZhouTrainer):
     """https://arxiv.org/abs/1906.01796; momentum 0.99 remembers more steps than a study has."""
 
     hyperparameters = dict(initial_lr=1e-2)
+    augmented = False  # as in the paper
 
 
 class StudyMC1Trainer(Quick, BraTSMC1Trainer):
