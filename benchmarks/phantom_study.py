@@ -1,6 +1,6 @@
 """A paper's claim in miniature, on synthetic patients: train its variants over seeds, predict, score, compare.
 
-    python benchmarks/phantom_study.py henry2020 OUT [--seeds 3] [--epochs 30] [--iterations 10]
+    python benchmarks/phantom_study.py henry2020 OUT [--seeds 3] [--epochs 20] [--iterations 10]
 
 Every command is logged in OUT/log.txt, and none that succeeded is run again: a study goes on where it was stopped, and
 more seeds add to those that are there. Scored are held-out patients. What a study compares is a module of `studies/`;
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=10, help="per epoch (default: %(default)s)")
     options = parser.parse_args()
     study = import_module(f"studies.{options.study}")

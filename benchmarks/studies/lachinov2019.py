@@ -1,7 +1,5 @@
 """Lachinov et al. 2019: does a student of few manual and many pseudo-labelled cases reach its teachers?"""
 
-from typing import Any
-
 from studies.workbench import Model, Trial, Workbench
 
 LABELLED, HELD_OUT = "920", "921"
@@ -16,18 +14,12 @@ SMALL = dict(patch_size=[32, 32, 32], batch_size=2)
 CASES = dict(labelled=6, unlabelled=24, held_out=8)  # two of the labelled ones validate
 
 
-def half_as_fine(brain: dict[str, Any]) -> dict[str, Any]:
-    """Whole brains at half the resolution of the plans: 64^3, the least that the cascade's halvings allow."""
-    patch_size = [length // 2 for length in brain["patch_size"]]
-    return dict(patch_size=patch_size, batch_size=2, spacing=[2 * length for length in brain["spacing"]])
-
-
 def prepare(bench: Workbench) -> None:
     bench.phantoms(RELEASES[LABELLED], CASES["labelled"], CASES["unlabelled"])
     bench.phantoms(RELEASES[HELD_OUT], 1, CASES["held_out"], seed=1)
     for dataset, release in RELEASES.items():
         bench.convert(release, dataset)
-    bench.plan(LABELLED, {"lachinov_128": SMALL, "lachinov_144": SMALL, "lachinov_brain": half_as_fine})
+    bench.plan(LABELLED, {"lachinov_128": SMALL, "lachinov_144": SMALL, "lachinov_brain": dict(batch_size=2)})
     bench.run("nnUNetv2_preprocess", "-d", LABELLED, "-plans_name", "BraTSPlans", "-c", "lachinov_brain", "-np", "1")
     bench.split(LABELLED, 3)
 

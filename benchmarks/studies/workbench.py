@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,7 +18,6 @@ PLANS = "BraTSPlans"
 REGIONS = ("WT", "TC", "ET")
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRAINERS = Path(__file__).parent / "trainers"
-Change = Mapping[str, Any] | Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,19 +71,14 @@ class Workbench:
     def convert(self, release: str, dataset: str, *options: str) -> None:
         self.run("nnunet_brats", "convert", release, "-d", dataset, "--name", "Study", *options)
 
-    def plan(self, dataset: str, changes: Mapping[str, Change]) -> None:
-        """Plan and preprocess; then entries of configurations in the plans are replaced, as small patches."""
+    def plan(self, dataset: str, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Plan and preprocess; then change configurations, say to small patches."""
         self.run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "3d_fullres", "-npfp", "1", "-np", "1")
         self.run("nnunet_brats", "plan", dataset)
         file = self.folder / "nnUNet_preprocessed" / f"Dataset{dataset}_Study" / f"{PLANS}.json"
         plans = json.loads(file.read_text())
-        original = file.with_name("plans_as_made.txt")  # so that a change is not applied twice
-        if not original.exists():
-            original.write_text(file.read_text())
-        as_made = json.loads(original.read_text())["configurations"]
         for name, change in changes.items():
-            replaced = change(as_made[name]) if callable(change) else change
-            plans["configurations"][name] = as_made[name] | dict(replaced)
+            plans["configurations"][name] |= change
         file.write_text(json.dumps(plans, indent=2))
 
     def split(self, dataset: str, folds: int) -> None:
