@@ -49,8 +49,7 @@ def test(arguments: list[str]) -> None:
         run(BIN / "ruff", "format", "--check", ".")
         run(BIN / "codespell", "nnunet_brats_ext", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md")
         run(BIN / "mypy")
-        # One core for each of the processes that share the files of tests, also where nnU-Net asks for all of them.
-        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
+        os.environ["OMP_NUM_THREADS"] = "1"  # one core for each of the processes that share the files of tests
         arguments = ["-n", "auto", "--dist", "loadfile"]
     run(BIN / "python", "-m", "pytest", *arguments)
 

@@ -234,6 +234,16 @@ def test_a_trial_run_is_short_and_says_so(world, monkeypatch):
     assert "SHORT RUN" in Path(trainer.log_file).read_text()
 
 
+def test_on_a_cpu_training_keeps_to_the_threads_that_the_environment_names(world, monkeypatch):
+    threads = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads + 1))
+        build(world, BraTSVAETrainer)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "ten", "1.5"])
 def test_an_unusable_length_is_quoted(value, world, monkeypatch):
     monkeypatch.setenv(SHORT_EPOCHS, value)

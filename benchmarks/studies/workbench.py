@@ -52,7 +52,6 @@ class Workbench:
             "nnUNet_extTrainer": os.pathsep.join([str(TRAINERS), SHIM]),
             "nnUNet_def_n_proc": "1",
             "OMP_NUM_THREADS": "1",
-            "OMP_THREAD_LIMIT": "1",  # nnU-Net asks for a thread per core, whatever the line above says
             **settings,
         }
         print("+", shlex.join(words), flush=True)

@@ -94,6 +94,8 @@ class BraTSTrainer(nnUNetTrainer):
         self.adapt_hyperparameters()
         self._shorten()
         self._seed()
+        if device.type == "cpu" and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+            torch.set_num_threads(int(threads))  # nnU-Net takes every core, also those of other jobs
         self._random_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on
         # nnU-Net builds for training through the instance and for inference through the class, where branches that
         # only training needs must not exist.

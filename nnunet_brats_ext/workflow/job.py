@@ -63,12 +63,10 @@ def inputs(run: Run, job: Job) -> dict[str, float]:
 
 def environment_of(run: Run, job: Job) -> dict[str, str]:
     """nnU-Net's folders, as many workers and threads as the job has cores, and what the job asks for itself."""
-    threads = "1" if job.needs.gpus else str(job.needs.cpus)
     workers = {
         "nnUNet_n_proc_DA": str(max(job.needs.cpus - 1, 1)),
         "nnUNet_def_n_proc": str(job.needs.cpus),
-        "OMP_NUM_THREADS": threads,
-        "OMP_THREAD_LIMIT": threads,  # on a CPU nnU-Net asks for all of its cores, and jobs would wait for each other
+        "OMP_NUM_THREADS": "1" if job.needs.gpus else str(job.needs.cpus),
         "PYTHONUNBUFFERED": "1",
     }
     return {**os.environ, **workers, **run.environment, **job.environment}
