@@ -648,6 +648,16 @@ def test_a_transform_that_loses_the_target_is_named_as_the_cause():
         UseSoftTarget()(image=torch.zeros(1, 2, 2, 2), segmentation=None, regression_target=None)
 
 
+def test_a_trainer_that_cannot_use_soft_targets_says_so(build, monkeypatch):
+    said: list[str] = []
+    for trainer_class in (BraTSBaselineTrainer, Student):
+        trainer = build(trainer_class)
+        trainer.initialize()
+        monkeypatch.setattr(trainer, "print_to_log_file", lambda *words, **_: said.append(" ".join(map(str, words))))
+        trainer.get_tr_and_val_datasets()
+    assert ["class Mine(SoftTargets, BraTSBaselineTrainer)" in text for text in said if "WARNING" in text] == [True]
+
+
 def test_without_soft_targets_nothing_changes(world, build, monkeypatch):
     for name, value in world.settings.items():
         monkeypatch.setenv(name, value)

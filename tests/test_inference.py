@@ -2,6 +2,7 @@
 
 from itertools import product
 from time import sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import MODES, Symmetry, X, Y, Z, average_probabilities, logits_of
 from nnunet_brats_ext.inference.tilings import CERTAIN, TILINGS, Volume, overlap, slices, tumour, whole_brain
@@ -167,6 +169,21 @@ def test_a_window_on_the_tumour_is_pasted_over_the_previous_stage(shape):
 def test_windows_on_the_tumour_need_a_previous_stage():
     with pytest.raises(ValueError, match="previous stage"):
         TILINGS["tumour"](echo, volume(torch.zeros(1, 8, 8, 8)))
+
+
+def test_turned_windows_are_padded_where_the_strides_of_the_axes_differ():
+    predictor = BraTSPredictor(test_time_augmentation="henry16", device=torch.device("cpu"))
+    predictor.configuration_manager = SimpleNamespace(
+        patch_size=[4, 8, 6], pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 1]]
+    )
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        assert all(size % divisor == 0 for size, divisor in zip(x.shape[2:], (4, 4, 2), strict=True))
+        return x
+
+    predictor.network = predict
+    x = torch.randn(1, 3, 4, 8, 6)
+    assert torch.allclose(predictor._internal_maybe_mirror_and_predict(x), x, atol=1e-4)
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------

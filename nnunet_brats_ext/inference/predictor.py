@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of
-from nnunet_brats_ext.inference.tilings import TILINGS, Volume, slices
+from nnunet_brats_ext.inference.tilings import TILINGS, Volume, predict_padded, slices
 
 FROM_TRAINER = "paper"
 SLIDING = "sliding"
@@ -168,7 +168,9 @@ class BraTSPredictor(nnUNetPredictor):
         symmetries = MODES[self.test_time_augmentation]
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)
-        return average_probabilities(self.network, x, symmetries)
+        # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.
+        predict = partial(predict_padded, self.network, divisor=self.divisor)
+        return average_probabilities(predict, x, symmetries)
 
     def _volume(self, data: Tensor) -> Volume:
         labels = list(self.label_manager.foreground_labels)

@@ -46,14 +46,19 @@ def whole_brain(predict: Predict, volume: Volume) -> Tensor:
     Padded with zeros at the high end of each axis to what the network can halve. A network of slices takes them one
     by one. Statistics of normalisation layers are then those of a whole brain, unlike in a window.
     """
-    *_, depth, height, width = volume.data.shape
-    sizes = (depth, height, width)[-len(volume.divisor) :]
-    missing = [-size % divisor for size, divisor in zip(sizes, volume.divisor, strict=True)]
-    padding = [n for m in reversed(missing) for n in (0, m)]
     if len(volume.divisor) == 3:
-        return predict(pad(volume.data, padding)[None])[0, :, :depth, :height, :width].float().cpu()
-    slices = [predict(pad(volume.data[:, z], padding)[None])[0, :, :height, :width].float().cpu() for z in range(depth)]
-    return torch.stack(slices, dim=1)
+        return predict_padded(predict, volume.data[None], volume.divisor)[0].float().cpu()
+    slices = [predict_padded(predict, one[None], volume.divisor)[0] for one in volume.data.unbind(1)]
+    return torch.stack(slices, dim=1).float().cpu()
+
+
+def predict_padded(predict: Predict, x: Tensor, divisor: Sequence[int]) -> Tensor:
+    """Padded with zeros at the high end of the last axes to multiples of the divisor, and cut back."""
+    sizes = x.shape[-len(divisor) :]
+    missing = [-size % step for size, step in zip(sizes, divisor, strict=True)]
+    padding = [n for m in reversed(missing) for n in (0, m)]
+    inside = (..., *(slice(size) for size in sizes))
+    return predict(pad(x, padding) if any(missing) else x)[inside]
 
 
 def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[[int], object]], int]) -> Tensor:

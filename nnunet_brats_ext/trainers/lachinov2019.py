@@ -85,7 +85,7 @@ class LachinovTrainer(BraTSTrainer):
 
     def get_training_transforms(self, *arguments: Any, **options: Any) -> BasicTransform:
         transforms = super().get_training_transforms(*arguments, **options)
-        if getattr(self, "has_soft_targets", False):  # which are soft from the start
+        if self.has_soft_targets:  # which are soft from the start
             return transforms
         soft = RegionsBecomeSoft(self.label_manager.foreground_regions)
         return ComposeTransforms([soft, transforms, UseSoftTarget()])

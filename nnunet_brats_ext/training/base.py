@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
+from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
 from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
@@ -158,6 +159,11 @@ class BraTSTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self):
         training, validation = super().get_tr_and_val_datasets()
+        if f"brats_{SOFT_TARGETS}" in self.dataset_json and not self.has_soft_targets:
+            self.print_to_log_file(
+                f"WARNING: the data set has soft targets, but {type(self).__name__} learns its label maps; "
+                f"`class Mine(SoftTargets, {type(self).__name__})` learns the soft ones (see training/soft_targets.py)"
+            )
         if self.is_cascaded:
             require_previous_stage(
                 Path(self.folder_with_segs_from_previous_stage),
@@ -286,6 +292,11 @@ class BraTSTrainer(nnUNetTrainer):
             self.print_to_log_file(f"train_loss, of which {name}", np.round(value, decimals=4))
 
     # ---- data ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_soft_targets(self) -> bool:
+        """Whether training is on soft targets, which only the mixin `SoftTargets` knows how to read."""
+        return False
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
         """A view on the cases that decides which patches are drawn (see `sampling`); nnU-Net decides by default."""

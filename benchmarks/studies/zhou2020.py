@@ -1,0 +1,29 @@
+"""Zhou et al. 2020: one task against three in one pass, without and with attention; small tiles against large."""
+
+from studies.workbench import Model, Trial, Workbench
+
+DATASET, RELEASE = "940", "release"
+MODELS = {
+    "MC1": Model(DATASET, "StudyMC1Trainer", "omnet"),
+    "OM-Net": Model(DATASET, "StudyOMNetTrainer", "omnet"),
+    "OM-Net + CGA": Model(DATASET, "StudyOMNetCGATrainer", "omnet"),
+}
+LARGE_TILE = ("--patch-size", "48", "64", "48")
+
+
+def prepare(bench: Workbench) -> None:
+    bench.phantoms(RELEASE, 15, 8)
+    bench.convert(RELEASE, DATASET)
+    bench.plan(DATASET, {"omnet": dict(batch_size=2)})
+
+
+def run(trial: Trial) -> list[str]:
+    """Fold 0 of each, two patches per task and step; each predicted in the paper's tiles and in large ones."""
+    names: list[str] = []
+    for name, model in MODELS.items():
+        trial.train(model)
+        trial.predict(name, model)
+        trial.predict(f"{name}, large tiles", model, *LARGE_TILE)
+        names += [trial.score(each, DATASET, f"references_{RELEASE}") for each in (name, f"{name}, large tiles")]
+        names.append(trial.agreement(f"{name}, large tiles", name, DATASET))
+    return names
