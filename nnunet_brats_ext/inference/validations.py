@@ -15,6 +15,7 @@ class Validation(NamedTuple):
     cases: frozenset[str]
 
 
+CHOOSE = "choose in all of these folds (-f names fewer)"
 Scores = Mapping[str, Mapping[int, float]]  # model -> fold -> Dice of the foreground in its validation
 
 
@@ -25,10 +26,10 @@ def read_scores(models: Sequence[TrainedModel], folds: Sequence[int], options: S
     """
     if not folds:
         raise FileNotFoundError(f"no fold of {models[0].folder} holds {FINAL}; train it first")
-    refuse([lack for model in models for fold in folds if (lack := _lack(model, fold, options))], "choose models")
+    refuse([lack for model in models for fold in folds if (lack := _lack(model, fold, options))], CHOOSE)
     read = {model.folder.name: {fold: _read(model, fold) for fold in folds} for model in models}
     differing = [str(fold) for fold in folds if len({each[fold].cases for each in read.values()}) > 1]
-    refuse([f"the models were validated on different cases in fold {fold}" for fold in differing], "choose models")
+    refuse([f"the models were validated on different cases in fold {fold}" for fold in differing], CHOOSE)
     return {name: {fold: one.dice for fold, one in each.items()} for name, each in read.items()}
 
 
