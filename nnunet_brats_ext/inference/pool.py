@@ -97,7 +97,7 @@ def predict_pool(
     ensemble("mean", folders, out, **options)
     if not keep_members:
         shutil.rmtree(out / "members")
-    console.print(f"{len(cases)} cases by {sum(weights)} models of folds, in {out}")
+    console.print(f"{len(cases)} cases by the mean of {sum(weights)} folds of {len(members)} models, in {out}")
 
 
 def average_validations(
