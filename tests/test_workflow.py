@@ -92,6 +92,51 @@ def test_what_is_wrong_with_a_recipe_is_said_with_its_line(tmp_path, change, lin
     assert words in str(error.value)
 
 
+POOL = """title: pool
+data: {brats: {}, minmax: {normalise: percentile-minmax}}
+models:
+  one: {trainer: T, configuration: a}
+  two: {trainer: T, configuration: b}
+  three: {trainer: U, configuration: a}
+ensembles:
+  pool:
+    method: mean
+    of: [one, two, three]
+    best: 2
+submission: pool
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("method: mean", "method: majority"), 11, "`best` is of method mean, not of majority"),
+        (("best: 2", "best: 3"), 11, "the best 3 of 3 members are all of them"),
+        (("best: 2", "best: 0"), 11, "0 is less than the minimum of 1"),
+        (("best: 2", "best: 2\n    weights: [1, 1, 1]"), 12, "`weights` does not go with `best`"),
+        (("best: 2", "best: 2\n    space: labels"), 12, "`space` does not go with `best`"),
+        (("b}", "b, data: minmax}"), 10, "`data` minmax of two is not that of one, brats; `best` compares like with"),
+        (("b}", "b, tta: none}"), 10, "`tta` none of two is not that of one, None"),
+        (("b}", "b, folds: [0]}"), 10, "`folds` (0,) of two is not that of one, None"),
+        (("b}", "b, checkpoints: [best]}"), 10, "two has a previous stage or checkpoints of its own"),
+        (("b}", "b, combine: vote}"), 10, "two votes, so it has no probabilities to average"),
+        (
+            ("three]\n    best: 2", "both]\n    best: 2\n  both: {method: mean, of: [one, two]}"), 10,
+            "both is no model; `best` chooses among those",
+        ),
+    ],
+)  # fmt: skip
+def test_a_pool_chooses_among_models_that_are_alike(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(POOL)
+    assert load_recipe(file).ensembles["pool"].best == 2
+    file.write_text(POOL.replace(*change))
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
+
+
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(SMALL.replace("trainer:", "trainr:") + "evaluatoin: {}\n")
@@ -160,6 +205,24 @@ def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
     assert "filter/a_unet" in jobs["train/a_filtered/fold_0"].after
     assert {f"train/a_unet/fold_{fold}" for fold in range(5)} <= set(jobs["filter/a_unet"].after)
     assert kinds(jobs)["preprocess"] == 2
+
+
+def test_a_pool_waits_for_its_candidates_which_are_not_predicted_beside_it():
+    jobs = graph_of("henry2020")
+    trainings = {f"train/{model}/fold_{fold}" for model in ("a_unet", "a_cbam", "a_filtered") for fold in range(5)}
+    assert {name for name in jobs if name.startswith("predict/")} == {"predict/a", "predict/b"}
+    for name, where in (("predict/a", "-i"), ("ensemble/cv/a", "--cross-validation")):
+        job, words = jobs[name], " ".join(jobs[name].command)
+        assert trainings <= set(job.after)
+        assert words.startswith("nnunet_brats pool ")
+        assert "--best 2 -f 0 1 2 3 4 " in words
+        assert "BraTSDeepSupervisionCBAMTrainer:henry BraTSDeepSupervisionTrainer:henry_filtered" in words
+        assert where in job.command
+    assert (jobs["predict/a"].needs.gpus, jobs["ensemble/cv/a"].needs.gpus) == (1, 0)
+    assert {f"evaluate/{name}" for name in ("a_unet", "a_cbam", "a_filtered", "a", "merged")} <= set(jobs)
+    assert "--npz" in jobs["train/a_cbam/fold_0"].command, "the cross-validation averages probabilities"
+    assert set(jobs["ensemble/test/merged"].after) == {"predict/a", "predict/b"}
+    assert "-f 0 " in " ".join(graph_of("henry2020", folds=(0,))["predict/a"].command)
 
 
 def test_data_sets_of_one_recipe_keep_patients_in_their_folds():

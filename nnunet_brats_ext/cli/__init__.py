@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         data.add_filter_cases,
         models.add_plan,
         models.add_predict,
+        models.add_pool,
         models.add_predict_stage,
         models.add_attention,
         predictions.add_ensemble,

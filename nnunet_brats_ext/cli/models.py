@@ -43,18 +43,7 @@ def add_predict(verbs: argparse._SubParsersAction) -> None:
         default="logits",
         help="folds and checkpoints: mean of logits (nnU-Net's, default), of probabilities, or a vote",
     )
-    parser.add_argument(
-        "--tiling",
-        choices=("paper", "sliding", "brain", "overlap", "tumour", "lyu8"),
-        default="paper",
-        help="default paper: what the trainer's paper does",
-    )
-    parser.add_argument(
-        "--tta",
-        choices=("paper", "none", "mirror", "mirror8", "mirror-y", "inplane-mirror", "henry16", "dihedral16"),
-        default="paper",
-        help="test-time augmentation; mirror is nnU-Net's",
-    )
+    add_passes(parser)
     parser.add_argument(
         "--patch-size", nargs="+", type=int, metavar="N", help="another size of windows than in training"
     )
@@ -90,13 +79,6 @@ def add_predict(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--profile", action="store_true", help="tell seconds and peak memory of every step")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there")
     parser.add_argument("--keep-members", action="store_true", help="keep what was voted over or averaged")
-    parser.add_argument(
-        "-np",
-        dest="processes",
-        type=int,
-        default=3,
-        help="processes that preprocess, and as many that write; 0 does all in one; default 3",
-    )
 
     def run(options: argparse.Namespace) -> None:
         from nnunet_brats_ext.inference.models import find_model
@@ -117,6 +99,57 @@ def add_predict(verbs: argparse._SubParsersAction) -> None:
         predict(
             options.images, options.out, model, mode, previous, options.save_probabilities, rules,
             options.overwrite, options.keep_members,
+        )  # fmt: skip
+
+    parser.set_defaults(run=run)
+
+
+def add_pool(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "pool",
+        help="of several models the best of each fold, and the mean of all that are chosen",
+        description="Henry et al. 2020's pool: in every fold, the candidates with the highest Dice in nnU-Net's own "
+        "validation; the mean of the probabilities of all chosen models and folds. An interrupted run goes on where it "
+        "stopped.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-i", dest="images", type=Path, help="images as nnU-Net names them")
+    what.add_argument(
+        "--cross-validation",
+        action="store_true",
+        help="the labelled cases instead, each by the models of its own fold; from validations with --npz",
+    )
+    parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")
+    parser.add_argument("-d", dest="dataset", required=True, help="number or name of the data set")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans; default nnUNetPlans")
+    parser.add_argument("--models", nargs="+", required=True, metavar="TRAINER:CONFIGURATION", help="the candidates")
+    parser.add_argument("--best", type=int, default=2, metavar="N", help="to keep in every fold; default 2")
+    parser.add_argument(
+        "-f", dest="folds", nargs="+", type=int, default=[], metavar="FOLD", help="default: all that are trained"
+    )
+    add_passes(parser)
+    parser.add_argument("--save_probabilities", action="store_true", help="also CASE.npz, as nnU-Net writes it")
+    parser.add_argument("--overwrite", action="store_true", help="make anew what is there")
+    parser.add_argument("--keep-members", action="store_true", help="keep what each model has predicted")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda")
+
+    def run(options: argparse.Namespace) -> None:
+        from nnunet_brats_ext.inference.models import find_model
+        from nnunet_brats_ext.inference.pool import pool
+        from nnunet_brats_ext.inference.predict import Mode
+
+        if options.images:
+            check_device(options.device)
+        models = []
+        for word in options.models:
+            trainer, _, configuration = word.partition(":")
+            if not configuration:
+                raise ValueError(f"--models {word}: expected TRAINER:CONFIGURATION")
+            models.append(find_model(options.dataset, trainer, configuration, options.plans, folds=()))
+        mode = Mode(options.tiling, options.tta, device=options.device, processes=options.processes)
+        pool(
+            models, options.out, options.images, mode, options.best, options.folds,
+            options.save_probabilities, options.overwrite, options.keep_members,
         )  # fmt: skip
 
     parser.set_defaults(run=run)
@@ -207,12 +240,39 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda")
 
 
-def model_choice(options: argparse.Namespace) -> tuple:
-    """The arguments of `inference.models.find_model`, once the device is known to exist."""
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """How a network sees an image, and by how many processes it is fed."""
+    parser.add_argument(
+        "--tiling",
+        choices=("paper", "sliding", "brain", "overlap", "tumour", "lyu8"),
+        default="paper",
+        help="default paper: what the trainer's paper does",
+    )
+    parser.add_argument(
+        "--tta",
+        choices=("paper", "none", "mirror", "mirror8", "mirror-y", "inplane-mirror", "henry16", "dihedral16"),
+        default="paper",
+        help="test-time augmentation; mirror is nnU-Net's",
+    )
+    parser.add_argument(
+        "-np",
+        dest="processes",
+        type=int,
+        default=3,
+        help="processes that preprocess, and as many that write; 0 does all in one; default 3",
+    )
+
+
+def check_device(device: str) -> None:
     import torch
 
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch sees no CUDA device on this machine; use -device cpu")
+
+
+def model_choice(options: argparse.Namespace) -> tuple:
+    """The arguments of `inference.models.find_model`, once the device is known to exist."""
+    check_device(options.device)
     folds = fold_names(options.folds)
     return options.dataset, options.trainer, options.configuration, options.plans, folds, options.checkpoints
 

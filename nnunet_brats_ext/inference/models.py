@@ -31,6 +31,10 @@ class TrainedModel:
         return read_json(self.folder / "plans.json")
 
     @property
+    def file_ending(self) -> str:
+        return read_json(self.folder / "dataset.json")["file_ending"]
+
+    @property
     def names(self) -> tuple[str, str, str]:
         """Trainer, plans and configuration."""
         trainer, plans, configuration = self.folder.name.split("__")
@@ -91,8 +95,7 @@ def open_model(
         there = f"there are {', '.join(others)}" if others else "nothing is trained there yet"
         raise FileNotFoundError(f"{folder} is no trained model; in {folder.parent} {there}")
     if folds is None:
-        numbers = sorted(int(path.parent.name.split("_")[1]) for path in folder.glob(f"fold_[0-9]*/{checkpoints[0]}"))
-        folds = tuple(numbers)
+        folds = trained_folds(folder, checkpoints[0])
         if not folds:
             raise FileNotFoundError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
     for fold in folds:
@@ -101,3 +104,8 @@ def open_model(
                 there = ", ".join(sorted(path.name for path in file.parent.glob("*.pth"))) or "no checkpoint"
                 raise FileNotFoundError(f"{file} does not exist; {file.parent.name} holds {there}")
     return TrainedModel(folder, tuple(folds), tuple(checkpoints))
+
+
+def trained_folds(folder: Path, checkpoint: str = FINAL) -> tuple[int, ...]:
+    """The numbered folds of a model's folder that hold a checkpoint of this name."""
+    return tuple(sorted(int(path.parent.name.split("_")[1]) for path in folder.glob(f"fold_[0-9]*/{checkpoint}")))

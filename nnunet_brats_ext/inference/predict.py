@@ -65,6 +65,11 @@ class Mode:
         )
 
     @property
+    def deciding(self) -> dict[str, Any]:
+        """What of it changes the result."""
+        return {key: value for key, value in asdict(self).items() if key not in HOW}
+
+    @property
     def workers(self) -> int:
         return 0 if self.profile else min(self.processes, 1) if self.low_memory_mb else self.processes
 
@@ -88,7 +93,7 @@ def predict(
     """
     dataset_json = read_json(model.folder / "dataset.json")
     cases = find_images(images, dataset_json)
-    claim(out, model, mode, previous, images, rules, overwrite)
+    claim(out / SETTINGS, settings_of(model, mode, previous, images, rules), overwrite)
     with_probabilities = save_probabilities and not rules  # which would contradict the probabilities
     if all(is_complete(out, case, dataset_json["file_ending"], with_probabilities) for case in cases):
         console.print(f"{len(cases)} cases are in {out} already; --overwrite predicts them anew")
@@ -165,32 +170,17 @@ def run(
         console.print(f"{description}: at most {profile.peak_mb:.0f} MB of {kind}, of {mode.low_memory_mb:.0f} MB")
 
 
-def claim(
-    out: Path,
-    model: TrainedModel,
-    mode: Mode,
-    previous: TrainedModel | Sequence[Path] | None,
-    images: Path,
-    rules: RuleSet | None,
-    overwrite: bool,
-) -> None:
-    """Note in `out` what is predicted there; predictions made otherwise are not continued but refused."""
-    before: list[Any] = list(previous) if isinstance(previous, Sequence) else [previous] if previous else []
-    settings = {
-        "images": str(images.resolve()),
-        "model": _described(model),
-        "rules": json.loads(rules.to_json()) if rules else None,
-        "previous": [_described(one) if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
-        **{key: value for key, value in asdict(mode).items() if key not in HOW},
-    }
-    settings = json.loads(json.dumps(settings))
-    file = out / SETTINGS
+def claim(file: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Note in `file` what its folder holds; predictions made otherwise are not continued but refused, or go."""
+    out, settings = file.parent, json.loads(json.dumps(settings))
     if file.is_file() and not overwrite and (found := read_json(file)) != settings:
         differing = [key for key in settings if found.get(key) != settings[key]]
         raise ValueError(
             f"{out} holds predictions made with other settings ({', '.join(differing)}); choose another folder, "
             "or predict anew with --overwrite"
         )
+    if not file.is_file() and out.is_dir() and any(_predictions_in(out)):
+        raise ValueError(f"{out} holds predictions made by something else; choose another folder")
     if overwrite and file.is_file():
         for path in _predictions_in(out):
             path.unlink()
@@ -199,7 +189,25 @@ def claim(
     write_text_whole(file, json.dumps(settings, indent=2) + "\n")
 
 
-def _described(model: TrainedModel) -> dict[str, Any]:
+def settings_of(
+    model: TrainedModel,
+    mode: Mode,
+    previous: TrainedModel | Sequence[Path] | None,
+    images: Path,
+    rules: RuleSet | None,
+) -> dict[str, Any]:
+    before: list[Any] = list(previous) if isinstance(previous, Sequence) else [previous] if previous else []
+    return {
+        "images": str(images.resolve()),
+        "model": described(model),
+        "rules": json.loads(rules.to_json()) if rules else None,
+        "previous": [described(one) if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
+        **mode.deciding,
+    }
+
+
+def described(model: TrainedModel) -> dict[str, Any]:
+    """The checkpoints of a model with size and time, by which a new training is told from the one before."""
     files = [model.folder / f"fold_{fold}" / name for name in model.checkpoints for fold in model.folds]
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 

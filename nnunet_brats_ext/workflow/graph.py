@@ -62,6 +62,8 @@ class Graph(TrainingJobs):
         return self.add(f"predict/{model.name}", command, out, [*after, self.converted(self.base_of(data))])
 
     def ensemble(self, ensemble: Ensemble, branch: str) -> str:
+        if ensemble.best:
+            return self.pool(ensemble, branch)
         out = self.folder(ensemble.name, branch)
         after = [self.predicted(member, branch) for member in ensemble.of]
         command = ["nnunet_brats", "ensemble", "-i", *(self.jobs[job].result for job in after), "-o", out]
@@ -71,6 +73,24 @@ class Graph(TrainingJobs):
         if ensemble.method in ("mean", "nested") and ensemble.name in self.averaged:
             command.append("--save-probabilities")
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
+
+    def pool(self, ensemble: Ensemble, branch: str) -> str:
+        """The best models of each fold: of the test cases they make their own predictions, as one job."""
+        out, models = self.folder(ensemble.name, branch), [self.recipe.models[name] for name in ensemble.of]
+        after = [job for model in models for job in self.trained(model)]
+        data, folds = self.recipe.data[models[0].data], min(map(self.folds, models), key=len)
+        command = ["nnunet_brats", "pool", "-o", out, "-d", self.ids[data.name], "-p", models[0].plans]
+        command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
+        command += ["--best", ensemble.best, "-f", *folds]
+        command += ["--save_probabilities"] if ensemble.name in self.averaged else []
+        if branch == CROSS_VALIDATION:
+            command += ["--cross-validation", "-np", self.needs("ensemble").cpus]
+            return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
+        command += ["-i", self.images(data, TEST), "-device", self.setting.device, "-np", self.workers("predict")]
+        for option in ("tiling", "tta"):
+            if value := getattr(models[0], option):
+                command += [f"--{option}", value]
+        return self.add(f"predict/{ensemble.name}", command, out, [*after, self.converted(self.base_of(data))])
 
     def postprocess(self, rules: Postprocessing, branch: str) -> str:
         out, before = self.folder(rules.name, branch), self.predicted(rules.of, branch)

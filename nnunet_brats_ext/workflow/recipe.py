@@ -58,11 +58,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Ensemble:
+    """Several predictions as one. best: a pool of models, of which each fold's `best` by validation enter."""
+
     name: str
     of: tuple[str, ...]
     method: str
     weights: tuple[float, ...] = ()
     space: str | None = None
+    best: int | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,33 @@ def _problems_of_names(recipe: Recipe, content: Mapping[str, Any]) -> Iterator[t
             votes = member in recipe.models and recipe.models[member].combine == "vote"
             if votes and ensemble.method in ("mean", "nested"):
                 yield ("ensembles", name, "of", i), f"{member} votes, so it has no probabilities to average"
+        if ensemble.best is not None:
+            yield from _problems_of_pool(recipe, ensemble, ensemble.best)
+
+
+def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Iterator[tuple[KeyPath, str]]:
+    """What `nnunet_brats pool` could not do: it chooses among models that are alike but for what they have learnt."""
+    here = ("ensembles", pool.name)
+    if pool.method != "mean":
+        yield (*here, "best"), f"`best` is of method mean, not of {pool.method}"
+    if best >= len(pool.of):
+        yield (*here, "best"), f"the best {best} of {len(pool.of)} members are all of them"
+    for key in ("weights", "space"):
+        if getattr(pool, key):
+            yield (*here, key), f"`{key}` does not go with `best`: all that are chosen count alike"
+    models = [recipe.models[name] for name in pool.of if name in recipe.models]
+    for i, name in enumerate(pool.of):
+        model = recipe.models.get(name)
+        if model is None:
+            if name in (*recipe.ensembles, *recipe.postprocessing):
+                yield (*here, "of", i), f"{name} is no model; `best` chooses among those"
+            continue
+        if model.previous_stage or model.checkpoints:
+            yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
+        for key in ("data", "plans", "folds", "tiling", "tta"):
+            if (value := getattr(model, key)) != (first := getattr(models[0], key)):
+                words = f"`{key}` {value} of {name} is not that of {models[0].name}, {first}"
+                yield (*here, "of", i), f"{words}; `best` compares like with like"
 
 
 def _references(

@@ -1,0 +1,73 @@
+"""nnU-Net's own validations of a model's folds: their scores and predictions, and what makes those that are missing."""
+
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import NamedTuple
+
+from nnunet_brats_ext.inference.models import FINAL, TrainedModel
+from nnunet_brats_ext.prediction_folders.members import find_cases
+from nnunet_brats_ext.prediction_folders.runs import read_json, refuse
+
+
+class Validation(NamedTuple):
+    dice: float  # mean over the foreground regions
+    cases: frozenset[str]
+
+
+CHOOSE = "choose in all of these folds (-f names fewer)"
+Scores = Mapping[str, Mapping[int, float]]  # model -> fold -> Dice of the foreground in its validation
+
+
+def read_scores(models: Sequence[TrainedModel], folds: Sequence[int], options: Sequence[str] = ()) -> Scores:
+    """What nnU-Net's validations say of each model and fold; one error names all that are missing, and their commands.
+
+    options: more that these commands should have.
+    """
+    if not folds:
+        raise FileNotFoundError(f"no fold of {models[0].folder} holds {FINAL}; train it first")
+    refuse([lack for model in models for fold in folds if (lack := _lack(model, fold, options))], CHOOSE)
+    read = {model.folder.name: {fold: _read(model, fold) for fold in folds} for model in models}
+    differing = [str(fold) for fold in folds if len({each[fold].cases for each in read.values()}) > 1]
+    refuse([f"the models were validated on different cases in fold {fold}" for fold in differing], CHOOSE)
+    return {name: {fold: one.dice for fold, one in each.items()} for name, each in read.items()}
+
+
+def refuse_without_probabilities(members: Sequence[TrainedModel]) -> None:
+    problems = []
+    for member in members:
+        for fold in member.folds:
+            validation, ending = validation_folder(member, fold), member.file_ending
+            if not all((validation / f"{case}.npz").is_file() for case in find_cases(validation, ending)):
+                problems.append(f"{validation} lacks probabilities: {_command(member, fold, '--val', '--npz')}")
+    refuse(problems, "average the validations")
+
+
+def _read(model: TrainedModel, fold: int) -> Validation:
+    file = validation_folder(model, fold) / "summary.json"
+    summary = read_json(file)
+    dice = summary["foreground_mean"]["Dice"]
+    if isnan(dice):
+        raise ValueError(f"{file} has no Dice of the foreground: one of the regions is in none of its cases")
+    return Validation(dice, frozenset(Path(one["prediction_file"]).name for one in summary["metric_per_case"]))
+
+
+def _lack(model: TrainedModel, fold: int, options: Sequence[str]) -> str | None:
+    """What a fold of a model lacks to be chosen, with the command that makes it."""
+    folder = model.folder / f"fold_{fold}"
+    if not (folder / FINAL).is_file():
+        begun = ["--c"] if any(folder.glob("checkpoint_*.pth")) else []
+        return f"{folder} lacks {FINAL}: {_command(model, fold, *begun, *options)}"
+    if not (validation_folder(model, fold) / "summary.json").is_file():
+        return f"{folder} lacks validation/summary.json: {_command(model, fold, '--val', *options)}"
+    return None
+
+
+def _command(model: TrainedModel, fold: int | str, *options: str) -> str:
+    trainer, plans, configuration = model.names
+    dataset = model.folder.parent.name
+    return " ".join(["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer, "-p", plans, *options])
+
+
+def validation_folder(model: TrainedModel, fold: int | str) -> Path:
+    return model.folder / f"fold_{fold}" / "validation"
