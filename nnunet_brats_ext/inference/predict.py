@@ -127,7 +127,10 @@ def run(
 ) -> None:
     """Predict those cases that `out` lacks, by the average over the folds and checkpoints of one model."""
     predictor = mode.predictor()
-    predictor.load(model.folder, model.folds, model.checkpoints)
+    profile = Profile(predictor.device, predictor.meter)
+    with profile.step("load"):
+        predictor.load(model.folder, model.folds, model.checkpoints)
+    profile.finish_load()
     ending = predictor.dataset_json["file_ending"]
     out.mkdir(parents=True, exist_ok=True)
     for partial in out.glob(".partial-*"):
@@ -144,17 +147,18 @@ def run(
         return
     workers = min(mode.workers, len(left))
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    profile = Profile(predictor.device, predictor.meter)
     with background(workers) as writing, Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=len(left))
         items = preprocess(predictor, left, previous, workers)
         for _ in left:
             with profile.step("preprocess"):
                 name, data, properties = next(items)
+                data = predictor.stored(data, out)
             with profile.step("predict"):
                 logits = predictor.predict_average(data, properties).numpy()
             with profile.step("write"):
                 writing.run(write_prediction, logits, properties, settings, out, name, save_probabilities)
+            del logits  # which the next case would have beside its own
             profile.finish_case(name)
             progress.advance(task)
     if mode.profile:
