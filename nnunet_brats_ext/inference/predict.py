@@ -37,9 +37,10 @@ class Mode:
     """How to predict. tiling and test_time_augmentation: `paper` is what the model's trainer names.
 
     combine: what becomes of several folds and checkpoints: their mean `logits`, as nnU-Net, their mean
-    `probabilities`, or a `vote` over the label maps of each. low_memory_mb: results stay off the device, one network is
-    in memory, and as many slices of a 2-D network as fit. profile: tell time and memory of every step; all of them are
-    then done in this process. processes: that preprocess, and as many that write; 0 is this one.
+    `probabilities`, or a `vote` over the label maps of each. low_memory_mb: results stay off the device, one set of
+    weights is in memory while it predicts, and for a 2-D network as many slices as fit, of a volume that lies in a file
+    in the output folder. profile: tell time and memory of every step; all of them are then done in this process.
+    processes: that preprocess, and as many that write; 0 is this one.
     """
 
     tiling: str = FROM_TRAINER
