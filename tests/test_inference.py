@@ -1,8 +1,10 @@
 """Symmetries, tilings and windows: each is right if a network that changes nothing gives back what it was shown."""
 
 from itertools import product
+from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -10,10 +12,20 @@ import torch
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.inference import cases
+from nnunet_brats_ext.inference.predictor import BraTSPredictor, Weights
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import MODES, Symmetry, X, Y, Z, average_probabilities, logits_of
-from nnunet_brats_ext.inference.tilings import CERTAIN, TILINGS, Volume, overlap, slices, tumour, whole_brain
+from nnunet_brats_ext.inference.tilings import (
+    CERTAIN,
+    TILINGS,
+    StoredVolume,
+    Volume,
+    overlap,
+    slices,
+    tumour,
+    whole_brain,
+)
 from nnunet_brats_ext.training.windows import STRICT_STARTS, strict_window, tumour_window
 
 EVERY_MODE = pytest.mark.parametrize("mode", [mode for mode, symmetries in MODES.items() if symmetries])
@@ -258,6 +270,79 @@ def test_slices_in_batches_are_the_slices_one_by_one():
     predicted = slices(predict, flat, lambda predict_slices: len(predict_slices(1)))
     assert torch.equal(predicted, data.repeat(3, 1, 1, 1).half())
     assert sizes == [1, 3, 3, 1]
+
+
+def test_slices_of_a_stored_volume_are_those_of_the_volume(tmp_path):
+    data = torch.randn(2, 7, 6, 8).transpose(2, 3)  # in any order in memory
+    stored = StoredVolume(data, tmp_path)
+    assert torch.equal(stored[:, 2:5], data[:, 2:5])
+    assert not list(tmp_path.iterdir()), "the file has no name, so that nothing is left of an interrupted run"
+    either = [slices(echo, volume(each, patch_size=(8, 8)), lambda predict_slices: 3) for each in (stored, data)]
+    assert torch.equal(*either)
+
+
+FOLDS = 3
+
+
+def mapped_mb(folder: Path) -> dict[str, float]:
+    """Files of a folder that are mapped -> how much of them is in memory."""
+    found: dict[str, float] = {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *_, last = line.split()
+        if "-" in first:
+            mapped = Path(last)
+        elif first == "Rss:" and mapped.parent == folder:
+            found[mapped.name] = found.get(mapped.name, 0) + int(line.split()[1]) / 1024
+    return found
+
+
+@pytest.fixture
+def frugal(tmp_path, monkeypatch):
+    """A predictor with a memory budget and checkpoints of a network of 4 MB, which predicts the mean of its weights."""
+    predictor = BraTSPredictor("sliding", "none", memory_budget_mb=630, device=torch.device("cpu"))
+    predictor.network = torch.nn.Linear(1024, 1024, bias=False)
+    predictor.configuration_manager = SimpleNamespace(patch_size=(8, 8))
+    predictor.checkpoints = [tmp_path / f"{fold}.pth" for fold in range(FOLDS)]
+    for fold, file in enumerate(predictor.checkpoints):
+        moments = torch.ones(1024, 1024)  # an optimiser's, which a checkpoint holds as well
+        torch.save({"network_weights": {"weight": torch.full((1024, 1024), float(fold))}, "moments": moments}, file)
+    predictor.list_of_parameters = Weights(predictor.checkpoints, keep=False)
+    predictor.seen = []
+
+    def predict(data: torch.Tensor) -> torch.Tensor:
+        mean = predictor.network.weight.detach().mean()
+        predictor.seen.append(mapped_mb(tmp_path))
+        return mean * torch.ones(1, 1, 1, 1)
+
+    monkeypatch.setattr(predictor, "predict_sliding_window_return_logits", predict)
+    return predictor
+
+
+def test_with_a_budget_the_weights_are_in_memory_once_and_only_while_they_predict(frugal, tmp_path):
+    frugal._release_weights()  # as after loading
+    for _ in range(2):  # cases
+        assert frugal.predict_average(torch.zeros(1, 1, 1, 1), {}) == 1, "the mean of 0, 1 and 2"
+        assert list(mapped_mb(tmp_path)) == ["0.pth"]
+        assert mapped_mb(tmp_path)["0.pth"] < 1
+    assert [list(files) for files in frugal.seen] == [["0.pth"], ["1.pth"], ["2.pth"]] * 2
+    assert all(4 <= sum(files.values()) < 5 for files in frugal.seen), "the network's, not a copy; no moments"
+
+
+def test_with_a_budget_a_preprocessed_case_is_in_a_file_and_not_in_memory(frugal, tmp_path, monkeypatch):
+    data = [torch.randn(1, 2, 8, 8) for _ in range(2)]
+    items = [{"ofile": "case", "data": each, "data_properties": {}} for each in data]
+    alive = [ref(each) for each in data]
+    monkeypatch.setattr(cases, "PreprocessAdapter", lambda *_: items)
+    frugal.plans_manager, frugal.dataset_json = None, {"file_ending": ".nii.gz"}
+    frugal.configuration_manager.preprocessor_class = lambda verbose: None
+    expected = [each.clone() for each in data]
+    del data
+    preprocessed = cases.preprocess(frugal, {"a": [], "b": []}, None, 0)
+    for gone, same in zip(alive, expected, strict=True):
+        _, volume, _ = next(preprocessed)
+        volume = frugal.stored(volume, tmp_path)
+        assert torch.equal(volume[:], same)
+        assert gone() is None
 
 
 def test_the_meter_sees_what_is_allocated():

@@ -51,8 +51,8 @@ def preprocess(
         )
     else:
         items = PreprocessAdapter(files, previous, settings[2].preprocessor_class(verbose=False), names, *settings)
-    for item in items:
-        yield item["ofile"], item["data"].to(torch.float32), item["data_properties"]
+    for item in items:  # of which nothing here holds the data, so that whoever takes them can let them go
+        yield item["ofile"], item.pop("data").to(torch.float32), item["data_properties"]
 
 
 def write_prediction(

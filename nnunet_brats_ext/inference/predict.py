@@ -37,9 +37,10 @@ class Mode:
     """How to predict. tiling and test_time_augmentation: `paper` is what the model's trainer names.
 
     combine: what becomes of several folds and checkpoints: their mean `logits`, as nnU-Net, their mean
-    `probabilities`, or a `vote` over the label maps of each. low_memory_mb: results stay off the device, one network is
-    in memory, and as many slices of a 2-D network as fit. profile: tell time and memory of every step; all of them are
-    then done in this process. processes: that preprocess, and as many that write; 0 is this one.
+    `probabilities`, or a `vote` over the label maps of each. low_memory_mb: results stay off the device, one set of
+    weights is in memory while it predicts, and for a 2-D network as many slices as fit, of a volume that lies in a file
+    in the output folder. profile: tell time and memory of every step; all of them are then done in this process.
+    processes: that preprocess, and as many that write; 0 is this one.
     """
 
     tiling: str = FROM_TRAINER
@@ -132,7 +133,10 @@ def run(
 ) -> None:
     """Predict those cases that `out` lacks, by the average over the folds and checkpoints of one model."""
     predictor = mode.predictor()
-    predictor.load(model.folder, model.folds, model.checkpoints)
+    profile = Profile(predictor.device, predictor.meter)
+    with profile.step("load"):
+        predictor.load(model.folder, model.folds, model.checkpoints)
+    profile.finish_load()
     ending = predictor.dataset_json["file_ending"]
     out.mkdir(parents=True, exist_ok=True)
     for partial in out.glob(".partial-*"):
@@ -149,17 +153,18 @@ def run(
         return
     workers = min(mode.workers, len(left))
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    profile = Profile(predictor.device, predictor.meter)
     with background(workers) as writing, Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=len(left))
         items = preprocess(predictor, left, previous, workers)
         for _ in left:
             with profile.step("preprocess"):
                 name, data, properties = next(items)
+                data = predictor.stored(data, out)
             with profile.step("predict"):
                 logits = predictor.predict_average(data, properties).numpy()
             with profile.step("write"):
                 writing.run(write_prediction, logits, properties, settings, out, name, save_probabilities)
+            del logits  # which the next case would have beside its own
             profile.finish_case(name)
             progress.advance(task)
     if mode.profile:

@@ -5,7 +5,7 @@ from contextlib import redirect_stdout
 from functools import cache, partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,22 +15,22 @@ from torch import Tensor
 
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of
-from nnunet_brats_ext.inference.tilings import TILINGS, Volume, predict_padded, slices
+from nnunet_brats_ext.inference.tilings import TILINGS, StoredVolume, Volume, predict_padded, slices
 
 FROM_TRAINER = "paper"
 SLIDING = "sliding"
 
 
 class Weights(Sequence[dict[str, Any]]):
-    """The weights of several checkpoints; kept in memory, or read from disk whenever their turn comes."""
+    """The weights of several checkpoints; kept in memory, or left in their files, mapped whenever their turn comes."""
 
     def __init__(self, files: Sequence[Path], keep: bool = True):
         self.files = list(files)
-        self.read = cache(self._read) if keep else self._read
+        self.read = cache(self._read) if keep else partial(self._read, mmap=True)
 
     @staticmethod
-    def _read(file: Path) -> dict[str, Any]:
-        return torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
+    def _read(file: Path, mmap: bool = False) -> dict[str, Any]:
+        return torch.load(file, map_location="cpu", weights_only=False, mmap=mmap)["network_weights"]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -45,7 +45,7 @@ class BraTSPredictor(nnUNetPredictor):
     tiling: `sliding` (nnU-Net's), a name of `TILINGS`, or `paper`, what the trainer names. test_time_augmentation:
     likewise a name of `MODES`. `sliding` with `mirror` and logits averaged is nnU-Net, bit for bit.
     average: `logits`, as nnU-Net does over folds, or `probabilities`.
-    memory_budget_mb: keep one set of weights in memory, and as many slices of a 2-D network as fit.
+    memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class BraTSPredictor(nnUNetPredictor):
             self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
             trainer = recursive_find_trainer_class_by_name(self.trainer_name)
         self.list_of_parameters = Weights(self.checkpoints, keep=self.memory_budget_mb is None)
+        self._release_weights()
         if self.tiling == FROM_TRAINER:
             self.tiling = getattr(trainer, "tiling", SLIDING)
             if self.tiling == "tumour" and self.configuration_manager.previous_stage_name is None:
@@ -112,8 +113,23 @@ class BraTSPredictor(nnUNetPredictor):
         """The logits (k, z, y, x) of each checkpoint in turn for a preprocessed case."""
         self.properties = properties
         for weights in self.list_of_parameters:
-            getattr(self.network, "_orig_mod", self.network).load_state_dict(weights)
+            self._take(weights)
             yield self.predict_sliding_window_return_logits(data).to("cpu")
+        self._release_weights()
+
+    def _take(self, weights: dict[str, Any]) -> None:
+        """Give the network these weights; with a budget not as a copy, but themselves, from their file when used."""
+        network = getattr(self.network, "_orig_mod", self.network)
+        network.load_state_dict(weights, assign=self.memory_budget_mb is not None)
+
+    def _release_weights(self) -> None:
+        """With a budget, let go of what the network has read; it is mapped anew."""
+        if self.memory_budget_mb is not None:
+            self._take(self.list_of_parameters[0])
+
+    def stored(self, data: Tensor, folder: Path) -> Tensor:
+        """A preprocessed case in a file in `folder`, if a budget lets it be read slice by slice; else as it is."""
+        return cast(Tensor, StoredVolume(data, folder)) if self._fits_slices(data) else data
 
     def predict_average(self, data: Tensor, properties: dict[str, Any]) -> Tensor:
         """The average over all checkpoints, as logits."""
@@ -128,13 +144,14 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
-        if self.tiling == SLIDING and not self._fits_slices(input_image):
+        by_slices = self._fits_slices(input_image)
+        if self.tiling == SLIDING and not by_slices:
             return super().predict_sliding_window_return_logits(input_image)
-        tiling = partial(slices, slices_at_once=self._slices_within_budget) if self.tiling == SLIDING else None
+        tiling = partial(slices, slices_at_once=self._slices_within_budget) if by_slices else TILINGS[self.tiling]
         self.network: torch.nn.Module = self.network.to(self.device).eval()
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             try:
-                return (tiling or TILINGS[self.tiling])(self._predict_windows, self._volume(input_image))
+                return tiling(self._predict_windows, self._volume(input_image))
             except torch.OutOfMemoryError:
                 if self.tiling != "brain":
                     raise
@@ -144,7 +161,8 @@ class BraTSPredictor(nnUNetPredictor):
 
     def _fits_slices(self, data: Tensor) -> bool:
         covers = all(size <= extent for size, extent in zip(data.shape[2:], self.patch_size, strict=False))
-        return self.memory_budget_mb is not None and len(self.patch_size) == 2 and covers
+        frugal = self.tiling == SLIDING and self.memory_budget_mb is not None
+        return frugal and len(self.patch_size) == 2 and covers
 
     def _slices_within_budget(self, predict_slices: Callable[[int], object]) -> int:
         """How many slices fit, by what one and two of them take beyond what is in memory already."""

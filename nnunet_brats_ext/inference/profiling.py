@@ -61,10 +61,11 @@ class MemoryMeter:
 
 @dataclass
 class Profile:
-    """What each step of each case took: seconds, and the peak in bytes."""
+    """What each step of each case took, and the load of the model before them: seconds, and the peak in bytes."""
 
     device: torch.device
     meter: MemoryMeter
+    load: tuple[float, int] = (0.0, 0)
     cases: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
     steps: dict[str, tuple[float, int]] = field(default_factory=dict)  # of the case at hand
 
@@ -75,24 +76,33 @@ class Profile:
             yield
         self.steps[name] = (perf_counter() - start, peak[0])
 
+    def finish_load(self) -> None:
+        self.load = self.steps.pop("load")
+
     def finish_case(self, name: str) -> None:
         self.cases[name], self.steps = self.steps, {}
 
     @property
     def peak_mb(self) -> float:
-        return max((peak for steps in self.cases.values() for _, peak in steps.values()), default=0) / MB
+        return max([self.load[1], *(peak for steps in self.cases.values() for _, peak in steps.values())]) / MB
 
     def write(self, file: Path, title: str) -> None:
         """Write seconds and megabytes as JSON."""
-        cases = {
-            case: {step: {"seconds": round(s, 3), "peak_mb": round(p / MB, 1)} for step, (s, p) in steps.items()}
-            for case, steps in self.cases.items()
+
+        def shown(taken: tuple[float, int]) -> dict[str, float]:
+            return {"seconds": round(taken[0], 3), "peak_mb": round(taken[1] / MB, 1)}
+
+        content = {
+            "what": title,
+            "device": self.describe_device(),
+            "peak_mb": round(self.peak_mb, 1),
+            "load": shown(self.load),
+            "cases": {case: {step: shown(s) for step, s in steps.items()} for case, steps in self.cases.items()},
         }
-        content = {"what": title, "device": self.describe_device(), "peak_mb": round(self.peak_mb, 1), "cases": cases}
         write_text_whole(file, json.dumps(content, indent=2) + "\n")
 
     def show(self, console: Console, title: str) -> None:
-        """Print a table, a row per case and a last one over all."""
+        """Print a table, a row per case, then one for loading the model and one over all."""
         steps = list(dict.fromkeys(step for each in self.cases.values() for step in each))
         table = Table(title=f"{title}, on {self.describe_device()}")
         table.add_column("case")
@@ -104,6 +114,7 @@ class Profile:
             table.add_row(case, *(f"{each[step][0]:.2f}" for step in steps), f"{peak / MB:.0f}")
         total = [sum(each[step][0] for each in self.cases.values()) / len(self.cases) for step in steps]
         table.add_section()
+        table.add_row("loading the model", *("" for _ in steps), f"{self.load[1] / MB:.0f}")
         table.add_row("mean; highest", *(f"{seconds:.2f}" for seconds in total), f"{self.peak_mb:.0f}")
         console.print(table)
 

@@ -7,8 +7,11 @@ logits (k, z, y, x) of the whole volume in fp32. nnU-Net's sliding window is not
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
@@ -35,6 +38,21 @@ class Volume:
     image_channels: int
     regions: tuple[tuple[int, ...], ...]
     kept: tuple[int, ...]
+
+
+class StoredVolume:
+    """A volume (c, z, y, x) in fp32 that lies in a file of `folder`; indexed like a tensor, it reads what is asked for.
+
+    The file has no name, and goes with the last reference or with the process.
+    """
+
+    def __init__(self, data: Tensor, folder: Path):
+        self.shape, self.file = data.shape, TemporaryFile(dir=folder)  # noqa: SIM115
+        data.contiguous().numpy().tofile(self.file)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        # Mapped anew each time, because what a mapping has read counts as memory until it is closed.
+        return torch.from_numpy(np.memmap(self.file, np.float32, "r", shape=tuple(self.shape))[index].copy())
 
 
 Predict = Callable[[Tensor], Tensor]
@@ -76,14 +94,11 @@ def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[
         return predict(padded)[..., y, x].movedim(0, 1)
 
     depth = volume.data.shape[1]
+    # Filled, so that it is in memory before the rest of it is shared out.
+    logits = torch.zeros((len(volume.regions), *volume.data.shape[1:]), dtype=torch.half)
     count = slices_at_once(lambda number: predict_rows(0, number))
-    logits: Tensor | None = None
     for z in range(0, depth, count):
-        predicted = predict_rows(z, count)
-        if logits is None:
-            logits = torch.empty((len(predicted), *volume.data.shape[1:]), dtype=torch.half)
-        logits[:, z : z + count] = predicted
-    assert logits is not None
+        logits[:, z : z + count] = predict_rows(z, count)
     return logits
 
 

@@ -14,7 +14,7 @@ from nnunet_brats_ext.training.averaging import Cycles
 class Narrow(HenryTrainer):
     """https://arxiv.org/abs/2011.01045"""
 
-    hyperparameters = dict(initial_lr=2e-3)
+    hyperparameters = dict(initial_lr=1e-2)
 
     @classmethod
     def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
@@ -24,7 +24,7 @@ class Narrow(HenryTrainer):
 class StudyHenryATrainer(Narrow, BraTSDeepSupervisionTrainer):
     """https://arxiv.org/abs/2011.01045, pipeline A; the cycles begin at half the learning rate, as in the paper."""
 
-    averaging = Cycles(initial_lr=1e-3)
+    averaging = Cycles(initial_lr=5e-3)
 
 
 class StudyHenryAWithoutAveragingTrainer(Narrow, PipelineA):
