@@ -1,5 +1,6 @@
 """Symmetries, tilings and windows: each is right if a network that changes nothing gives back what it was shown."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from time import sleep
@@ -33,7 +34,7 @@ REGIONS = ((0, 1, 2), (1, 2), (2,))  # WT, TC, ET among the one-hot ED, NCR, ET
 
 
 def volume(data, patch_size=(8, 8, 8), image_channels=1, kept=(4, 4, 4), divisor=(4, 4, 4), properties=None) -> Volume:
-    return Volume(data, properties or {}, patch_size, divisor, image_channels, REGIONS, kept)
+    return Volume(data, properties or {}, patch_size, divisor, image_channels, REGIONS, len(REGIONS), kept)
 
 
 def echo(x: torch.Tensor) -> torch.Tensor:
@@ -98,6 +99,44 @@ def test_probabilities_are_averaged_and_not_logits():
 
 def test_logits_of_certain_probabilities_are_finite():
     assert torch.isfinite(logits_of(torch.tensor([0.0, 1.0]))).all()
+
+
+@EVERY_MODE
+def test_labels_that_exclude_each_other_keep_their_probabilities_under_averaging(mode):
+    x = torch.randn(1, 4, 4, 6, 8)
+    predicted = average_probabilities(lambda x: x, x, MODES[mode], exclusive=True)
+    assert torch.allclose(predicted.softmax(1), x.softmax(1), atol=1e-5)
+
+
+def test_the_probabilities_of_folds_are_averaged_as_those_of_labels_or_of_regions():
+    logits = torch.randn(2, 4, 3, 3, 3)
+    for has_regions, probabilities in ((True, logits.sigmoid().mean(0)), (False, logits.softmax(1).mean(0))):
+        predictor = BraTSPredictor(average="probabilities", device=torch.device("cpu"))
+        predictor.label_manager = SimpleNamespace(has_regions=has_regions)
+        predictor.checkpoints = [Path("a"), Path("b")]
+        predictor.predict_each = lambda data, properties: iter(logits)
+        mean = predictor.predict_average(logits, {})
+        assert torch.allclose(mean.sigmoid() if has_regions else mean.softmax(0), probabilities, atol=1e-5)
+
+
+def test_a_model_of_labels_predicts_whole_slices_and_whole_brains():
+    """As nnU-Net's own without regions: one output more than there are foreground labels."""
+    data = torch.randn(1, 7, 6, 8)
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1].repeat(1, 4, *[1] * (x.ndim - 2))
+
+    predictor = BraTSPredictor("brain", "none", device=torch.device("cpu"))
+    predictor.label_manager = SimpleNamespace(has_regions=False, foreground_labels=[1, 2, 3], num_segmentation_heads=4)
+    predictor.dataset_json = {"channel_names": {"0": "T1"}}
+    for axes in (2, 3):
+        predictor.configuration_manager = SimpleNamespace(patch_size=[8] * axes, pool_op_kernel_sizes=[[1] * axes])
+        predictor.kept = (4,) * axes
+        whole = whole_brain(predict, predictor._volume(data))
+        assert torch.equal(whole, data.repeat(4, 1, 1, 1))
+        if axes == 2:
+            sliced = slices(predict, predictor._volume(data), lambda predict_slices: 3)
+            assert torch.equal(sliced, whole.half())
 
 
 def test_the_command_line_and_every_trainer_name_modes_and_tilings_that_exist(capsys):
@@ -178,6 +217,16 @@ def test_a_window_on_the_tumour_is_pasted_over_the_previous_stage(shape):
     assert (predicted[:, ~inside] == -CERTAIN).sum() == 3 * ((~inside).sum() - 1)
 
 
+def test_of_labels_that_exclude_each_other_the_background_is_pasted_too():
+    data = with_labels((12, 20, 16), (3, 18, 2), (3, 17, 2), (3, 1, 2))
+    labels = replace(volume(data), regions=((0,), (1,), (2,)), outputs=4)
+    predicted = tumour(lambda x: x[:, :1].repeat(1, 4, 1, 1, 1), labels)
+    inside = (predicted == data[0]).all(0)
+    assert inside.sum() == 8**3
+    assert (predicted[3, 3, 1, 2], predicted[0, 3, 1, 2]) == (CERTAIN, -CERTAIN)
+    assert (predicted[0, ~inside] == CERTAIN).sum() == (~inside).sum() - 1
+
+
 def test_windows_on_the_tumour_need_a_previous_stage():
     with pytest.raises(ValueError, match="previous stage"):
         TILINGS["tumour"](echo, volume(torch.zeros(1, 8, 8, 8)))
@@ -188,6 +237,7 @@ def test_turned_windows_are_padded_where_the_strides_of_the_axes_differ():
     predictor.configuration_manager = SimpleNamespace(
         patch_size=[4, 8, 6], pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 1]]
     )
+    predictor.label_manager = SimpleNamespace(has_regions=True)
 
     def predict(x: torch.Tensor) -> torch.Tensor:
         assert all(size % divisor == 0 for size, divisor in zip(x.shape[2:], (4, 4, 2), strict=True))

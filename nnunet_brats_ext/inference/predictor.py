@@ -14,7 +14,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor
 
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of
+from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of, probabilities_of
 from nnunet_brats_ext.inference.tilings import TILINGS, StoredVolume, Volume, predict_padded, slices
 
 FROM_TRAINER = "paper"
@@ -89,6 +89,11 @@ class BraTSPredictor(nnUNetPredictor):
             self._resize(self.requested_patch_size)
 
     @property
+    def exclusive(self) -> bool:
+        """Whether outputs are labels that exclude each other, as those of nnU-Net's own models without regions."""
+        return not self.label_manager.has_regions
+
+    @property
     def patch_size(self) -> tuple[int, ...]:
         return tuple(self.configuration_manager.patch_size)
 
@@ -135,12 +140,12 @@ class BraTSPredictor(nnUNetPredictor):
         """The average over all checkpoints, as logits."""
         total: Tensor | None = None
         for logits in self.predict_each(data, properties):
-            share = torch.sigmoid(logits.float()) if self.average == "probabilities" else logits
+            share = probabilities_of(logits, self.exclusive, axis=0) if self.average == "probabilities" else logits
             total = share if total is None else total + share  # not in place: they are inference tensors
         assert total is not None
         if len(self.checkpoints) > 1:
             total /= len(self.checkpoints)
-        return logits_of(total) if self.average == "probabilities" else total
+        return logits_of(total, self.exclusive) if self.average == "probabilities" else total
 
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
@@ -188,19 +193,19 @@ class BraTSPredictor(nnUNetPredictor):
             return super()._internal_maybe_mirror_and_predict(x)
         # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.
         predict = partial(predict_padded, self.network, divisor=self.divisor)
-        return average_probabilities(predict, x, symmetries)
+        return average_probabilities(predict, x, symmetries, self.exclusive)
 
     def _volume(self, data: Tensor) -> Volume:
         labels = list(self.label_manager.foreground_labels)
-        regions: Callable[[Any], tuple[int, ...]] = lambda region: tuple(  # noqa: E731
-            labels.index(label) for label in (region if isinstance(region, list | tuple) else (region,))
-        )
+        regions = labels if self.exclusive else self.label_manager.foreground_regions
+        members = [region if isinstance(region, list | tuple) else (region,) for region in regions]
         return Volume(
             data=data,
             properties=self.properties,
             patch_size=self.patch_size,
             divisor=self.divisor,
             image_channels=len(self.dataset_json["channel_names"]),
-            regions=tuple(regions(region) for region in self.label_manager.foreground_regions),
+            regions=tuple(tuple(labels.index(label) for label in each) for each in members),
+            outputs=self.label_manager.num_segmentation_heads,
             kept=self.kept,
         )

@@ -51,12 +51,13 @@ MODES: dict[str, tuple[Symmetry, ...] | None] = {
 """What `--tta` knows. All but `mirror` average probabilities, as the papers do."""
 
 
-def average_probabilities(predict: Callable[[Tensor], Tensor], x: Tensor, symmetries: Sequence[Symmetry]) -> Tensor:
+def average_probabilities(
+    predict: Callable[[Tensor], Tensor], x: Tensor, symmetries: Sequence[Symmetry], exclusive: bool = False
+) -> Tensor:
     """The logits of the weighted mean probability over the symmetries; (b, c, *s) -> (b, k, *s), fp32.
 
     The maps act on the last two or three axes. On slices (b, c, y, x) those that mirror z are left out, for there is
-    no z. One symmetry returns its logits untouched. Of several, logits beyond +-15 come back as +-15: a probability
-    that differs from 0 or 1 by less than fp32 resolves has no logit.
+    no z. exclusive: see `probabilities_of`. One symmetry returns its logits untouched.
     """
     if x.ndim == 4:
         symmetries = [symmetry for symmetry in symmetries if Z not in symmetry.flips]
@@ -65,12 +66,22 @@ def average_probabilities(predict: Callable[[Tensor], Tensor], x: Tensor, symmet
     total = sum(symmetry.weight for symmetry in symmetries)
     mean: Tensor | None = None
     for symmetry in symmetries:
-        share = symmetry.undo(torch.sigmoid(predict(symmetry.apply(x)).float())) * (symmetry.weight / total)
+        probabilities = probabilities_of(predict(symmetry.apply(x)), exclusive)
+        share = symmetry.undo(probabilities) * (symmetry.weight / total)
         mean = share if mean is None else mean.add_(share)
     assert mean is not None
-    return logits_of(mean)
+    return logits_of(mean, exclusive)
 
 
-def logits_of(probabilities: Tensor) -> Tensor:
-    """The inverse of the sigmoid, limited to +-15, where fp32 still tells a probability from 1."""
-    return torch.logit(probabilities.clamp(3e-7, 1 - 3e-7))
+def probabilities_of(logits: Tensor, exclusive: bool, axis: int = 1) -> Tensor:
+    """The probability of each region by itself, or of labels along `axis` that exclude each other; fp32."""
+    return torch.softmax(logits.float(), axis) if exclusive else torch.sigmoid(logits.float())
+
+
+def logits_of(probabilities: Tensor, exclusive: bool = False) -> Tensor:
+    """Logits that `probabilities_of` takes to these; of regions, they are limited to +-15.
+
+    A probability that differs from 0 or 1 by less than fp32 resolves has none.
+    """
+    limited = probabilities.clamp(3e-7, 1 - 3e-7)
+    return torch.log(limited) if exclusive else torch.logit(limited)

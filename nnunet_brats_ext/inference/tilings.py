@@ -28,7 +28,8 @@ class Volume:
 
     data: (c, z, y, x), the images first, then the one-hot labels of a previous stage. properties: nnU-Net's, of the
     case. divisor: what sizes have to be multiples of, per axis of the patch. regions: the labels of each region, as
-    positions among the one-hot labels. kept: the central part of a tile that `overlap` keeps.
+    positions among the one-hot labels. outputs: of the network, one more where labels exclude each other. kept: the
+    central part of a tile that `overlap` keeps.
     """
 
     data: Tensor
@@ -37,6 +38,7 @@ class Volume:
     divisor: tuple[int, ...]
     image_channels: int
     regions: tuple[tuple[int, ...], ...]
+    outputs: int
     kept: tuple[int, ...]
 
 
@@ -95,7 +97,7 @@ def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[
 
     depth = volume.data.shape[1]
     # Filled, so that it is in memory before the rest of it is shared out.
-    logits = torch.zeros((len(volume.regions), *volume.data.shape[1:]), dtype=torch.half)
+    logits = torch.zeros((volume.outputs, *volume.data.shape[1:]), dtype=torch.half)
     count = slices_at_once(lambda number: predict_rows(0, number))
     for z in range(0, depth, count):
         logits[:, z : z + count] = predict_rows(z, count)
@@ -164,6 +166,8 @@ def _paste(predict: Predict, volume: Volume, start: Sequence[int]) -> Tensor:
     """The logits of one window over those that say what the previous stage has decided."""
     labels = _previous_labels(volume)
     decided = torch.stack([labels[list(region)].any(0) for region in volume.regions])
+    if volume.outputs > len(decided):  # the background is a label of its own
+        decided = torch.cat([~decided.any(0, keepdim=True), decided])
     logits = torch.where(decided, CERTAIN, -CERTAIN)
     sides = list(zip(start, volume.patch_size, volume.data.shape[1:], strict=True))
     inside = (slice(None), *(slice(max(s, 0), min(s + extent, size)) for s, extent, size in sides))
