@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from nnunet_brats_ext.inference.cases import find_images, preprocess, previous_labels_missing
@@ -16,7 +15,7 @@ from nnunet_brats_ext.inference.gate_maps import GateMaps, has_gates, show_gates
 from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.prediction_folders.images import read_geometry
-from nnunet_brats_ext.prediction_folders.runs import staged
+from nnunet_brats_ext.prediction_folders.runs import progress_bar, staged
 
 
 class Look(NamedTuple):
@@ -73,14 +72,12 @@ def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice,
     require_image_axes(predictor)
     channel, sequence = find_sequence(predictor.dataset_json, choice.background)
     members = describe_members(predictor.checkpoints)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("Attention", total=len(cases) * len(members))
+    with progress_bar("Attention", len(cases) * len(members)) as advance:
 
         def maps_of_members(data: Tensor, properties: dict[str, Any]) -> Iterator[tuple[Member, Tensor]]:
             for member, maps in zip(members, predictor.predict_each(data, properties), strict=True):
                 yield member, maps
-                progress.advance(task)
+                advance()
 
         for name, data, properties in preprocess(predictor, cases, choice.previous, processes=0):
             reference = choice.reference / f"{name}{ending}" if choice.reference else None

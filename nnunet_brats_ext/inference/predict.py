@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nnunet_brats_ext.ensembling.folders import ensemble
 from nnunet_brats_ext.inference.cases import (
@@ -25,7 +24,7 @@ from nnunet_brats_ext.inference.predictor import FROM_TRAINER, BraTSPredictor
 from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.postprocessing.folders import postprocess
 from nnunet_brats_ext.postprocessing.rule_files import RuleSet
-from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+from nnunet_brats_ext.prediction_folders.runs import progress_bar, read_json, write_text_whole
 
 console = Console()
 SETTINGS = "predict.json"
@@ -152,9 +151,7 @@ def run(
     if not left:
         return
     workers = min(mode.workers, len(left))
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with background(workers) as writing, Progress(*columns, console=console) as progress:
-        task = progress.add_task(description, total=len(left))
+    with background(workers) as writing, progress_bar(description, len(left), console) as advance:
         items = preprocess(predictor, left, previous, workers)
         for _ in left:
             with profile.step("preprocess"):
@@ -166,7 +163,7 @@ def run(
                 writing.run(write_prediction, logits, properties, settings, out, name, save_probabilities)
             del logits  # which the next case would have beside its own
             profile.finish_case(name)
-            progress.advance(task)
+            advance()
     if mode.profile:
         profile.show(console, f"{description}: {model.folder.name}, {model.label}")
         profile.write(out / "profile.json", f"{model.folder.name}, {model.label}")

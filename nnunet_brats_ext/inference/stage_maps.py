@@ -11,11 +11,11 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nnunet_brats_ext.inference.cases import background
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.prediction_folders.runs import progress_bar
 from nnunet_brats_ext.training.base import fastest_memory_format
 from nnunet_brats_ext.training.cascade import expanded_folder, expanded_maps, missing_cases
 
@@ -118,9 +118,7 @@ def _predict_maps(
     data = infer_dataset_class(str(data_folder))(str(data_folder), list(left))
     labels = predictor.label_manager.foreground_labels
     description = f"{out.name}, {model.label}"
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with background(min(processes, len(left))) as writing, Progress(*columns) as progress:
-        task = progress.add_task(description, total=len(left))
+    with background(min(processes, len(left))) as writing, progress_bar(description, len(left)) as advance:
         for case in left:
             image, _, previous, properties = data.load_case(case)
             image = image[:]
@@ -130,7 +128,7 @@ def _predict_maps(
             shape = targets.load_case(case)[0].shape[1:]
             writing.run(_write_map, logits, shape, out, case, predictor.plans_manager,
                         predictor.configuration_manager, properties, predictor.dataset_json, target_class)  # fmt: skip
-            progress.advance(task)
+            advance()
 
 
 def _write_map(logits, shape, out: Path, case: str, plans_manager, configuration_manager, properties, dataset_json,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Result = TypeVar("Result")
@@ -68,6 +69,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def progress_bar(description: str, total: int, console: Console | None = None) -> Iterator[Callable[[], None]]:
+    """A bar of `total` steps, and what to call after each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
 def for_each_case(
     function: Callable[[str], Result], cases: Sequence[str], description: str, processes: int | None = None
 ) -> dict[str, Result]:
@@ -79,15 +89,13 @@ def for_each_case(
     processes = min(processes or default_processes(), len(cases)) or 1
     results: dict[str, Result] = {}
     failures: dict[str, Exception] = {}
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task(description, total=len(cases))
+    with progress_bar(description, len(cases)) as advance:
         for case, outcome in _outcomes(function, cases, processes):
             try:
                 results[case] = outcome()
             except (OSError, ValueError, RuntimeError) as error:
                 failures[case] = error
-            progress.advance(task)
+            advance()
     refuse([f"{case}: {failures[case]}" for case in cases if case in failures], description.lower())
     return {case: results[case] for case in cases}
 
