@@ -72,13 +72,13 @@ class Workbench:
         self.run("nnunet_brats", "convert", release, "-d", dataset, "--name", "Study", *options)
 
     def plan(self, dataset: str, changes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Plan and preprocess; then change configurations, say to small patches."""
+        """Plan and preprocess; then change configurations, say to small patches, or add some."""
         self.run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "3d_fullres", "-npfp", "1", "-np", "1")
         self.run("nnunet_brats", "plan", dataset)
         file = self.folder / "nnUNet_preprocessed" / f"Dataset{dataset}_Study" / f"{PLANS}.json"
         plans = json.loads(file.read_text())
         for name, change in changes.items():
-            plans["configurations"][name] |= change
+            plans["configurations"][name] = plans["configurations"].get(name, {}) | change
         file.write_text(json.dumps(plans, indent=2))
 
     def split(self, dataset: str, folds: int) -> None:
