@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, read_json
 from nnunet_brats_ext.dataset_conversion.releases import Release
@@ -20,7 +20,7 @@ def summarise(dataset: Path, folds: str, release: Release, console: Console) -> 
     cases = manifest["cases"]
     labelled = [name for name, case in cases.items() if case["labelled"]]
     unlabelled = [name for name, case in cases.items() if not case["labelled"]]
-    table = Table(show_header=False, title=escape(str(dataset)), title_justify="left")
+    table = Table("", Column(overflow="fold"), show_header=False, title=escape(str(dataset)), title_justify="left")
     for title, text in (
         ("release", f"{release.name}, {manifest['recognised']}"),
         ("labelled cases", str(len(labelled))),

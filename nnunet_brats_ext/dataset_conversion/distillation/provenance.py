@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.dataset_conversion.distillation.examination import Examination
@@ -80,7 +80,7 @@ def summarise(dataset: Path, folds: str, console: Console) -> None:
     """A table from the manifest, all that was left out, then the next command. `folds` may hold rich's markup."""
     content = read_json(dataset / MANIFEST)
     cases = content["cases"]
-    table = Table(show_header=False, title=escape(str(dataset)), title_justify="left")
+    table = Table("", Column(overflow="fold"), show_header=False, title=escape(str(dataset)), title_justify="left")
     for kind, count in Counter(case["kind"] for case in cases.values()).items():
         table.add_row(f"{kind} labels", str(count))
     for reason, count in Counter(dropped["reason"] for dropped in content["dropped"]).items():
@@ -97,7 +97,9 @@ def summarise(dataset: Path, folds: str, console: Console) -> None:
     table.add_row("folds", folds)
     console.print(table)
     for dropped in content["dropped"]:
-        console.print(f"left out: {dropped['key']}, {dropped['reason']}: {dropped['because']}", markup=False)
+        console.print(
+            f"left out: {dropped['key']}, {dropped['reason']}: {dropped['because']}", markup=False, soft_wrap=True
+        )
     console.print(
         f"next: nnUNetv2_plan_and_preprocess -d {int(dataset.name[7:10])} --verify_dataset_integrity",
         markup=False,
