@@ -28,6 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     study = import_module(f"studies.{options.study}")
     bench = Workbench(options.out)
+    bench.keep_to(f"{options.study}, {options.epochs} epochs of {options.iterations} iterations")
     study.prepare(bench)
     for seed in range(options.seeds):
         rows = study.run(Trial(bench, seed, options.epochs, options.iterations))

@@ -41,6 +41,13 @@ class Workbench:
         for name in ("done", *FOLDERS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
+    def keep_to(self, what: str) -> None:
+        """Note what the folder is for; another study there is an error."""
+        note = self.folder / "study.txt"
+        if note.exists() and note.read_text() != what:
+            raise SystemExit(f"{self.folder} holds {note.read_text()}, not {what}; choose another folder")
+        note.write_text(what)
+
     def run(self, *words: str, **settings: str) -> None:
         """One command, its output in the log."""
         done = self.folder / "done" / hashlib.sha256(repr([words, sorted(settings.items())]).encode()).hexdigest()[:20]
