@@ -50,7 +50,7 @@ def test(arguments: list[str]) -> None:
         run(BIN / "codespell", "nnunet_brats_ext", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md")
         run(BIN / "mypy")
         os.environ["OMP_NUM_THREADS"] = "1"  # one core for each of the processes that share the files of tests
-        arguments = ["-n", "auto", "--dist", "loadfile"]
+        arguments = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
     run(BIN / "python", "-m", "pytest", *arguments)
 
 

@@ -68,7 +68,7 @@ def training_step(network: TaskNetwork, batch: int) -> Callable[[], None]:
 def prediction(network: TaskNetwork, data: Tensor, tile: tuple[int, ...], tiles_at_once: int) -> Callable[[], None]:
     """A volume in overlapping tiles; of each, all but the margins of the paper's tile is kept."""
     kept = tuple(length - (patch - keep) for length, patch, keep in zip(tile, PATCH, KEPT, strict=True))
-    volume = Volume(data, {}, tile, (8, 8, 8), CHANNELS, (), kept)
+    volume = Volume(data, {}, tile, (8, 8, 8), CHANNELS, regions=(), outputs=3, kept=kept)
     device = next(network.parameters()).device
 
     def predict() -> None:

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+LONGEST = ("test_workflow", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process is left alone with one of them in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @dataclass(frozen=True)
