@@ -1,7 +1,8 @@
 """OM-Net against the three networks it replaces, in training; and its paper's tiles against large ones, in prediction.
 
     python benchmarks/omnet.py                                   # on the CPU: 2 patches per task, 40 x 96 x 96 voxels
-    python benchmarks/omnet.py --device cuda --batch 20 --volume 144 176 144 --tile 144 176 144
+    python benchmarks/omnet.py --volume 130 168 136 --tile 144 184 152 --predict OM-Net         # a whole brain
+    python benchmarks/omnet.py --device cuda --batch 20 --volume 130 168 136 --tile 144 184 152
 
 Training: patches of 16 x 32 x 32 per second with loss, clipping and optimiser as the trainers have them, in mixed
 precision on CUDA. Prediction: seconds for a volume in tiles of 16 x 32 x 32, of which the central 5 x 20 x 20 are kept,
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--volume", type=int, nargs=3, default=(40, 96, 96), metavar=("Z", "Y", "X"))
     parser.add_argument("--tile", type=int, nargs=3, default=(56, 112, 112), metavar=("Z", "Y", "X"))
     parser.add_argument("--tiles-at-once", type=int, default=16, help="of the paper's; large ones come one by one")
+    parser.add_argument("--predict", nargs="+", choices=("OM-Net", "OM-Net+CGA"), default=["OM-Net", "OM-Net+CGA"])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -129,7 +131,7 @@ def main() -> None:
         "large": (tuple(options.tile), 1),
     }
     shown = {name: " x ".join(map(str, tile)) for name, (tile, _) in tiles.items()}
-    for name in ("OM-Net", "OM-Net+CGA"):
+    for name in options.predict:
         runs = {each: prediction(networks[name], data, *setting) for each, setting in tiles.items()}
         title = f"{name}: a volume of {' x '.join(map(str, options.volume))} on {options.device}"
         show(title, "tiles", take_turns(runs, max(options.rounds // 2, 1), options.device), shown, 0)
