@@ -7,7 +7,7 @@ RELEASES = {LABELLED: "release", HELD_OUT: "held_out"}
 TEACHERS = {
     "U-Net": Model(LABELLED, "StudyNoNewNetTrainer", "lachinov_128"),
     "residual U-Net": Model(LABELLED, "StudyResUNetVAETrainer", "lachinov_144"),
-    "cascade": Model(LABELLED, "StudyCascadedUNetTrainer", "lachinov_brain"),
+    "cascade": Model(LABELLED, "BraTSCascadedUNetTrainer", "lachinov_brain"),
 }
 IMAGES = f"nnUNet_raw/Dataset{HELD_OUT}_Study/imagesTs"
 SMALL = dict(patch_size=[32, 32, 32], batch_size=2)

@@ -120,9 +120,9 @@ class Trial:
             "nnUNet_brats_iterations": str(self.iterations),
             "nnUNet_n_proc_DA": "0",  # patches are drawn between the steps, from seeded numbers
         }
-        _, dataset, _, trainer, _, configuration, *_ = model.words
+        how = ("-tr", model.trainer, "-p", PLANS, "-device", "cpu")
         for fold in folds or (0,):
-            words = (dataset, configuration, str(fold), "-tr", trainer, "-p", PLANS, "-device", "cpu")
+            words = (model.dataset, model.configuration, str(fold), *how)
             self.bench.run("nnUNetv2_train", *words, **self.settings, **short, **settings)
 
     def predict(self, name: str, model: Model, *options: str, images: str | None = None) -> str:

@@ -68,8 +68,8 @@ def whole_brain(predict: Predict, volume: Volume) -> Tensor:
     """
     if len(volume.divisor) == 3:
         return predict_padded(predict, volume.data[None], volume.divisor)[0].float().cpu()
-    slices = [predict_padded(predict, one[None], volume.divisor)[0] for one in volume.data.unbind(1)]
-    return torch.stack(slices, dim=1).float().cpu()
+    slices = [predict_padded(predict, one[None], volume.divisor)[0].float().cpu() for one in volume.data.unbind(1)]
+    return torch.stack(slices, dim=1)
 
 
 def predict_padded(predict: Predict, x: Tensor, divisor: Sequence[int]) -> Tensor:

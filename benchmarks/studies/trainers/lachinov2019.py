@@ -1,4 +1,7 @@
-"""Lachinov et al. 2019 small enough for a CPU: half of the channels or less, and learning rates for few steps."""
+"""Lachinov et al. 2019 small enough for a CPU: half of the channels or less, and learning rates for few steps.
+
+The cascade is small as it is.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +11,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_brats_ext.trainers import (
-    BraTSCascadedUNetTrainer,
     BraTSNoNewNetTrainer,
     BraTSResUNetVAETrainer,
     BraTSStudentTrainer,
@@ -39,7 +41,3 @@ class StudyResUNetVAETrainer(Narrow, BraTSResUNetVAETrainer):
 
 class StudyStudentTrainer(Narrow, BraTSStudentTrainer):
     """https://arxiv.org/abs/2002.03688, the student."""
-
-
-class StudyCascadedUNetTrainer(BraTSCascadedUNetTrainer):
-    """https://arxiv.org/abs/2002.03688, the third teacher, with as many channels as in the paper."""
