@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-LONGEST = ("test_workflow", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021")
+LONGEST = ("test_workflow", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021", "test_distributed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -62,7 +62,9 @@ class VAEBranch(nn.Module):
         self.spatial_axes = convert_conv_op_to_dim(conv_op)
 
     def forward(self, endpoint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, log_variance = self.distribution(self.squeeze(endpoint)).float().chunk(2, dim=1)
+        parameters = self.distribution(self.squeeze(endpoint))
+        wide = torch.promote_types(parameters.dtype, torch.float32)  # half precision is too coarse for these
+        mean, log_variance = parameters.to(wide).chunk(2, dim=1)
         log_variance = log_variance.clamp(-10, 10)
         latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         if self.gradient == "none":

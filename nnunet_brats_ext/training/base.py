@@ -403,6 +403,8 @@ class BraTSTrainer(nnUNetTrainer):
         super().on_train_start()
         if self._random_state is not None:  # not earlier: starting the loaders draws random numbers
             restore_random_state(self._random_state)
+            if self.local_rank:  # the checkpoint is of the first process; the others go on with numbers of their own
+                seed_everything(int(torch.randint(2**31, ())) + self.local_rank)
             self._random_state = None
 
 
