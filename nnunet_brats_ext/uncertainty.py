@@ -18,6 +18,7 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme, to_regions
 from nnunet_brats_ext.prediction_folders.heads import Head, convert, paint, region_head
 from nnunet_brats_ext.prediction_folders.images import (
     read_geometry,
+    read_image,
     read_label_map,
     read_probabilities,
     write_image,
@@ -25,6 +26,7 @@ from nnunet_brats_ext.prediction_folders.images import (
 from nnunet_brats_ext.prediction_folders.members import (
     Member,
     find_cases,
+    images_of_cases,
     open_members,
     problems_between,
     problems_with_heads,
@@ -72,27 +74,30 @@ def to_scale(uncertainty: np.ndarray) -> np.ndarray:
     return np.rint(uncertainty * UNSURE).astype(np.uint8)
 
 
-def filtered_curves(reference: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> Curves:
+def filtered_curves(
+    reference: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray, brain: np.ndarray | None = None
+) -> Curves:
     """Curves over the thresholds 0 to 100: what is left when the voxels more uncertain than each are set aside.
 
-    reference, prediction: masks; uncertainty: whole numbers from 0 to 100; all of one shape. `dice`: of the voxels left
-    (1 where neither mask has any). `filtered_tp`, `filtered_tn`: the share of true positives and true negatives that
-    were set aside (0 where there were none).
+    reference, prediction, brain: masks; uncertainty: whole numbers from 0 to 100; all of one shape. `dice`: of the
+    voxels left (1 where neither mask has any). `filtered_tp`, `filtered_tn`: the share of true positives and true
+    negatives that were set aside (0 where there were none), within the brain if it is given, as in QU-BraTS.
     """
-    left = {}
-    for name, where in (
-        ("tp", reference & prediction),
-        ("fp", ~reference & prediction),
-        ("fn", reference & ~prediction),
-        ("tn", ~(reference | prediction)),
-    ):
-        left[name] = np.bincount(uncertainty[where], minlength=UNSURE + 1).cumsum()
+    within = np.True_ if brain is None else brain
+    masks = {
+        "tp": reference & prediction,
+        "fp": ~reference & prediction,
+        "fn": reference & ~prediction,
+        "brain_tp": reference & prediction & within,
+        "brain_tn": ~(reference | prediction) & within,
+    }
+    left = {name: np.bincount(uncertainty[mask], minlength=UNSURE + 1).cumsum() for name, mask in masks.items()}
     positives = 2 * left["tp"] + left["fp"] + left["fn"]
     dice = np.where(positives, 2 * left["tp"] / np.maximum(positives, 1), 1.0)
-    filtered = {
-        f"filtered_{name}": 1 - left[name] / left[name][-1] if left[name][-1] else np.zeros(UNSURE + 1)
-        for name in ("tp", "tn")
-    }
+    filtered = {}
+    for name in ("tp", "tn"):
+        count = left[f"brain_{name}"]
+        filtered[f"filtered_{name}"] = 1 - count / count[-1] if count[-1] else np.zeros(UNSURE + 1)
     curves = {"dice": dice, **filtered}
     return {name: curve.tolist() for name, curve in curves.items()}
 
@@ -100,7 +105,8 @@ def filtered_curves(reference: np.ndarray, prediction: np.ndarray, uncertainty: 
 def qu_brats_score(curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The areas under the three curves over thresholds scaled to [0, 1], and QU-BraTS's score of them, 1 the best.
 
-    The score rewards Dice that rises as doubt is set aside, and punishes setting aside what was right.
+    The score rewards Dice that rises as doubt is set aside, and punishes setting aside what was right. The areas are
+    those of the challenge's own script at 100 points; at its default of 40 they differ by the coarser steps.
     """
     area = {name: float(trapezoid(curve, dx=1 / UNSURE)) for name, curve in curves.items()}
     score = (area["dice"] + (1 - area["filtered_tp"]) + (1 - area["filtered_tn"])) / 3
@@ -114,11 +120,13 @@ def map_uncertainty(
     reference: Path | None = None,
     scheme_name: str = "glioma_2017",
     processes: int | None = None,
+    images: Path | None = None,
 ) -> None:
     """Write one map per case and region, CASE_unc_whole.nii.gz and so on, and with a reference uncertainty.json.
 
     inputs: prediction folders, of members or folds. Probabilities are used where every member has them; of label maps
-    alone, the share of votes stands for the probability. reference: label maps as trained.
+    alone, the share of votes stands for the probability. reference: label maps as trained. images: as nnU-Net names
+    them; the brain, where some sequence is not 0, is then what true positives and true negatives count in.
     """
     if scheme_name not in LABEL_SCHEMES:
         raise ValueError(f"scheme {scheme_name!r} is none of {', '.join(LABEL_SCHEMES)}")
@@ -130,19 +138,28 @@ def map_uncertainty(
     refuse(problems_with_heads(members, head), f"bring to the regions of {scheme_name}")
     references = find_cases(reference) if reference else {}
     cases = list(members[0].cases)
+    channels = images_of_cases(members[0], images, "find the brain") if images and references else {}
     if references:
         chosen = {case: path for case, path in references.items() if case in members[0].cases}
         refuse(problems_between({str(inputs[0]): members[0].cases, str(reference): chosen}), "score the uncertainty")
     endings = [f"{case}_unc_{SUFFIXES.get(region, region)}" for case in cases for region in head.names]
     with staged(out, endings, inputs) as stage:
-        work = partial(_write_case, members, scheme, head, measure, references, stage)
+        work = partial(_write_case, members, scheme, head, measure, references, channels, stage)
         results = for_each_case(work, cases, "Uncertainty", processes)
         if references:
             summary = summarise(results)
-            content = {"measure": measure, "members": list(map(str, inputs)), "summary": summary, "cases": results}
+            content = {
+                "measure": measure,
+                "members": list(map(str, inputs)),
+                "true_negatives": "within the brain" if channels else "everywhere",
+                "summary": summary,
+                "cases": results,
+            }
             (stage / "uncertainty.json").write_text(json.dumps(content) + "\n")
     if references:
         print_summary(summary)
+        if not channels:
+            print("True negatives are of the whole image; with --images they are of the brain, as QU-BraTS has them.")
 
 
 def summarise(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -160,7 +177,7 @@ def summarise(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """A row per region with the areas and the score, and how Dice rises as the most uncertain voxels are set aside."""
     thresholds = (100, 75, 50, 25)
-    table = Table("", "score", "Dice AUC", "filtered TP AUC", "filtered TN AUC", *(f"Dice at {t}" for t in thresholds))
+    table = Table("", "score", "Dice AUC", "FTP AUC", "FTN AUC", *(f"Dice at {t}" for t in thresholds))
     for region, found in summary.items():
         scores = [found["scores"][n] for n in ("score", "dice_auc", "filtered_tp_auc", "filtered_tn_auc")]
         dice = [found["curves"]["dice"][t] for t in thresholds]
@@ -174,6 +191,7 @@ def _write_case(
     head: Head,
     measure: str,
     references: Mapping[str, Path],
+    channels: Mapping[str, Sequence[Path]],
     stage: Path,
     case: str,
 ) -> dict[str, Any]:
@@ -186,9 +204,10 @@ def _write_case(
         return {}
     truth = to_regions(read_label_map(references[case])[0], scheme.regions)
     predicted = to_regions(paint(mean, head), scheme.regions)
+    brain = np.any([read_image(path)[0] != 0 for path in channels[case]], axis=0) if channels else None
     results = {}
     for region, values in zip(head.names, maps, strict=True):
-        curves = filtered_curves(truth[region], predicted[region], values)
+        curves = filtered_curves(truth[region], predicted[region], values, brain)
         results[region] = {"scores": qu_brats_score(curves), "curves": curves}
     return results
 

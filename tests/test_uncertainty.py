@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, write_label_map
+from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, write_image, write_label_map
 from nnunet_brats_ext.uncertainty import binary_entropy, doubt, filtered_curves, qu_brats_score, to_scale
 
 REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
@@ -67,6 +67,18 @@ def test_the_best_uncertainty_is_full_on_errors_and_none_elsewhere():
         assert qu_brats_score(filtered_curves(reference, prediction, other))["score"] < scores["score"]
 
 
+def test_true_negatives_count_within_the_brain_where_it_is_known():
+    # Mehta et al.'s evaluation multiplies true positives and true negatives with a mask of the brain, Dice with none
+    reference = np.array([1, 1, 0, 0, 0, 0], bool)
+    prediction = np.array([1, 1, 0, 0, 0, 1], bool)
+    uncertainty = np.array([0, 50, 0, 90, 0, 90], np.uint8)
+    brain = np.array([1, 1, 1, 1, 0, 0], bool)
+    everywhere, within = (filtered_curves(reference, prediction, uncertainty, mask) for mask in (None, brain))
+    assert everywhere["dice"] == within["dice"]
+    assert everywhere["filtered_tp"] == within["filtered_tp"]
+    assert (everywhere["filtered_tn"][89], within["filtered_tn"][89]) == (pytest.approx(1 / 3), 0.5)
+
+
 def test_empty_masks_agree_and_nothing_is_set_aside():
     empty, uncertainty = np.zeros(10, bool), np.arange(10, dtype=np.uint8)
     curves = filtered_curves(empty, empty, uncertainty)
@@ -113,6 +125,35 @@ def test_label_maps_alone_vote(tmp_path):
     assert main(command) == 0, "it can be run again"
 
 
+def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
+    members = [member(tmp_path / name, np.zeros(SHAPE, np.uint8)) for name in ("m", "n")]
+    reference = member(tmp_path / "reference", np.zeros(SHAPE, np.uint8))
+    doubtful = np.zeros((3, *SHAPE), np.float32)
+    doubtful[:, 0] = 0.5  # a quarter of the volume; with the brain of half of it, half of that
+    for folder in members:
+        np.savez_compressed(folder / "a.npz", probabilities=doubtful)
+        declared = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
+        (folder / "dataset.json").write_text(json.dumps(declared))
+    images = tmp_path / "images"
+    images.mkdir()
+    geometry = read_geometry(members[0] / "a.nii.gz")
+    for channel, layer in enumerate((0, 1)):
+        image = np.zeros(SHAPE, np.int16)
+        image[layer] = -3
+        write_image(images / f"a_{channel:04}.nii.gz", image, geometry)
+    command = ["uncertainty", "-i", *map(str, members), "--reference", str(reference), "-np", "1"]
+    for options, share in (([], 1 / 4), (["--images", str(images)], 1 / 2)):
+        out = tmp_path / f"out{len(options)}"
+        assert main([*command, "-o", str(out), *options]) == 0
+        found = json.loads((out / "uncertainty.json").read_text())
+        assert found["true_negatives"] == ("within the brain" if options else "everywhere")
+        assert found["summary"]["WT"]["curves"]["filtered_tn"][50] == pytest.approx(share)
+    (images / "a_0001.nii.gz").unlink()
+    (images / "a_0000.nii.gz").unlink()
+    assert main([*command, "-o", str(tmp_path / "none"), "--images", str(images)]) == 1
+    assert "lacks images CASE_0000.nii.gz and so on of a" in capsys.readouterr().err
+
+
 def test_disagreement_takes_two_members(tmp_path, capsys):
     one = member(tmp_path / "m", np.zeros(SHAPE, np.uint8))
     command = ["uncertainty", "-i", str(one), "-o", str(tmp_path / "out"), "--measure", "mutual-information"]
@@ -130,11 +171,25 @@ def test_doubt_of_five_real_candidates_lies_where_their_vote_errs(tmp_path):
         labels, geometry = read_label_map(path)
         write_label_map(tmp_path / name / "case.nii.gz", remap(labels, trained), geometry)
     members = [str(tmp_path / path.name[:5]) for path in files[1:]]  # four of the five, so that the vote errs
+    images = tmp_path / "images"
+    images.mkdir()
+    for channel, sequence in enumerate(("t1", "t1ce", "t2", "flair")):
+        image = truth.with_name(truth.name.replace("seg", sequence))
+        (images / f"case_{channel:04}.nii.gz").symlink_to(image)
     out = tmp_path / "out"
     command = ["uncertainty", "-i", *members, "-o", str(out), "--reference", str(tmp_path / "truth"), "-np", "1"]
-    assert main(command) == 0
+    assert main([*command, "--images", str(images)]) == 0
     found = json.loads((out / "uncertainty.json").read_text())["summary"]
-    for region in ("WT", "TC", "ET"):
-        dice = found[region]["curves"]["dice"]
+    # What github.com/RagMeh11/QU-BraTS prints for these files at 100 points, the mask being where a sequence is not 0
+    # (with its step for numerical stability in double precision, as before NumPy 2; it sums in single precision).
+    official = {
+        "WT": (0.9962037658691406, 0.10925664901733398, 0.0033712980151176454),
+        "TC": (0.9975111389160156, 0.054253826141357424, 0.0004441232234239578),
+        "ET": (0.9999587249755859, 0.09811237335205078, 0.0005910716950893402),
+    }
+    for region, areas in official.items():
+        scores, dice = found[region]["scores"], found[region]["curves"]["dice"]
+        ours = [scores[f"{name}_auc"] for name in ("dice", "filtered_tp", "filtered_tn")]
+        assert ours == pytest.approx(areas, abs=5e-7)
         assert dice[100] < dice[50] <= 1, "setting doubt aside raises Dice"
-        assert 0.9 < found[region]["scores"]["score"] < 1
+        assert 0.9 < scores["score"] < 1

@@ -249,14 +249,25 @@ def add_uncertainty(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", dest="out", type=Path, required=True, help="output folder")
     parser.add_argument("--measure", choices=("entropy", "mutual-information"), default="entropy")
     parser.add_argument("--reference", type=Path, help="reference label maps as trained")
+    parser.add_argument(
+        "--images", type=Path, help="with --reference: images as nnU-Net names them; true negatives count in the brain"
+    )
     parser.add_argument("--scheme", default="glioma_2017", help="whose regions; default glioma_2017")
     parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
 
     def run(options: argparse.Namespace) -> None:
         from nnunet_brats_ext.uncertainty import map_uncertainty
 
+        if options.images and not options.reference:
+            raise ValueError(f"--images {options.images}: only the scores need them, and those need --reference")
         map_uncertainty(
-            options.inputs, options.out, options.measure, options.reference, options.scheme, options.processes
+            options.inputs,
+            options.out,
+            options.measure,
+            options.reference,
+            options.scheme,
+            options.processes,
+            options.images,
         )
 
     parser.set_defaults(run=run)

@@ -24,7 +24,7 @@ from nnunet_brats_ext.evaluation.tuning import (
     try_candidates,
     tune_scores,
 )
-from nnunet_brats_ext.postprocessing.folders import find_images, load_case
+from nnunet_brats_ext.postprocessing.folders import images_of_rules, load_case
 from nnunet_brats_ext.postprocessing.rule_files import RuleSet, describe
 from nnunet_brats_ext.prediction_folders.images import read_label_map
 from nnunet_brats_ext.prediction_folders.members import Member, find_cases, open_members, problems_between
@@ -63,7 +63,7 @@ def tune(
     channels: dict[str, list[Path]] = {}
     if everything.needs_images:
         for member in folds.values():
-            channels |= find_images(member, images)
+            channels |= images_of_rules(member, images)
 
     work = partial(_score_case, members, channels, references, everything, grid, columns, preset, cohort)
     scores = for_each_case(work, list(members), "Tune", processes)

@@ -21,7 +21,7 @@ from nnunet_brats_ext.prediction_folders.images import (
     read_probabilities,
     write_label_map,
 )
-from nnunet_brats_ext.prediction_folders.members import Member, open_members, problems_between, problems_with_heads
+from nnunet_brats_ext.prediction_folders.members import Member, images_of_cases, open_members, problems_with_heads
 from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, staged
 
 T1CE_NAMES = ("t1ce", "t1c", "t1gd", "t1post", "t1ct")  # lower case, letters and digits only
@@ -39,7 +39,7 @@ def postprocess(
     """
     member = open_members([predictions], "needed" if rule_set.needs_probabilities else "ignored")[0]
     cases = list(member.cases)
-    channels = find_images(member, images) if rule_set.needs_images else {}
+    channels = images_of_rules(member, images) if rule_set.needs_images else {}
     refuse(problems_with_heads([member], region_head(rule_set.scheme)), "postprocess")
     ending = (member.dataset_json or {}).get("file_ending", ".nii.gz")
     with staged(out, cases, [predictions], ending) as stage:
@@ -72,18 +72,10 @@ def load_case(member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence
     return Case(labels, geometry.voxel_volume_mm3, scheme=rule_set.scheme, **details)
 
 
-def find_images(member: Member, images: Path | None) -> dict[str, list[Path]]:
-    """Case -> its image files in the order of channels, checked against the grid of the label maps."""
+def images_of_rules(member: Member, images: Path | None) -> dict[str, list[Path]]:
     if images is None:
         raise ValueError("the rule oedema-to-core needs the images: give --images with CASE_0000.nii.gz and so on")
-    found = {case: sorted(images.glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz")) for case in member.cases}
-    counts = {len(paths) for paths in found.values()}
-    if len(counts) > 1 or not min(counts):
-        few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]
-        raise ValueError(f"{images} lacks images CASE_0000.nii.gz and so on of {', '.join(few)}")
-    channels = {f"channel {i}": {case: paths[i] for case, paths in found.items()} for i in range(counts.pop())}
-    refuse(problems_between({str(member.folder): member.cases, **channels}), "postprocess")
-    return found
+    return images_of_cases(member, images, "postprocess")
 
 
 def t1ce_channel(dataset_json: Mapping[str, Any] | None) -> int:

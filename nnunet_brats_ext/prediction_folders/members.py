@@ -89,6 +89,21 @@ def problems_between(folders: Mapping[str, Mapping[str, Path]]) -> list[str]:
     return problems
 
 
+def images_of_cases(member: Member, images: Path, purpose: str) -> dict[str, list[Path]]:
+    """Case -> its image files CASE_0000.nii.gz and so on, channel by channel, on the grid of the label maps.
+
+    purpose: what an error says cannot be done.
+    """
+    found = {case: sorted(images.glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz")) for case in member.cases}
+    counts = {len(paths) for paths in found.values()}
+    if len(counts) > 1 or not min(counts):
+        few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]
+        raise ValueError(f"{images} lacks images CASE_0000.nii.gz and so on of {', '.join(few)}")
+    channels = {f"channel {i}": {case: paths[i] for case, paths in found.items()} for i in range(counts.pop())}
+    refuse(problems_between({str(member.folder): member.cases, **channels}), purpose)
+    return found
+
+
 def problems_with_heads(members: Sequence[Member], target: Head) -> list[str]:
     """The members whose probabilities cannot be brought to a common head."""
     problems = []
