@@ -25,7 +25,8 @@ def show_cost(recipe: Recipe, run: Run, console: Console) -> None:
     for kind, jobs in kinds.items():
         table.add_row(kind, str(len(jobs)), *(spread(jobs, name) for name in ("gpus", "cpus", "memory_gb", "hours")))
     console.print(table)
-    table = Table("model", "trainer", *(Column(name, justify="right") for name in ("folds", "GPUs", "GB of each GPU")))
+    names = (Column(name, overflow="fold") for name in ("model", "trainer"))
+    table = Table(*names, *(Column(name, justify="right") for name in ("folds", "GPUs", "GB of each GPU")))
     for model in recipe.models.values():
         jobs = [job for job in kinds["train"] if job.name.startswith(f"train/{model.name}/")]
         if jobs:
