@@ -136,6 +136,15 @@ def test_the_command_ranks_results_and_writes_json_and_csv(tmp_path, capsys):
     assert "good" in capsys.readouterr().out
 
 
+def test_names_are_shown_whole_however_many_and_long(tmp_path, capsys):
+    names = [f"{letter * 30}.final" for letter in "vwxyz"]
+    files = [write_results(tmp_path / f"{name}.json", entry([0.9, 0.8], [1, 2])) for name in names]
+    assert main(["rank", *map(str, files), "-o", str(tmp_path / "ranking.json")]) == 0
+    said = capsys.readouterr().out.split("written:")[0]
+    assert "…" not in said
+    assert all(said.count(letter) >= 2 * 30 for letter in "vwxyz")
+
+
 def test_the_command_scores_folders_on_the_way(tmp_path, capsys):
     labels = np.zeros((8, 8, 8), np.uint8)
     labels[2:6, 2:6, 2:6] = 1

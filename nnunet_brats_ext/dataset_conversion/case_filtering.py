@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnunet_brats_ext.dataset_conversion.folders import SPLITS, find_dataset, nnunet_folder, read_json, write_json
 
@@ -142,7 +142,8 @@ def _read_logs(model: Path, number_of_folds: int, folds: Sequence[int] | None) -
 
 
 def _tell(verdicts: Mapping[int, Verdict], target: Path) -> None:
-    table = Table("fold", "cases judged", "mean loss", "limit", "removed", title=target.name)
+    removals = Column("removed", overflow="fold")
+    table = Table("fold", "cases judged", "mean loss", "limit", removals, title=target.name)
     for fold, verdict in verdicts.items():
         removed = "\n".join(f"{case} {loss:.3f}" for case, loss in verdict.removed.items()) or "none"
         mean = fmean(verdict.losses.values())

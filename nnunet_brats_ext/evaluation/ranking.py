@@ -9,12 +9,14 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.stats import rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
@@ -134,10 +136,12 @@ def load_entries(
 
 
 def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
-    """Two tables: the entries from the best on, and the chance of each lead."""
+    """Two tables: the entries from the best on, and the chance of each lead, whose columns go by place."""
     console = console or Console()
     title = f"BraTS ranking over {len(ranking.cases)} cases"
-    table = Table("", "entry", "mean rank", title=title, title_justify="left")
+    plain = partial(Table, box=SIMPLE_HEAD, collapse_padding=True, title_justify="left")
+    names = ("", Column("entry", overflow="fold"))  # however long
+    table = plain(*names, "mean\nrank", title=title)
     for region, metric in ranking.columns:
         table.add_column(f"{region}\n{metric}", justify="right")
     digits = [2 if "hd95" in metric else 4 for _, metric in ranking.columns]
@@ -145,12 +149,12 @@ def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
         means = [f"{mean:.{n}f}" for mean, n in zip(ranking.means[i], digits, strict=True)]
         table.add_row(str(place), ranking.entries[i], f"{ranking.scores[i]:.3f}", *means)
     console.print(table)
-    matrix = Table("p (row ranks better)", title="permutation test, one-sided", title_justify="left")
-    for j in ranking.order:
-        matrix.add_column(ranking.entries[j], justify="right")
-    for i in ranking.order:
+    matrix = plain(*names, title="permutation test: one-sided p of the row's lead over the column")
+    for place, _ in enumerate(ranking.order, 1):
+        matrix.add_column(str(place), justify="right")
+    for place, i in enumerate(ranking.order, 1):
         cells = ["" if i == j else f"{ranking.p_values[i, j]:.4f}" for j in ranking.order]
-        matrix.add_row(ranking.entries[i], *cells)
+        matrix.add_row(str(place), ranking.entries[i], *cells)
     console.print(matrix)
     if ranking.left_out:
         console.print(f"not ranked for want of a score: {ranking.left_out} times case x region x metric")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from nnunet_brats_ext.ensembling.folders import ensemble
 from nnunet_brats_ext.inference.cases import find_images, is_complete
@@ -122,7 +122,8 @@ def average_validations(
 
 
 def show_choice(scores: Scores, chosen: Mapping[int, Sequence[str]]) -> None:
-    table = Table("model", *(f"fold {fold}" for fold in chosen), title="Dice in validation; * enters the pool")
+    folds = (f"fold {fold}" for fold in chosen)
+    table = Table(Column("model", overflow="fold"), *folds, title="Dice in validation; * enters the pool")
     for name, dice in scores.items():
         marks = {fold: " *" if name in names else "  " for fold, names in chosen.items()}
         table.add_row(_shown(name), *(f"{dice[fold]:.4f}{mark}" for fold, mark in marks.items()))

@@ -105,7 +105,7 @@ class Profile:
         """Print a table, a row per case, then one for loading the model and one over all."""
         steps = list(dict.fromkeys(step for each in self.cases.values() for step in each))
         table = Table(title=f"{title}, on {self.describe_device()}")
-        table.add_column("case")
+        table.add_column("case", overflow="fold")
         for step in steps:
             table.add_column(f"{step} [s]", justify="right")
         table.add_column("peak [MB]", justify="right")
