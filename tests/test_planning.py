@@ -374,6 +374,16 @@ def test_no_more_gpus_are_asked_for_than_the_batch_has_samples(on_disk, capsys):
     assert "-tr BraTSVAETrainer -p BraTSPlans -num_gpus 4; done" in printed
 
 
+def test_a_configuration_can_have_gpus_of_its_own(on_disk, capsys):
+    assert main(["plan", "137", "--gpu-memory-gb", "24", "--gpus", "2", "lyu_stage1=4"]) == 0
+    batches = json.loads((on_disk / "BraTSPlans.json").read_text())["configurations"]
+    assert [batches[name]["batch_size"] for name in ("lyu_stage1", "lyu_stage2")] == [4, 4]
+    printed = capsys.readouterr().out
+    assert "-tr BraTSVAETrainer -p BraTSPlans -num_gpus 4; done" in printed
+    assert "-tr BraTSAttentionVAETrainer -p BraTSPlans -num_gpus 2" in printed
+    assert "-tr BraTSDeepSupervisionTrainer -p BraTSPlans\n" in printed, "a batch of one"
+
+
 def test_other_plans_of_that_name_are_replaced_on_request_only(on_disk, capsys):
     target = on_disk / "BraTSPlans.json"
     assert main(["plan", "137", "--gpu-memory-gb", "24"]) == 0
@@ -413,6 +423,8 @@ def test_a_configuration_that_somebody_added_survives(on_disk):
         (["137", "--gpu-memory-gb", "-3"], "--gpu-memory-gb -3"),
         (["137", "--gpu-memory-gb", "1"], "1 GB are too little for lyu_stage1"),
         (["137", "--gpus", "0"], "--gpus 0"),
+        (["137", "--gpus", "lyu_stage3=4"], "lyu_stage3 is none of lyu_stage1, lyu_stage2"),
+        (["137", "--gpus", "lyu_stage1="], "--gpus lyu_stage1=: expected a number"),
     ],
 )
 def test_what_cannot_be_done_is_quoted_and_nothing_is_written(arguments, message, on_disk, capsys):

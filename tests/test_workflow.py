@@ -19,10 +19,13 @@ import torch
 from rich.console import Console
 
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.inference.predictor import FROM_TRAINER, SLIDING
+from nnunet_brats_ext.inference.symmetries import MODES
+from nnunet_brats_ext.inference.tilings import TILINGS
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.job import gpus_for
 from nnunet_brats_ext.workflow.jobs import Job, Setting
-from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe import RECIPES, find_recipe, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.resume import NOTE, commands_left
 from nnunet_brats_ext.workflow.run import Options, engine_options, follow, release_stale_lock, snakemake
@@ -52,6 +55,13 @@ def kinds(jobs: dict[str, Job]) -> Counter:
 # ---- recipes -------------------------------------------------------------------------------------------------------
 
 
+def test_the_schema_knows_what_predict_knows():
+    model = json.loads((RECIPES.parent / "recipe.schema.json").read_text())["properties"]["models"]
+    keys = model["additionalProperties"]["properties"]
+    assert set(keys["tta"]["enum"]) == {FROM_TRAINER, *MODES}
+    assert set(keys["tiling"]["enum"]) == {FROM_TRAINER, SLIDING, *TILINGS}
+
+
 def test_every_paper_has_a_recipe():
     assert set(published_recipes()) == {*PAPERS, "baseline", "compare"}
 
@@ -66,6 +76,14 @@ def test_every_paper_has_a_recipe():
         (("plans: nnUNetPlans", "folds: [0, 5]"), 3, "fold 5 of 5: they count from 0"),
         (("  one:", "  1st:"), 3, "name '1st'"),
         (("submission: one\n", ""), 1, "give `models` and `submission`"),
+        (
+            ("3d_fullres, plans: nnUNetPlans", "henry_b, gpus: 4"), 3,
+            "a batch of henry_b has 3 samples, too few for 4 GPUs",
+        ),
+        (
+            ("3d_fullres, plans: nnUNetPlans}", "henry_b, gpus: 3}\n  two: {trainer: T, configuration: henry_b}"), 4,
+            "`gpus` 1 of two is not that of one, 3; henry_b is fitted to one number of them",
+        ),
         (
             ("submission: one", "ensembles:\n  a: {of: [one, b], method: mean}\n  b: {of: [a, one], method: mean}\n"
              "submission: a"),
@@ -242,6 +260,13 @@ def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
     jobs = graph_of("baseline", unlabelled=False)
     assert not {"predict", "restore"} & set(kinds(jobs))
     assert "report/all" in jobs
+
+
+def test_the_batch_of_each_configuration_is_fitted_to_its_own_number_of_gpus():
+    plans = graph_of("compare", gpu_memory_gb=24)["configure/brats"].command
+    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4", "lyu_stage2=4"), "the others train on one"
+    assert "--gpus" not in graph_of("compare", gpu_memory_gb=24, gpus=1)["configure/brats"].command
+    assert "--gpus" not in graph_of("compare")["configure/brats"].command, "without a budget all is as published"
 
 
 def test_a_training_gets_no_more_gpus_than_there_are():

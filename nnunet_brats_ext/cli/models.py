@@ -16,7 +16,13 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-p", dest="source", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
     parser.add_argument("-o", dest="name", default="BraTSPlans", help="name of the new plans (default: %(default)s)")
     parser.add_argument("--gpu-memory-gb", type=float, metavar="N", help="memory of each GPU")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="that share a batch (default: %(default)s)")
+    parser.add_argument(
+        "--gpus",
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="that share a batch: 4, or lyu_stage1=4 for one configuration (default: 1)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace plans of that name that differ")
 
     def run(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The command `plan`: plans files in nnUNet_preprocessed, a table on the screen, and what to run next."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,23 @@ def plan(
     source: str = "nnUNetPlans",
     name: str = "BraTSPlans",
     gpu_memory_gb: float | None = None,
-    gpus: int = 1,
+    gpus: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Write the plans `name` beside the plans `source`; the same plans again change nothing, others need `overwrite`.
 
     Configurations that somebody added to an earlier file of that name are kept, as nnU-Net's planner keeps them.
+    gpus: how many share a batch, as `4`, or as `lyu_stage1=4` for one configuration; else one.
     """
-    check_settings(source, name, gpu_memory_gb, gpus)
+    check_settings(source, name, gpu_memory_gb)
+    shares = read_shares(gpus)
     folder = find_preprocessed(dataset_id, source)
     given = read_json(folder / f"{source}.json")
     if any("architecture" not in c for c in given["configurations"].values() if "inherits_from" not in c):
         raise ValueError(f"{source}.json is of an older nnU-Net; run: {planning_command(dataset_id, source)}")
     fingerprint = folder / "dataset_fingerprint.json"
     plans, fits = add_configurations(
-        given, name, read_json(fingerprint) if fingerprint.exists() else None, gpu_memory_gb, gpus
+        given, name, read_json(fingerprint) if fingerprint.exists() else None, gpu_memory_gb, shares
     )
     target = folder / f"{name}.json"
     written = merge(plans, read_json(target) if target.exists() else None, target, overwrite)
@@ -53,12 +55,12 @@ def plan(
     if not fingerprint.exists():
         console.print(f"{fingerprint.name} is missing: the median case was taken for the largest.")
     console.print(f"{'Written' if written else 'Nothing new in'} {escape(str(target))}. Next:", soft_wrap=True)
-    for command in next_commands(dataset_id, plans, folder, gpus):
+    for command in next_commands(dataset_id, plans, folder, shares):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
     return target
 
 
-def check_settings(source: str, name: str, gpu_memory_gb: float | None, gpus: int) -> None:
+def check_settings(source: str, name: str, gpu_memory_gb: float | None) -> None:
     for plans_name in (source, name):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name):
             raise ValueError(f"plans {plans_name!r}: a name without folder and ending, of letters, digits, - and _")
@@ -66,8 +68,20 @@ def check_settings(source: str, name: str, gpu_memory_gb: float | None, gpus: in
         raise ValueError(f"-o {name} would replace the plans that it is made from; choose another name")
     if gpu_memory_gb is not None and not gpu_memory_gb > 0:
         raise ValueError(f"--gpu-memory-gb {gpu_memory_gb:g}: expected more than 0")
-    if gpus < 1:
-        raise ValueError(f"--gpus {gpus}: expected at least 1")
+
+
+def read_shares(words: Sequence[str]) -> dict[str, int]:
+    """Configuration -> how many GPUs share its batch: from a number for all of them, or CONFIGURATION=NUMBER."""
+    names = [wish.name for wish in CONFIGURATIONS]
+    shares: dict[str, int] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")
+        if name and name not in names:
+            raise ValueError(f"--gpus {word}: {name} is none of {', '.join(names)}")
+        shares |= dict.fromkeys([name] if name else names, int(number))
+    return shares
 
 
 def find_preprocessed(dataset_id: int, source: str) -> Path:
@@ -140,7 +154,7 @@ def is_plain_3d(configuration: Mapping[str, Any]) -> bool:
     )
 
 
-def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus: int) -> Iterator[str]:
+def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus: Mapping[str, int]) -> Iterator[str]:
     """What makes missing data, and what trains each configuration whose trainer this version has."""
     configurations, name = plans["configurations"], plans["plans_name"]
     rows = [wish for wish in CONFIGURATIONS if wish.name in configurations]
@@ -149,7 +163,8 @@ def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus:
             yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {source}"
     here = trainers_here()
     for wish in rows:
-        share = min(gpus, configurations[wish.name]["batch_size"])  # nnU-Net wants a sample for every GPU
+        # nnU-Net wants a sample for every GPU.
+        share = min(gpus.get(wish.name, 1), configurations[wish.name]["batch_size"])
         options = f"-p {name}" + (f" -num_gpus {share}" if share > 1 else "")
         # The next stage learns from what each fold of this one predicts for its own validation cases.
         loop, fold, end = ("for fold in 0 1 2 3 4; do ", "$fold", "; done") if wish.next_stage else ("", "0", "")

@@ -17,11 +17,12 @@ def add_configurations(
     name: str,
     fingerprint: Mapping[str, Any] | None = None,
     gpu_memory_gb: float | None = None,
-    gpus: int = 1,
+    gpus: Mapping[str, int] = {},
 ) -> tuple[dict[str, Any], dict[str, Fit]]:
     """The plans under a new name, every configuration kept and the papers' added; and what was chosen for each.
 
-    fingerprint: nnU-Net's, for the size of the largest case; without it the median counts as the largest.
+    fingerprint: nnU-Net's, for the size of the largest case; without it the median counts as the largest. gpus: how
+    many share a batch of a paper's configuration, if not one.
     A paper's configuration whose base the plans lack, such as 3d_fullres of 2-D data, is left out.
     """
     result = deepcopy(dict(plans)) | {"plans_name": name}
@@ -30,7 +31,7 @@ def add_configurations(
         if wish.base in plans["configurations"]:
             base = resolve(plans["configurations"], wish.base)
             cases = cases_of(base, plans["transpose_forward"], fingerprint)
-            fits[wish.name] = fit(wish, cases, gpu_memory_gb, gpus)
+            fits[wish.name] = fit(wish, cases, gpu_memory_gb, gpus.get(wish.name, 1))
             entry = as_configuration(wish, fits[wish.name], base)
             if wish.resampled:
                 entry |= resampled_data(base, cases, entry["patch_size"], f"{name}_{wish.name}")

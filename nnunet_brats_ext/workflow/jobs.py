@@ -8,7 +8,7 @@ from nnunet_brats_ext.workflow.recipe import Data, Model, Recipe
 from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 
 CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
-PLANS, BASE_PLANS = "BraTSPlans", "nnUNetPlans"
+BASE_PLANS = "nnUNetPlans"  # from which `nnunet_brats plan` makes PLANS
 EPOCHS, ITERATIONS, SNAPSHOTS, SEED = (
     f"nnUNet_brats_{name}" for name in ("epochs", "iterations", "snapshots", "seed")
 )  # fmt: skip

@@ -6,9 +6,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
 from nnunet_brats_ext.workflow.recipe_text import HERE, KeyPath, RecipeText
 
 RECIPES = HERE / "recipes"
+PLANS = "BraTSPlans"
+BATCHES = {row.name: row.batch_size for row in CONFIGURATIONS}  # at most; a GPU's memory may ask for smaller ones
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Model:
     trainer: str
     configuration: str
     data: str
-    plans: str = "BraTSPlans"
+    plans: str = PLANS
     folds: tuple[int, ...] | None = None
     previous_stage: str | None = None
     filtered: str | None = None
@@ -103,6 +106,11 @@ class Recipe:
         if prediction in self.ensembles:
             return self.ensembles[prediction].of
         return (self.postprocessing[prediction].of,)
+
+    def paper_configuration(self, model: Model) -> str | None:
+        """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
+        whole = self.models.get(model.filtered or "", model)
+        return whole.configuration if model.plans == PLANS and whole.configuration in BATCHES else None
 
     def models_of(self, prediction: str) -> tuple[Model, ...]:
         """The models whose probabilities end up in a prediction."""
@@ -191,6 +199,7 @@ def _problems_of_names(recipe: Recipe, content: Mapping[str, Any]) -> Iterator[t
         folds = recipe.data[model.data].folds if model.data in recipe.data else 0
         if folds and model.folds and max(model.folds) >= folds:
             yield ("models", name, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
+    yield from _problems_of_gpus(recipe)
     for name, ensemble in recipe.ensembles.items():
         if ensemble.weights and len(ensemble.weights) != len(ensemble.of):
             yield ("ensembles", name, "weights"), f"{len(ensemble.weights)} weights for {len(ensemble.of)} members"
@@ -200,6 +209,21 @@ def _problems_of_names(recipe: Recipe, content: Mapping[str, Any]) -> Iterator[t
                 yield ("ensembles", name, "of", i), f"{member} votes, so it has no probabilities to average"
         if ensemble.best is not None:
             yield from _problems_of_pool(recipe, ensemble, ensemble.best)
+
+
+def _problems_of_gpus(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """nnU-Net wants a sample for every GPU, and `nnunet_brats plan` fits a configuration to one number of them."""
+    firsts: dict[tuple[str, str], Model] = {}
+    for name, model in recipe.models.items():
+        if (configuration := recipe.paper_configuration(model)) is None:
+            continue
+        here = ("models", name, "gpus")
+        if model.gpus > (batch := BATCHES[configuration]):
+            yield here, f"a batch of {configuration} has {batch} samples, too few for {model.gpus} GPUs"
+        first = firsts.setdefault((model.data, configuration), model)
+        if model.gpus != first.gpus:
+            words = f"`gpus` {model.gpus} of {name} is not that of {first.name}, {first.gpus}"
+            yield here, f"{words}; {configuration} is fitted to one number of them"
 
 
 def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Iterator[tuple[KeyPath, str]]:

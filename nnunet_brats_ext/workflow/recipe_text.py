@@ -58,9 +58,13 @@ class RecipeText:
 
     def raise_problems(self, problems: Iterable[tuple[KeyPath, str]]) -> None:
         """One error with all of them, in the order of their lines."""
-        if found := sorted({(self.lines.get(path, 1), message) for path, message in problems}):
+        if found := sorted({(self._line(path), message) for path, message in problems}):
             lines = [f"{self.path}:{line}: {message}" for line, message in found]
             raise ValueError("\n  ".join(["the recipe has to be mended:", *lines]))
+
+    def _line(self, path: KeyPath) -> int:
+        """Of the key, or of what it would stand in if the recipe said it."""
+        return self.lines[path] if path in self.lines else self._line(path[:-1])
 
 
 def _explained(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:

@@ -23,6 +23,8 @@ ADVICE = {
     "`nnunet_brats doctor` says why",
     r"sees no CUDA device|CUDA is not available|Found no NVIDIA driver": "this machine has no usable GPU: run with "
     "-device cpu, or on one that has",
+    r"Cannot run DDP if the batch size is smaller": "there are more GPUs than samples in a batch: lower `gpus` of the "
+    "model in the recipe",
     r"is being written by": "another run is at the same fold: wait until it ends, then start the same command again",
     r"DUE TO TIME LIMIT|CANCELLED AT": "the scheduler ended it: start the same command again, and a training goes on "
     "from its last checkpoint; raise `resources: {hours: ...}` if it happens often",

@@ -7,7 +7,6 @@ from nnunet_brats_ext.workflow.jobs import (
     BASE_PLANS,
     EPOCHS,
     ITERATIONS,
-    PLANS,
     SEED,
     SMOKE_CASES,
     SMOKE_EPOCHS,
@@ -18,7 +17,7 @@ from nnunet_brats_ext.workflow.jobs import (
     TEST,
     Jobs,
 )
-from nnunet_brats_ext.workflow.recipe import Data, Model
+from nnunet_brats_ext.workflow.recipe import PLANS, Data, Model
 from nnunet_brats_ext.workflow.resources import Needs, bases
 
 
@@ -74,8 +73,9 @@ class TrainingJobs(Jobs):
         if ours:
             models = [model for model in self.recipe.models.values() if (model.data, model.plans) == (data.name, plans)]
             budget = self.setting.gpu_memory_gb or self.recipe.gpu_memory_gb
-            share = min(self.gpus(model) for model in models) or 1
-            fitted = ["--gpu-memory-gb", f"{budget:g}", "--gpus", share] if budget else []
+            wide = {self.recipe.paper_configuration(m): self.gpus(m) for m in models if self.gpus(m) > 1}
+            shares = [f"{configuration}={gpus}" for configuration, gpus in wide.items() if configuration]
+            fitted = ["--gpu-memory-gb", f"{budget:g}", *(["--gpus", *shares] if shares else [])] if budget else []
             # Plans in folders that others use may be what their models were trained with.
             own = ["--overwrite"] if self.setting.preprocessed.is_relative_to(self.setting.folder) else []
             command = ["nnunet_brats", "plan", number, *own, *fitted]
