@@ -20,6 +20,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from conftest import FOLDERS, World
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter, zoom
 
@@ -604,6 +605,20 @@ def test_soft_targets_are_preprocessed_once(build, soft_world, monkeypatch, tmp_
     with pytest.raises(RuntimeError, match="1 of 2 soft targets; set nnUNet_raw"):
         trainer.get_tr_and_val_datasets()
     (tmp_path / "aside").rename(cached)
+
+
+def test_processes_share_the_preprocessing_even_if_one_begins_late(build, soft_world, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    trainer = build(Plain)
+    trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
+    folder = Path(f"{trainer.preprocessed_dataset_folder}_soft_targets")
+    for case in (TOLD, UNSURE):
+        (folder / f"{case}.b2nd").unlink(missing_ok=True)
+    trainer.is_ddp = True
+    for trainer.local_rank in (0, 1):
+        trainer._preprocess_soft_targets(folder)
+    assert sorted(path.stem for path in folder.glob("[!.]*.b2nd")) == [TOLD, UNSURE]
 
 
 def test_soft_targets_lie_where_nnunets_preprocessing_puts_the_labels(soft_world):

@@ -72,12 +72,12 @@ class SoftTargets(BraTSTrainer):
         cases = self.dataset_class(self.preprocessed_dataset_folder, sorted(soft))
         if raw.is_dir() and raw != folder:
             folder.mkdir(exist_ok=True)
-            stale = [case for case in sorted(soft) if not is_current(folder / f"{case}.b2nd", raw, cases, case)]
             world = torch.distributed.get_world_size() if self.is_ddp else 1
-            mine = stale[self.local_rank :: world]
+            mine = sorted(soft)[self.local_rank :: world]  # shared out before anything changes
+            stale = [case for case in mine if not is_current(folder / f"{case}.b2nd", raw, cases, case)]
             work = partial(preprocess_case, raw, folder, cases, self.plans_manager, self.configuration_manager)
-            if mine:
-                for_each_case(work, mine, "Soft targets", max(get_allowed_n_proc_DA(), 1))
+            if stale:
+                for_each_case(work, stale, "Soft targets", max(get_allowed_n_proc_DA(), 1))
         if self.is_ddp:
             torch.distributed.barrier()
         return soft
