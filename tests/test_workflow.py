@@ -28,7 +28,7 @@ from nnunet_brats_ext.workflow.jobs import Job, Setting
 from nnunet_brats_ext.workflow.recipe import RECIPES, find_recipe, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.resume import NOTE, commands_left
-from nnunet_brats_ext.workflow.run import Options, engine_options, follow, release_stale_lock, snakemake
+from nnunet_brats_ext.workflow.run import Options, engine_options, follow, local_gpus, release_stale_lock, snakemake
 from nnunet_brats_ext.workflow.state import Run, only_one, open_run, states_of
 from nnunet_brats_ext.workflow.status import advise
 
@@ -432,6 +432,36 @@ def test_jobs_at_one_time_get_gpus_of_their_own(tmp_path):
         assert sorted([first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]]) == list(run.devices)
     with gpus_for(Run(tmp_path, {}, {}, (), {}), needing) as under_a_scheduler:
         assert under_a_scheduler == {}
+
+
+def test_a_job_that_waits_for_gpus_keeps_none_from_others(tmp_path, monkeypatch):
+    run = Run(tmp_path, {}, {}, (f"test-{os.getpid()}-0", f"test-{os.getpid()}-1"), {})
+    one, both = (Job("train/m/fold_0", ("nnUNetv2_train",), tmp_path, (), Needs(1, 1, 1, gpus=n)) for n in (1, 2))
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        with gpus_for(run, one):  # another job, which would wait as well if the one that is free were held
+            held.close()
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(gpus_for(run, one))
+        monkeypatch.setattr(time, "sleep", wait)
+        with gpus_for(run, both) as given:
+            assert given["CUDA_VISIBLE_DEVICES"] == ",".join(run.devices)
+    assert len(waits) == 1
+
+
+def test_gpus_are_those_that_the_environment_leaves(monkeypatch):
+    for visible, expected in (
+        ("", []),
+        ("-1", []),
+        ("0,2", ["0", "2"]),
+        ("1,-1,2", ["1"]),
+        ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert local_gpus() == expected
 
 
 # ---- the engine, on jobs that take no time -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ those before.
 """
 
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -109,19 +110,19 @@ def gpus_for(run: Run, job: Job) -> Iterator[dict[str, str]]:
         yield {}
         return
     locks = Path(tempfile.gettempdir(), f"nnunet_brats_gpus_{os.getuid()}")
-    with ExitStack() as held:
-        taken: list[str] = []
-        while len(taken) < job.needs.gpus:
+    while True:
+        with ExitStack() as held:
+            taken: list[str] = []
             for device in run.devices:
-                if device not in taken and len(taken) < job.needs.gpus:
-                    try:
+                if len(taken) < job.needs.gpus:
+                    with suppress(RuntimeError):
                         held.enter_context(only_one(locks / device, f"GPU {device} is used", patience_s=0))
                         taken.append(device)
-                    except RuntimeError:
-                        continue
-            if len(taken) < job.needs.gpus:
-                time.sleep(5)
-        yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}
+            if len(taken) == job.needs.gpus:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}
+                return
+        # All or none, and not in step with others: jobs of two runs must not wait for each other's.
+        time.sleep(random.uniform(3, 8))
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from rich.console import Console
@@ -145,7 +146,7 @@ def datasets_there(raw: Path, numbers: Sequence[int]) -> dict[int, str]:
 def local_gpus() -> list[str]:
     """The GPUs that this process may use, without loading torch."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in visible.split(",") if device]
+        return list(takewhile(lambda device: device not in ("", "-1"), map(str.strip, visible.split(","))))
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
