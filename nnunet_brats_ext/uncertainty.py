@@ -21,6 +21,7 @@ from nnunet_brats_ext.prediction_folders.images import (
     read_image,
     read_label_map,
     read_probabilities,
+    require_labels,
     write_image,
 )
 from nnunet_brats_ext.prediction_folders.members import (
@@ -215,4 +216,6 @@ def _write_case(
 def _region_probabilities(member: Member, scheme: LabelScheme, head: Head, case: str) -> np.ndarray:
     if member.head:
         return convert(read_probabilities(member.npz(case)), member.head, head)
-    return np.stack(list(to_regions(member.label_map(case), scheme.regions).values())).astype(np.float32)
+    labels = member.label_map(case)
+    require_labels(labels, scheme.names, member.cases[case])
+    return np.stack(list(to_regions(labels, scheme.regions).values())).astype(np.float32)

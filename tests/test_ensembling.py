@@ -375,6 +375,30 @@ def test_a_run_can_be_repeated(region_members, tmp_path):
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
+def test_a_run_again_leaves_nothing_of_the_one_before(region_members, tmp_path):
+    out = tmp_path / "out"
+    ensemble("mean", region_members, out, save_probabilities=True, processes=1)
+    assert {path.suffix for path in out.iterdir()} >= {".npz", ".pkl"}
+    ensemble("majority", region_members, out, processes=1)
+    assert not [path for path in out.iterdir() if path.suffix in (".npz", ".pkl")], "of the mean, not of the vote"
+    assert json.loads((out / "ensemble.json").read_text())["method"] == "majority"
+
+
+def test_an_output_that_is_a_file_is_refused_before_work(region_members, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file"):
+        ensemble("mean", region_members, tmp_path / "out", processes=1)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_two_pass_refuses_label_maps_as_released(tmp_path):
+    maps = np.zeros(SHAPE, np.uint8)
+    maps[1] = 4
+    folders = [write_member(tmp_path / name, {"a": maps}) for name in "AB"]
+    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]"):
+        ensemble("two-pass", folders, tmp_path / "out", processes=1)
+
+
 def test_weights_must_fit_the_members(region_members, tmp_path):
     for weights in ([1, 2, 3], [1, -1], [0, 0]):
         with pytest.raises(ValueError, match="do not fit 2 members"):

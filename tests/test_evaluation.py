@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,56 @@ def test_without_a_dataset_json_the_numbering_must_be_told(folders, tmp_path):
     labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert evaluate_folders(*folders)["labels"] == "trained"
+
+
+def test_what_one_side_says_of_its_numbering_does_not_count_for_the_other(folders, tmp_path, capsys):
+    reference, prediction = folders
+    expected = evaluate_folders(*folders)["cases"]
+    back = LABEL_SCHEMES["glioma_2023"].trained
+    release, elsewhere = tmp_path / "release", tmp_path / "elsewhere" / "deep" / "down"
+    for path in sorted(reference.iterdir()):
+        labels = np.array([back[value] for value in range(4)], np.uint8)[sitk.GetArrayFromImage(sitk.ReadImage(path))]
+        case = path.name.removesuffix(".nii.gz")
+        (release / case).mkdir(parents=True)
+        write(release / case / f"{case}-seg.nii.gz", labels)  # below the same dataset.json, in a release's form
+    shutil.copytree(prediction, elsewhere)  # without one
+    for pair in ((release, prediction), (reference, elsewhere)):
+        with pytest.raises(ValueError, match=r"no dataset\.json beside \S+ tells how .* two of them where"):
+            evaluate_folders(*pair, preset="brats2023")
+    out = str(tmp_path / "results.json")
+    command = ["evaluate", str(release), str(prediction), "--preset", "brats2023", "-np", "1", "-o", out]
+    assert main([*command, "--labels", "released", "trained"]) == 0
+    results = json.loads(Path(out).read_text())
+    assert results["labels"] == "released and trained"
+    assert {case: regions["TC"]["dice"] for case, regions in results["cases"].items()} == {
+        case: regions["TC"]["dice"] for case, regions in expected.items()
+    }
+    assert main([*command, "--labels", "released", "trained", "trained"]) == 1
+    assert "one for all files, or one for references" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["results.csv", "results", "folder.json"])
+def test_an_output_that_cannot_be_is_refused_before_scoring(out, folders, tmp_path, capsys):
+    (tmp_path / "folder.json").mkdir()
+    for verb in ("evaluate", "rank", "tune"):
+        with pytest.raises(SystemExit):
+            main([verb, *map(str, folders), "-o", str(tmp_path / out)])
+        assert "give a file that ends in .json" in capsys.readouterr().err
+
+
+def test_copies_of_a_release_with_folders_named_like_files_are_read(tmp_path):
+    labels, _ = make_case()
+    released = LABEL_SCHEMES["glioma_2017"].trained
+    labels = np.array([released[value] for value in range(4)], np.uint8)[labels]
+    for number, name in ((1, "BraTS20_Training_001_seg.nii"), (355, "W39_1998.09.19_Segm.nii")):
+        case = tmp_path / "MICCAI_BraTS2020_TrainingData" / f"BraTS20_Training_{number:03}"
+        inside = case / name if number == 1 else case  # as a copy on Kaggle has them
+        inside.mkdir(parents=True)
+        write(inside / name, labels)
+        for sequence in ("t1", "t1ce", "t2", "flair"):
+            write(case / f"BraTS20_Training_{number:03}_{sequence}.nii", labels)
+    cases = find_label_maps(tmp_path / "MICCAI_BraTS2020_TrainingData")
+    assert sorted(cases) == ["BraTS20_Training_001", "BraTS20_Training_355"]
 
 
 def test_a_release_of_case_folders_is_found_and_its_images_are_not_taken_for_labels(tmp_path):

@@ -336,10 +336,27 @@ def test_the_command_mends_a_folder_and_saves_its_rules_beside_the_model(tmp_pat
     assert np.array_equal(*(read_label_map(tmp_path / o / "a.nii.gz")[0] for o in ("out", "again")))
 
 
+def test_a_folder_called_validation_is_one_like_any_other(tmp_path, monkeypatch):
+    write(tmp_path / "validation" / "a.nii.gz", fill(5, ET, EMPTY))
+    monkeypatch.chdir(tmp_path)
+    assert main(["postprocess", "validation", "-o", "out", "--rule", "small-et=5", "-np", "1"]) == 0
+
+
+def test_tuned_rules_of_another_year_join_those_of_a_paper(tmp_path):
+    tuned = tmp_path / "rules.json"
+    tuned.write_text(RuleSet(({"rule": "small-components", "region": "WT", "min_voxels": 9},), "glioma_2023").to_json())
+    assert [rule["rule"] for rule in collect_rules(["lyu2020", str(tuned)], []).rules][-1] == "small-components"
+    tuned.write_text(
+        RuleSet(({"rule": "small-components", "region": "RC", "min_voxels": 9},), "resected_2024").to_json()
+    )
+    with pytest.raises(ValueError, match="different schemes: glioma_2017, resected_2024"):
+        collect_rules(["lyu2020", str(tuned)], [])
+
+
 def test_label_maps_in_release_numbering_are_refused(tmp_path, capsys):
     write(tmp_path / "in" / "a.nii.gz", fill(5, 4, EMPTY))
     assert main(["postprocess", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rule", "small-et=5"]) == 1
-    assert "a: labels [4] are not among [0, 1, 2, 3]" in capsys.readouterr().err
+    assert "a.nii.gz holds labels [4], which are not among [0, 1, 2, 3]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -36,6 +36,14 @@ def test_label_maps_of_any_number_type_are_read_alike(tmp_path, dtype):
     assert geometry.voxel_volume_mm3 == pytest.approx(6)
 
 
+def test_probabilities_that_are_no_numbers_are_refused(tmp_path):
+    probabilities = np.full((3, 2, 2, 2), 0.5, np.float16)
+    probabilities[1, 0, 0, 0] = np.nan  # what an overflow in half precision leaves
+    np.savez_compressed(tmp_path / "a.npz", probabilities=probabilities)
+    with pytest.raises(ValueError, match=r"a.npz holds probabilities that are not a number"):
+        read_probabilities(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("value", [0.5, -1, 256])
 def test_a_value_that_is_no_label_is_quoted(tmp_path, value):
     path = image_file(tmp_path / "a.nii.gz", np.full((2, 2, 2), value, np.float32))

@@ -1,13 +1,15 @@
 """BraTS ranking: ranks by hand, ties, missing scores, and a permutation test against counting by hand."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from rich.console import Console
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation.ranking import load_entries, rank_entries, rank_values, save_ranking
+from nnunet_brats_ext.evaluation.ranking import load_entries, print_ranking, rank_entries, rank_values, save_ranking
 from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
 
 
@@ -136,13 +138,24 @@ def test_the_command_ranks_results_and_writes_json_and_csv(tmp_path, capsys):
     assert "good" in capsys.readouterr().out
 
 
-def test_names_are_shown_whole_however_many_and_long(tmp_path, capsys):
-    names = [f"{letter * 30}.final" for letter in "vwxyz"]
-    files = [write_results(tmp_path / f"{name}.json", entry([0.9, 0.8], [1, 2])) for name in names]
-    assert main(["rank", *map(str, files), "-o", str(tmp_path / "ranking.json")]) == 0
-    said = capsys.readouterr().out.split("written:")[0]
+@pytest.mark.parametrize("entries", [2, 20])
+def test_names_and_numbers_are_shown_whole_however_many(entries):
+    regions = ["WT", "TC", "ET", "NETC", "SNFH", "RC"]
+    scores = {f"c{c}": {r: {"lesionwise_dice": 0.1234, "lesionwise_hd95": 321.09} for r in regions} for c in range(2)}
+    names = [f"{'v' * 30}.{number:02}" for number in range(entries)]
+    console = Console(width=80, file=io.StringIO())
+    print_ranking(rank_entries(dict.fromkeys(names, scores), permutations=10), console)
+    said = console.file.getvalue()
     assert "…" not in said
-    assert all(said.count(letter) >= 2 * 30 for letter in "vwxyz")
+    assert said.count("0.1234") == said.count("321.09") == entries * len(regions)
+    assert said.count("v") >= 2 * 30 * entries
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_name_given_twice_is_refused(tmp_path, capsys):
+    files = [str(write_results(tmp_path / f"{name}.json", entry([0.9, 0.8], [1, 2]))) for name in "abc"]
+    assert main(["rank", *files, "--names", "x", "y", "x", "-o", str(tmp_path / "ranking.json")]) == 1
+    assert "x is given twice" in capsys.readouterr().err
 
 
 def test_the_command_scores_folders_on_the_way(tmp_path, capsys):

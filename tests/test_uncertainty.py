@@ -154,6 +154,12 @@ def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
     assert "lacks images CASE_0000.nii.gz and so on of a" in capsys.readouterr().err
 
 
+def test_label_maps_as_released_are_refused_rather_than_called_certain(tmp_path, capsys):
+    members = [member(tmp_path / f"m{i}", np.full(SHAPE, 4 * i, np.uint8)) for i in range(2)]
+    assert main(["uncertainty", "-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1"]) == 1
+    assert "a.nii.gz holds labels [4]" in capsys.readouterr().err
+
+
 def test_disagreement_takes_two_members(tmp_path, capsys):
     one = member(tmp_path / "m", np.zeros(SHAPE, np.uint8))
     command = ["uncertainty", "-i", str(one), "-o", str(tmp_path / "out"), "--measure", "mutual-information"]

@@ -5,6 +5,14 @@ import os
 from pathlib import Path
 
 
+def json_file(text: str) -> Path:
+    """Where a JSON file is to be written, with tables beside it: told before hours of work, not after."""
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: give a file that ends in .json; tables are written beside it")
+    return path
+
+
 def add_ensemble(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "ensemble",
@@ -96,7 +104,7 @@ def add_tune(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--preset", default="brats2020", help="as for `evaluate`")
     parser.add_argument("--cohort", default="gli", help="as for `evaluate`")
     parser.add_argument("--images", type=Path, help="images as nnU-Net names them, for oedema-to-core")
-    parser.add_argument("-o", dest="out", type=Path, default=Path("rules.json"), help="default: rules.json")
+    parser.add_argument("-o", dest="out", type=json_file, default=Path("rules.json"), help="default: rules.json")
     parser.add_argument("--save", metavar="NAME", help="save the rules beside the trained model too, under this name")
     parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
 
@@ -136,10 +144,13 @@ def add_evaluate(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--cohort", default="gli", help="gli (default), ssa, men, met, ped, men-rt or goat")
     parser.add_argument(
         "--labels",
-        help="numbering of the files: trained, released, or a scheme's name; default: ask their dataset.json",
+        nargs="+",
+        metavar="LABELS",
+        help="numbering of the files: trained, released, or a scheme's name; two where references and predictions "
+        "differ; default: ask their dataset.json",
     )
     parser.add_argument("--partial", action="store_true", help="score only the cases that both folders hold")
-    parser.add_argument("-o", dest="out", type=Path, default=Path("results.json"), help="default: results.json")
+    parser.add_argument("-o", dest="out", type=json_file, default=Path("results.json"), help="default: results.json")
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="default: all CPU cores")
 
     def run(options: argparse.Namespace) -> None:
@@ -175,9 +186,9 @@ def add_rank(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--reference", type=Path, help="reference label maps, to score folders")
     parser.add_argument("--preset", default="brats2020", help="to score folders: as for `evaluate`")
     parser.add_argument("--cohort", default="gli", help="to score folders: as for `evaluate`")
-    parser.add_argument("--labels", help="to score folders: as for `evaluate`")
+    parser.add_argument("--labels", nargs="+", metavar="LABELS", help="to score folders: as for `evaluate`")
     parser.add_argument("--permutations", type=int, default=100_000, help="of the test; default 100000")
-    parser.add_argument("-o", dest="out", type=Path, default=Path("ranking.json"), help="default: ranking.json")
+    parser.add_argument("-o", dest="out", type=json_file, default=Path("ranking.json"), help="default: ranking.json")
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="default: all CPU cores")
 
     def run(options: argparse.Namespace) -> None:

@@ -17,7 +17,12 @@ import numpy as np
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES
 from nnunet_brats_ext.ensembling import rules
 from nnunet_brats_ext.prediction_folders.heads import Head, convert, label_probabilities, paint
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_probabilities, write_label_map
+from nnunet_brats_ext.prediction_folders.images import (
+    read_geometry,
+    read_probabilities,
+    require_labels,
+    write_label_map,
+)
 from nnunet_brats_ext.prediction_folders.members import Member, open_members, problems_with_heads
 from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, staged
 
@@ -195,6 +200,9 @@ def _label_probabilities(member: Member, labels: Sequence[int], case: str) -> np
 
 
 def _two_pass_of_case(members: Sequence[Member], case: str) -> Predicted:
+    known = (members[0].dataset_json or {}).get("regions_class_order") or AS_TRAINED
+    for member in members:
+        require_labels(member.label_map(case), known, member.cases[case])
     first, second = (member.label_map(case) for member in members)
     return rules.two_pass(first, second), None
 

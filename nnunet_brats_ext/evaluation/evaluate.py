@@ -14,12 +14,15 @@ import SimpleITK as sitk
 from rich.progress import Progress
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
+from nnunet_brats_ext.dataset_conversion.releases import LABEL
+from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.boxes import find_box
 from nnunet_brats_ext.evaluation.presets import Preset, find_preset
 from nnunet_brats_ext.evaluation.scoring import evaluate_case
 
 Results = dict[str, Any]
 
+AND = " and "  # between the numberings of references and of predictions
 _ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _REFERENCE_SUFFIX = re.compile(r"[-_](seg|gtv)$", re.IGNORECASE)  # of the label files of a release
 _SPACING_TOLERANCE_MM, _ORIGIN_TOLERANCE_MM, _DIRECTION_TOLERANCE = 1e-3, 1e-2, 1e-3
@@ -31,7 +34,7 @@ class _Job(NamedTuple):
     case: str
     reference: Path
     prediction: Path
-    to_trained: Mapping[int, int]  # value in the files -> value as trained
+    to_trained: tuple[Mapping[int, int], Mapping[int, int]]  # of both: value in the file -> value as trained
     preset: str
     cohort: str
 
@@ -49,7 +52,7 @@ def evaluate_folders(
     prediction: Path | str,
     preset: str = "brats2020",
     cohort: str = "gli",
-    labels: str | None = None,
+    labels: str | Sequence[str] | None = None,
     partial: bool = False,
     processes: int = 1,
     progress: bool = False,
@@ -58,8 +61,8 @@ def evaluate_folders(
 
     reference, prediction: folders of label maps under the same case names, or two files. A release's folder of case
         folders will do; `-seg` and the like at the end of a name do not belong to the case.
-    labels: the numbering of all files: "trained", "released" (as the preset's challenge did) or a name in
-        `LABEL_SCHEMES`; None asks the dataset.json beside the folders.
+    labels: the numbering of all files, or of references and of predictions: "trained", "released" (as the preset's
+        challenge did) or a name in `LABEL_SCHEMES`; None asks the dataset.json beside each of them.
     partial: score the cases that both folders hold; otherwise a missing or surplus prediction is an error.
     processes: with more than one, the calling script needs its `if __name__ == "__main__"`, as workers are spawned.
 
@@ -67,8 +70,13 @@ def evaluate_folders(
     """
     rules = find_preset(preset, cohort)
     pairs = _match_cases(Path(reference), Path(prediction), partial)
-    labels = labels or find_numbering([Path(reference), Path(prediction)])
-    to_trained = numbering(labels, rules)
+    given = [labels] if isinstance(labels, str) else labels or find_numbering(Path(reference), Path(prediction))
+    if len(given) > 2:
+        raise ValueError(
+            f"--labels {' '.join(given)}: one for all files, or one for references and one for predictions"
+        )
+    labels = AND.join(dict.fromkeys(given))
+    to_trained = numberings(labels, rules)
     jobs = [_Job(case, *paths, to_trained, preset, cohort) for case, paths in pairs.items()]
     with Progress(disable=not progress, transient=True) as bar:
         scored = bar.track(_score_all(jobs, processes), len(jobs), description="scoring")
@@ -117,9 +125,12 @@ def find_label_maps(source: Path) -> dict[str, Path]:
     """Case -> label map: those in a folder, else those of the case folders below it; or the one file itself."""
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}")
-    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if _stem(path))
+    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if _is_label_map(path))
+    if not files and (released := _label_maps_of_release(source)):
+        return released
     if not files:
-        files = sorted(path for path in source.rglob("*") if _REFERENCE_SUFFIX.search(_stem(path)))
+        inside = (path for path in source.rglob("*") if _is_label_map(path))
+        files = sorted(path for path in inside if _REFERENCE_SUFFIX.search(_stem(path)))
     cases: dict[str, Path] = {}
     for path in files:
         case = _REFERENCE_SUFFIX.sub("", _stem(path))
@@ -129,6 +140,19 @@ def find_label_maps(source: Path) -> dict[str, Path]:
     if not cases:
         raise FileNotFoundError(f"{source} holds no label maps ({', '.join(_ENDINGS)})")
     return cases
+
+
+def _label_maps_of_release(source: Path) -> dict[str, Path]:
+    """Case -> label map of a BraTS release, whatever its copies are like; none if it is not one."""
+    try:
+        cases = scan(source).cases
+    except (OSError, ValueError):
+        return {}
+    return {case.name: case.files[LABEL] for case in cases if case.labelled}
+
+
+def _is_label_map(path: Path) -> bool:
+    return bool(_stem(path)) and path.is_file()
 
 
 def _stem(path: Path) -> str:
@@ -160,21 +184,26 @@ def _match_cases(reference: Path, prediction: Path, partial: bool) -> dict[str, 
     return both
 
 
-def find_numbering(sources: Sequence[Path]) -> str:
-    """How the files number their labels: as trained, if a dataset.json says so in one of the sources or just above.
+def find_numbering(reference: Path, prediction: Path) -> tuple[str]:
+    """How both number their labels: as trained, if a dataset.json in or just above each of them says so.
 
     It does if its regions are those that `convert` writes. Otherwise a ValueError tells what to add.
     """
+    if silent := [source for source in (reference, prediction) if not _says_as_trained(source)]:
+        raise ValueError(
+            f"no dataset.json beside {' or '.join(map(str, silent))} tells how the files number the labels; add "
+            f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; two of "
+            "them where references and predictions differ"
+        )
+    return ("trained",)
+
+
+def _says_as_trained(source: Path) -> bool:
     ours = [_region_values(scheme.nnunet_labels()) for scheme in LABEL_SCHEMES.values()]
-    for source in sources:
-        for folder in (source, *list(source.absolute().parents)[:2]):
-            path = folder / "dataset.json"
-            if path.is_file() and _declared_regions(path) in ours:
-                return "trained"
-    raise ValueError(
-        f"no dataset.json beside {' or '.join(map(str, sources))} tells how the files number the labels; add "
-        f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}"
-    )
+    if any(_REFERENCE_SUFFIX.search(_stem(path)) for path in find_label_maps(source).values()):
+        return False  # names of a release, wherever it lies
+    files = (folder / "dataset.json" for folder in (source, *list(source.absolute().parents)[:2]))
+    return any(file.is_file() and _declared_regions(file) in ours for file in files)
 
 
 def _declared_regions(dataset_json: Path) -> set[tuple[int, ...]] | None:
@@ -190,8 +219,14 @@ def _region_values(labels: Mapping[str, int | list[int]]) -> set[tuple[int, ...]
     return {tuple(sorted(value)) if isinstance(value, list) else (int(value),) for value in labels.values()}
 
 
-def numbering(labels: str, preset: Preset) -> Mapping[int, int]:
-    """Value in the files -> value as trained; labels: `trained`, `released`, or a scheme by name."""
+def numberings(labels: str, preset: Preset) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Of references and of predictions, value in the files -> value as trained; labels: as results.json has them."""
+    of_references, _, of_predictions = labels.partition(AND)
+    return _numbering(of_references, preset), _numbering(of_predictions or of_references, preset)
+
+
+def _numbering(labels: str, preset: Preset) -> Mapping[int, int]:
+    """labels: `trained`, `released`, or a scheme by name."""
     if labels == "trained":
         return {value: value for value in (0, *LABEL_SCHEMES[preset.scheme].names)}
     scheme = preset.scheme if labels == "released" else labels
@@ -213,7 +248,7 @@ def _score(job: _Job) -> _Outcome:
     try:
         images = [_read(path) for path in (job.reference, job.prediction)]
         _check_geometry(*images)
-        reference, prediction = (_labels(image, job.to_trained) for image in images)
+        reference, prediction = map(_labels, images, job.to_trained)
         scores = evaluate_case(reference, prediction, images[0].GetSpacing()[::-1], job.preset, job.cohort)
         empty = _empty_regions(reference, prediction, find_preset(job.preset, job.cohort))
     except (OSError, ValueError, RuntimeError) as error:

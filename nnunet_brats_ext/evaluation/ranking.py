@@ -7,16 +7,16 @@ its final score the mean over cases. A permutation test says which differences m
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from scipy.stats import rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
@@ -28,6 +28,8 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # case -> regio
 SMALL_IS_GOOD = ("hd95", "hd95_pooled", "lesionwise_hd95", "n_fp", "n_fn")
 WHOLE = ("dice", "hd95")  # what BraTS ranked until 2022
 LESIONWISE = ("lesionwise_dice", "lesionwise_hd95")  # and from 2023 on
+LONGEST_NAME = 24  # on screen, before it takes several lines
+METRICS_SHOWN = {"lesionwise_dice": "LW dice", "lesionwise_hd95": "LW hd95"}  # on narrow screens
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def load_entries(
     """
     if names is not None and len(names) != len(sources):
         raise ValueError(f"{len(names)} names for {len(sources)} results")
+    if names is not None and (twice := [name for name, times in Counter(names).items() if times > 1]):
+        raise ValueError(f"--names {' '.join(names)}: {', '.join(twice)} is given twice")
     found = []
     for source in sources:
         if not source.is_dir():
@@ -136,28 +140,46 @@ def load_entries(
 
 
 def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
-    """Two tables: the entries from the best on, and the chance of each lead, whose columns go by place."""
+    """The entries from the best on, and the chance of each lead, whose columns go by place.
+
+    As many columns stand side by side as the console has room for; the rest follows below.
+    """
     console = console or Console()
-    title = f"BraTS ranking over {len(ranking.cases)} cases"
-    plain = partial(Table, box=SIMPLE_HEAD, collapse_padding=True, title_justify="left")
-    names = ("", Column("entry", overflow="fold"))  # however long
-    table = plain(*names, "mean\nrank", title=title)
-    for region, metric in ranking.columns:
-        table.add_column(f"{region}\n{metric}", justify="right")
-    digits = [2 if "hd95" in metric else 4 for _, metric in ranking.columns]
-    for place, i in enumerate(ranking.order, 1):
-        means = [f"{mean:.{n}f}" for mean, n in zip(ranking.means[i], digits, strict=True)]
-        table.add_row(str(place), ranking.entries[i], f"{ranking.scores[i]:.3f}", *means)
-    console.print(table)
-    matrix = plain(*names, title="permutation test: one-sided p of the row's lead over the column")
-    for place, _ in enumerate(ranking.order, 1):
-        matrix.add_column(str(place), justify="right")
-    for place, i in enumerate(ranking.order, 1):
-        cells = ["" if i == j else f"{ranking.p_values[i, j]:.4f}" for j in ranking.order]
-        matrix.add_row(str(place), ranking.entries[i], *cells)
-    console.print(matrix)
+    columns = [[f"{ranking.scores[i]:.3f}" for i in ranking.order]]
+    for j, (_, metric) in enumerate(ranking.columns):
+        digits = 2 if "hd95" in metric else 4
+        columns.append([f"{ranking.means[i][j]:.{digits}f}" for i in ranking.order])
+    headings = ["mean\nrank", *(f"{region}\n{METRICS_SHOWN.get(metric, metric)}" for region, metric in ranking.columns)]
+    _print_columns(f"BraTS ranking over {len(ranking.cases)} cases", ranking, headings, columns, console)
+    leads = [["" if i == j else f"{ranking.p_values[i, j]:.4f}" for i in ranking.order] for j in ranking.order]
+    title = "permutation test: one-sided p of the row's lead over the column"
+    _print_columns(title, ranking, list(map(str, range(1, len(leads) + 1))), leads, console)
     if ranking.left_out:
         console.print(f"not ranked for want of a score: {ranking.left_out} times case x region x metric")
+
+
+def _print_columns(
+    title: str, ranking: Ranking, headings: Sequence[str], columns: Sequence[Sequence[str]], console: Console
+) -> None:
+    names = [ranking.entries[i] for i in ranking.order]
+    name_width = min(max(map(len, names)), LONGEST_NAME)
+    blocks: list[list[tuple[str, Sequence[str]]]] = [[]]
+    left = room = console.width - name_width - 8
+    for heading, column in zip(headings, columns, strict=True):
+        left -= 2 + max(map(len, [*heading.split("\n"), *column]))
+        if left < 0 and blocks[-1]:
+            blocks.append([])
+            left = room - 2 - max(map(len, [*heading.split("\n"), *column]))
+        blocks[-1].append((heading, column))
+    for number, block in enumerate(blocks):
+        table = Table(box=SIMPLE_HEAD, collapse_padding=True, title_justify="left", title=None if number else title)
+        table.add_column("", no_wrap=True)
+        table.add_column("entry", overflow="fold", max_width=name_width)
+        for heading, _ in block:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row, name in enumerate(names):
+            table.add_row(str(row + 1), name, *(column[row] for _, column in block))
+        console.print(table)
 
 
 def save_ranking(ranking: Ranking, path: Path) -> list[Path]:

@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_brats_ext.prediction_folders.runs import write_text_whole
+
 _COUNTS = ("n_tp", "n_fp", "n_fn")
 
 
@@ -18,9 +20,9 @@ def save_results(results: Mapping[str, Any], path: Path) -> list[Path]:
     """Write `path` (JSON) and beside it two tables, one row per case and region and one per region and metric."""
     cases = path.with_suffix(".csv")
     summary = path.with_name(f"{path.stem}_summary.csv")
-    _replace(path, json.dumps(results, indent=2, allow_nan=False))
-    _replace(cases, _as_csv(_case_rows(results)))
-    _replace(summary, _as_csv(_summary_rows(results)))
+    write_text_whole(path, json.dumps(results, indent=2, allow_nan=False))
+    write_text_whole(cases, _as_csv(_case_rows(results)))
+    write_text_whole(summary, _as_csv(_summary_rows(results)))
     return [path, cases, summary]
 
 
@@ -37,12 +39,12 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
     )
     names = {metric: _row_name(metric, n) for metric in next(iter(summary.values()))}
     cells = {region: [_cell(metric, metrics[metric], n) for metric in names] for region, metrics in summary.items()}
-    widest = max(len(cell) for column in cells.values() for cell in column) + 2
-    side_by_side = max((console.width - max(map(len, names.values())) - 2) // widest, 1)
+    widest = max(len(cell) for column in cells.values() for cell in column) + 3
+    side_by_side = max((console.width - max(map(len, names.values())) - 3) // widest, 1)
     for start in range(0, len(cells), side_by_side):
         shown = list(cells)[start : start + side_by_side]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for region in shown:
             table.add_column(region, justify="right", no_wrap=True)
         for name, *row in zip(names.values(), *(cells[region] for region in shown), strict=True):
@@ -103,11 +105,3 @@ def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)

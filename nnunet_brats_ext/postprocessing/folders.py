@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_brats_ext.brats import BACKGROUND, SEQUENCES
+from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.postprocessing.rule_files import RuleSet, describe
 from nnunet_brats_ext.postprocessing.rules import Case
 from nnunet_brats_ext.prediction_folders.heads import convert, region_head
@@ -19,6 +19,7 @@ from nnunet_brats_ext.prediction_folders.images import (
     read_image,
     read_label_map,
     read_probabilities,
+    require_labels,
     write_label_map,
 )
 from nnunet_brats_ext.prediction_folders.members import Member, images_of_cases, open_members, problems_with_heads
@@ -55,12 +56,7 @@ def postprocess(
 def load_case(member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence[Path]], case: str) -> Case:
     """All that the rules need of one case; a label that their scheme lacks is an error."""
     labels, geometry = read_label_map(member.cases[case])
-    known = {BACKGROUND, *rule_set.scheme.names}
-    if strangers := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - known):
-        raise ValueError(
-            f"labels {strangers} are not among {sorted(known)} of {rule_set.scheme_name}; rules work on label maps "
-            "as trained, before `restore`"
-        )
+    require_labels(labels, rule_set.scheme.names, member.cases[case])
     details: dict[str, Any] = {}
     if rule_set.needs_images:
         details["images"] = np.stack([read_image(path)[0].astype(np.float32) for path in channels[case]])

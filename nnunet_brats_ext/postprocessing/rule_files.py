@@ -106,9 +106,11 @@ def collect_rules(
         found.append(RuleSet(tuple(map(parse_rule, texts)), scheme_name or "glioma_2017"))
     if not found:
         raise ValueError("no rules given: use --rules or --rule")
-    if len(schemes := sorted({one.scheme_name for one in found})) > 1:
+    first = found[-1]  # the papers' come first, and speak of the regions of all gliomas
+    if any((one.scheme.regions, one.scheme.paint) != (first.scheme.regions, first.scheme.paint) for one in found):
+        schemes = sorted({one.scheme_name for one in found})
         raise ValueError(f"the rules speak of the regions of different schemes: {', '.join(schemes)}")
-    return RuleSet(tuple(rule for one in found for rule in one.rules), schemes[0])
+    return RuleSet(tuple(rule for one in found for rule in one.rules), first.scheme_name)
 
 
 def save_rules(rule_set: RuleSet, model: Path, name: str) -> Path:

@@ -1,11 +1,14 @@
 """Images, label maps and probability files: arrays in the order z, y, x, and where their voxels lie."""
 
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+
+from nnunet_brats_ext.brats import BACKGROUND
 
 TOLERANCE = 1e-3  # mm for spacing and origin, unit-free for the direction cosines: what file formats round
 
@@ -84,9 +87,21 @@ def read_probabilities(path: Path) -> np.ndarray:
     """The probabilities (channel, z, y, x) of an .npz file as float32; a file may hold float16 to save space."""
     try:
         with np.load(path) as archive:
-            return archive["probabilities"].astype(np.float32, copy=False)
+            probabilities = archive["probabilities"].astype(np.float32, copy=False)
     except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} holds no array 'probabilities' that can be read: {error}") from error
+    if not np.isfinite(probabilities).all():  # which would be taken for background, and for certain
+        raise ValueError(f"{path} holds probabilities that are not a number; predict that case again")
+    return probabilities
+
+
+def require_labels(labels: np.ndarray, known: Collection[int], path: Path) -> None:
+    """An error where a label map holds labels that are not among these: most often one that is not as trained."""
+    if strangers := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {BACKGROUND, *known}):
+        raise ValueError(
+            f"{path} holds labels {strangers}, which are not among {sorted({BACKGROUND, *known})}: "
+            "label maps as trained are needed, before `restore`"
+        )
 
 
 def probabilities_shape(path: Path) -> tuple[int, ...]:

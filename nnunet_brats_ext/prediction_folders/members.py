@@ -144,7 +144,9 @@ def _with_head(member: Member) -> tuple[Member, list[str]]:
 
 def _settings(folder: Path, name: str) -> dict[str, Any] | None:
     """dataset.json or plans.json of a folder; for fold_0/validation and the like, that of the trained model."""
-    for place in (folder, *([folder.parents[1]] if folder.name == "validation" else [])):
+    fold = folder.absolute().parent
+    model = [fold.parent] if folder.name == "validation" and fold.name.startswith("fold_") else []
+    for place in (folder, *model):
         if (place / name).is_file():
             return read_json(place / name)
     return None

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Result = TypeVar("Result")
+ABOUT_A_RUN = ("ensemble.json", "postprocessing_rules.json", "uncertainty.json")  # beside the cases it has made
 
 
 def refuse(problems: Sequence[str], action: str) -> None:
@@ -28,9 +29,11 @@ def refuse(problems: Sequence[str], action: str) -> None:
 def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
     """A temporary folder whose files move into `out` when the block ends well, and vanish when it does not.
 
-    `out` may exist from an earlier run over the same cases. It must be none of `sources`, and hold no other case: a
-    folder that mixes two runs would be scored as one.
+    `out` may exist from an earlier run over the same cases, of which nothing is left that would contradict this one.
+    It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"the output folder {out} is a file; choose another")
     if any(out.resolve() == source.resolve() for source in sources):
         raise ValueError(f"the output folder {out} is also an input; choose another")
     strangers = sorted({path.name for path in out.glob(f"[!.]*{ending}")} - {case + ending for case in cases})
@@ -41,6 +44,8 @@ def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending
     try:
         yield stage
         out.mkdir(exist_ok=True)
+        for name in (*(f"{case}{suffix}" for case in cases for suffix in (".npz", ".pkl")), *ABOUT_A_RUN):
+            (out / name).unlink(missing_ok=True)
         for path in sorted(stage.iterdir()):
             path.replace(out / path.name)
     finally:

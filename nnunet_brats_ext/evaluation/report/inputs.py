@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, STACK
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.evaluation.evaluate import find_label_maps, numbering
+from nnunet_brats_ext.evaluation.evaluate import find_label_maps, numberings
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
 from nnunet_brats_ext.prediction_folders.runs import read_json
@@ -56,13 +56,13 @@ def find_case_files(
         notes.append("No reference was given: pictures show predictions alone.")
     if absent := [name for name in results if name not in folders]:
         notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
-    if len(numberings := {one["labels"] for one in results.values()}) > 1:
+    if len(different := {one["labels"] for one in results.values()}) > 1:
         raise ValueError(
-            f"the label maps are numbered in different ways ({', '.join(sorted(numberings))}): draw them apart"
+            f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them apart"
         )
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
-    to_trained = numbering(first["labels"], preset)
+    to_trained = numberings(first["labels"], preset)
     files = {}
     for case in cases:
         found = {name: maps[case] for name, maps in predictions.items() if case in maps}

@@ -30,11 +30,11 @@ DIMMED = 0.6  # the picture under the colours, or bright tumours would outshine 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """All files of one case that there are; label maps in the numbering that `to_trained` reads."""
+    """All files of one case that there are; `to_trained` reads the numberings of its reference and predictions."""
 
     case: str
     regions: Mapping[str, tuple[int, ...]]  # labels as trained
-    to_trained: Mapping[int, int]
+    to_trained: tuple[Mapping[int, int], Mapping[int, int]]
     images: Mapping[str, Path]  # sequence -> file
     reference: Path | None
     predictions: Mapping[str, Path]  # model -> file
@@ -86,8 +86,9 @@ def draw_case(files: CaseFiles) -> list[Plane]:
     first, *_ = files.images.values()
     geometry = read_upright(first)[1]
     images = {sequence: _on_grid(path, first, geometry) for sequence, path in files.images.items()}
-    reference = _labels(files.reference, files, geometry) if files.reference else None
-    predictions = {name: _labels(path, files, geometry) for name, path in files.predictions.items()}
+    as_reference, as_prediction = files.to_trained
+    reference = _labels(files.reference, as_reference, files, geometry) if files.reference else None
+    predictions = {name: _labels(path, as_prediction, files, geometry) for name, path in files.predictions.items()}
     doubts = [_on_grid(path, first, geometry) for path in files.uncertainty]
     doubt = np.maximum.reduce(doubts) if doubts else None
     box = grow_box(_head(next(iter(images.values()))), MARGIN, geometry.shape)
@@ -175,11 +176,11 @@ def _on_grid(path: Path, first: Path, geometry: Geometry) -> np.ndarray:
     return array
 
 
-def _labels(path: Path, files: CaseFiles, geometry: Geometry) -> np.ndarray:
+def _labels(path: Path, to_trained: Mapping[int, int], files: CaseFiles, geometry: Geometry) -> np.ndarray:
     found = _on_grid(path, next(iter(files.images.values())), geometry)
     labels, box = np.zeros(found.shape, np.uint8), find_box(found)
     try:
-        labels[box] = remap(found[box], files.to_trained)
+        labels[box] = remap(found[box], to_trained)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return labels
