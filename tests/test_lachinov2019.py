@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrig
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -64,6 +65,19 @@ def build(world, trainer: type, configuration: str = "3d_fullres", plans: str = 
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
+
+
+def test_pretrained_weights_leave_the_regions_of_the_cascade_to_the_data_set(world, tmp_path):
+    pretrained = build(world, BraTSCascadedUNetTrainer)
+    pretrained.initialize()
+    own = pretrained.bare_network.regions.clone()
+    pretrained.bare_network.regions.copy_(own.flip(1))  # of a data set that numbers its labels otherwise
+    pretrained.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    trainer = build(world, BraTSCascadedUNetTrainer)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(tmp_path / "checkpoint.pth"))  # after which nnU-Net starts training
+    trainer.on_train_start()
+    assert torch.equal(trainer.bare_network.regions, own)
 
 
 def test_networks_have_the_papers_parameters():

@@ -17,6 +17,7 @@ from nnunet_brats_ext import trainers
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSBaselineTrainer, BraTSVAETrainer
 from nnunet_brats_ext.training.augmentation.intensity import ShiftIntensity
+from nnunet_brats_ext.training.averaging import Cycles, StochasticWeightAveraging
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, BraTSTrainer
 from nnunet_brats_ext.training.branches import NetworkWithBranch
 
@@ -141,6 +142,37 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(n
 
     whole, interrupted = train(None), train(1)
     assert all(torch.equal(whole[key], interrupted[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BraTSBaselineTrainer", "BraTSVAETrainer", "BraTSDeepSupervisionBTrainer", "BraTSStudentTrainer",
+     "BraTSCascadedUNetTrainer", "BraTSMC2Trainer", "BraTS2DTrainer"],
+)  # fmt: skip
+def test_any_trainer_can_be_averaged_after_what_would_be_its_whole_training(name, world, monkeypatch):
+    monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    plain = getattr(trainers, name)
+    configuration = "2d" if "2D" in name else None
+
+    class Base(plain):
+        hyperparameters = dict(num_epochs=3)
+
+    class Averaged(StochasticWeightAveraging, plain):
+        hyperparameters = dict(num_epochs=4)
+        averaging = Cycles(base_epochs=3, cycles=1, cycle_epochs=1, snapshot_every=1)
+
+    base, averaged = build(world, Base, configuration), build(world, Averaged, configuration)
+    rates = []
+    for trainer in (base, averaged):
+        trainer.initialize()
+        rates.append([])
+        for epoch in range(3):
+            trainer.lr_scheduler.step(epoch)
+            rates[-1].append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1], "its own schedule rules the base"
+    averaged.run_training()
+    assert averaged.average.n_averaged == 2
+    build(world, Averaged, configuration).load_checkpoint(str(Path(averaged.output_folder, "checkpoint_final.pth")))
 
 
 def test_stage_one_of_lyu_stores_no_vae(world, monkeypatch):

@@ -28,8 +28,9 @@ from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
 from nnunet_brats_ext.postprocessing.rule_files import find_rules
 from nnunet_brats_ext.postprocessing.rules import Case
-from nnunet_brats_ext.trainers import BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
+from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
 from nnunet_brats_ext.trainers.zhou2020 import curriculum_phase
+from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
 from nnunet_brats_ext.training.task_sampling import TaskDraws, TaskTargets
 
 TRAINERS = [name for name in trainers.__all__ if "OMNet" in name or "MC" in name]
@@ -558,6 +559,25 @@ def test_distributed_training_lets_tasks_wait(tmp_path):
             idle = network.idle_parameters()
             assert not any(p.grad.any() for p in idle)
         assert all(p.grad is not None and p.grad.any() for p in network.heads[2].layers[-1].parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_networks_that_wait_stay_as_they_are_whatever_the_optimiser(world, tmp_path):
+    class Averaged(StochasticWeightAveraging, BraTSMC2Trainer):
+        """In a cycle, whose optimiser is Adam."""
+
+    trainer = build(world, Averaged)
+    trainer.initialize()
+    trainer.enter(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        trainer.network = nn.parallel.DistributedDataParallel(trainer.network)
+        trainer.train_step(random_batch(trainer))  # so that Adam has moments of all
+        trainer.bare_network.steps = lambda phase: [(0,)]
+        before = [parameter.detach().clone() for parameter in trainer.bare_network.networks[1].parameters()]
+        trainer.train_step(random_batch(trainer, seed=1))
+        assert all(map(torch.equal, before, trainer.bare_network.networks[1].parameters()))
     finally:
         torch.distributed.destroy_process_group()
 

@@ -71,14 +71,20 @@ class HashemiTrainer(BraTSTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        self.lr_scheduler.observe(self.logger.get_value("train_losses", step=self.current_epoch))
+        if self._watches_the_loss():
+            self.lr_scheduler.observe(self.logger.get_value("train_losses", step=self.current_epoch))
+
+    def _watches_the_loss(self) -> bool:
+        return isinstance(self.lr_scheduler, PlateauOfEpochs)  # not in a cycle of weight averaging
 
     def extra_state(self) -> dict[str, Any]:
-        return super().extra_state() | {"lr_scheduler": self.lr_scheduler.state_dict()}
+        own = self.lr_scheduler.state_dict() if self._watches_the_loss() else None
+        return super().extra_state() | {"lr_scheduler": own}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if state["lr_scheduler"] is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
 
 
 class BinaryTrainer(HashemiTrainer):

@@ -120,8 +120,8 @@ class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTraine
     normalization = "ZScoreNormalization"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
-        optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, eps=1e-4)
-        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * cosine(epoch / self.num_epochs))
+        optimizer, epochs = torch.optim.Adam(self.network.parameters(), self.initial_lr, eps=1e-4), self.num_epochs
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * cosine(epoch / epochs))
 
     def augmentation(self) -> list[BasicTransform]:
         noise = GaussianNoiseTransform(0.1, synchronize_channels=True)

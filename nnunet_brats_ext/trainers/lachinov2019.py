@@ -174,6 +174,13 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
 
     def initialize(self) -> None:
         super().initialize()
+        self._name_regions()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._name_regions()  # pretrained weights bring those of another data set
+
+    def _name_regions(self) -> None:
         self.bare_network.regions.copy_(labels_of_regions(self.label_manager.foreground_regions))
 
     def region_loss(self) -> nn.Module:

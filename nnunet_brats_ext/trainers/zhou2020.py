@@ -95,12 +95,10 @@ class ZhouTrainer(BraTSTrainer):
             momentum=0.99,
             weight_decay=self.weight_decay,
         )
-        optimizer.register_step_pre_hook(lambda *_: self._leave_idle_tasks_alone())
-        return optimizer, EpochSchedule(
-            optimizer, lambda epoch: self.initial_lr * 0.5 ** (5 * epoch // self.num_epochs)
-        )
+        epochs = self.num_epochs
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * 0.5 ** (5 * epoch // epochs))
 
-    def _leave_idle_tasks_alone(self) -> None:
+    def _leave_idle_tasks_alone(self, *_: Any) -> None:
         # DistributedDataParallel gives them zeros for gradients, on which momentum and weight decay would act.
         for parameter in self.bare_network.idle_parameters():
             parameter.grad = None
@@ -108,9 +106,11 @@ class ZhouTrainer(BraTSTrainer):
     def train_step(self, batch: dict) -> dict:
         phase = curriculum_phase(self.current_epoch, self.num_epochs) if self.curriculum else len(CLASSES)
         steps = []
+        hook = self.optimizer.register_step_pre_hook(self._leave_idle_tasks_alone)
         for tasks in self.bare_network.steps(phase):
             self.bare_network.active_tasks = tasks
             steps.append(super().train_step(batch))
+        hook.remove()
         merged = {name: value for step in steps for name, value in step.items()}
         return merged | {"loss": sum(step["loss"] for step in steps)}
 

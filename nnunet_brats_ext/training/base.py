@@ -27,6 +27,7 @@ from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGET
 from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
+from nnunet_brats_ext.training.optimizers import count_steps_on_cpu
 from nnunet_brats_ext.training.randomness import random_state, restore_random_state, seed_everything
 from nnunet_brats_ext.training.sampling import OwnRandomNumbers
 
@@ -391,6 +392,7 @@ class BraTSTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
+        count_steps_on_cpu(self.optimizer)  # nnU-Net loads them onto the GPU
         checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
         if (state := checkpoint.get(OURS)) is None:
             return  # written by nnU-Net itself

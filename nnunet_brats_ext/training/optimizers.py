@@ -49,10 +49,14 @@ class Ranger(torch.optim.RAdam):
                 p.copy_(self.state[p]["slow"].lerp_(p, self.alpha))
         return loss
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            state["step"] = state["step"].cpu()  # nnU-Net loads it onto the GPU, where every look at it would wait
+
+def count_steps_on_cpu(optimizer: torch.optim.Optimizer) -> None:
+    """Where an optimiser looks at its count of steps itself, as all but fused ones do, and would wait for the GPU."""
+    for group in optimizer.param_groups:
+        if not group.get("fused") and not group.get("capturable"):
+            for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+                if isinstance(state.get("step"), Tensor):
+                    state["step"] = state["step"].cpu()
 
 
 class EpochSchedule:
