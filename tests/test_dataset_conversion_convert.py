@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -22,6 +24,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion import cases as cases_module
 from nnunet_brats_ext.dataset_conversion import convert as convert_module
 from nnunet_brats_ext.dataset_conversion.convert import PERCENTILE_MINMAX, Options, convert
+from nnunet_brats_ext.dataset_conversion.folders import find_dataset
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
 from nnunet_brats_ext.dataset_conversion.volumes import min_max_of_percentiles
 
@@ -197,6 +200,14 @@ def shift(image):
     return image
 
 
+def header_without_numbers(path):
+    image = nibabel.load(path)
+    header = image.header.copy()
+    header.set_sform(np.eye(4))
+    header["qform_code"], header["sform_code"], header["srow_x"][3] = 0, 1, np.nan
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, header), path)
+
+
 DEFECTS = {
     "missing": ("T1ce", lambda path: path.unlink(), "no T1ce"),
     "truncated": ("T2", truncate, "T2 BraTS20_Training_002_t2.nii.gz: truncated or damaged"),
@@ -208,6 +219,8 @@ DEFECTS = {
     "not a number": ("FLAIR", set_voxel(np.nan, sitk.sitkFloat32), "_flair.nii.gz: has voxels that are infinite or"),
     "two volumes": ("T1", rewrite(lambda image: sitk.JoinSeries([image] * 2)), "has the size 8x9x10x2 where one"),
     "other size": ("T2", rewrite(lambda image: image[:, :, :9]), "T2 has 8x9x9 voxels, T1 8x9x10"),
+    "nowhere": ("T2", header_without_numbers, "header of T2 has numbers that are infinite or none"),
+    "reference nowhere": ("T1", header_without_numbers, "header of T1 has numbers that are infinite or none"),
     "elsewhere": ("T2", rewrite(shift), "T2 lies up to 1 mm away from T1, more than the 0.1 tolerated"),
     "unknown label": (LABEL, set_voxel(3, sitk.sitkUInt8), "label 3 in 1 voxels; BraTS2020 has [0, 1, 2, 4]"),
     "fractional label": (LABEL, set_voxel(0.5, sitk.sitkFloat32), "labels are not whole numbers: 0.5"),
@@ -297,7 +310,7 @@ def test_another_conversion_in_its_place_needs_to_be_asked_for(world):
     source, raw, _ = world
     convert(source, Options(137))
     other = Options(137, normalise=PERCENTILE_MINMAX)
-    with pytest.raises(ValueError, match="is another conversion; --overwrite replaces it"):
+    with pytest.raises(ValueError, match="is another data set, or lacks files; --overwrite replaces it"):
         convert(source, other)
     convert(source, replace(other, overwrite=True))
     assert manifest_of(raw / NAME)["normalise"] == PERCENTILE_MINMAX
@@ -308,17 +321,109 @@ def test_a_changed_source_is_another_conversion(world):
     source, _, files = world
     convert(source, Options(137, link="copy"))
     write(as_image(sequence_values(CASES[1], "T1")), files[CASES[0]]["T1"])
-    with pytest.raises(ValueError, match="another conversion"):
+    with pytest.raises(ValueError, match="another data set"):
         convert(source, Options(137, link="copy"))
 
 
-def test_a_run_after_an_interrupted_one_starts_cleanly(world):
+def test_two_of_the_same_conversion_at_once_both_end_well(world, monkeypatch):
+    """The second begins and ends while the first is writing."""
     source, raw, _ = world
-    (raw / f".{NAME}.partial" / "imagesTr").mkdir(parents=True)
-    (raw / f".{NAME}.partial" / "imagesTr" / "stale_0000.nii.gz").write_bytes(b"")
+    lay, others = convert_module.lay, [convert_module.lay]
+
+    def lay_after_another(*arguments, **options):
+        if others:
+            monkeypatch.setattr(convert_module, "lay", others.pop())
+            convert(source, Options(137))
+        lay(*arguments, **options)
+
+    monkeypatch.setattr(convert_module, "lay", lay_after_another)
     dataset = convert(source, Options(137))
     assert [path.name for path in raw.iterdir()] == [NAME]
-    assert not list(dataset.rglob("stale*"))
+    assert len(list((dataset / "imagesTr").iterdir())) == 8 and len(list((dataset / "labelsTr").iterdir())) == 2
+
+
+def test_another_data_set_that_came_in_between_stays(world, monkeypatch):
+    source, raw, _ = world
+    lay = convert_module.lay
+
+    def lay_after_another(*arguments, **options):
+        monkeypatch.setattr(convert_module, "lay", lay)
+        convert(source, Options(137, seed=1))
+        lay(*arguments, **options)
+
+    monkeypatch.setattr(convert_module, "lay", lay_after_another)
+    with pytest.raises(OSError, match=NAME):
+        convert(source, Options(137))
+    assert [path.name for path in raw.iterdir()] == [NAME]
+    assert "nothing to do" in said(source, Options(137, seed=1))
+
+
+def test_others_may_enter_the_data_set(world):
+    source, raw, _ = world
+    (raw / "usual").mkdir()
+    assert convert(source, Options(137)).stat().st_mode == (raw / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("inside", [".", "unpacked"])
+def test_a_source_in_the_place_of_its_data_set_is_not_overwritten(world, inside):
+    source, raw, _ = world
+    place = raw / NAME / inside
+    shutil.copytree(source, place)
+    (raw / NAME / "manifest.json").write_text("{}")
+    before = sorted(raw.rglob("*"))
+    with pytest.raises(ValueError, match=r"would be lost with .*, in which it lies; take another ID"):
+        convert(place, Options(137, overwrite=True))
+    with pytest.raises(ValueError, match="would be lost"):
+        convert(source, Options(137, overlays=[place], overwrite=True))
+    assert sorted(raw.rglob("*")) == before
+
+
+def test_a_folder_that_is_not_ours_is_not_overwritten(world):
+    source, raw, _ = world
+    (raw / NAME / "imagesTr").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has no manifest.json of ours, so it is not replaced; remove it yourself"):
+        convert(source, Options(137, overwrite=True))
+    assert (raw / NAME / "imagesTr").is_dir()
+
+
+def test_links_become_copies_when_asked(world):
+    source, _, _ = world
+    image = convert(source, Options(137, link="symbolic")) / "imagesTr" / f"{CASES[0]}_0000.nii.gz"
+    with pytest.raises(ValueError, match="--overwrite replaces it"):
+        convert(source, Options(137, link="copy"))
+    convert(source, Options(137, link="copy", overwrite=True))
+    assert image.is_file() and not image.is_symlink()
+    before = image.stat().st_mtime_ns
+    convert(source, Options(137, link="copy", overwrite=True))
+    assert image.stat().st_mtime_ns > before, "whoever asks to overwrite has a reason"
+
+
+@pytest.mark.parametrize("lost", [f"imagesTr/{CASES[1]}_0002.nii.gz", f"labelsTr/{CASES[0]}.nii.gz", "dataset.json"])
+def test_a_data_set_that_lacks_files_is_not_finished(world, lost):
+    source, raw, _ = world
+    convert(source, Options(137))
+    (raw / NAME / lost).unlink()
+    with pytest.raises(ValueError, match="or lacks files; --overwrite replaces it"):
+        convert(source, Options(137))
+    convert(source, Options(137, overwrite=True))
+    assert (raw / NAME / lost).is_file()
+
+
+def test_a_link_to_nothing_is_a_missing_file(world):
+    source, _, _ = world
+    dataset = convert(source, Options(137, link="symbolic"))
+    link = dataset / "imagesTr" / f"{CASES[0]}_0000.nii.gz"
+    link.unlink()
+    link.symlink_to("nowhere")
+    with pytest.raises(ValueError, match="or lacks files"):
+        convert(source, Options(137, link="symbolic"))
+
+
+def test_an_archive_beside_the_data_sets_takes_no_id(world):
+    source, raw, _ = world
+    zipfile.ZipFile(raw / "Dataset137_Packed.zip", "w").close()
+    dataset = convert(source, Options(137))
+    assert find_dataset(137, raw) == dataset
 
 
 @pytest.mark.parametrize("folder", ["raw", "preprocessed", "results"])
@@ -354,8 +459,22 @@ def test_without_nnunets_folder_the_line_to_type_is_told(world, tmp_path, monkey
 def test_two_cases_of_the_same_image_are_remarked(world):
     source, _, files = world
     shutil.copy(files[CASES[0]]["T1"], files[CASES[1]]["T1"])
-    remarks = manifest_of(convert(source, Options(137)))["cases"][CASES[1]]["remarks"]
-    assert remarks == [f"duplicate image in {CASES[0]}"]
+    dataset = convert(source, Options(137))
+    cases = manifest_of(dataset)["cases"]
+    assert cases[CASES[1]]["remarks"] == [f"duplicate image in {CASES[0]}"]
+    assert cases[CASES[1]]["patient"] == cases[CASES[0]]["patient"] == CASES[0]
+    assert cases[CASES[1]]["known_as"] == [CASES[1]]
+    assert not (dataset / "splits_final.json").exists(), "one patient alone gives no folds"
+
+
+def test_blank_images_make_no_twins(world):
+    source, _, files = world
+    for case in CASES:
+        write(as_image(np.zeros_like(sequence_values(case, "T1"))), files[case]["T1"])
+    cases = manifest_of(convert(source, Options(137)))["cases"]
+    assert [(case["patient"], case["remarks"]) for case in cases.values()] == [
+        (name, ["T1 is zero everywhere"]) for name in CASES
+    ]
 
 
 def test_the_end_tells_what_was_found_and_what_to_type_next(world):

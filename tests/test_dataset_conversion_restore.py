@@ -178,6 +178,42 @@ def test_restoring_again_is_fine_but_a_folder_of_other_files_is_not(world):
         restore(world / "predicted", world / "out", dataset_id=137)
 
 
+def test_what_is_read_is_not_overwritten(world):
+    before = (world / "predicted" / f"{CASES[0]}.nii.gz").read_bytes()
+    with pytest.raises(ValueError, match=r"predicted holds predictions or labels as trained; name a new folder"):
+        restore(world / "predicted", world / "predicted", dataset_id=137)
+    assert (world / "predicted" / f"{CASES[0]}.nii.gz").read_bytes() == before
+
+
+def test_a_data_set_that_does_not_tell_its_release_needs_to_be_told(world):
+    """As one that was distilled from a data set of someone else's."""
+    path = world / "raw" / "Dataset137_BraTS2020" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"release": None}))
+    with pytest.raises(ValueError, match="does not tell its release; name it with --release"):
+        restore(world / "predicted", world / "out", dataset_id=137)
+    assert len(restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")) == 2
+    path.unlink()  # a data set that nobody of us made
+    with pytest.raises(ValueError, match="does not tell its release; name it with --release"):
+        restore(world / "predicted", world / "out", dataset_id=137)
+    text = said(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")
+    assert "not compared" not in text, "the images lie in the data set"
+
+
+def test_a_data_set_distilled_from_the_decathlon_has_its_channels_in_files_of_their_own(world):
+    release = RELEASES["MSD-Task01"]
+    write_case(world / "task", release, "BRATS_001")
+    dataset = convert(world / "task", Options(138))
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    files = {name: {"path": str(dataset / "imagesTr" / f"BRATS_001_{channel:04d}.nii.gz")}
+             for channel, name in enumerate(release.sequences)}  # fmt: skip
+    manifest["cases"]["BRATS_001"]["files"] = files  # as `distill` writes them
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(world / "predicted")
+    shutil.copytree(dataset / "labelsTr", world / "predicted")
+    (restored,) = restore(world / "predicted", world / "out", dataset_id=138)
+    np.testing.assert_array_equal(values(restored), label_values(release))
+
+
 def test_data_set_and_release_may_not_contradict(world):
     with pytest.raises(ValueError, match="is BraTS2020, not BraTS2021"):
         restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2021")

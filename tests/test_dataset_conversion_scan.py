@@ -1,5 +1,6 @@
 """Which release a folder holds, which files make up a case, and what is left alone."""
 
+import os
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -176,7 +177,7 @@ def test_two_numberings_that_cannot_be_told_apart_are_never_guessed(tmp_path, fo
 def test_a_wrong_choice_among_the_same_names_shows_in_the_labels(tmp_path):
     case = "BraTS-PED-00001-000"
     write_case(tmp_path, RELEASES["BraTS2024-PED"], case)
-    (found,) = scan(tmp_path, "BraTS2023-PED").cases
+    (found,) = scan(tmp_path / "BraTS-PEDs2024_Training", "BraTS2023-PED").cases
     inspect(found, normalise=False, tolerance_mm=0.1)
     assert re.search(
         r"label 4 in \d+ voxels; BraTS2023-PED has \[0, 1, 2, 3\]; it exists in BraTS2024-PED", found.problems[0]
@@ -192,10 +193,56 @@ def test_a_source_of_several_releases_is_told_what_it_holds(tmp_path):
     assert len(scan(tmp_path, "BraTS2021").cases) == 2
 
 
+def test_a_release_that_is_asked_for_gets_no_files_of_another(tmp_path):
+    """Each would be read in the numbering of the other."""
+    old, new = "BraTS-PED-00001-000", "BraTS-PED-00002-000"
+    touch_case(tmp_path, "BraTS2023-PED", old)
+    touch_case(tmp_path, "BraTS2024-PED", new)
+    source = scan(tmp_path, "BraTS2024-PED")
+    assert [case.name for case in source.cases] == [new]
+    assert {path.parent.name for path in source.unrecognised} == {old} and len(source.unrecognised) == 5
+    assert [case.name for case in scan(tmp_path, "BraTS2023-PED").cases] == [old]
+
+
+def test_a_release_that_is_asked_for_gets_no_time_points_of_another(tmp_path):
+    for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00001-100"):
+        touch_case(tmp_path, "BraTS2024-GLI", case, f"cases/{case}")
+    assert [case.name for case in scan(tmp_path, "BraTS2024-GLI").cases] == ["BraTS-GLI-00001-100"]
+    assert [case.name for case in scan(tmp_path, "BraTS2023-GLI").cases] == ["BraTS-GLI-00001-000"]
+
+
+def test_a_release_that_is_asked_for_takes_what_no_folder_gives_to_another(tmp_path):
+    touch_case(tmp_path, "BraTS2023-PED", "BraTS-PED-00001-000")
+    touch_case(tmp_path, "BraTS2024-PED", "BraTS-PED-00002-000", "renamed/BraTS-PED-00002-000")
+    assert [case.name for case in scan(tmp_path, "BraTS2024-PED").cases] == ["BraTS-PED-00002-000"]
+    assert len(scan(tmp_path, "BraTS2023-PED").cases) == 2
+    # The folder that is named together with the release is taken for that release, whatever it is called.
+    folder = tmp_path / RELEASES["BraTS2023-PED"].folder.split("/")[0]
+    assert len(scan(folder, "BraTS2024-PED").cases) == 1
+    (tmp_path / "renamed").rename(tmp_path / "BraTS2023")
+    with pytest.raises(ValueError, match=r"no case in .* belongs to BraTS2024-PED; .* is of BraTS2023-PED by its name"):
+        scan(tmp_path, "BraTS2024-PED")
+
+
 def test_the_same_case_names_in_folders_of_two_releases_are_not_mixed(tmp_path):
     for release in ("BraTS2023-PED", "BraTS2024-PED"):
         touch_case(tmp_path, release, "BraTS-PED-00001-000")
     with pytest.raises(ValueError, match="1 cases of BraTS2023-PED, 1 cases of BraTS2024-PED"):
+        scan(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
+        touch_case(tmp_path, "BraTS2020", case)
+    scandir = os.scandir
+
+    def stale(folder):
+        if Path(folder).name == "BraTS20_Training_002":
+            raise OSError(116, "Stale file handle", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(OSError, match=r"Stale file handle: .*BraTS20_Training_002"):
         scan(tmp_path)
 
 
@@ -323,6 +370,15 @@ def test_a_name_mapping_that_maps_nothing_is_refused(tmp_path):
     assert scan(tmp_path).cases[0].known_as == []
     with pytest.raises(ValueError, match=r"survival_info.csv has no column such as BraTS_2020_subject_ID"):
         scan(tmp_path, name_mapping=tmp_path / "survival_info.csv")
+
+
+def test_a_broken_table_is_told_only_to_who_names_it(tmp_path):
+    touch_case(tmp_path, "BraTS2020", "BraTS20_Training_001")
+    table = tmp_path / "notes.csv"
+    table.write_text("BraTS_2020_subject_ID,Grade\n" + "x" * 200_000)  # csv takes 131072 characters at most
+    assert len(scan(tmp_path).cases) == 1
+    with pytest.raises(ValueError, match=r"notes.csv is no table: field larger than"):
+        scan(tmp_path, name_mapping=table)
 
 
 def test_a_partitioning_names_the_site(tmp_path):

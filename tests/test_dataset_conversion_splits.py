@@ -1,7 +1,10 @@
 """Folds: a patient never straddles them, grades are spread over them, and other data sets can follow them."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from release_folders import write_case
@@ -116,6 +119,24 @@ def test_the_same_patients_are_in_the_same_folds_of_two_releases(nnunet):
     assert sorted(case for split in second for case in split["val"])[-2:] == [new.case_name(40), new.case_name(41)]
 
 
+def test_new_folds_of_the_data_set_that_is_followed_are_noticed(nnunet):
+    release = RELEASES["BraTS2020"]
+    for number in range(1, 5):
+        write_case(nnunet / "source", release, release.case_name(number))
+    first = convert(nnunet / "source", Options(137, folds=2))
+    options = Options(138, name="Follower", same_patients_as=137)
+    before = splits_of(convert(nnunet / "source", options))
+    convert(nnunet / "source", options)  # nothing to do
+    place = nnunet / "preprocessed" / first.name / "splits_final.json"
+    turned = [{"train": [*split["train"][1:], split["val"][0]], "val": [split["train"][0], *split["val"][1:]]}
+              for split in before]  # fmt: skip
+    place.write_text(json.dumps(turned))
+    with pytest.raises(ValueError, match="--overwrite replaces it"):
+        convert(nnunet / "source", options)
+    after = splits_of(convert(nnunet / "source", replace(options, overwrite=True)))
+    assert [sorted(split["val"]) for split in after] == [sorted(split["val"]) for split in turned]
+
+
 def test_folds_that_part_a_patient_cannot_be_followed(nnunet):
     # Two cases of 2018 that only the name mapping of 2020 knows to be one patient.
     old, new = RELEASES["BraTS2018"], RELEASES["BraTS2020"]
@@ -145,3 +166,25 @@ def test_folds_someone_else_wrote_are_kept_unless_told_otherwise(nnunet):
     assert json.loads(place.read_text()) == []
     convert(nnunet / "source", Options(137, overwrite=True))
     assert json.loads(place.read_text()) == splits_of(dataset)
+
+
+def test_folds_that_are_there_are_not_written_again(nnunet):
+    release = RELEASES["BraTS2020"]
+    for number in (1, 2):
+        write_case(nnunet / "source", release, release.case_name(number))
+    dataset = convert(nnunet / "source", Options(137))
+    before = (nnunet / "preprocessed" / dataset.name / "splits_final.json").stat()
+    convert(nnunet / "source", Options(137))
+    after = (nnunet / "preprocessed" / dataset.name / "splits_final.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(nnunet):
+    command = (
+        "import sys; from pathlib import Path; from nnunet_brats_ext.dataset_conversion.folders import write_json\n"
+        "for _ in range(300): write_json(list(range(2000)), Path(sys.argv[1]))"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", command, str(nnunet / "a.json")]) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert json.loads((nnunet / "a.json").read_text()) == list(range(2000))
+    assert not list(nnunet.glob(".*"))

@@ -27,7 +27,13 @@ from scipy.ndimage import gaussian_filter, zoom
 from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import alike, content_hash, pattern
-from nnunet_brats_ext.dataset_conversion.distillation.sources import channel_order
+from nnunet_brats_ext.dataset_conversion.distillation.sources import (
+    MANUAL,
+    Candidate,
+    Dataset,
+    channel_order,
+    excluded,
+)
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
 from nnunet_brats_ext.trainers import BraTSBaselineTrainer
 from nnunet_brats_ext.training.sampling import CentredDraws
@@ -212,6 +218,16 @@ def test_channels_are_matched_by_name():
         channel_order(("FLAIR", "T1", "T1gd", "T2"), ("T1", "T1ce", "T2", "FLAIR"))
 
 
+def test_names_to_exclude_are_read_as_excel_saves_them_and_those_of_no_case_are_told(tmp_path):
+    """Excel begins a .csv with a mark, which is no part of the first name."""
+    listed = tmp_path / "held_out.csv"
+    listed.write_text("BraTS20_Training_001\nBraTS20_Training_02\n", encoding="utf-8-sig")
+    exclusion = excluded([listed], Dataset(tmp_path, {"file_ending": ".nii.gz"}, {}))
+    assert list(exclusion.names) == ["BraTS20_Training_001", "BraTS20_Training_02"]
+    cases = [Candidate(f"BraTS20_Training_00{number}", MANUAL, tmp_path, ()) for number in (1, 2)]
+    assert exclusion.unknown(cases) == {listed: ["BraTS20_Training_02"]}
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +287,17 @@ def test_the_same_distillation_again_is_no_work_and_another_one_is_refused(bench
     assert "--overwrite replaces it" in capsys.readouterr().err
     bench.distill("--min-confidence", 0.5, "--overwrite")
     assert load(dataset / "dataset.json")["numTraining"] == 7
+
+
+def test_what_is_read_and_what_is_not_ours_is_not_overwritten(bench, capsys):
+    dataset = bench.distill()
+    words = ["distill", "-d", "950", "--labelled", "901", "--overwrite", "-np", "1", "--pseudo", str(bench.predictions)]
+    assert main([*words, str(dataset / "imagesTr")]) == 1
+    assert f"{dataset / 'imagesTr'} would be lost with {dataset}" in capsys.readouterr().err
+    (dataset / "manifest.json").unlink()
+    assert main([*words, str(bench.labelled / "imagesTs")]) == 1
+    assert "has no manifest.json of ours, so it is not replaced" in capsys.readouterr().err
+    assert (dataset / "dataset.json").is_file()
 
 
 def test_an_interruption_leaves_nothing_behind(bench, capsys, monkeypatch):
@@ -375,15 +402,16 @@ def test_a_near_duplicate_that_is_kept_never_trains_the_fold_that_validates_its_
     assert manual in remark
 
 
-def test_what_is_evaluated_stays_out_by_name_by_patient_and_by_images(bench):
+def test_what_is_evaluated_stays_out_by_name_by_patient_and_by_images(bench, capsys):
     manual = sorted((bench.labelled / "labelsTr").iterdir())[0].name.removesuffix(".nii.gz")
     names = bench.root / "evaluated.txt"
-    names.write_text(f"{manual}\n")
+    names.write_text(f"{manual}\nnobody\n")
     renamed = bench.root / "evaluated"
     for channel in range(4):
         values = read(bench.labelled / "imagesTs" / f"{TOLD}_{channel:04d}.nii.gz")
         sitk.WriteImage(sitk.GetImageFromArray(values[..., ::-1]), str(_made(renamed / f"secret_{channel:04d}.nii.gz")))
     dataset = bench.distill("--exclude", names, "--exclude", renamed)
+    assert f"{names}: 1 names match no case, such as 'nobody'" in capsys.readouterr().out
     manifest = load(dataset / "manifest.json")
     assert {entry["key"]: entry["reason"] for entry in manifest["dropped"]} == {
         manual: "excluded by name",

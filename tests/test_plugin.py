@@ -1,5 +1,6 @@
 """Installing makes nnU-Net find our trainers; uninstalling leaves nothing. Every way of installing is really done."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -162,6 +163,29 @@ def test_the_doctor_names_what_is_missing_and_how_to_mend_it(monkeypatch, tmp_pa
 
 def test_the_doctor_finds_every_trainer_and_every_label():
     assert not any(finding.mend for finding in [*doctor.check_trainers(), *doctor.check_labels()])
+
+
+def test_the_doctor_names_every_data_set_that_cannot_be_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    scheme = doctor.LABEL_SCHEMES["glioma_2023"]
+    good = {"brats_release": "BraTS2023-GLI", "labels": scheme.nnunet_labels(), "regions_class_order": scheme.paint}
+    contents = {
+        "Dataset001_Broken": "{",
+        "Dataset002_List": "[]",
+        "Dataset003_NoOrder": json.dumps({key: good[key] for key in ("brats_release", "labels")}),
+        "Dataset004_NoLabels": json.dumps({"brats_release": "BraTS2023-GLI"}),
+        "Dataset005_Good": json.dumps(good),
+        "Dataset006_Foreign": json.dumps({"labels": {"background": 0}}),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset.json").write_text(content)
+    findings = {finding.subject: finding for finding in doctor.check_datasets()}
+    assert list(findings) == list(contents)[:5]
+    assert [name for name, finding in findings.items() if not finding.mend] == ["Dataset005_Good"]
+    for name in list(contents)[:4]:
+        assert str(tmp_path / name / "dataset.json") in findings[name].state
+    assert "regions_class_order" in findings["Dataset003_NoOrder"].state
 
 
 def test_the_doctor_sees_a_wrong_painting_order():

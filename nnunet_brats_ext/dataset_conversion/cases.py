@@ -33,6 +33,7 @@ class Inspection:
     case: Case
     grid: Grid | None = None
     sha256: dict[str, str] = field(default_factory=dict)  # role -> of the source file
+    identifying: list[str] = field(default_factory=list)  # those of images that are not zero everywhere, as many may be
     labels: list[int] = field(default_factory=list)  # as released, background included
     rewrite: set[str] = field(default_factory=set)
     bytes_to_write: int = 0  # at most
@@ -46,6 +47,8 @@ def inspect(case: Case, normalise: bool, tolerance_mm: float) -> Inspection:
     for role in (role for role in release.roles if role in case.files):
         try:
             image, found.sha256[role] = read_whole(case.files[role])
+            if role != LABEL and sitk.GetArrayViewFromImage(image).any():
+                found.identifying.append(found.sha256[role])
             images |= _unstack(image, role, release)
         except (OSError, ValueError) as error:
             case.problems.append(f"{role} {case.files[role].name}: {error}")
@@ -80,12 +83,14 @@ def _unstack(image: sitk.Image, role: str, release: Release) -> dict[str, sitk.I
 
 
 def _compare(case: Case, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float) -> None:
-    if grid.size != reference.size:
+    if not grid.finite:
+        case.problems.append(f"header of {role} has numbers that are infinite or none")
+    elif grid.size != reference.size:
         sizes = ["x".join(map(str, size)) for size in (grid.size, reference.size)]
         case.problems.append(f"{role} has {sizes[0]} voxels, {reference_role} {sizes[1]}")
     elif not grid.equals(reference):
         shift = grid.shift_mm(reference)
-        if shift > tolerance_mm:
+        if not shift <= tolerance_mm:  # nor is what is no number
             case.problems.append(
                 f"{role} lies up to {shift:.3g} mm away from {reference_role}, more than the {tolerance_mm:g} tolerated"
             )

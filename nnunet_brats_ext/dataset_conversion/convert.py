@@ -7,7 +7,7 @@ there when it is whole, so that an interrupted run leaves nothing behind that nn
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +21,20 @@ from nnunet_brats_ext.dataset_conversion.folders import (
     MANIFEST,
     SPLITS,
     check_id_is_free,
+    check_replaceable,
     dataset_json,
     dataset_name,
     find_dataset,
+    is_finished,
+    publish_folder,
     raw_folder,
-    read_json,
-    replace_folder,
+    scratch_beside,
     write_json,
 )
 from nnunet_brats_ext.dataset_conversion.parallel import each
 from nnunet_brats_ext.dataset_conversion.releases import LABEL
-from nnunet_brats_ext.dataset_conversion.scan import Source, scan
-from nnunet_brats_ext.dataset_conversion.splits import group_patients, publish_splits, split_cases
+from nnunet_brats_ext.dataset_conversion.scan import Case, Source, scan
+from nnunet_brats_ext.dataset_conversion.splits import folds_in, group_patients, publish_splits, split_cases
 from nnunet_brats_ext.dataset_conversion.summary import describe_bad, summarise
 
 PERCENTILE_MINMAX = "percentile-minmax"
@@ -71,19 +73,21 @@ def convert(source_folder: Path, options: Options, console: Console | None = Non
     source = scan(source_folder, options.release, options.overlays, options.name_mapping)
     name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))
     check_id_is_free(options.dataset_id, name, raw)
-    target, fingerprint = raw / name, _fingerprint(source, options)
+    model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, raw)
+    target, fingerprint = raw / name, _fingerprint(source, model, options)
     console.print(f"{source.root}: {source.release.name}, {source.evidence}; {len(source.cases)} cases", markup=False)
-    if _finished(target, fingerprint):
+    if not options.overwrite and is_finished(target, fingerprint):
         console.print(f"{target} is this very conversion, finished; nothing to do", markup=False)
     else:
-        if target.exists() and not options.overwrite:
-            raise ValueError(f"{target} exists and is another conversion; --overwrite replaces it")
-        _convert(source, target, fingerprint, options)
+        files = [path for case in source.cases for path in case.files.values()]
+        tables = [options.name_mapping] if options.name_mapping else []
+        check_replaceable(target, options.overwrite, [source.root, *options.overlays, *tables, *files])
+        _convert(source, target, model, fingerprint, options)
     summarise(target, publish_splits(target, options.folds, options.overwrite), source.release, console)
     return target
 
 
-def _convert(source: Source, target: Path, fingerprint: str, options: Options) -> None:
+def _convert(source: Source, target: Path, model: Path | None, fingerprint: str, options: Options) -> None:
     normalise = options.normalise == PERCENTILE_MINMAX
     look = partial(inspect, normalise=normalise, tolerance_mm=options.tolerance_mm)
     inspected = each(look, source.cases, options.processes, "Inspecting")
@@ -93,17 +97,14 @@ def _convert(source: Source, target: Path, fingerprint: str, options: Options) -
         raise ValueError(
             describe_bad(bad) + "\nNothing was written." + (" --skip-bad leaves them out." if good else "")
         )
-    _remark_twins(good)
     cases = [found.case for found in good]
-    patients = group_patients({case.name: [case.patient, *case.known_as] for case in cases})
-    model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, target.parent)
+    patients = group_patients(_identities(good))
     splits = split_cases(cases, patients, options.folds, options.seed, model)
     target.parent.mkdir(parents=True, exist_ok=True)
     _check_space(target.parent, good, copies=options.link == "copy")
 
-    growing = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(growing, ignore_errors=True)
-    try:
+    with scratch_beside(target) as scratch:
+        growing = Path(scratch, target.name)
         for folder in ("imagesTr", "labelsTr", *(["imagesTs"] if any(not case.labelled for case in cases) else [])):
             (growing / folder).mkdir(parents=True)
         each(partial(lay, folder=growing, link=options.link, normalise=normalise), good, options.processes, "Writing")
@@ -112,12 +113,10 @@ def _convert(source: Source, target: Path, fingerprint: str, options: Options) -
         write_json(_manifest(source, good, bad, patients, fingerprint, options), growing / MANIFEST)
         if splits:
             write_json(splits, growing / SPLITS)
-        replace_folder(growing, target)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
+        publish_folder(growing, target, options.overwrite, fingerprint)
 
 
-def _fingerprint(source: Source, options: Options) -> str:
+def _fingerprint(source: Source, model: Path | None, options: Options) -> str:
     """Changes with every file of the source (by size and time, for reading them all takes long) and every option."""
     files = []
     for case in source.cases:
@@ -126,23 +125,24 @@ def _fingerprint(source: Source, options: Options) -> str:
             status = path.stat() if path.exists() else None  # a broken link is reported with all other bad files
             files.append([case.name, role, str(path), status and status.st_size, status and status.st_mtime_ns])
     asked = [options.normalise, options.tolerance_mm, options.folds, options.seed, options.same_patients_as]
+    number, folds = folds_in(model) if model else (0, {})
+    followed = [number, sorted((name, sorted(found)) for name, found in folds.items())]
     tables = [[case.patient, case.known_as, case.grade, case.site] for case in source.cases]
-    content = json.dumps([FORMAT, source.release.name, asked, options.skip_bad, files, tables])
+    content = json.dumps([FORMAT, source.release.name, asked, options.link, followed, options.skip_bad, files, tables])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _finished(target: Path, fingerprint: str) -> bool:
-    manifest = target / MANIFEST
-    return manifest.is_file() and read_json(manifest).get("fingerprint") == fingerprint
-
-
-def _remark_twins(inspected: Sequence[Inspection]) -> None:
-    """Two cases with the very same images are one patient at least, and perhaps one case too many."""
-    first: dict[str, str] = {}
+def _identities(inspected: Sequence[Inspection]) -> Mapping[str, Sequence[str]]:
+    """Case -> the names of its patient. Cases that share an image are one patient, and perhaps one case too many."""
+    first: dict[str, Case] = {}
+    identities = {}
     for found in inspected:
-        digest = next(iter(found.sha256.values()))
-        if (twin := first.setdefault(digest, found.case.name)) != found.case.name:
-            found.case.remarks.append(f"duplicate image in {twin}")
+        case = found.case
+        holders = [first.setdefault(digest, case) for digest in found.identifying]
+        twins = {holder.name: holder.patient for holder in holders if holder is not case}
+        case.remarks += [f"duplicate image in {twin}" for twin in twins]
+        identities[case.name] = [case.patient, *case.known_as, *twins.values()]
+    return identities
 
 
 def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) -> None:

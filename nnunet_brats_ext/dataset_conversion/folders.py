@@ -3,11 +3,14 @@
 import json
 import os
 import re
-import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.releases import Release
+from nnunet_brats_ext.prediction_folders.runs import write_text_whole
 
 MANIFEST = "manifest.json"
 SPLITS = "splits_final.json"
@@ -39,7 +42,7 @@ def dataset_name(dataset_id: int, name: str) -> str:
 
 def find_dataset(dataset_id: int, raw: Path) -> Path:
     """The one data set of that ID."""
-    found = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
+    found = _datasets(dataset_id, raw)
     if len(found) != 1:
         raise ValueError(f"{len(found)} data sets with ID {dataset_id} in {raw}" + "".join(f"\n  {p}" for p in found))
     return found[0]
@@ -49,9 +52,41 @@ def check_id_is_free(dataset_id: int, name: str, raw: Path) -> None:
     """nnU-Net finds a data set by its ID alone, in three folders: another name under the same ID confuses it."""
     places = {raw, *(folder for variable in NNUNET_FOLDERS if (folder := nnunet_folder(variable)))}
     for place in sorted(places):
-        for other in sorted(place.glob(f"Dataset{dataset_id:03d}_*")):
+        for other in _datasets(dataset_id, place):
             if other.name != name:
                 raise ValueError(f"ID {dataset_id} belongs to {other} already; take another with -d, or --name it so")
+
+
+def _datasets(dataset_id: int, place: Path) -> list[Path]:
+    """The folders of that ID; an archive beside them is no data set."""
+    return sorted(path for path in place.glob(f"Dataset{dataset_id:03d}_*") if path.is_dir())
+
+
+def is_finished(dataset: Path, fingerprint: str) -> bool:
+    """Whether a data set of ours has this fingerprint, and none of its files, or of what they link to, is gone."""
+    description, manifest = dataset / "dataset.json", dataset / MANIFEST
+    if not (description.is_file() and manifest.is_file()) or read_json(manifest).get("fingerprint") != fingerprint:
+        return False
+    content = read_json(description)
+    names = [f"_{channel:04d}{content['file_ending']}" for channel in range(len(content["channel_names"]))]
+    files = []
+    for case, about in read_json(manifest)["cases"].items():
+        images = dataset / ("imagesTr" if about["labelled"] else "imagesTs")
+        files += [images / f"{case}{name}" for name in names]
+        files += [dataset / "labelsTr" / f"{case}{content['file_ending']}"] if about["labelled"] else []
+    return all(file.exists() for file in files)
+
+
+def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) -> None:
+    """Refuse to replace a data set that holds what is to be read, is none of ours, or was not to be replaced."""
+    if not target.exists():
+        return
+    if inside := next((path for path in sources if path.resolve().is_relative_to(target.resolve())), None):
+        raise ValueError(f"{inside} would be lost with {target}, in which it lies; take another ID with -d, or --name")
+    if not (target / MANIFEST).is_file():
+        raise ValueError(f"{target} exists and has no {MANIFEST} of ours, so it is not replaced; remove it yourself")
+    if not overwrite:
+        raise ValueError(f"{target} exists and is another data set, or lacks files; --overwrite replaces it")
 
 
 def dataset_json(release: Release, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:
@@ -86,16 +121,31 @@ def read_json(path: Path) -> Any:
 
 def write_json(content: Any, path: Path) -> None:
     """Written beside and moved into place, so that it is never half there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def replace_folder(growing: Path, target: Path) -> None:
-    """Move the finished folder into its place; an old one goes only once the new one is there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    growing.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+def scratch_beside(target: Path) -> TemporaryDirectory[str]:
+    """A hidden folder of this run alone, on the disk of `target`; what is left in it goes with the `with` block.
+
+    Only its owner may enter it, so what is to be published grows in a folder inside.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True)
+
+
+def publish_folder(growing: Path, target: Path, overwrite: bool, fingerprint: str) -> None:
+    """Move the finished folder into its place; an old one moves out of it, into the same scratch folder.
+
+    Where another run has put the same data set there in the meantime, that one stays.
+    """
+    old = growing.with_name("old")
+    if overwrite:
+        with suppress(FileNotFoundError):
+            target.replace(old)
+    try:
+        growing.replace(target)
+    except OSError:
+        if not target.exists() and old.exists():
+            old.replace(target)
+        if not is_finished(target, fingerprint):
+            raise

@@ -1,6 +1,5 @@
 """`nnunet_brats restore`: predictions as trained become a submission, in the release's numbering, names and headers."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,14 @@ import SimpleITK as sitk
 from rich.console import Console
 
 from nnunet_brats_ext.brats import remap
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, find_dataset, nnunet_folder, raw_folder, read_json
+from nnunet_brats_ext.dataset_conversion.folders import (
+    MANIFEST,
+    find_dataset,
+    nnunet_folder,
+    raw_folder,
+    read_json,
+    scratch_beside,
+)
 from nnunet_brats_ext.dataset_conversion.parallel import each
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES, Release, find_release
 from nnunet_brats_ext.dataset_conversion.scan import scan
@@ -85,18 +91,16 @@ def restore(
             f"{predictions} breaks the rules of {origin.release.name}, and nothing was written:"
             + "".join(f"\n  {found.case}: {violation}" for found in checked for violation in found.violations)
         )
+    labels = [origin.dataset / "labelsTr"] if origin.dataset else []
+    if output.resolve() in [folder.resolve() for folder in (predictions, *labels)]:
+        raise ValueError(f"{output} holds predictions or labels as trained; name a new folder with -o")
     names = [origin.release.submission.format(case=found.case) for found in checked]
     if output.exists() and (strays := {path.name for path in output.iterdir()} - set(names)):
         raise ValueError(f"{output} holds other files ({', '.join(sorted(strays)[:3])}); name a new folder with -o")
-    growing = output.absolute().with_name(f".{output.absolute().name}.partial")
-    shutil.rmtree(growing, ignore_errors=True)
-    try:
-        growing.mkdir(parents=True)
-        each(partial(write, folder=growing), checked, processes, "Writing")
+    with scratch_beside(output.absolute()) as scratch:
+        each(partial(write, folder=Path(scratch)), checked, processes, "Writing")
         output.mkdir(parents=True, exist_ok=True)
-        written = [(growing / name).replace(output / name) for name in names]
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
+        written = [Path(scratch, name).replace(output / name) for name in names]
     _report(origin, checked, output, console)
     return written
 
@@ -163,15 +167,22 @@ def _origin(predictions: Path, dataset_id: int | None, release: str | None, sour
         dataset = find_dataset(dataset_id, raw_folder())
     elif release is None:
         dataset = _dataset_beside(predictions)
-    manifest = read_json(dataset / MANIFEST) if dataset else None
-    if manifest and release and find_release(release).name != manifest["release"]:
-        raise ValueError(f"{dataset} is {manifest['release']}, not {release}")
-    found = find_release(manifest["release"] if manifest else release or "")
+    manifest = read_json(dataset / MANIFEST) if dataset and (dataset / MANIFEST).is_file() else None
+    known = manifest["release"] if manifest else None
+    if known and release and find_release(release).name != known:
+        raise ValueError(f"{dataset} is {known}, not {release}")
+    if not (name := known or release):
+        raise ValueError(f"{dataset} does not tell its release; name it with --release")
+    found = find_release(name)
     images: dict[str, Path] = {}
     first = found.roles[0]
     if manifest:
         root = source or Path(manifest["source"])
-        images = {name: root / case["files"][first]["path"] for name, case in manifest["cases"].items()}
+        for case, about in manifest["cases"].items():
+            # A distilled data set has read the channels of another, where a release may keep all in one file.
+            role = next((role for role in (first, *found.sequences) if role in about["files"]), None)
+            if role:
+                images[case] = root / about["files"][role]["path"]
     elif source:
         images = {case.name: case.files[first] for case in scan(source, found.name).cases if first in case.files}
     return Origin(found, dataset, manifest, images)

@@ -7,9 +7,11 @@ import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 import SimpleITK as sitk
 
@@ -67,22 +69,37 @@ def scan(
     """Every case below `root`, in the order of their names. An overlay's files replace those of the same case and role.
 
     A folder that holds no release, several, or one of several that it might be, is an error that says what was seen.
+    With `release`, files that their own name or a folder in `root` gives to another one are left alone.
     """
     tables: list[Path] = []
     files = list(_files(root, 0, tables))
     seen = [file.path for file in files]
     chosen, evidence = (find_release(release), "as asked") if release else _decide(root, seen)
+    others = _of_others(seen, chosen) if release else {}
+    unrecognised = [file.absolute for file in files if file.path in others]
+    files = [file for file in files if file.path not in others]
     for rank, overlay in enumerate(overlays, start=1):
         files += _files(overlay, rank, tables)
-    cases, unrecognised = _pair(files, chosen)
+    cases, left = _pair(files, chosen)
+    if not cases and others:
+        path, other = next(iter(others.items()))
+        raise ValueError(
+            f"no case in {root} belongs to {chosen.name}; {path}, for one, is of {other} by its name or folder. "
+            "If that is wrong, convert that folder itself"
+        )
     if not cases:
         raise ValueError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
     _remark_lost_labels(cases, root)
-    rows = [row for table in tables for row in _rows(table)]
-    if name_mapping and not (mapped := list(_rows(name_mapping))):
-        raise ValueError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
-    _describe_patients(cases, chosen, rows + (mapped if name_mapping else []))
-    return Source(root, chosen, evidence, cases, unrecognised)
+    rows = []
+    for table in tables:
+        with suppress(ValueError):  # no table of ours, since it was not named
+            rows += _rows(table)
+    if name_mapping:
+        if not (mapped := _rows(name_mapping)):
+            raise ValueError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
+        rows += mapped
+    _describe_patients(cases, chosen, rows)
+    return Source(root, chosen, evidence, cases, unrecognised + left)
 
 
 def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
@@ -91,7 +108,7 @@ def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
         unpack = "; unpack it first" if root.is_file() else ""
         raise ValueError(f"{root} is not a folder{unpack}")
     visited: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=_fail, followlinks=True):
         if (real := os.path.realpath(folder)) in visited:
             folders.clear()
             continue
@@ -107,14 +124,39 @@ def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
                 yield _File(path.relative_to(root), root, rank)
 
 
+def _fail(error: OSError) -> NoReturn:
+    """A folder that cannot be read may hold cases, which would vanish without a word."""
+    raise error
+
+
+def _of_others(paths: Sequence[Path], asked: Release) -> Mapping[Path, str]:
+    """File -> the releases that it belongs to by its own name or a folder's, where the one asked for is none of them.
+
+    The folder of the source itself is not asked: whoever names it with a release says what it holds.
+    """
+    others = {}
+    for path in paths:
+        candidates = frozenset(_candidates(path))
+        named, _ = _by_folder(candidates, path.parent.parts)
+        if named and asked.name not in named:
+            others[path] = " or ".join(sorted(named))
+    return others
+
+
+def _candidates(path: Path) -> dict[str, str]:
+    """Release -> the case that the file belongs to there, for all releases that give out such a name."""
+    return {
+        release.name: match[0]
+        for release in RELEASES.values()
+        if (match := release.recognise(PurePosixPath(path))) and release.gives_out(match[0])
+    }
+
+
 def _decide(root: Path, paths: Sequence[Path]) -> tuple[Release, str]:
     """The one release that all cases belong to, with the evidence for it."""
     found: dict[tuple[str, Path], tuple[frozenset[str], Path]] = {}  # case and folder -> releases, a file of it
     for path in paths:
-        candidates = {}
-        for release in RELEASES.values():
-            if (match := release.recognise(PurePosixPath(path))) and release.gives_out(match[0]):
-                candidates[release.name] = match[0]
+        candidates = _candidates(path)
         for case in candidates.values():
             found.setdefault((case, path.parent), (frozenset(candidates), path))
     if not found:
@@ -142,18 +184,27 @@ def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[frozens
     The nearest folder wins; folders above the source are not asked, they may be named after anything.
     A grid decides only if it is one release's own and all others are known to have another.
     """
-    releases = [RELEASES[name] for name in candidates]
-    if len(releases) == 1:
+    if len(candidates) == 1:
         return candidates, "by the names of its files"
-    for folder in (*reversed(path.parent.parts), root.resolve().name):
-        hinted = [release for release in releases if release.hint and re.search(release.hint, folder, re.IGNORECASE)]
-        if len(hinted) == 1:
-            return frozenset({hinted[0].name}), f"by the folder {folder!r}"
+    named, folder = _by_folder(candidates, (root.resolve().name, *path.parent.parts))
+    if folder:
+        return named, f"by the folder {folder!r}"
+    releases = [RELEASES[name] for name in candidates]
     if all(release.shape for release in releases):
         shape = _shape(root / path)
         fitting = [release for release in releases if release.shape == shape]
         if len(fitting) == 1:
             return frozenset({fitting[0].name}), f"by the size of its images, {'x'.join(map(str, shape or ()))}"
+    return candidates, ""
+
+
+def _by_folder(candidates: frozenset[str], folders: Sequence[str]) -> tuple[frozenset[str], str]:
+    """The one candidate that the nearest folder gives away, and that folder; without one, all and nothing."""
+    for folder in reversed(folders):
+        hints = {name: RELEASES[name].hint for name in candidates}
+        hinted = [name for name, hint in hints.items() if hint and re.search(hint, folder, re.IGNORECASE)]
+        if len(hinted) == 1:
+            return frozenset(hinted), folder
     return candidates, ""
 
 
@@ -250,10 +301,14 @@ def _rows(table: Path) -> list[dict[str, str]]:
     """The rows of a `name_mapping*.csv` or `partitioning_*.csv`, without their empty cells; of other tables none."""
     with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         reader = csv.DictReader(line.replace("\0", "") for line in stream)
-        if not any(re.fullmatch(r"Subject_ID|BraTS_20\d\d_subject_ID", name or "") for name in reader.fieldnames or ()):
-            return []
-        cells = ({key: value.strip() for key, value in row.items() if key and value} for row in reader)
-        return [{key: value for key, value in row.items() if value not in ("", "NA")} for row in cells]
+        try:
+            names, rows = [name or "" for name in reader.fieldnames or ()], list(reader)
+        except csv.Error as error:
+            raise ValueError(f"{table} is no table: {error}; save it as .csv again") from error
+    if not any(re.fullmatch(r"Subject_ID|BraTS_20\d\d_subject_ID", name) for name in names):
+        return []
+    cells = ({key: value.strip() for key, value in row.items() if key and value} for row in rows)
+    return [{key: value for key, value in row.items() if value not in ("", "NA")} for row in cells]
 
 
 def _example(release: Release) -> str:

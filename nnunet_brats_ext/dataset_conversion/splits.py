@@ -97,14 +97,14 @@ def split_cases(
     strata = {case.name: case.grade or case.site or "" for case in labelled}
     folds, fixed = min(folds, len(set(patient_of.values()))), {}
     if model:
-        folds, elsewhere = _folds_in(model)
+        folds, elsewhere = folds_in(model)
         fixed = _follow(labelled, patients, elsewhere, model)
     if folds < 2:
         return []
     return make_splits(patient_of, assign_folds(patient_of, strata, folds, seed, fixed), folds)
 
 
-def _folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
+def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
     """How many folds a data set has, and the folds of each patient under each of their names."""
     preprocessed = nnunet_folder("nnUNet_preprocessed")
     places = [*([preprocessed / dataset.name / SPLITS] if preprocessed else []), dataset / SPLITS]
@@ -149,8 +149,9 @@ def publish_splits(dataset: Path, wanted: int, overwrite: bool) -> str:
     if preprocessed is None:
         return f"{number}; nnUNet_preprocessed is not set, so copy {dataset / SPLITS} there before you train"
     place = preprocessed / dataset.name / SPLITS
-    if place.is_file() and read_json(place) != splits and not overwrite:
+    there = read_json(place) if place.is_file() else None
+    if there not in (None, splits) and not overwrite:
         return f"[bold red]{place} holds other folds and was kept[/]; --overwrite replaces it"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(splits, place)
+    if there != splits:  # jobs that train read it
+        write_json(splits, place)
     return f"{number}, in {place}"

@@ -48,6 +48,10 @@ class Grid:
         image.SetDirection(self.direction)
         return image
 
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite([*self.spacing, *self.origin, *self.direction]).all())
+
     def point(self, index: Iterable[int]) -> np.ndarray:
         """Where a voxel lies, in mm."""
         n = len(self.size)

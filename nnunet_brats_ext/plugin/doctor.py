@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from rich.markup import escape
 
 from nnunet_brats_ext import plugin
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
+from nnunet_brats_ext.dataset_conversion.folders import read_json
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
 
@@ -161,11 +161,15 @@ def check_labels() -> Iterator[Finding]:
 def check_datasets() -> Iterator[Finding]:
     """The same for every dataset in nnUNet_raw that `nnunet_brats convert` has written."""
     for path in sorted(Path(os.environ.get("nnUNet_raw", "/nowhere")).glob("Dataset*/dataset.json")):
-        dataset_json = json.loads(path.read_text())
-        release = RELEASES.get(dataset_json.get("brats_release", ""))
-        if release is None:
+        again = "its dataset.json was edited or is damaged; `nnunet_brats convert --overwrite` writes it anew"
+        try:
+            dataset_json = read_json(path)
+            release = RELEASES.get(dataset_json.get("brats_release", ""))
+            trouble = round_trip(release.scheme, dataset_json) if release else ""
+        except Exception as error:  # of nnU-Net's own kinds, assertions among them; the other data sets are still due
+            yield Finding(path.parent.name, f"{path} cannot be used: {type(error).__name__}: {error}", again)
             continue
-        if trouble := round_trip(release.scheme, dataset_json):
-            yield Finding(path.parent.name, trouble, "run `nnunet_brats convert` again: its dataset.json was edited")
-        else:
+        if trouble:
+            yield Finding(path.parent.name, trouble, again)
+        elif release:
             yield Finding(path.parent.name, "its labels survive the way through regions and back")

@@ -38,11 +38,14 @@ from nnunet_brats_ext.dataset_conversion.folders import (
     MANIFEST,
     SPLITS,
     check_id_is_free,
+    check_replaceable,
     dataset_name,
     find_dataset,
+    is_finished,
+    publish_folder,
     raw_folder,
     read_json,
-    replace_folder,
+    scratch_beside,
     write_json,
 )
 from nnunet_brats_ext.dataset_conversion.splits import group_patients, publish_splits
@@ -96,11 +99,13 @@ def distill(options: Options, console: Console | None = None) -> Path:
     check_id_is_free(options.dataset_id, name, raw)
     candidates, exclusion = _gather(options, labelled, raw)
     fingerprint = _fingerprint(candidates, exclusion, options)
-    if _finished(target, fingerprint):
+    for path, names in exclusion.unknown(candidates.values()).items():
+        console.print(f"{path}: {len(names)} names match no case, such as {names[0]!r}", markup=False, soft_wrap=True)
+    if not options.overwrite and is_finished(target, fingerprint):
         console.print(f"{target} is this very distillation, finished; nothing to do", markup=False)
     else:
-        if target.exists() and not options.overwrite:
-            raise ValueError(f"{target} exists and is another data set; --overwrite replaces it")
+        folders = {folder for case in candidates.values() for folder in (case.source, *(p.parent for p in case.images))}
+        check_replaceable(target, options.overwrite, [*sorted(folders), *options.exclude])
         _distill(target, labelled, candidates, exclusion, fingerprint, options, console)
     wanted = len(read_json(target / SPLITS)) if (target / SPLITS).is_file() else options.folds
     summarise(target, publish_splits(target, wanted, options.overwrite), console)
@@ -178,9 +183,8 @@ def _write(
     described: Mapping[str, Any],
     options: Options,
 ) -> None:
-    growing = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(growing, ignore_errors=True)
-    try:
+    with scratch_beside(target) as scratch:
+        growing = Path(scratch, target.name)
         for folder in ("imagesTr", "labelsTr", *([SOFT_TARGETS] if soft_regions else [])):
             (growing / folder).mkdir(parents=True)
         work = partial(_lay, kept, growing, labelled.ending, soft_regions, options.link)
@@ -189,9 +193,7 @@ def _write(
         write_json(described, growing / MANIFEST)
         if splits:
             write_json(splits, growing / SPLITS)
-        replace_folder(growing, target)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
+        publish_folder(growing, target, options.overwrite, described["fingerprint"])
 
 
 def _lay(
@@ -255,7 +257,7 @@ def _patients(
 
 def _told(options: Options) -> dict[str, Any]:
     """The options that decide what is in the data set, for the manifest and to tell one distillation from another."""
-    irrelevant = ("link", "overwrite", "processes", "name")
+    irrelevant = ("overwrite", "processes", "name")
     told = {key: value for key, value in asdict(options).items() if key not in irrelevant}
     return json.loads(json.dumps(told, default=lambda path: str(Path(path).resolve())))
 
@@ -270,7 +272,3 @@ def _fingerprint(candidates: Mapping[str, Candidate], exclusion: Exclusion, opti
                 files.append([key, str(path.resolve()), status.st_size, status.st_mtime_ns])
     content = json.dumps([FORMAT, _told(options), files, sorted(exclusion.names)])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _finished(target: Path, fingerprint: str) -> bool:
-    return (target / MANIFEST).is_file() and read_json(target / MANIFEST).get("fingerprint") == fingerprint

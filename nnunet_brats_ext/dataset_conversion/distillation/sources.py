@@ -4,7 +4,7 @@ All of it is looked at before anything is read in full, and one error names all 
 """
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What must not be trained on. names: case or patient -> where it stands; images: cases known by their images."""
+    """What must not be trained on. names: case or patient -> where it stands; images: cases known by their images.
+
+    listed: those that someone wrote down, perhaps with a slip of the pen.
+    """
 
     names: Mapping[str, Path]
     images: Sequence[Candidate]
+    listed: Sequence[Candidate] = ()
+
+    def unknown(self, cases: Iterable[Candidate]) -> dict[Path, list[str]]:
+        """List -> the names in it that are none of these cases or their patients."""
+        known = frozenset().union(*(case.names for case in cases))
+        found: dict[Path, list[str]] = {}
+        for listed in self.listed:
+            if not listed.names & known:
+                found.setdefault(listed.source, []).append(listed.case)
+        return found
 
 
 @dataclass(frozen=True)
@@ -182,17 +195,18 @@ def excluded(paths: Sequence[Path], wanted: Dataset) -> Exclusion:
     names, and the folder of a release by both. With the name of a case its patient is excluded.
     """
     found: list[Candidate] = []
+    listed: list[Candidate] = []
     for path in paths:
         if path.is_file():
-            found += [_kept_out(name, path) for name in _listed(path)]
+            listed += [_kept_out(name, path) for name in _listed(path)]
         elif path.is_dir() and any(path.glob(f"[!.]*{wanted.ending}")):
             found += _in_folder(path, wanted)
         elif path.is_dir():
             found += _in_release(path, wanted)
         else:
             raise FileNotFoundError(f"--exclude {path}: no such file or folder")
-    names = {name: case.source for case in found for name in case.names}
-    return Exclusion(names, [case for case in found if case.images])
+    names = {name: case.source for case in (*found, *listed) for name in case.names}
+    return Exclusion(names, [case for case in found if case.images], listed)
 
 
 def _listed(path: Path) -> list[str]:
@@ -200,7 +214,7 @@ def _listed(path: Path) -> list[str]:
         if not isinstance(content := read_json(path), list):
             raise ValueError(f"{path} should hold a list of names")
         return [str(name) for name in content]
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:  # Excel begins it with a mark
         return [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
 
 
