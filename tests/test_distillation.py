@@ -226,6 +226,9 @@ def test_names_to_exclude_are_read_as_excel_saves_them_and_those_of_no_case_are_
     assert list(exclusion.names) == ["BraTS20_Training_001", "BraTS20_Training_02"]
     cases = [Candidate(f"BraTS20_Training_00{number}", MANUAL, tmp_path, ()) for number in (1, 2)]
     assert exclusion.unknown(cases) == {listed: ["BraTS20_Training_02"]}
+    listed.write_text("BraTS20_Training_001\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"held_out.csv is no list of names: .* save it as UTF-8"):
+        excluded([listed], Dataset(tmp_path, {"file_ending": ".nii.gz"}, {}))
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

@@ -384,6 +384,15 @@ def test_a_run_again_leaves_nothing_of_the_one_before(region_members, tmp_path):
     assert json.loads((out / "ensemble.json").read_text())["method"] == "majority"
 
 
+def test_an_earlier_description_of_labels_does_not_outlive_them(region_members, tmp_path):
+    out = tmp_path / "out"
+    ensemble("mean", region_members, out, processes=1)
+    assert (out / "dataset.json").is_file()
+    released = [write_member(tmp_path / name, dict.fromkeys("ab", np.full(SHAPE, 4, np.uint8))) for name in "CD"]
+    ensemble("majority", released, out, order=[2, 1, 4], processes=1)
+    assert not (out / "dataset.json").exists(), "it would say that they are as trained"
+
+
 def test_an_output_that_is_a_file_is_refused_before_work(region_members, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="out is a file"):

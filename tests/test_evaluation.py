@@ -119,17 +119,17 @@ def test_what_one_side_says_of_its_numbering_does_not_count_for_the_other(folder
         write(release / case / f"{case}-seg.nii.gz", labels)  # below the same dataset.json, in a release's form
     shutil.copytree(prediction, elsewhere)  # without one
     for pair in ((release, prediction), (reference, elsewhere)):
-        with pytest.raises(ValueError, match=r"no dataset\.json beside \S+ tells how .* two of them where"):
+        with pytest.raises(ValueError, match=r"no dataset\.json beside \S+ tells how .* --labels released,trained"):
             evaluate_folders(*pair, preset="brats2023")
     out = str(tmp_path / "results.json")
     command = ["evaluate", str(release), str(prediction), "--preset", "brats2023", "-np", "1", "-o", out]
-    assert main([*command, "--labels", "released", "trained"]) == 0
+    assert main([*command, "--labels", "released,trained"]) == 0
     results = json.loads(Path(out).read_text())
     assert results["labels"] == "released and trained"
     assert {case: regions["TC"]["dice"] for case, regions in results["cases"].items()} == {
         case: regions["TC"]["dice"] for case, regions in expected.items()
     }
-    assert main([*command, "--labels", "released", "trained", "trained"]) == 1
+    assert main([*command, "--labels", "released,trained,trained"]) == 1
     assert "one for all files, or one for references" in capsys.readouterr().err
 
 
@@ -155,6 +155,26 @@ def test_copies_of_a_release_with_folders_named_like_files_are_read(tmp_path):
             write(case / f"BraTS20_Training_{number:03}_{sequence}.nii", labels)
     cases = find_label_maps(tmp_path / "MICCAI_BraTS2020_TrainingData")
     assert sorted(cases) == ["BraTS20_Training_001", "BraTS20_Training_355"]
+
+
+def test_what_a_release_holds_twice_or_under_other_names_is_not_passed_over(tmp_path):
+    labels, _ = make_case()
+    release = tmp_path / "MICCAI_BraTS2020_TrainingData"
+    for case in ("BraTS20_Training_001", "House_007"):
+        write(release / case / f"{case}_seg.nii.gz", labels)
+        for sequence in ("t1", "t1ce", "t2", "flair"):
+            write(release / case / f"{case}_{sequence}.nii.gz", labels)
+    assert sorted(find_label_maps(release)) == ["BraTS20_Training_001", "House_007"]
+    write(release / "again" / "BraTS20_Training_001" / "BraTS20_Training_001_seg.nii.gz", labels)
+    with pytest.raises(ValueError, match="two label maps of case BraTS20_Training_001"):
+        find_label_maps(release)
+
+
+def test_a_link_to_nothing_is_told_and_not_left_out(folders):
+    (folders[0] / "case_1.nii.gz").unlink()
+    (folders[0] / "case_1.nii.gz").symlink_to("nowhere.nii.gz")
+    with pytest.raises(ValueError, match=r"case_1: .*case_1.nii.gz cannot be read"):
+        evaluate_folders(*folders, partial=True)
 
 
 def test_a_release_of_case_folders_is_found_and_its_images_are_not_taken_for_labels(tmp_path):

@@ -375,7 +375,7 @@ def test_no_more_gpus_are_asked_for_than_the_batch_has_samples(on_disk, capsys):
 
 
 def test_a_configuration_can_have_gpus_of_its_own(on_disk, capsys):
-    assert main(["plan", "137", "--gpu-memory-gb", "24", "--gpus", "2", "lyu_stage1=4"]) == 0
+    assert main(["plan", "137", "--gpu-memory-gb", "24", "--gpus", "2,lyu_stage1=4"]) == 0
     batches = json.loads((on_disk / "BraTSPlans.json").read_text())["configurations"]
     assert [batches[name]["batch_size"] for name in ("lyu_stage1", "lyu_stage2")] == [4, 4]
     printed = capsys.readouterr().out

@@ -53,7 +53,9 @@ def add_convert(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=12345, help="of the folds (default: %(default)s)")
     parser.add_argument("--same-patients-as", type=int, metavar="ID", help="keep patients in the folds they have there")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad cases out; the manifest lists them")
-    parser.add_argument("--overwrite", action="store_true", help="convert anew, and replace a conversion that is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="convert anew, replacing the data set and folds that are there"
+    )
     parser.add_argument("-np", dest="processes", type=int, default=min(8, os.cpu_count() or 1), help="processes")
 
     def run(options: argparse.Namespace) -> None:

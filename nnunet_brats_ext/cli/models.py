@@ -18,10 +18,9 @@ def add_plan(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--gpu-memory-gb", type=float, metavar="N", help="memory of each GPU")
     parser.add_argument(
         "--gpus",
-        nargs="+",
-        default=(),
+        default="1",
         metavar="N",
-        help="that share a batch: 4, or lyu_stage1=4 for one configuration (default: 1)",
+        help="that share a batch: 4, or lyu_stage1=4,lyu_stage2=4 for some configurations (default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace plans of that name that differ")
 

@@ -9,8 +9,12 @@ def json_file(text: str) -> Path:
     """Where a JSON file is to be written, with tables beside it: told before hours of work, not after."""
     path = Path(text)
     if path.suffix != ".json" or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: give a file that ends in .json; tables are written beside it")
+        raise argparse.ArgumentTypeError(f"{text}: give a file that ends in .json; others are written beside it")
     return path
+
+
+def comma_separated(text: str) -> list[str]:
+    return text.split(",")
 
 
 def add_ensemble(verbs: argparse._SubParsersAction) -> None:
@@ -144,9 +148,9 @@ def add_evaluate(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--cohort", default="gli", help="gli (default), ssa, men, met, ped, men-rt or goat")
     parser.add_argument(
         "--labels",
-        nargs="+",
+        type=comma_separated,
         metavar="LABELS",
-        help="numbering of the files: trained, released, or a scheme's name; two where references and predictions "
+        help="numbering of the files: trained, released, or a scheme's name; of references,predictions where they "
         "differ; default: ask their dataset.json",
     )
     parser.add_argument("--partial", action="store_true", help="score only the cases that both folders hold")
@@ -186,7 +190,7 @@ def add_rank(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--reference", type=Path, help="reference label maps, to score folders")
     parser.add_argument("--preset", default="brats2020", help="to score folders: as for `evaluate`")
     parser.add_argument("--cohort", default="gli", help="to score folders: as for `evaluate`")
-    parser.add_argument("--labels", nargs="+", metavar="LABELS", help="to score folders: as for `evaluate`")
+    parser.add_argument("--labels", type=comma_separated, metavar="LABELS", help="to score folders: as for `evaluate`")
     parser.add_argument("--permutations", type=int, default=100_000, help="of the test; default 100000")
     parser.add_argument("-o", dest="out", type=json_file, default=Path("ranking.json"), help="default: ranking.json")
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="default: all CPU cores")

@@ -68,6 +68,8 @@ def is_finished(dataset: Path, fingerprint: str) -> bool:
     if not (description.is_file() and manifest.is_file()) or read_json(manifest).get("fingerprint") != fingerprint:
         return False
     content = read_json(description)
+    if not {"file_ending", "channel_names"} <= content.keys():
+        return False
     names = [f"_{channel:04d}{content['file_ending']}" for channel in range(len(content["channel_names"]))]
     files = []
     for case, about in read_json(manifest)["cases"].items():
@@ -86,7 +88,9 @@ def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) ->
     if not (target / MANIFEST).is_file():
         raise ValueError(f"{target} exists and has no {MANIFEST} of ours, so it is not replaced; remove it yourself")
     if not overwrite:
-        raise ValueError(f"{target} exists and is another data set, or lacks files; --overwrite replaces it")
+        raise ValueError(
+            f"{target} exists and is another data set, or lacks files; --overwrite replaces it and its folds"
+        )
 
 
 def dataset_json(release: Release, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:

@@ -131,9 +131,10 @@ def _follow(
         for name in (case.patient, *case.known_as):
             folds[patients[case.name]] |= elsewhere.get(name, set())
     if torn := sorted(patient for patient, found in folds.items() if len(found) > 1):
+        shared = ", ".join(case.name for case in cases if patients[case.name] == torn[0])
         raise ValueError(
-            f"{model.name} has {len(torn)} patients in several folds, such as {torn[0]}; convert it again, "
-            "with the --name-mapping that knows them"
+            f"{model.name} has {len(torn)} patients in several folds: {shared}, for one, share a patient or an image "
+            f"here. Leave cases out, or convert {model.name} again with the --name-mapping that knows its patients"
         )
     return {patient: found.pop() for patient, found in folds.items() if found}
 
@@ -151,7 +152,7 @@ def publish_splits(dataset: Path, wanted: int, overwrite: bool) -> str:
     place = preprocessed / dataset.name / SPLITS
     there = read_json(place) if place.is_file() else None
     if there not in (None, splits) and not overwrite:
-        return f"[bold red]{place} holds other folds and was kept[/]; --overwrite replaces it"
+        return f"[bold red]{place} holds other folds and was kept[/]; copy {dataset / SPLITS} there to use these"
     if there != splits:  # jobs that train read it
         write_json(splits, place)
     return f"{number}, in {place}"

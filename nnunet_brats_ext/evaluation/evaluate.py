@@ -143,16 +143,19 @@ def find_label_maps(source: Path) -> dict[str, Path]:
 
 
 def _label_maps_of_release(source: Path) -> dict[str, Path]:
-    """Case -> label map of a BraTS release, whatever its copies are like; none if it is not one."""
+    """Case -> label map of a BraTS release, whatever its copies are like; none if it is not one, or not all of it."""
     try:
-        cases = scan(source).cases
+        release = scan(source)
     except (OSError, ValueError):
         return {}
-    return {case.name: case.files[LABEL] for case in cases if case.labelled}
+    doubtful = any(case.problems for case in release.cases)
+    if doubtful or any(_REFERENCE_SUFFIX.search(_stem(path)) for path in release.unrecognised):
+        return {}
+    return {case.name: case.files[LABEL] for case in release.cases if case.labelled}
 
 
 def _is_label_map(path: Path) -> bool:
-    return bool(_stem(path)) and path.is_file()
+    return bool(_stem(path)) and not path.is_dir()
 
 
 def _stem(path: Path) -> str:
@@ -192,8 +195,8 @@ def find_numbering(reference: Path, prediction: Path) -> tuple[str]:
     if silent := [source for source in (reference, prediction) if not _says_as_trained(source)]:
         raise ValueError(
             f"no dataset.json beside {' or '.join(map(str, silent))} tells how the files number the labels; add "
-            f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; two of "
-            "them where references and predictions differ"
+            f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; where "
+            "references and predictions differ, both: --labels released,trained"
         )
     return ("trained",)
 

@@ -1,7 +1,7 @@
 """The command `plan`: plans files in nnUNet_preprocessed, a table on the screen, and what to run next."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ def plan(
     source: str = "nnUNetPlans",
     name: str = "BraTSPlans",
     gpu_memory_gb: float | None = None,
-    gpus: Sequence[str] = (),
+    gpus: str = "1",
     overwrite: bool = False,
 ) -> Path:
     """Write the plans `name` beside the plans `source`; the same plans again change nothing, others need `overwrite`.
 
     Configurations that somebody added to an earlier file of that name are kept, as nnU-Net's planner keeps them.
-    gpus: how many share a batch, as `4`, or as `lyu_stage1=4` for one configuration; else one.
+    gpus: how many share a batch, as `4`, or as `lyu_stage1=4,lyu_stage2=2` for some configurations; else one.
     """
     check_settings(source, name, gpu_memory_gb)
     shares = read_shares(gpus)
@@ -70,11 +70,11 @@ def check_settings(source: str, name: str, gpu_memory_gb: float | None) -> None:
         raise ValueError(f"--gpu-memory-gb {gpu_memory_gb:g}: expected more than 0")
 
 
-def read_shares(words: Sequence[str]) -> dict[str, int]:
-    """Configuration -> how many GPUs share its batch: from a number for all of them, or CONFIGURATION=NUMBER."""
+def read_shares(text: str) -> dict[str, int]:
+    """Configuration -> how many GPUs share its batch: from a number for all, or CONFIGURATION=NUMBER, with commas."""
     names = [wish.name for wish in CONFIGURATIONS]
     shares: dict[str, int] = {}
-    for word in words:
+    for word in text.split(","):
         name, _, number = word.rpartition("=")
         if not number.isdecimal() or int(number) < 1:
             raise ValueError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from nnunet_brats_ext import plugin
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
-from nnunet_brats_ext.dataset_conversion.folders import read_json
+from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, read_json
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
 
@@ -161,7 +161,8 @@ def check_labels() -> Iterator[Finding]:
 def check_datasets() -> Iterator[Finding]:
     """The same for every dataset in nnUNet_raw that `nnunet_brats convert` has written."""
     for path in sorted(Path(os.environ.get("nnUNet_raw", "/nowhere")).glob("Dataset*/dataset.json")):
-        again = "its dataset.json was edited or is damaged; `nnunet_brats convert --overwrite` writes it anew"
+        ours = (path.parent / MANIFEST).is_file()
+        again = "it was edited or is damaged" + ("; the command that made it writes it anew with --overwrite" * ours)
         try:
             dataset_json = read_json(path)
             release = RELEASES.get(dataset_json.get("brats_release", ""))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Result = TypeVar("Result")
-ABOUT_A_RUN = ("ensemble.json", "postprocessing_rules.json", "uncertainty.json")  # beside the cases it has made
+ABOUT_A_RUN = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
 
 
 def refuse(problems: Sequence[str], action: str) -> None:

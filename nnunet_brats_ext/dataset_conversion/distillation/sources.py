@@ -214,8 +214,11 @@ def _listed(path: Path) -> list[str]:
         if not isinstance(content := read_json(path), list):
             raise ValueError(f"{path} should hold a list of names")
         return [str(name) for name in content]
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:  # Excel begins it with a mark
-        return [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a mark
+            return [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no list of names: {error}; save it as UTF-8") from error
 
 
 def _in_folder(folder: Path, wanted: Dataset) -> list[Candidate]:
