@@ -1,6 +1,7 @@
 """Lyu & Shu's whole recipe on tiny volumes: snapshots of stage 1, expanded data, stage 2, prediction by all routes."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -93,8 +94,9 @@ def test_snapshots_are_lean_and_predict(recipe):
 
 def test_every_case_has_one_map_per_snapshot_made_by_the_fold_that_did_not_train_on_it(recipe):
     maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
-    assert sorted(path.name for path in maps.iterdir()) == ["checkpoint_epoch_1", "checkpoint_epoch_2"]
-    for folder in maps.iterdir():
+    folders = sorted(maps.glob("[!.]*"))
+    assert [path.name for path in folders] == ["checkpoint_epoch_1", "checkpoint_epoch_2"]
+    for folder in folders:
         assert len(list(folder.glob("[!.]*.b2nd"))) == 6
     # The map of checkpoint_final is what nnU-Net's own validation has left; after two epochs it is that of epoch 2.
     own = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2"
@@ -208,3 +210,22 @@ def test_maps_out_of_fold_need_all_folds_and_no_stranger_among_the_maps(recipe, 
     assert "already holds checkpoint_epoch_1, checkpoint_epoch_2" in capsys.readouterr().err
     assert main(["predict-stage", *STAGE_2, "-np", "0"]) == 1
     assert "no first stage" in capsys.readouterr().err
+
+
+def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):
+    command = ["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
+    maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
+    before = {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")}
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
+    os.utime(stage_1(recipe) / "fold_1" / SNAPSHOT_NAMES[0])
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "3 maps are not of the present fold_1__checkpoint_epoch_1; they are predicted anew" in said
+    again = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
+    preprocessed = recipe / "nnUNet_preprocessed" / "Dataset901_World"
+    cases = json.loads((preprocessed / "splits_final.json").read_text())[1]["val"]
+    assert again == {maps / "checkpoint_epoch_1" / f"{case}.b2nd" for case in cases}
+    assert main(command) == 0
+    assert "predicted anew" not in capsys.readouterr().out

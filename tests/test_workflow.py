@@ -1,6 +1,7 @@
 """Recipes: what is wrong with one, what graph it makes, and what becomes of runs that fail, change or are killed."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -22,15 +24,18 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.predictor import FROM_TRAINER, SLIDING
 from nnunet_brats_ext.inference.symmetries import MODES
 from nnunet_brats_ext.inference.tilings import TILINGS
+from nnunet_brats_ext.planning.plan import trainers_here
+from nnunet_brats_ext.workflow import run as run_module
 from nnunet_brats_ext.workflow.graph import build_graph
-from nnunet_brats_ext.workflow.job import gpus_for
+from nnunet_brats_ext.workflow.job import environment_of, gpus_for, perform
 from nnunet_brats_ext.workflow.jobs import Job, Setting
 from nnunet_brats_ext.workflow.recipe import RECIPES, find_recipe, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.resume import NOTE, commands_left
 from nnunet_brats_ext.workflow.run import Options, engine_options, follow, local_gpus, release_stale_lock, snakemake
-from nnunet_brats_ext.workflow.state import Run, only_one, open_run, states_of
+from nnunet_brats_ext.workflow.state import Run, only_one, open_run, signature, states_of
 from nnunet_brats_ext.workflow.status import advise
+from nnunet_brats_ext.workflow.training_jobs import snapshots_of
 
 PAPERS = ["hashemi2021", "henry2020", "lachinov2019", "lyu2020", "zhou2020"]
 SMALL = """title: small
@@ -94,9 +99,9 @@ def test_every_paper_has_a_recipe():
             "'twin' is none of one, a",
         ),
         (
-            ("plans: nnUNetPlans}", "combine: vote}\n  two: {trainer: T, configuration: c}\nensembles:\n"
+            ("plans: nnUNetPlans}", "combine: vote}\n  two: {trainer: T, configuration: 2d}\nensembles:\n"
              "  a: {of: [one, two], method: mean}"),
-            6, "one votes, so it has no probabilities to average",
+            6, "one has no probabilities to average",
         ),
         (("submission: one", "postprocessing:\n  p: {of: one}\nsubmission: p"), 5, "needs one of `rules`"),
     ],
@@ -113,9 +118,9 @@ def test_what_is_wrong_with_a_recipe_is_said_with_its_line(tmp_path, change, lin
 POOL = """title: pool
 data: {brats: {}, minmax: {normalise: percentile-minmax}}
 models:
-  one: {trainer: T, configuration: a}
-  two: {trainer: T, configuration: b}
-  three: {trainer: U, configuration: a}
+  one: {trainer: T, configuration: henry}
+  two: {trainer: T, configuration: henry_b}
+  three: {trainer: U, configuration: henry}
 ensembles:
   pool:
     method: mean
@@ -133,11 +138,11 @@ submission: pool
         (("best: 2", "best: 0"), 11, "0 is less than the minimum of 1"),
         (("best: 2", "best: 2\n    weights: [1, 1, 1]"), 12, "`weights` does not go with `best`"),
         (("best: 2", "best: 2\n    space: labels"), 12, "`space` does not go with `best`"),
-        (("b}", "b, data: minmax}"), 10, "`data` minmax of two is not that of one, brats; `best` compares like with"),
-        (("b}", "b, tta: none}"), 10, "`tta` none of two is not that of one, None"),
-        (("b}", "b, folds: [0]}"), 10, "`folds` (0,) of two is not that of one, None"),
-        (("b}", "b, checkpoints: [best]}"), 10, "two has a previous stage or checkpoints of its own"),
-        (("b}", "b, combine: vote}"), 10, "two votes, so it has no probabilities to average"),
+        (("y_b}", "y_b, data: minmax}"), 10, "`data` minmax of two is not that of one, brats; `best` compares"),
+        (("y_b}", "y_b, tta: none}"), 10, "`tta` none of two is not that of one, None"),
+        (("y_b}", "y_b, folds: [0]}"), 10, "`folds` (0,) of two is not that of one, None"),
+        (("y_b}", "y_b, checkpoints: [best]}"), 10, "two has a previous stage or checkpoints of its own"),
+        (("b}", "b, combine: vote}"), 10, "two has no probabilities to average"),
         (
             ("three]\n    best: 2", "both]\n    best: 2\n  both: {method: mean, of: [one, two]}"), 10,
             "both is no model; `best` chooses among those",
@@ -153,6 +158,123 @@ def test_a_pool_chooses_among_models_that_are_alike(tmp_path, change, line, word
         load_recipe(file)
     assert f"{file}:{line}: " in str(error.value)
     assert words in str(error.value)
+
+
+FOUR = """title: four
+data: {brats: {}}
+models:
+  one: {trainer: BraTSVAETrainer, configuration: lyu_stage1}
+  two: {trainer: BraTSDeepSupervisionTrainer, configuration: henry}
+  three: {trainer: BraTS2DTrainer, configuration: hashemi_2d}
+  four: {trainer: BraTSAttentionVAETrainer, configuration: lyu_stage2, previous_stage: one}
+ensembles:
+  vote: {method: majority, of: [one, two]}
+  e: {method: mean, of: [one, two]}
+postprocessing:
+  p: {of: one, rules: [lyu2020]}
+evaluation: {preset: brats2023}
+submission: e
+"""
+E = "e: {method: mean, of: [one, two]}"
+P = "p: {of: one, rules: [lyu2020]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (
+            ("Supervision", "SupervisionB"), None, "",
+        ),
+        (
+            ("BraTSDeepSupervisionTrainer, configuration: henry", "BraTSVAETrainer, configuration: lyu_stage1"), 5,
+            "two and one would both be trained in BraTSVAETrainer__BraTSPlans__lyu_stage1 of brats; give one of them "
+            "another configuration, other plans or other data",
+        ),
+        (("henry}", "hnry}"), 5, "'hnry' is no configuration of BraTSPlans, which has lyu_stage1, "),
+        (("henry}", "henry_filtered}"), 5, "'henry_filtered' is no configuration of BraTSPlans"),
+        (("henry}", "henry_filtered, filtered: one}"), 5, "'henry_filtered' is no configuration of BraTSPlans"),
+        (("henry}", "lyu_stage1_filtered, filtered: one}"), None, ""),
+        (("henry}", "mine, plans: Mine}"), None, ""),
+        (("henry}", "henry, epochs: 9, checkpoints: [final, 10]}"), 5, "epoch 10 is beyond the `epochs` of two, 9"),
+        (("lyu_stage1}", "lyu_stage1, epochs: 9}"), None, ""),
+        (
+            ("lyu_stage1}", "lyu_stage1, epochs: 9}\n  five: {trainer: BraTSAttentionVAETrainer, configuration: "
+             "henry_b, previous_stage: one, maps: [3, 10]}"),
+            5, "epoch 10 is beyond the `epochs` of one, 9",
+        ),
+        (("henry}", "henry, folds: [0, 2]}"), 9, "two has folds 0, 2 of 5, one all 5; an ensemble wants the same"),
+        (("henry}", "henry, folds: [4, 3, 2, 1, 0]}"), None, ""),
+        ((E, "e: {method: mean, of: [one, vote]}"), 10, "vote has no probabilities to average"),
+        ((E, "e: {method: nested, of: [one, two, p]}"), 10, "p has no probabilities to average"),
+        ((E, "e: {method: majority, of: [one, two, p], weights: [1, 1, 2]}"), None, ""),
+        ((E, "e: {method: two-pass, of: [one, two], weights: [1, 1]}"), 10, "method two-pass takes no `weights`"),
+        ((E, "e: {method: majority, of: [one, two], space: labels}"), 10, "method majority takes no `space`"),
+        ((E, "e: {method: two-pass, of: [one, two, three]}"), 10, "two-pass takes 2 members, not 3"),
+        ((E, "e: {method: nested, of: [one, two]}"), 10, "nested takes 3 members, not 2"),
+        ((P, "p: {of: one, rules: [lyu2021]}"), 12, "no rules called 'lyu2021'"),
+        ((P, "p: {of: one, rule: [small-et]}"), 12, "rule small-et lacks a threshold"),
+        (
+            (P, "p: {of: vote, rule: ['unlikely-components:ET=0.6']}"), 12,
+            "the rules need probabilities, and vote has only label maps",
+        ),
+        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2017"),
+        (("brats2023", "brats2023, cohort: goat"), 13, "brats2023 has no cohort 'goat'"),
+    ],
+)  # fmt: skip
+def test_what_a_job_would_refuse_is_refused_in_the_recipe(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    assert change[0] in FOUR
+    file.write_text(FOUR.replace(*change))
+    if line is None:
+        load_recipe(file)
+        return
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: {words}" in str(error.value)
+
+
+def test_what_is_scored_together_has_the_same_folds(tmp_path):
+    file = tmp_path / "mine.yaml"
+    two = "}\n  two: {trainer: T, configuration: henry, folds: [1]}\n"
+    file.write_text(SMALL.replace("}\n", two))
+    with pytest.raises(ValueError, match=r"two has folds 1 of 5, one all 5; a ranking wants the same") as error:
+        load_recipe(file)
+    assert f"{file}:1: " in str(error.value)
+    file.write_text(SMALL.replace("}\n", two) + "evaluation: {of: [two]}\n")
+    assert load_recipe(file).evaluated == ("two",)
+
+
+def test_the_example_of_the_guide_is_a_recipe(tmp_path):
+    guide = Path(__file__).parents[1] / "docs" / "cluster.md"
+    (tmp_path / "mine.yaml").write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
+    assert "train/plain/fold_0" in graph_of(tmp_path / "mine.yaml")
+
+
+def test_a_file_of_rules_is_meant_from_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(FOUR.replace("lyu2020", "mine.json"))
+    (tmp_path / "mine.json").write_text('{"rules": [{"rule": "small-et", "min_voxels": 7}]}')
+    command = graph_of(tmp_path / "mine.yaml")["postprocess/cv/p"].command
+    assert command[command.index("--rules") + 1] == str(tmp_path / "mine.json"), "jobs run in the folder of the run"
+
+
+def test_recipes_that_are_included_do_not_get_into_each_others_way(tmp_path):
+    for folder, gpus in (("x", 1), ("y", 2)):
+        (tmp_path / folder).mkdir()
+        words = SMALL.replace("3d_fullres, plans: nnUNetPlans", f"lyu_stage1, gpus: {gpus}")
+        (tmp_path / folder / "own.yaml").write_text(words)
+        (tmp_path / folder / f"{folder}.yaml").write_text(words)
+    both = tmp_path / "both.yaml"
+    for included, words in (
+        ("x/own.yaml, y/own.yaml", "y/own.yaml is called 'own' like x/own.yaml, and so would be what they predict"),
+        ("x/x.yaml, y/y.yaml", "y.one and x.one would both be trained in BraTSBaselineTrainer__BraTSPlans__lyu_stage1"),
+        ("x/x.yaml, y/y.yaml", "`gpus` 2 of y.one is not that of x.one, 1"),
+        ("lyu2020, lyu2020", "lyu2020 is called 'lyu2020' like lyu2020"),
+        ("baseline]\nevaluation: {preset: brats2022}\n#", "no preset 'brats2022'"),
+    ):
+        both.write_text(f"title: both\ninclude: [{included}]\n")
+        with pytest.raises(ValueError, match=r"both\.yaml:\d: ") as error:
+            load_recipe(both)
+        assert words in str(error.value)
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
@@ -214,8 +336,55 @@ def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
     stage1 = {f"train/stage1/fold_{fold}" for fold in range(5)}
     assert stage1 | {"maps/stage1"} <= set(jobs["train/stage2/fold_0"].after)
     assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
-    assert "--partial" in jobs["evaluate/stage2"].command
-    assert "--partial" not in jobs["evaluate/stage1"].command
+    for name in ("stage1", "stage2"):  # a ranking wants both on the same cases
+        assert jobs[f"collect/{name}"].after == (f"train/{name}/fold_0",)
+        assert "--partial" in jobs[f"evaluate/{name}"].command
+
+
+@pytest.mark.parametrize(("smoke", "fold"), [(False, 5), (True, 2), (False, -1)])
+def test_a_fold_that_is_not_there_is_refused(smoke, fold):
+    with pytest.raises(ValueError, match=f"--folds {fold}: .* has the folds 0 to {1 if smoke else 4}"):
+        graph_of("lyu2020", folds=(0, fold), smoke=smoke)
+
+
+def test_preprocessings_of_one_folder_wait_for_each_other():
+    for recipe in published_recipes():
+        last: dict[Path, str] = {}
+        for name, job in graph_of(recipe).items():
+            if job.kind == "preprocess":
+                assert job.result not in last or last[job.result] in job.after
+                last[job.result] = name
+
+
+def test_a_training_keeps_the_snapshots_that_are_asked_for(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    text = find_recipe("lyu2020").read_text()
+    assert graph_of("lyu2020")["train/stage1/fold_0"].environment == {}, "its trainer keeps them anyway"
+    mine.write_text(
+        text.replace("maps: [165,", "maps: [100, 165,").replace("vote\n", "vote\n    checkpoints: [best, 9]\n")
+    )
+    jobs = graph_of(mine)
+    epochs = jobs["train/stage1/fold_0"].environment["nnUNet_brats_snapshots"]
+    assert epochs == "100 165 184 190 205 244 254 261 271 289 294"
+    assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9 57 66 67 69 77 100 115"}
+
+
+def test_snapshots_of_trainers_are_those_of_their_classes():
+    import nnunet_brats_ext.trainers as package
+
+    for path in Path(package.__file__).parent.glob("[!_]*.py"):
+        module = importlib.import_module(f"{package.__name__}.{path.stem}")
+        for name, one in vars(module).items():
+            if isinstance(one, type) and name in trainers_here():
+                assert snapshots_of(name) == one.snapshot_epochs, name
+
+
+def test_the_cores_of_a_job_are_shared_out_among_its_gpus(tmp_path):
+    local, cluster = (graph_of("lyu2020", gpus=4, cpus=cpus)["train/stage1/fold_0"] for cpus in (3, 64))
+    assert (local.needs.cpus, cluster.needs.cpus) == (12, 32)
+    for one, workers, cores in ((local, "2", "3"), (cluster, "7", "8")):
+        environment = environment_of(Run(tmp_path, {}, {}), one)
+        assert (environment["nnUNet_n_proc_DA"], environment["nnUNet_def_n_proc"]) == (workers, cores)
 
 
 def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
@@ -264,7 +433,7 @@ def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
 
 def test_the_batch_of_each_configuration_is_fitted_to_its_own_number_of_gpus():
     plans = graph_of("compare", gpu_memory_gb=24)["configure/brats"].command
-    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4", "lyu_stage2=4"), "the others train on one"
+    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4,lyu_stage2=4",), "the others train on one"
     assert "--gpus" not in graph_of("compare", gpu_memory_gb=24, gpus=1)["configure/brats"].command
     assert "--gpus" not in graph_of("compare")["configure/brats"].command, "without a budget all is as published"
 
@@ -335,6 +504,22 @@ def test_a_training_is_begun_continued_validated_or_left_alone(training):
     assert commands_left(training) == [["nnUNetv2_train", "--val"]]
     touch(training.result, "validation/summary.json")
     assert commands_left(training) == []
+
+
+def test_a_finished_fold_gets_the_probabilities_that_something_averages(training):
+    touch(training.result, "checkpoint_final.pth", "validation/summary.json", "validation/b.nii.gz")
+    assert commands_left(training) == []
+    averaged = replace(training, command=("nnUNetv2_train", "--npz"))
+    assert commands_left(averaged) == [["nnUNetv2_train", "--npz", "--val"]]
+    touch(training.result, "validation/b.npz")
+    assert commands_left(averaged) == []
+
+
+def test_other_snapshots_leave_a_finished_fold_alone(training):
+    commands_left(training)
+    touch(training.result, "checkpoint_final.pth", "validation/summary.json")
+    assert commands_left(replace(training, environment={"nnUNet_brats_snapshots": "1 2"})) == []
+    assert commands_left(replace(training, environment={"nnUNet_brats_epochs": "2"})) == [["nnUNetv2_train"]]
 
 
 def test_a_fold_that_somebody_trained_by_hand_is_taken_as_it_is(training):
@@ -521,6 +706,44 @@ def test_a_changed_setting_runs_again_only_what_depends_on_it(tmp_path):
     assert start(run) == 0
     again = {name for name in run.jobs if run.done_file(name).stat().st_mtime_ns != before[name]}
     assert again == {"tune/b", "evaluate/c"}
+
+
+def test_other_cores_and_gpus_are_no_change_but_another_place_is():
+    one = Job("train/m/fold_0", ("t", "-np", "2", "-num_gpus", "4", "-npfp", "3", "x"), Path("/a"), (), Needs(1, 1, 1))
+    assert signature(one) == signature(replace(one, command=("t", "-np", "8", "x")))
+    assert signature(one) != signature(replace(one, command=("t", "-np", "8", "y")))
+    assert signature(one) != signature(replace(one, result=Path("/b")))
+
+
+def test_a_prediction_goes_on_with_other_cores_but_not_with_other_settings(tmp_path):
+    made = tmp_path / "made"
+    code = f"from pathlib import Path; out = Path({str(made)!r}); out.mkdir(exist_ok=True); (out / 'new').touch()"
+    words = ("python", "-c", code)
+    for more, expected in (
+        (("-np", "2"), {"new"}), (("-np", "4"), {"old", "new"}), (("-np", "4", "--tta", "none"), {"new"})
+    ):  # fmt: skip
+        predicting = Job("predict/m", (*words, *more), made, (), Needs(1, 0.1, 0.1))
+        run = Run(tmp_path, {predicting.name: predicting}, {}, (), {})
+        run.done_file(predicting.name).parent.mkdir(parents=True, exist_ok=True)
+        assert perform(run, predicting) == 0
+        assert {path.name for path in made.iterdir()} == expected
+        (made / "old").touch()
+
+
+def test_what_was_done_otherwise_is_not_done(tmp_path):
+    assert start(small_run(tmp_path)) == 0
+    changed = small_run(tmp_path, WRITE.replace("'x'", "'y'"))
+    states = {name: state for name, (state, _) in states_of(changed).items()}
+    assert states == {"convert/a": "done", "tune/b": "waiting", "evaluate/c": "waiting", "evaluate/d": "done"}
+
+
+def test_the_recipe_in_the_folder_of_a_run_runs_there(tmp_path, monkeypatch):
+    mine = tmp_path / "recipe.yaml"
+    mine.write_text(SMALL)
+    monkeypatch.setattr(run_module, "follow", lambda *_: 0)
+    monkeypatch.setattr(run_module, "tell_end", lambda *_: 0)
+    assert main(["run", str(mine), "--scale", "smoke", "-device", "cpu", "-o", str(tmp_path)]) == 0
+    assert mine.read_text() == SMALL
 
 
 def test_a_job_whose_result_is_missing_has_failed(tmp_path):

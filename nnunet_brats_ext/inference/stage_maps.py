@@ -14,8 +14,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_brats_ext.inference.cases import background
 from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.predict import described
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
-from nnunet_brats_ext.prediction_folders.runs import progress_bar
+from nnunet_brats_ext.prediction_folders.runs import progress_bar, read_json, write_text_whole
 from nnunet_brats_ext.training.base import fastest_memory_format
 from nnunet_brats_ext.training.cascade import expanded_folder, expanded_maps, missing_cases
 
@@ -36,7 +37,7 @@ def predict_stage(
     needed. in_sample: each fold and checkpoint is a map of all cases, as in the paper, also of those it trained on.
     add: leave maps that other runs have made; without it they are an error, for stage 2 would draw from them as well.
     The maps go to `predicted_next_stage/STAGE2.maps/NAME`, where the second stage finds them; what an
-    interrupted run has finished is kept. Returns the folders.
+    interrupted run has finished is kept, unless the checkpoints are others now. Returns the folders.
     """
     plans = PlansManager(model.plans)
     stages = plans.get_configuration(model.names[2]).next_stage_names
@@ -101,10 +102,11 @@ def _predict_maps(
     processes: int,
 ) -> None:
     """Predict those of the cases that `out` lacks, on the grid of the second stage's preprocessed data."""
+    out.mkdir(parents=True, exist_ok=True)
+    _forget_other_maps(model, cases, out)
     left = missing_cases(out, cases)
     if not left:
         return
-    out.mkdir(parents=True, exist_ok=True)
     predictor = BraTSPredictor("sliding", test_time_augmentation, device=torch.device(device))
     predictor.load(model.folder, model.folds, model.checkpoints)
     # The order in memory that training has: the maps are then those of the trainer's own validation, bit for bit.
@@ -129,6 +131,19 @@ def _predict_maps(
             writing.run(_write_map, logits, shape, out, case, predictor.plans_manager,
                         predictor.configuration_manager, properties, predictor.dataset_json, target_class)  # fmt: skip
             advance()
+
+
+def _forget_other_maps(model: TrainedModel, cases: Sequence[str], out: Path) -> None:
+    """Remove the maps that other checkpoints have made, say before a training anew; a note beside `out` tells whose."""
+    note = out.with_name(f".{out.name}.json")
+    noted, now = read_json(note) if note.is_file() else {}, described(model)
+    if all(noted.get(file) == stamp for file, stamp in now.items()):
+        return
+    if others := [path for path in out.iterdir() if path.name.split(".")[0] in cases]:
+        print(f"{out}: {len(others)} maps are not of the present {model.label}; they are predicted anew")
+    for path in others:
+        path.unlink()
+    write_text_whole(note, json.dumps({**noted, **now}, indent=2) + "\n")
 
 
 def _write_map(logits, shape, out: Path, case: str, plans_manager, configuration_manager, properties, dataset_json,

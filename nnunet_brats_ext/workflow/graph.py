@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Job, Setting
-from nnunet_brats_ext.workflow.recipe import Ensemble, Model, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.recipe import AVERAGING, Ensemble, Model, Postprocessing, Recipe
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 
@@ -13,6 +13,10 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
         if data.distill and not setting.unlabelled:
             raise ValueError(f"the source has no cases without label, which {data.name!r} is to learn from")
     graph = Graph(recipe, setting)
+    for model in recipe.models.values():
+        every = graph.every_fold(model)
+        if strange := sorted(set(setting.folds or ()) - set(every)):
+            raise ValueError(f"--folds {strange[0]}: {model.name} has the folds 0 to {every[-1]} here")
     scores = [graph.evaluate(name) for name in recipe.evaluated]
     if len(scores) > 1:
         graph.rank(scores)
@@ -38,7 +42,7 @@ class Graph(TrainingJobs):
         return self.postprocess(recipe.postprocessing[prediction], branch)
 
     def collect(self, model: Model) -> str:
-        out, after = self.folder(model.name, CROSS_VALIDATION), self.trained(model)
+        out, after = self.folder(model.name, CROSS_VALIDATION), self.trained(model, self.scored_folds(model))
         validations = [self.jobs[job].result / "validation" for job in after]
         command = ["python", "-m", "nnunet_brats_ext.workflow.collect", *validations, "-o", out]
         return self.add(f"collect/{model.name}", command, out, after)
@@ -70,7 +74,7 @@ class Graph(TrainingJobs):
         command += ["--method", ensemble.method, "-np", self.needs("ensemble").cpus]
         command += ["--weights", *ensemble.weights] if ensemble.weights else []
         command += ["--space", ensemble.space] if ensemble.space else []
-        if ensemble.method in ("mean", "nested") and ensemble.name in self.averaged:
+        if ensemble.method in AVERAGING and ensemble.name in self.averaged:
             command.append("--save-probabilities")
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
 
@@ -78,7 +82,7 @@ class Graph(TrainingJobs):
         """The best models of each fold: of the test cases they make their own predictions, as one job."""
         out, models = self.folder(ensemble.name, branch), [self.recipe.models[name] for name in ensemble.of]
         after = [job for model in models for job in self.trained(model)]
-        data, folds = self.recipe.data[models[0].data], min(map(self.folds, models), key=len)
+        data, folds = self.recipe.data[models[0].data], self.scored_folds(models[0])
         command = ["nnunet_brats", "pool", "-o", out, "-d", self.ids[data.name], "-p", models[0].plans]
         command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
         command += ["--best", ensemble.best, "-f", *folds]
@@ -130,9 +134,8 @@ class Graph(TrainingJobs):
         before = self.predicted(prediction, CROSS_VALIDATION)
         out = self.setting.folder / "results" / f"{prediction}.json"
         command = ["nnunet_brats", "evaluate", self.labels(), self.jobs[before].result, *self.preset(), "-o", out]
-        partial = any(
-            len(self.folds(model)) < len(self.every_fold(model)) for model in self.recipe.models_of(prediction)
-        )
+        models = self.recipe.models_of(prediction)
+        partial = any(len(self.scored_folds(model)) < len(self.every_fold(model)) for model in models)
         command += (["--partial"] if partial else []) + ["-np", self.needs("evaluate").cpus]
         return self.add(f"evaluate/{prediction}", command, out, [before])
 

@@ -29,9 +29,10 @@ NNUNET_FOLDER_KINDS = ("train", "preprocess", "plan", "convert", "distill", "map
 
 def perform(run: Run, job: Job) -> int:
     """Do what is left of a job; its exit code. A job that another process is at, in any run, is refused."""
-    attempt = {**signature(job), **owner(), "inputs": inputs(run, job)}
+    work = {**signature(job), "inputs": inputs(run, job)}
     before = read_json(run.state_file(job.name)) if run.state_file(job.name).is_file() else {}
-    continues = all(before.get(key) == attempt[key] for key in ("command", "environment", "inputs"))
+    continues = all(before.get(key) == value for key, value in work.items())
+    attempt = {**work, **owner()}
     with ExitStack() as held:
         if job.kind in NNUNET_FOLDER_KINDS:
             lock = job.result.parent / f".{job.result.name}.lock"
@@ -64,9 +65,10 @@ def inputs(run: Run, job: Job) -> dict[str, float]:
 
 def environment_of(run: Run, job: Job) -> dict[str, str]:
     """nnU-Net's folders, as many workers and threads as the job has cores, and what the job asks for itself."""
+    cores = job.needs.cpus // max(job.needs.gpus, 1)  # with several GPUs, each has a process that reads these
     workers = {
-        "nnUNet_n_proc_DA": str(max(job.needs.cpus - 1, 1)),
-        "nnUNet_def_n_proc": str(job.needs.cpus),
+        "nnUNet_n_proc_DA": str(max(cores - 1, 1)),
+        "nnUNet_def_n_proc": str(max(cores, 1)),
         "OMP_NUM_THREADS": "1" if job.needs.gpus else str(job.needs.cpus),
         "PYTHONUNBUFFERED": "1",
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_brats_ext.workflow.recipe import Data, Model, Recipe
+from nnunet_brats_ext.workflow.recipe import AVERAGING, Data, Model, Recipe
 from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 
 CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
@@ -20,7 +20,8 @@ class Setting:
     """Where and how a recipe runs.
 
     source: the release; None makes phantoms. release: its name, for names of data sets. gpus: the most that one
-    training gets; 0 on a CPU. cpus: cores that a job may have. datasets: names that data sets have already, by ID.
+    training gets; 0 on a CPU. cpus: cores that a job may have with each of its GPUs. datasets: names that data sets
+    have already, by ID.
     """
 
     folder: Path
@@ -63,12 +64,9 @@ class Job:
 def with_probabilities(recipe: Recipe) -> Iterator[str]:
     """The predictions of which something needs more than label maps."""
     for ensemble in recipe.ensembles.values():
-        if ensemble.method in ("mean", "nested"):
+        if ensemble.method in AVERAGING:
             yield from ensemble.of
-    for rules in recipe.postprocessing.values():
-        steps = [*rules.rule, *(rules.tune or {}).get("grid", ())]
-        if any(step.startswith("unlikely-components") for step in steps) or any(Path(r).suffix for r in rules.rules):
-            yield rules.of
+    yield from (rules.of for rules in recipe.postprocessing.values() if rules.needs_probabilities)
 
 
 class Jobs:
@@ -116,12 +114,16 @@ class Jobs:
         return self.setting.raw / self.dataset(first.name) / "labelsTr"
 
     def folds(self, model: Model) -> tuple[int, ...]:
-        """Of a model that another one refines, all: between them they hold every training case."""
+        """Those that are trained; of a model that another one refines, all: they hold every case between them."""
         every = self.every_fold(model)
         if any(other.previous_stage == model.name for other in self.recipe.models.values()):
             return every
-        chosen = self.setting.folds or model.folds or every
-        return tuple(fold for fold in chosen if fold in every) or every
+        return self.scored_folds(model)
+
+    def scored_folds(self, model: Model) -> tuple[int, ...]:
+        """Those that were asked for; a short run has fewer than the recipe may name."""
+        every = self.every_fold(model)
+        return tuple(fold for fold in self.setting.folds or model.folds or every if fold in every) or every
 
     def every_fold(self, model: Model) -> tuple[int, ...]:
         return tuple(range(SMOKE_FOLDS if self.setting.smoke else self.recipe.data[model.data].folds))

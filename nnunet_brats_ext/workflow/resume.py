@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.planning.plans import resolve
 from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
-from nnunet_brats_ext.workflow.jobs import Job
+from nnunet_brats_ext.workflow.jobs import SNAPSHOTS, Job
 from nnunet_brats_ext.workflow.state import as_json
 
 NOTE = "nnunet_brats_run.json"
@@ -60,7 +60,11 @@ def _training_left(job: Job) -> list[list[str]]:
     if "checkpoint_final.pth" not in checkpoints:
         return [[*command, "--c"] if checkpoints & {"checkpoint_latest.pth", "checkpoint_best.pth"} else command]
     # nnU-Net writes the summary once every case of the fold is predicted, for the next stage as well.
-    return [] if (fold / "validation" / "summary.json").is_file() else [[*command, "--val"]]
+    validated = (fold / "validation" / "summary.json").is_file()
+    if "--npz" in command:  # which an earlier recipe may not have asked for
+        predicted = (fold / "validation").glob("*.nii.gz")
+        validated &= all(path.with_name(path.name.replace(".nii.gz", ".npz")).is_file() for path in predicted)
+    return [] if validated else [[*command, "--val"]]
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -74,10 +78,12 @@ def training_settings(job: Job) -> dict[str, Any]:
     configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
     splits = json.loads(plans_file.with_name(configuration.get(SPLITS_FILE, "splits_final.json")).read_text())
     previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
+    deciding = {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")}
+    deciding.pop(SNAPSHOTS, None)  # of the same training, more or fewer are kept
     return {
         "configuration": configuration,
         "cases": _digest(as_json(splits[fold])),
-        "environment": {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")},
+        "environment": deciding,
         "maps": job.facts.get("maps", []),
         "previous_stage": [_digest(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
     }

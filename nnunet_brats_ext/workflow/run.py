@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -81,7 +81,8 @@ def run_recipe(options: Options, console: Console | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     with only_one(run.folder / ".lock", f"{run.folder} is in use") as locked:
         run.write()
-        shutil.copyfile(find_recipe(options.recipe), run.folder / "recipe.yaml")
+        with suppress(shutil.SameFileError):  # the recipe of this folder, run again
+            shutil.copyfile(find_recipe(options.recipe), run.folder / "recipe.yaml")
         release_stale_lock(run.folder, locked)
         code = follow(run, [*snakemake(run.folder), *engine_options(run, options)], console)
     return tell_end(run, code, console)
@@ -125,7 +126,7 @@ def plan_run(recipe: Recipe, options: Options) -> Run:
 
 
 def resources_for(options: Options) -> tuple[list[str], int, int]:
-    """The GPUs of this machine to share out, and how many GPUs and cores one job may have at most.
+    """The GPUs of this machine to share out, how many of them one job may have, and how many cores with each.
 
     A cluster's scheduler shares out its own, and its nodes are taken for large.
     """

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.resources import Needs
 
 GRAPH = "graph.json"
+OF_THE_MACHINE = {"-np", "-npfp", "-num_gpus"}  # options of commands that follow its cores and GPUs
 
 
 def as_json(content: Any) -> str:
@@ -67,14 +69,18 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
 
 
 def signature(job: Job) -> dict[str, Any]:
-    """What a job does and with what; its result is good as long as this and what it waits for stay the same."""
-    return {"command": list(job.command), "environment": dict(job.environment)}
+    """What a job does, with what and where; its result is good as long as this and what it waits for stay the same.
+
+    On how many cores and GPUs is left out: a run may go on elsewhere.
+    """
+    command = [word for before, word in pairwise(("", *job.command)) if not {before, word} & OF_THE_MACHINE]
+    return {"command": command, "environment": dict(job.environment), "result": str(job.result)}
 
 
 def states_of(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
     """Of each job: done, running, interrupted, failed or waiting; and what its last attempt has noted.
 
-    One that was done waits again when something before it does.
+    One that was done waits again when something before it does, and when it was done otherwise than now planned.
     """
     states: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, job in run.jobs.items():
@@ -85,7 +91,8 @@ def states_of(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
             state = "failed"
         else:
             ready = all(states[before][0] == "done" for before in job.after)
-            state = "done" if ready and run.done_file(name).is_file() else "waiting"
+            same = all(noted.get(key) == value for key, value in signature(job).items())
+            state = "done" if ready and same and run.done_file(name).is_file() else "waiting"
         states[name] = state, noted
     return states
 

@@ -1,7 +1,12 @@
 """The jobs up to trained models: data sets, plans, preprocessed data, folds."""
 
+import ast
 from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
+import nnunet_brats_ext
 from nnunet_brats_ext.planning.plan import PLANNERS
 from nnunet_brats_ext.workflow.jobs import (
     BASE_PLANS,
@@ -75,7 +80,9 @@ class TrainingJobs(Jobs):
             budget = self.setting.gpu_memory_gb or self.recipe.gpu_memory_gb
             wide = {self.recipe.paper_configuration(m): self.gpus(m) for m in models if self.gpus(m) > 1}
             shares = [f"{configuration}={gpus}" for configuration, gpus in wide.items() if configuration]
-            fitted = ["--gpu-memory-gb", f"{budget:g}", *(["--gpus", *shares] if shares else [])] if budget else []
+            fitted = (
+                ["--gpu-memory-gb", f"{budget:g}", *(["--gpus", ",".join(shares)] if shares else [])] if budget else []
+            )
             # Plans in folders that others use may be what their models were trained with.
             own = ["--overwrite"] if self.setting.preprocessed.is_relative_to(self.setting.folder) else []
             command = ["nnunet_brats", "plan", number, *own, *fitted]
@@ -110,13 +117,15 @@ class TrainingJobs(Jobs):
             command += ["-np", self.needs("preprocess").cpus]
             facts: dict[str, object] = {"plans": str(place / f"{plans}.json"), "configuration": configuration}
             facts["labels"] = str(self.setting.raw / self.dataset(data.name) / "labelsTr")
-            self.add(name, command, place, [self.planned(data, plans)], facts=facts)
+            # All of them write into one folder, so they wait for each other.
+            others = [job for job in self.jobs if job.startswith(f"preprocess/{data.name}/")]
+            self.add(name, command, place, [self.planned(data, plans), *others[-1:]], facts=facts)
         return name
 
     # ---- models ----------------------------------------------------------------------------------------------------
 
-    def trained(self, model: Model) -> list[str]:
-        return [self.train(model, fold) for fold in self.folds(model)]
+    def trained(self, model: Model, folds: Sequence[int] = ()) -> list[str]:
+        return [self.train(model, fold) for fold in folds or self.folds(model)]
 
     def train(self, model: Model, fold: int) -> str:
         name = f"train/{model.name}/fold_{fold}"
@@ -149,7 +158,7 @@ class TrainingJobs(Jobs):
     def training_needs(self, model: Model) -> Needs:
         each, asked, gpus = self.needs("train"), model.resources, max(self.gpus(model), 1)
         return Needs(
-            min(asked.cpus or each.cpus * gpus, self.setting.cpus),
+            min(asked.cpus or each.cpus * gpus, self.setting.cpus * gpus),
             asked.memory_gb or each.memory_gb * gpus,
             asked.hours or each.hours,
             self.gpus(model),
@@ -159,7 +168,13 @@ class TrainingJobs(Jobs):
         if self.setting.smoke:
             short = {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: str(SMOKE_ITERATIONS), SNAPSHOTS: "1 2"}
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
-        return {EPOCHS: str(model.epochs)} if model.epochs else {}
+        environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
+        later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
+        wanted = {epoch for epochs in (model.checkpoints, *later) for epoch in epochs if isinstance(epoch, int)}
+        own = snapshots_of(model.trainer)
+        if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
+            environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))
+        return environment
 
     def filter_cases(self, model: Model) -> str:
         """A configuration without the training cases that a model could not learn."""
@@ -175,3 +190,16 @@ class TrainingJobs(Jobs):
         chosen = ["-chk", *self.checkpoints(model.maps)]
         command = ["nnunet_brats", "predict-stage", *self.model_words(previous), *chosen, "-np", self.workers("maps")]
         return self.add(f"maps/{previous.name}", command, out, self.trained(previous))
+
+
+@cache
+def snapshots_of(trainer: str) -> tuple[int, ...]:
+    """The epochs that a trainer of this version keeps, read from its source: importing it would load torch."""
+    for path in Path(nnunet_brats_ext.__file__).parent.joinpath("trainers").glob("*.py"):
+        for one in ast.parse(path.read_text()).body:
+            if isinstance(one, ast.ClassDef) and one.name == trainer:
+                settings = {ast.unparse(s.targets[0]): s.value for s in one.body if isinstance(s, ast.Assign)}
+                if epochs := settings.get("snapshot_epochs"):
+                    return ast.literal_eval(epochs)
+                return next(filter(None, map(snapshots_of, map(ast.unparse, one.bases))), ())
+    return ()
