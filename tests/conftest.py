@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-LONGEST = ("test_workflow", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021", "test_distributed")
+LONGEST = tuple(
+    f"test_{name}"
+    for name in "workflow end_to_end cascade zhou2020 hashemi2021 lachinov2019 trainers distributed henry2020".split()
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

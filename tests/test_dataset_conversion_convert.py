@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections import namedtuple
@@ -24,7 +25,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion import cases as cases_module
 from nnunet_brats_ext.dataset_conversion import convert as convert_module
 from nnunet_brats_ext.dataset_conversion.convert import PERCENTILE_MINMAX, Options, convert
-from nnunet_brats_ext.dataset_conversion.folders import find_dataset
+from nnunet_brats_ext.dataset_conversion.folders import find_dataset, scratch_beside
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
 from nnunet_brats_ext.dataset_conversion.volumes import min_max_of_percentiles
 
@@ -323,6 +324,18 @@ def test_a_changed_source_is_another_conversion(world):
     write(as_image(sequence_values(CASES[1], "T1")), files[CASES[0]]["T1"])
     with pytest.raises(ValueError, match="another data set"):
         convert(source, Options(137, link="copy"))
+
+
+def test_what_a_killed_conversion_has_left_goes_with_the_next_and_that_of_a_live_one_stays(tmp_path):
+    target = tmp_path / NAME
+    killed = tmp_path / f".{NAME}.killed"
+    (killed / NAME / "imagesTr").mkdir(parents=True)
+    with scratch_beside(target) as alive:
+        for folder in (killed, Path(alive)):
+            os.utime(folder, (0, 0))  # both began long ago
+        with scratch_beside(target) as another:
+            assert sorted(tmp_path.iterdir()) == sorted([Path(alive), Path(another)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_of_the_same_conversion_at_once_both_end_well(world, monkeypatch):

@@ -27,7 +27,6 @@ from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, BraTS
 
 RANKS = 2
 TRAINED = (
-    "BraTSBaselineTrainer",
     "BraTSVAETrainer",  # a branch that only training has
     "BraTSDeepSupervisionTrainer",  # averaged weights, losses of cases
     "BraTSDeepSupervisionBTrainer",  # weights of the lowest validation loss

@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from nnunet_brats_ext import plugin
-from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.folders import scratch_beside
 from nnunet_brats_ext.plugin import doctor
 from nnunet_brats_ext.plugin.requirements import complaint, require_nnunet, requirements
 
@@ -190,20 +186,6 @@ def test_the_doctor_names_every_data_set_that_cannot_be_used(monkeypatch, tmp_pa
     for name in list(contents)[:4]:
         assert str(tmp_path / name / "dataset.json") in findings[name].state
     assert "regions_class_order" in findings["Dataset003_NoOrder"].state
-
-
-def test_a_command_that_is_told_to_end_leaves_nothing_half(monkeypatch, tmp_path):
-    def told_to_end() -> int:
-        with scratch_beside(tmp_path / "Dataset001_Made"):
-            os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler does at the limit of time
-            time.sleep(10)
-        return 0
-
-    monkeypatch.setattr(doctor, "examine", told_to_end)
-    with pytest.raises(SystemExit, match="143"):
-        main(["doctor"])
-    assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_the_doctor_sees_a_wrong_painting_order():

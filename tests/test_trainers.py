@@ -146,9 +146,8 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(n
 
 @pytest.mark.parametrize(
     "name",
-    ["BraTSBaselineTrainer", "BraTSVAETrainer", "BraTSDeepSupervisionBTrainer", "BraTSStudentTrainer",
-     "BraTSCascadedUNetTrainer", "BraTSMC2Trainer", "BraTS2DTrainer"],
-)  # fmt: skip
+    ["BraTSBaselineTrainer", "BraTSDeepSupervisionBTrainer", "BraTSMC2Trainer", "BraTS2DTrainer"],
+)
 def test_any_trainer_can_be_averaged_after_what_would_be_its_whole_training(name, world, monkeypatch):
     monkeypatch.setenv(SHORT_ITERATIONS, "1")
     plain = getattr(trainers, name)

@@ -4,11 +4,8 @@ Every verb imports its function when it runs, so that `nnunet_brats evaluate` ne
 """
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import current_thread, main_thread
+from collections.abc import Callable
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.cli import data, house, models, predictions
@@ -50,22 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.verb != "doctor":  # which reports it with everything else
             require_nnunet()
-        with ending_in_order():
-            return run(options) or 0
+        return run(options) or 0
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         # What the user can mend is told in a sentence; anything else is a defect of ours and keeps its traceback.
         print(f"nnunet_brats {options.verb}: {error}", file=sys.stderr)
         return 1
-
-
-@contextmanager
-def ending_in_order() -> Iterator[None]:
-    """On SIGTERM, by which schedulers end a job at its limit, what is written half goes, as on an error."""
-    if current_thread() is not main_thread():  # where Python lets nobody wait for signals
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)

@@ -1,10 +1,13 @@
 """nnU-Net's folders as seen from a data set's ID: where they are, what is there already, what its files say."""
 
+import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 from nnunet_brats_ext.dataset_conversion.releases import Release
 from nnunet_brats_ext.prediction_folders.runs import write_text_whole
 
+BEGUN_S = 60.0  # after which a scratch folder is locked, or left by a run that was killed
 MANIFEST = "manifest.json"
 SPLITS = "splits_final.json"
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -128,13 +132,38 @@ def write_json(content: Any, path: Path) -> None:
     write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def scratch_beside(target: Path) -> TemporaryDirectory[str]:
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[str]:
     """A hidden folder of this run alone, on the disk of `target`; what is left in it goes with the `with` block.
 
-    Only its owner may enter it, so what is to be published grows in a folder inside.
+    Only its owner may enter it, so what is to be published grows in a folder inside. A run that was killed leaves its
+    folder, but not its lock on it: the next one removes it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    return TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True)
+    prefix = f".{target.name}."
+    for left in target.parent.glob(f"{prefix}*"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > BEGUN_S and _is_free(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True) as scratch:
+        lock = os.open(scratch, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield scratch
+        finally:
+            os.close(lock)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nobody holds the lock on a folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def publish_folder(growing: Path, target: Path, overwrite: bool, fingerprint: str) -> None:
