@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-LONGEST = tuple(
-    f"test_{name}"
-    for name in "workflow end_to_end cascade zhou2020 hashemi2021 lachinov2019 trainers distributed henry2020".split()
-)
+LONGEST = (
+    "test_workflow", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021", "test_lachinov2019",
+    "test_trainers", "test_distributed", "test_henry2020",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
