@@ -201,9 +201,9 @@ def _label_probabilities(member: Member, labels: Sequence[int], case: str) -> np
 
 def _two_pass_of_case(members: Sequence[Member], case: str) -> Predicted:
     known = (members[0].dataset_json or {}).get("regions_class_order") or AS_TRAINED
-    for member in members:
-        require_labels(member.label_map(case), known, member.cases[case])
-    first, second = (member.label_map(case) for member in members)
+    first, second = maps = [member.label_map(case) for member in members]
+    for member, labels in zip(members, maps, strict=True):
+        require_labels(labels, known, member.cases[case])
     return rules.two_pass(first, second), None
 
 

@@ -70,10 +70,11 @@ def evaluate_folders(
     """
     rules = find_preset(preset, cohort)
     pairs = _match_cases(Path(reference), Path(prediction), partial)
-    given = [labels] if isinstance(labels, str) else labels or find_numbering(Path(reference), Path(prediction))
+    labels = labels or find_numbering(Path(reference), Path(prediction))
+    given = [labels] if isinstance(labels, str) else labels
     if len(given) > 2:
         raise ValueError(
-            f"--labels {' '.join(given)}: one for all files, or one for references and one for predictions"
+            f"--labels {','.join(given)}: one for all files, or one for references and one for predictions"
         )
     labels = AND.join(dict.fromkeys(given))
     to_trained = numberings(labels, rules)
@@ -187,7 +188,7 @@ def _match_cases(reference: Path, prediction: Path, partial: bool) -> dict[str, 
     return both
 
 
-def find_numbering(reference: Path, prediction: Path) -> tuple[str]:
+def find_numbering(reference: Path, prediction: Path) -> str:
     """How both number their labels: as trained, if a dataset.json in or just above each of them says so.
 
     It does if its regions are those that `convert` writes. Otherwise a ValueError tells what to add.
@@ -198,7 +199,7 @@ def find_numbering(reference: Path, prediction: Path) -> tuple[str]:
             f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; where "
             "references and predictions differ, both: --labels released,trained"
         )
-    return ("trained",)
+    return "trained"
 
 
 def _says_as_trained(source: Path) -> bool:

@@ -166,10 +166,11 @@ def _print_columns(
     blocks: list[list[tuple[str, Sequence[str]]]] = [[]]
     left = room = console.width - name_width - 8
     for heading, column in zip(headings, columns, strict=True):
-        left -= 2 + max(map(len, [*heading.split("\n"), *column]))
-        if left < 0 and blocks[-1]:
+        width = 2 + max(map(len, [*heading.split("\n"), *column]))
+        if width > left and blocks[-1]:
             blocks.append([])
-            left = room - 2 - max(map(len, [*heading.split("\n"), *column]))
+            left = room
+        left -= width
         blocks[-1].append((heading, column))
     for number, block in enumerate(blocks):
         table = Table(box=SIMPLE_HEAD, collapse_padding=True, title_justify="left", title=None if number else title)

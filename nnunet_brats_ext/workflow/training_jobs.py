@@ -79,10 +79,9 @@ class TrainingJobs(Jobs):
             models = [model for model in self.recipe.models.values() if (model.data, model.plans) == (data.name, plans)]
             budget = self.setting.gpu_memory_gb or self.recipe.gpu_memory_gb
             wide = {self.recipe.paper_configuration(m): self.gpus(m) for m in models if self.gpus(m) > 1}
-            shares = [f"{configuration}={gpus}" for configuration, gpus in wide.items() if configuration]
-            fitted = (
-                ["--gpu-memory-gb", f"{budget:g}", *(["--gpus", ",".join(shares)] if shares else [])] if budget else []
-            )
+            shares = ",".join(f"{configuration}={gpus}" for configuration, gpus in wide.items() if configuration)
+            fitted = ["--gpu-memory-gb", f"{budget:g}"] if budget else []
+            fitted += ["--gpus", shares] if budget and shares else []
             # Plans in folders that others use may be what their models were trained with.
             own = ["--overwrite"] if self.setting.preprocessed.is_relative_to(self.setting.folder) else []
             command = ["nnunet_brats", "plan", number, *own, *fitted]
