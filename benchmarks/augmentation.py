@@ -22,8 +22,8 @@ from rich.table import Table
 from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates, shift
 from threadpoolctl import threadpool_limits
 
-from nnunet_brats_ext.training.augmentation import composed_warp
-from nnunet_brats_ext.training.augmentation.composed_warp import ComposedWarp, random_affine
+from nnunet_brats_ext.trainers.hashemi2021 import composed_warp
+from nnunet_brats_ext.trainers.hashemi2021.composed_warp import ComposedWarp, random_affine
 
 CHANNELS = 4
 Warp = Callable[[np.ndarray, np.ndarray], object]

@@ -123,7 +123,7 @@ def henry(norm: str, squared: bool, size: Sequence[int]) -> Training:
     from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
     from nnunet_brats_ext.losses.dice import SoftDiceLoss
     from nnunet_brats_ext.losses.outputs import MeanOverOutputs
-    from nnunet_brats_ext.training.optimizers import Ranger
+    from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
 
     network = DilatedUNet(CHANNELS, REGIONS, norm=norm, attention=norm == "group")
     loss = MeanOverOutputs(SoftDiceLoss(1.0, 1.0, squared=squared, batch=True))

@@ -10,10 +10,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SEQUENCES = ("T1", "T1ce", "T2", "FLAIR")  # channel 0000 to 0003; the challenge of 2023 calls them t1n, t1c, t2w, t2f
+from nnunet_brats_ext.storage.errors import UserError
+
+SEQUENCES = ("T1", "T1ce", "T2", "FLAIR")  # channel 0000 to 0003
+SEQUENCE_NAMES: Mapping[str, tuple[str, ...]] = {  # as data sets call them; lower case, letters and digits only
+    "T1": ("t1", "t1n", "t1w", "t1pre"),
+    "T1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1ct"),
+    "T2": ("t2", "t2w", "t2synth"),
+    "FLAIR": ("flair", "t2f", "t2flair"),
+}
 
 BACKGROUND, ED, NCR, ET = 0, 1, 2, 3  # as trained
 EXTRA = 4  # as trained: the one further label of a cohort, named in its scheme
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the channels of a network's output stand for.
+
+    nnU-Net has two heads. A *region head* has one sigmoid per nested region (WT, TC, ET); a *label head* has one
+    softmax over the background and every label.
+
+    channels: the labels that each channel stands for; a label head begins with the background, (0,).
+    paint: the label that each channel gives to a voxel; nnU-Net's `regions_class_order` for a region head.
+    """
+
+    names: tuple[str, ...]
+    channels: tuple[tuple[int, ...], ...]
+    paint: tuple[int, ...]
+
+    @property
+    def has_regions(self) -> bool:
+        return (BACKGROUND,) not in self.channels
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The tumour labels that it can predict, in the order of its channels."""
+        return tuple(label for label in self.paint if label != BACKGROUND)
 
 
 @dataclass(frozen=True)
@@ -36,6 +69,11 @@ class LabelScheme:
         """Value as trained -> value as released."""
         return {trained: released for released, trained in self.released.items()}
 
+    @property
+    def head(self) -> Head:
+        """The head of a network that predicts the regions of the cohort."""
+        return Head(tuple(self.regions), tuple(self.regions.values()), self.paint)
+
     def nnunet_labels(self) -> dict[str, int | list[int]]:
         """The `labels` entry of a dataset.json: nnU-Net takes a list for a region and an int for a plain label."""
         regions = {name: labels[0] if len(labels) == 1 else list(labels) for name, labels in self.regions.items()}
@@ -46,7 +84,7 @@ _GLIOMA_REGIONS = {"WT": (ED, NCR, ET), "TC": (NCR, ET), "ET": (ET,)}
 _GLIOMA_NAMES = {ED: "ED", NCR: "NCR", ET: "ET"}
 
 LABEL_SCHEMES: Mapping[str, LabelScheme] = {
-    # The first BraTS labelled oedema and core alone; nothing tells the enhancing part from the rest of the core.
+    # The first BraTS labelled oedema and core alone; the enhancing part is not told apart from the rest of the core.
     "glioma_2012": LabelScheme(
         {0: 0, 1: ED, 2: NCR}, {ED: "ED", NCR: "TC"}, {"WT": (ED, NCR), "TC": (NCR,)}, (ED, NCR)
     ),
@@ -80,11 +118,17 @@ LABEL_SCHEMES: Mapping[str, LabelScheme] = {
 }
 
 
+def find_sequence(name: str) -> str | None:
+    """The sequence that a data set calls so, whatever its capitals and signs; None for a name that is not known."""
+    plain = "".join(filter(str.isalnum, name.lower()))
+    return next((sequence for sequence, names in SEQUENCE_NAMES.items() if plain in names), None)
+
+
 def remap(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Replace every label; one that the mapping lacks is an error, never a silent background. Gives uint8."""
     values = np.unique(labels)
     if unknown := [float(v) for v in values if v not in mapping]:
-        raise ValueError(f"labels {unknown} are not among {sorted(mapping)}")
+        raise UserError(f"labels {unknown} are not among {sorted(mapping)}")
     table = np.zeros(max(mapping) + 1, dtype=np.uint8)
     for value, replacement in mapping.items():
         table[value] = replacement

@@ -17,12 +17,12 @@ from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualU
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.attention import LOOKS
 from nnunet_brats_ext.inference.cases import find_images, preprocess
-from nnunet_brats_ext.inference.channel_maps import ChannelMaps, draw_channels, weigh_channels
-from nnunet_brats_ext.inference.gate_maps import GateMaps
 from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
 from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_image
+from nnunet_brats_ext.storage.images import read_grid, read_image
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
+from nnunet_brats_ext.trainers.lyu2020.gate_maps import GateMaps
+from nnunet_brats_ext.trainers.zhou2020.channel_maps import ChannelMaps, draw_channels, weigh_channels
 
 CPU = torch.device("cpu")
 SMALL = dict(features_per_stage=(8, 16, 32, 64))
@@ -233,7 +233,7 @@ def test_a_series_of_checkpoints_of_a_second_stage_is_shown_on_the_images_grid(m
     labels = {f"{stem}_segmentation.nii.gz" for stem in stems}
     assert {path.name for path in out.iterdir()} == {case}
     assert {path.name for path in (out / case).iterdir()} == maps | labels | {"slice_012.png", "slice_017.png"}
-    geometry = read_geometry(world.raw / "imagesTr" / f"{case}_0000.nii.gz")
+    geometry = read_grid(world.raw / "imagesTr" / f"{case}_0000.nii.gz")
     means = {}
     for name in maps | labels:
         array, own = read_image(out / case / name)
@@ -261,7 +261,7 @@ def test_a_model_without_previous_stage_is_shown_in_the_frame_of_tilted_images(m
     (case,) = (tmp_path / "out").iterdir()
     files = sorted(case.glob("*.nii.gz"))
     assert len(files) == 3
-    assert all(read_geometry(images[0]).difference(read_geometry(path)) is None for path in files)
+    assert all(read_grid(images[0]).difference(read_grid(path)) is None for path in files)
     assert len(list(case.glob("slice_*.png"))) == 1
 
 

@@ -16,7 +16,7 @@ from release_folders import label_values, sequence_values, write_case
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.convert import Options, convert
-from nnunet_brats_ext.dataset_conversion.folders import dataset_json
+from nnunet_brats_ext.dataset_conversion.dataset_folder import dataset_json
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
 from nnunet_brats_ext.dataset_conversion.restore import restore
 

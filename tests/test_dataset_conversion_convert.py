@@ -25,9 +25,10 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion import cases as cases_module
 from nnunet_brats_ext.dataset_conversion import convert as convert_module
 from nnunet_brats_ext.dataset_conversion.convert import PERCENTILE_MINMAX, Options, convert
-from nnunet_brats_ext.dataset_conversion.folders import find_dataset, scratch_beside
+from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
-from nnunet_brats_ext.dataset_conversion.volumes import min_max_of_percentiles
+from nnunet_brats_ext.storage.nnunet import find_dataset
+from nnunet_brats_ext.storage.output import working_folder
 
 RELEASE = RELEASES["BraTS2020"]
 CASES = ("BraTS20_Training_001", "BraTS20_Training_002")
@@ -330,10 +331,10 @@ def test_what_a_killed_conversion_has_left_goes_with_the_next_and_that_of_a_live
     target = tmp_path / NAME
     killed = tmp_path / f".{NAME}.killed"
     (killed / NAME / "imagesTr").mkdir(parents=True)
-    with scratch_beside(target) as alive:
+    with working_folder(target) as alive:
         for folder in (killed, Path(alive)):
             os.utime(folder, (0, 0))  # both began long ago
-        with scratch_beside(target) as another:
+        with working_folder(target) as another:
             assert sorted(tmp_path.iterdir()) == sorted([Path(alive), Path(another)])
     assert not list(tmp_path.iterdir())
 

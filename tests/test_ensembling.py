@@ -11,10 +11,10 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.ensembling import rules
-from nnunet_brats_ext.ensembling.folders import ensemble
-from nnunet_brats_ext.prediction_folders.heads import check_convertible, convert, head_of, label_probabilities, paint
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, read_probabilities
+from nnunet_brats_ext.predictions import fusion as rules
+from nnunet_brats_ext.predictions.ensemble import ensemble
+from nnunet_brats_ext.predictions.heads import check_convertible, convert, head_of, label_probabilities, paint
+from nnunet_brats_ext.storage.images import read_grid, read_label_map, read_probabilities
 
 REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
 LABELS = (ED, NCR, ET)
@@ -286,7 +286,7 @@ def test_the_command_averages_with_weights_in_several_processes(region_members, 
     expected = paint((3 * p[0] + p[1]) / 4, head_of(REGIONS, 3))
     labels, geometry = read_label_map(tmp_path / "out" / "a.nii.gz")
     np.testing.assert_array_equal(labels, expected)
-    assert geometry == read_geometry(region_members[0] / "a.nii.gz")
+    assert geometry == read_grid(region_members[0] / "a.nii.gz")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"a.nii.gz", "b.nii.gz", "dataset.json", "plans.json", "ensemble.json"}
 
@@ -482,7 +482,7 @@ def test_the_vote_over_five_real_candidates_differs_from_brats_toolkit_only_wher
     ensemble("majority", members, tmp_path / "out", order=[2, 1, 4], processes=1)
     ours, geometry = read_label_map(tmp_path / "out" / "case.nii.gz")
     theirs = read_label_map(REAL_CASE / "candidates_majority_vote.nii.gz")[0]
-    assert geometry == read_geometry(files[0])
+    assert geometry == read_grid(files[0])
 
     differing = ours != theirs
     assert differing.sum() == 195

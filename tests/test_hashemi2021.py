@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunet_brats_ext.planning.memory import FOOTPRINTS
+from nnunet_brats_ext.planning.plans import add_configurations
 from nnunetv2.ensembling.ensemble import merge_files
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -17,29 +19,27 @@ from torch import nn
 from nnunet_brats_ext.architectures.plain_unet_2d import ABSENT_LOGIT, BinaryUNet2D, PlainUNet2D
 from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.ensembling.rules import nested, paint_masks
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
-from nnunet_brats_ext.planning.memory import FOOTPRINTS
-from nnunet_brats_ext.planning.plans import add_configurations
-from nnunet_brats_ext.prediction_folders.images import read_label_map, read_probabilities
-from nnunet_brats_ext.trainers import hashemi2021
-from nnunet_brats_ext.trainers.hashemi2021 import (
+from nnunet_brats_ext.predictions.fusion import nested, paint_masks
+from nnunet_brats_ext.storage.images import read_label_map, read_probabilities
+from nnunet_brats_ext.trainers.hashemi2021 import composed_warp
+from nnunet_brats_ext.trainers.hashemi2021 import trainers as hashemi2021
+from nnunet_brats_ext.trainers.hashemi2021.composed_warp import (
+    ComposedWarp,
+    random_affine,
+    random_displacement,
+    sampling_grid,
+)
+from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
+from nnunet_brats_ext.trainers.hashemi2021.slices import NonEmptySlices
+from nnunet_brats_ext.trainers.hashemi2021.trainers import (
     BraTS2DEnhancingTumorTrainer,
     BraTS2DTrainer,
     BraTS2DTumorCoreTrainer,
     BraTS2DWholeTumorAugmentedTrainer,
     BraTS2DWholeTumorTrainer,
 )
-from nnunet_brats_ext.training.augmentation import composed_warp
-from nnunet_brats_ext.training.augmentation.composed_warp import (
-    ComposedWarp,
-    random_affine,
-    random_displacement,
-    sampling_grid,
-)
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS
-from nnunet_brats_ext.training.schedules import PlateauOfEpochs
-from nnunet_brats_ext.training.slices import NonEmptySlices
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import memory  # the counting that the estimate comes from

@@ -30,12 +30,11 @@ from nnunet_brats_ext.trainers import (
     BraTSDeepSupervisionCBAMTrainer,
     BraTSDeepSupervisionTrainer,
 )
-from nnunet_brats_ext.trainers.henry2020 import HenryTrainer, PipelineA
-from nnunet_brats_ext.training.augmentation.appearance import DropChannel, RelativeNoise, ShiftBrain
-from nnunet_brats_ext.training.augmentation.orientation import SwapAndFlip
+from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
+from nnunet_brats_ext.trainers.henry2020.trainers import HenryTrainer, PipelineA
+from nnunet_brats_ext.trainers.henry2020.transforms import DropChannel, RelativeNoise, ShiftBrain, SwapAndFlip
 from nnunet_brats_ext.training.averaging import Cycles, StochasticWeightAveraging
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, topology
-from nnunet_brats_ext.training.optimizers import Ranger
 
 CPU = torch.device("cpu")
 AUTHORS_ORDER = [2, 1, 0]  # the release's channels are ET, TC, WT

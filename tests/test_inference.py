@@ -27,7 +27,7 @@ from nnunet_brats_ext.inference.tilings import (
     tumour,
     whole_brain,
 )
-from nnunet_brats_ext.training.windows import STRICT_STARTS, strict_window, tumour_window
+from nnunet_brats_ext.trainers.lyu2020.windows import STRICT_STARTS, strict_window, tumour_window
 
 EVERY_MODE = pytest.mark.parametrize("mode", [mode for mode, symmetries in MODES.items() if symmetries])
 REGIONS = ((0, 1, 2), (1, 2), (2,))  # WT, TC, ET among the one-hot ED, NCR, ET

@@ -14,6 +14,8 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunet_brats_ext.planning.memory import FOOTPRINTS
+from nnunet_brats_ext.planning.plans import resampled_data
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -32,18 +34,16 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss, WeightedBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
 from nnunet_brats_ext.planning.fitting import Cases
-from nnunet_brats_ext.planning.memory import FOOTPRINTS
-from nnunet_brats_ext.planning.plans import resampled_data
 from nnunet_brats_ext.trainers import (
     BraTSCascadedUNetTrainer,
     BraTSNoNewNetTrainer,
     BraTSResUNetVAETrainer,
     BraTSStudentTrainer,
 )
-from nnunet_brats_ext.trainers.lachinov2019 import LachinovTrainer, MXNetParity, StudentRelease
-from nnunet_brats_ext.training.augmentation.channels import ReplaceChannelsByNoise, ShiftChannels
+from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
+from nnunet_brats_ext.trainers.lachinov2019.trainers import LachinovTrainer, MXNetParity, StudentRelease
+from nnunet_brats_ext.trainers.lachinov2019.transforms import ReplaceChannelsByNoise, ShiftChannels
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS
-from nnunet_brats_ext.training.label_box import LabelBoxDraws
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import memory

@@ -16,7 +16,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference import pool as module
 from nnunet_brats_ext.inference import predict as prediction
 from nnunet_brats_ext.inference.pool import choose
-from nnunet_brats_ext.prediction_folders.images import read_label_map
+from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.trainers import BraTSBaselineTrainer
 
 SCORES = {"one": (0.9, 0.9), "two": (0.8, 0.1), "three": (0.1, 0.8), "four": (0.0, 0.0)}  # of folds 0 and 1

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.postprocessing.rule_files import (
+from nnunet_brats_ext.predictions.rule_sets import (
     PUBLISHED,
     RuleSet,
     collect_rules,
@@ -18,14 +18,8 @@ from nnunet_brats_ext.postprocessing.rule_files import (
     read_rules,
     save_rules,
 )
-from nnunet_brats_ext.postprocessing.rules import (
-    Case,
-    oedema_to_core,
-    small_components,
-    small_region,
-    unlikely_components,
-)
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_image, read_label_map
+from nnunet_brats_ext.predictions.rules import Case, oedema_to_core, small_components, small_region, unlikely_components
+from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_map
 
 REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
 EMPTY = np.zeros((12, 12, 12), np.uint8)
@@ -329,7 +323,7 @@ def test_the_command_mends_a_folder_and_saves_its_rules_beside_the_model(tmp_pat
     for case, volume, label in (("a", 499, NCR), ("b", 500, ET)):
         labels, geometry = read_label_map(tmp_path / "out" / f"{case}.nii.gz")
         np.testing.assert_array_equal(labels, fill(volume, label, tumour))
-        assert geometry == read_geometry(tmp_path / "in" / f"{case}.nii.gz")
+        assert geometry == read_grid(tmp_path / "in" / f"{case}.nii.gz")
     assert (tmp_path / "out" / "dataset.json").is_file()
     again = ["postprocess", str(tmp_path / "in"), "-o", str(tmp_path / "again"), "-np", "1", "--rules", "et", *model]
     assert main(again) == 0

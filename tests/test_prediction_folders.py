@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_brats_ext.prediction_folders.images import (
+from nnunet_brats_ext.predictions.folders import open_members
+from nnunet_brats_ext.storage.images import (
     probabilities_shape,
-    read_geometry,
+    read_grid,
     read_label_map,
     read_probabilities,
     write_label_map,
 )
-from nnunet_brats_ext.prediction_folders.members import open_members
-from nnunet_brats_ext.prediction_folders.runs import for_each_case, staged, write_text_whole
+from nnunet_brats_ext.storage.output import staged, write_text
+from nnunet_brats_ext.storage.parallel import for_each_case
 
 
 def image_file(path, array, **geometry):
@@ -62,7 +63,7 @@ def test_what_is_written_is_read_back_with_its_geometry(tmp_path):
     )
     labels, geometry = read_label_map(source)
     write_label_map(tmp_path / "b.nii.gz", labels, geometry)
-    assert read_geometry(tmp_path / "b.nii.gz") == geometry
+    assert read_grid(tmp_path / "b.nii.gz") == geometry
     assert geometry.direction == turned
 
 
@@ -70,7 +71,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"no image")
     (tmp_path / "a.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "b.npz", softmax=np.zeros((2, 2)))
-    for read, name in ((read_label_map, "a.nii.gz"), (read_geometry, "a.nii.gz")):
+    for read, name in ((read_label_map, "a.nii.gz"), (read_grid, "a.nii.gz")):
         with pytest.raises(OSError, match=f"{name} is no readable image"):
             read(tmp_path / name)
     for read in (read_probabilities, probabilities_shape):
@@ -117,7 +118,7 @@ def test_a_run_that_fails_leaves_nothing_and_one_that_ends_well_all(tmp_path):
 
 def test_a_text_file_replaces_the_old_one_as_a_whole(tmp_path):
     for text in ("old", "new"):
-        write_text_whole(tmp_path / "deep" / "a.json", text)
+        write_text(tmp_path / "deep" / "a.json", text)
     assert [(path.name, path.read_text()) for path in (tmp_path / "deep").iterdir()] == [("a.json", "new")]
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSBaselineTrainer, BraTSVAETrainer
-from nnunet_brats_ext.training.augmentation.intensity import ShiftIntensity
+from nnunet_brats_ext.trainers.lyu2020.transforms import ShiftIntensity
 from nnunet_brats_ext.training.averaging import Cycles, StochasticWeightAveraging
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, BraTSTrainer
 from nnunet_brats_ext.training.branches import NetworkWithBranch

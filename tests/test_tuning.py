@@ -16,8 +16,8 @@ from nnunet_brats_ext.evaluation.tuning import (
     try_candidates,
     tune_scores,
 )
-from nnunet_brats_ext.postprocessing.rule_files import RuleSet, read_rules
-from nnunet_brats_ext.postprocessing.rules import Case
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, read_rules
+from nnunet_brats_ext.predictions.rules import Case
 
 COLUMNS = [("ET", "dice"), ("ET", "hd95")]
 OBJECTIVES = ("ranking", "dice", "hd95")

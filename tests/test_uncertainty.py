@@ -9,8 +9,8 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, write_image, write_label_map
-from nnunet_brats_ext.uncertainty import binary_entropy, doubt, filtered_curves, qu_brats_score, to_scale
+from nnunet_brats_ext.predictions.uncertainty import binary_entropy, doubt, filtered_curves, qu_brats_score, to_scale
+from nnunet_brats_ext.storage.images import read_grid, read_label_map, write_image, write_label_map
 
 REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
 SHAPE = (4, 5, 6)
@@ -110,7 +110,7 @@ def test_the_command_writes_a_map_per_region_with_the_geometry_of_the_case(tmp_p
     for i, name in enumerate(("whole", "core", "enhance")):
         values, geometry = read_label_map(out / f"a_unc_{name}.nii.gz")
         np.testing.assert_array_equal(values, to_scale(expected[i]))
-        assert geometry == read_geometry(members[0] / "a.nii.gz")
+        assert geometry == read_grid(members[0] / "a.nii.gz")
     assert len(list(out.iterdir())) == 3
 
 
@@ -136,7 +136,7 @@ def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
         (folder / "dataset.json").write_text(json.dumps(declared))
     images = tmp_path / "images"
     images.mkdir()
-    geometry = read_geometry(members[0] / "a.nii.gz")
+    geometry = read_grid(members[0] / "a.nii.gz")
     for channel, layer in enumerate((0, 1)):
         image = np.zeros(SHAPE, np.int16)
         image[layer] = -3

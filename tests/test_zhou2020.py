@@ -26,12 +26,12 @@ from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, T
 from nnunet_brats_ext.architectures.omnet.tasks import CORE, OUTSIDE, TUMOUR
 from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
-from nnunet_brats_ext.postprocessing.rule_files import find_rules
-from nnunet_brats_ext.postprocessing.rules import Case
+from nnunet_brats_ext.predictions.rule_sets import find_rules
+from nnunet_brats_ext.predictions.rules import Case
 from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
-from nnunet_brats_ext.trainers.zhou2020 import curriculum_phase
+from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
+from nnunet_brats_ext.trainers.zhou2020.trainers import curriculum_phase
 from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
-from nnunet_brats_ext.training.task_sampling import TaskDraws, TaskTargets
 
 TRAINERS = [name for name in trainers.__all__ if "OMNet" in name or "MC" in name]
 SMALL = dict(features_per_stage=(4, 8, 12, 16))

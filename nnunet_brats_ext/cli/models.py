@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunet_brats_ext.storage.errors import UserError
+
 
 def add_plan(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -88,7 +90,7 @@ def add_predict(verbs: argparse._SubParsersAction) -> None:
     def run(options: argparse.Namespace) -> None:
         from nnunet_brats_ext.inference.models import find_model
         from nnunet_brats_ext.inference.predict import Mode, predict
-        from nnunet_brats_ext.postprocessing.rule_files import collect_rules
+        from nnunet_brats_ext.predictions.rule_sets import collect_rules
 
         model = find_model(*model_choice(options))
         previous = options.previous
@@ -149,7 +151,7 @@ def add_pool(verbs: argparse._SubParsersAction) -> None:
         for word in options.models:
             trainer, _, configuration = word.partition(":")
             if not configuration:
-                raise ValueError(f"--models {word}: expected TRAINER:CONFIGURATION")
+                raise UserError(f"--models {word}: expected TRAINER:CONFIGURATION")
             models.append(find_model(options.dataset, trainer, configuration, options.plans, folds=()))
         mode = Mode(options.tiling, options.tta, device=options.device, processes=options.processes)
         pool(
@@ -249,13 +251,13 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
     """How a network sees an image, and by how many processes it is fed."""
     parser.add_argument(
         "--tiling",
-        choices=("paper", "sliding", "brain", "overlap", "tumour", "lyu8"),
+        metavar="TILING",
         default="paper",
         help="default paper: what the trainer's paper does",
     )
     parser.add_argument(
         "--tta",
-        choices=("paper", "none", "mirror", "mirror8", "mirror-y", "inplane-mirror", "henry16", "dihedral16"),
+        metavar="SYMMETRIES",
         default="paper",
         help="test-time augmentation; mirror is nnU-Net's",
     )
@@ -272,7 +274,7 @@ def check_device(device: str) -> None:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA device on this machine; use -device cpu")
+        raise UserError("torch sees no CUDA device on this machine; use -device cpu")
 
 
 def model_choice(options: argparse.Namespace) -> tuple:

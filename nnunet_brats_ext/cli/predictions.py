@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from nnunet_brats_ext.storage.errors import UserError
+
 
 def json_file(text: str) -> Path:
     """Where a JSON file is to be written, with tables beside it: told before hours of work, not after."""
@@ -39,7 +41,7 @@ def add_ensemble(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
 
     def run(options: argparse.Namespace) -> None:
-        from nnunet_brats_ext.ensembling.folders import ensemble
+        from nnunet_brats_ext.predictions.ensemble import ensemble
 
         given = {name: value for name, value in vars(options).items() if value is not None}
         for name in ("verb", "run", "method", "inputs", "out"):
@@ -74,12 +76,12 @@ def add_postprocess(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
 
     def run(options: argparse.Namespace) -> None:
-        from nnunet_brats_ext.postprocessing.folders import postprocess
-        from nnunet_brats_ext.postprocessing.rule_files import collect_rules, save_rules
+        from nnunet_brats_ext.predictions.postprocess import postprocess
+        from nnunet_brats_ext.predictions.rule_sets import collect_rules, save_rules
 
         rules = collect_rules(options.rules, options.rule, options.model, options.scheme)
         if options.save and not options.model:
-            raise ValueError("--save needs --model, the folder beside which the rules are saved")
+            raise UserError("--save needs --model, the folder beside which the rules are saved")
         postprocess(options.predictions, options.out, rules, options.images, options.processes)
         if options.save:
             print("saved as", save_rules(rules, options.model, options.save))
@@ -114,7 +116,7 @@ def add_tune(verbs: argparse._SubParsersAction) -> None:
 
     def run(options: argparse.Namespace) -> None:
         from nnunet_brats_ext.evaluation.tune import DEFAULT_GRID, tune
-        from nnunet_brats_ext.postprocessing.rule_files import save_rules
+        from nnunet_brats_ext.predictions.rule_sets import save_rules
 
         rules = tune(
             options.reference,
@@ -271,10 +273,10 @@ def add_uncertainty(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-np", dest="processes", type=int, help="processes; default one per core, at most 8")
 
     def run(options: argparse.Namespace) -> None:
-        from nnunet_brats_ext.uncertainty import map_uncertainty
+        from nnunet_brats_ext.predictions.uncertainty import map_uncertainty
 
         if options.images and not options.reference:
-            raise ValueError(f"--images {options.images}: only the scores need them, and those need --reference")
+            raise UserError(f"--images {options.images}: only the scores need them, and those need --reference")
         map_uncertainty(
             options.inputs,
             options.out,

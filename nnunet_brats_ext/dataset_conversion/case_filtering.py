@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Column, Table
 
-from nnunet_brats_ext.dataset_conversion.folders import SPLITS, find_dataset, nnunet_folder, read_json, write_json
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.nnunet import SPLITS, find_dataset, model_name, read_splits, require_folder
 
 CASE_LOSSES = "case_losses.jsonl"  # in a fold's output folder, one line per epoch
 SPLITS_FILE = "splits_file"  # key of a configuration in the plans, read by BraTSTrainer
@@ -41,9 +43,9 @@ def read_case_losses(path: Path) -> Losses:
             entry = json.loads(line)
             losses[entry["epoch"]] = entry["losses"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}, is no epoch of case losses: {line[:80]!r}") from error
+            raise UserError(f"{path}, line {number}, is no epoch of case losses: {line[:80]!r}") from error
     if not any(losses.values()):
-        raise ValueError(f"{path} holds no losses: the training it belongs to has not finished an epoch")
+        raise UserError(f"{path} holds no losses: the training it belongs to has not finished an epoch")
     return losses
 
 
@@ -77,28 +79,30 @@ def filter_cases(
     judges its own training cases by the log of its own training. Gives the path of the new splits file.
     """
     if last_epochs < 1:
-        raise ValueError(f"--last-epochs {last_epochs}: expected at least 1")
-    preprocessed, results = (_folder(name, dataset_id) for name in ("nnUNet_preprocessed", "nnUNet_results"))
+        raise UserError(f"--last-epochs {last_epochs}: expected at least 1")
+    preprocessed, results = (
+        find_dataset(dataset_id, require_folder(name)) for name in ("nnUNet_preprocessed", "nnUNet_results")
+    )
     plans_file = preprocessed / f"{plans_name}.json"
-    plans = _read(plans_file)
+    plans = read_json(plans_file)
     configurations = plans["configurations"]
     if configuration not in configurations:
-        raise ValueError(f"{plans_file} has no configuration {configuration!r}, only {sorted(configurations)}")
-    splits = _read(preprocessed / configurations[configuration].get(SPLITS_FILE, SPLITS))
-    logs = _read_logs(results / f"{trainer}__{plans_name}__{configuration}", len(splits), folds)
+        raise UserError(f"{plans_file} has no configuration {configuration!r}, only {sorted(configurations)}")
+    splits = read_splits(preprocessed / configurations[configuration].get(SPLITS_FILE, SPLITS))
+    logs = _read_logs(results / model_name(trainer, plans_name, configuration), len(splits), folds)
     verdicts = {fold: judge(losses, last_epochs, deviations) for fold, losses in logs.items()}
     filtered = [without(split, verdicts.get(fold)) for fold, split in enumerate(splits)]
 
     name = f"{configuration}_filtered"
     target = preprocessed / f"splits_{name}.json"
     entry = {"inherits_from": configuration, SPLITS_FILE: target.name}
-    if target.is_file() and read_json(target) != filtered and not overwrite:
-        raise ValueError(f"{target} holds other folds, which trainings may rest on; --overwrite replaces it")
+    if target.is_file() and read_json(target, list) != filtered and not overwrite:
+        raise UserError(f"{target} holds other folds, which trainings may rest on; --overwrite replaces it")
     if configurations.get(name, entry) != entry:
-        raise ValueError(f"{plans_file} has another configuration {name!r}; rename it there")
-    write_json(filtered, target)
+        raise UserError(f"{plans_file} has another configuration {name!r}; rename it there")
+    write_json(target, filtered)
     configurations[name] = entry
-    write_json(plans, plans_file)
+    write_json(plans_file, plans)
     _tell(verdicts, target)
     print(f"Next: nnUNetv2_train {dataset_id} {name} FOLD -tr {trainer} -p {plans_name}")
     return target
@@ -115,26 +119,13 @@ def without(split: Mapping[str, list[str]], verdict: Verdict | None) -> dict[str
     }
 
 
-def _folder(variable: str, dataset_id: int) -> Path:
-    folder = nnunet_folder(variable)
-    if folder is None:
-        raise ValueError(f"{variable} is not set")
-    return find_dataset(dataset_id, folder)
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; plan and train first")
-    return read_json(path)
-
-
 def _read_logs(model: Path, number_of_folds: int, folds: Sequence[int] | None) -> dict[int, Losses]:
     folds = range(number_of_folds) if folds is None else folds
     if strange := sorted(set(folds) - set(range(number_of_folds))):
-        raise ValueError(f"there is no fold {strange[0]}, only 0 to {number_of_folds - 1}")
+        raise UserError(f"there is no fold {strange[0]}, only 0 to {number_of_folds - 1}")
     paths = {fold: model / f"fold_{fold}" / CASE_LOSSES for fold in folds}
     if missing := [path for path in paths.values() if not path.is_file()]:
-        raise FileNotFoundError(
+        raise UserError(
             f"{len(missing)} folds have no log of case losses, such as {missing[0]}. Train them with a trainer that "
             "keeps one, such as BraTSDeepSupervisionTrainer, or name the folds that have one with -f"
         )

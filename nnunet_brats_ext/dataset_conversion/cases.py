@@ -11,19 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import remap
+from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release
 from nnunet_brats_ext.dataset_conversion.scan import Case
-from nnunet_brats_ext.dataset_conversion.volumes import (
-    Grid,
-    ending,
-    labels_of,
-    min_max_of_percentiles,
-    read_whole,
-    write_image,
-)
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Grid, Image, ending, read_image, to_integers, write_image
 
 
 @dataclass
@@ -43,42 +37,44 @@ def inspect(case: Case, normalise: bool, tolerance_mm: float) -> Inspection:
     """Read all files of a case; what is wrong goes to `case.problems`, what is odd but harmless to `case.remarks`."""
     release = RELEASES[case.release]
     found = Inspection(case)
-    images: dict[str, sitk.Image] = {}
+    images: dict[str, Image] = {}
     for role in (role for role in release.roles if role in case.files):
         try:
-            image, found.sha256[role] = read_whole(case.files[role])
-            if role != LABEL and sitk.GetArrayViewFromImage(image).any():
-                found.identifying.append(found.sha256[role])
+            image = read_image(case.files[role])
+            found.sha256[role] = image.sha256
+            if role != LABEL and image.array.any():
+                found.identifying.append(image.sha256)
             images |= _unstack(image, role, release)
-        except (OSError, ValueError) as error:
-            case.problems.append(f"{role} {case.files[role].name}: {error}")
+        except UserError as error:
+            case.problems.append(f"{role}: {error}")
     for role, image in images.items():
-        grid = Grid.of(image)
+        grid = image.grid
         found.grid = found.grid or grid
         _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
         if role == LABEL:
             _inspect_label(image, release, found)
             continue
-        if not sitk.GetArrayViewFromImage(image).any():
+        if not image.array.any():
             case.remarks.append(f"{role} is zero everywhere")
         linkable = role in case.files and ending(case.files[role]) == ".nii.gz"
-        if normalise or not linkable or not grid.equals(found.grid):
+        if normalise or not linkable or not _equal_for_nnunet(grid, found.grid):
             found.rewrite.add(role)
-            itemsize = 4 if normalise else image.GetSizeOfPixelComponent()
-            found.bytes_to_write += _compressed(sitk.GetArrayViewFromImage(image), itemsize)
+            itemsize = 4 if normalise else image.array.itemsize
+            found.bytes_to_write += _compressed(image.array, itemsize)
     return found
 
 
-def _unstack(image: sitk.Image, role: str, release: Release) -> dict[str, sitk.Image]:
+def _unstack(image: Image, role: str, release: Release) -> dict[str, Image]:
     """The image under its role, or each sequence of a 4-D file; any other number of dimensions is an error."""
-    size = "x".join(map(str, image.GetSize()))
+    size = "x".join(map(str, image.grid.size))
     if role == STACK and release.stack:
-        if image.GetDimension() != 4 or image.GetSize()[3] != len(release.stack):
-            raise ValueError(f"has the size {size} where {len(release.stack)} volumes are expected")
-        volumes = {name: image[:, :, :, number] for number, name in enumerate(release.stack)}
+        if image.array.ndim != 4 or len(image.array) != len(release.stack):
+            raise UserError(f"has the size {size} where {len(release.stack)} volumes are expected")
+        grid = image.grid.of_one_volume
+        volumes = {name: Image(image.array[number], grid, "") for number, name in enumerate(release.stack)}
         return {name: volumes[name] for name in release.sequences}
-    if image.GetDimension() != 3:
-        raise ValueError(f"has the size {size} where one volume is expected")
+    if image.array.ndim != 3:
+        raise UserError(f"has the size {size} where one volume is expected")
     return {role: image}
 
 
@@ -88,7 +84,7 @@ def _compare(case: Case, role: str, grid: Grid, reference: Grid, reference_role:
     elif grid.size != reference.size:
         sizes = ["x".join(map(str, size)) for size in (grid.size, reference.size)]
         case.problems.append(f"{role} has {sizes[0]} voxels, {reference_role} {sizes[1]}")
-    elif not grid.equals(reference):
+    elif not _equal_for_nnunet(grid, reference):
         shift = grid.shift_mm(reference)
         if not shift <= tolerance_mm:  # nor is what is no number
             case.problems.append(
@@ -98,12 +94,19 @@ def _compare(case: Case, role: str, grid: Grid, reference: Grid, reference_role:
             case.remarks.append(f"header of {role} moved by {shift:.2g} mm, onto that of {reference_role}")
 
 
-def _inspect_label(image: sitk.Image, release: Release, found: Inspection) -> None:
+def _equal_for_nnunet(grid: Grid, reference: Grid) -> bool:
+    """Whether nnU-Net, which compares by `np.allclose`, takes two headers for the same: else one is written anew."""
+    return grid.size == reference.size and all(
+        np.allclose(getattr(grid, name), getattr(reference, name)) for name in ("spacing_mm", "origin_mm", "direction")
+    )
+
+
+def _inspect_label(image: Image, release: Release, found: Inspection) -> None:
     case = found.case
     try:
-        values, counts = np.unique(labels_of(image), return_counts=True)
-    except ValueError as error:
-        case.problems.append(f"{LABEL} {case.files[LABEL].name}: {error}")
+        values, counts = np.unique(to_integers(image.array), return_counts=True)
+    except UserError as error:
+        case.problems.append(f"{LABEL} {case.files[LABEL]}: {error}")
         return
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         if value in release.stray_labels:
@@ -111,7 +114,7 @@ def _inspect_label(image: sitk.Image, release: Release, found: Inspection) -> No
         elif value not in release.scheme.released:
             case.problems.append(_unknown_label(value, count, release, case))
     found.labels = sorted({release.stray_labels.get(value, value) for value in values.tolist()})
-    found.bytes_to_write += _compressed(sitk.GetArrayViewFromImage(image), 1)
+    found.bytes_to_write += _compressed(image.array, 1)
 
 
 def _unknown_label(value: int, count: int, release: Release, case: Case) -> str:
@@ -131,20 +134,18 @@ def lay(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
     assert grid is not None, "a case without problems has images"
     stacked = {}
     if STACK in case.files:
-        stacked = _unstack(read_whole(case.files[STACK])[0], STACK, release)
+        stacked = _unstack(read_image(case.files[STACK]), STACK, release)
     images = folder / ("imagesTr" if case.labelled else "imagesTs")
     for number, sequence in enumerate(release.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
         if sequence not in found.rewrite:
             place(case.files[sequence], target, link)
             continue
-        image = stacked[sequence] if stacked else read_whole(case.files[sequence])[0]
-        if normalise:
-            image = sitk.GetImageFromArray(min_max_of_percentiles(sitk.GetArrayFromImage(image)))
-        write_image(grid.apply_to(image), target)
+        array = (stacked[sequence] if stacked else read_image(case.files[sequence])).array
+        write_image(target, min_max_of_percentiles(array) if normalise else array, grid)
     if case.labelled:
-        labels = remap(labels_of(read_whole(case.files[LABEL])[0]), numbering(release))
-        write_image(grid.apply_to(sitk.GetImageFromArray(labels)), folder / "labelsTr" / f"{case.name}.nii.gz")
+        labels = remap(to_integers(read_image(case.files[LABEL]).array), numbering(release))
+        write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
 
 
 def numbering(release: Release) -> Mapping[int, int]:
@@ -164,4 +165,4 @@ def place(source: Path, target: Path, link: str) -> None:
             return
         except OSError as error:
             errors.append(f"{way}: {error.strerror}")
-    raise OSError(f"could not place {source} at {target} ({'; '.join(errors)}); try another --link")
+    raise UserError(f"could not place {source} at {target} ({'; '.join(errors)}); try another --link")

@@ -17,25 +17,28 @@ from rich.console import Console
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.dataset_conversion.cases import Inspection, inspect, lay, numbering
-from nnunet_brats_ext.dataset_conversion.folders import (
-    MANIFEST,
-    SPLITS,
-    check_id_is_free,
+from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     check_replaceable,
     dataset_json,
-    dataset_name,
-    find_dataset,
     is_finished,
     publish_folder,
-    raw_folder,
-    scratch_beside,
-    write_json,
 )
-from nnunet_brats_ext.dataset_conversion.parallel import each
 from nnunet_brats_ext.dataset_conversion.releases import LABEL
 from nnunet_brats_ext.dataset_conversion.scan import Case, Source, scan
 from nnunet_brats_ext.dataset_conversion.splits import folds_in, group_patients, publish_splits, split_cases
 from nnunet_brats_ext.dataset_conversion.summary import describe_bad, summarise
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.nnunet import (
+    MANIFEST,
+    SPLITS,
+    check_id_is_free,
+    dataset_name,
+    find_dataset,
+    require_folder,
+)
+from nnunet_brats_ext.storage.output import working_folder
+from nnunet_brats_ext.storage.parallel import for_each
 
 PERCENTILE_MINMAX = "percentile-minmax"
 FORMAT = 1  # of the manifest; a data set of another format counts as different
@@ -43,7 +46,7 @@ FORMAT = 1  # of the manifest; a data set of another format counts as different
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked of a conversion; each is an option of the command."""
+    """What can be asked of a conversion; for_each is an option of the command."""
 
     dataset_id: int
     name: str | None = None
@@ -69,7 +72,7 @@ def convert(source_folder: Path, options: Options, console: Console | None = Non
     work.
     """
     console = console or Console()
-    raw = options.output or raw_folder(", or name a folder with -o")
+    raw = options.output or require_folder("nnUNet_raw", ", or name a folder with -o")
     source = scan(source_folder, options.release, options.overlays, options.name_mapping)
     name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))
     check_id_is_free(options.dataset_id, name, raw)
@@ -90,29 +93,28 @@ def convert(source_folder: Path, options: Options, console: Console | None = Non
 def _convert(source: Source, target: Path, model: Path | None, fingerprint: str, options: Options) -> None:
     normalise = options.normalise == PERCENTILE_MINMAX
     look = partial(inspect, normalise=normalise, tolerance_mm=options.tolerance_mm)
-    inspected = each(look, source.cases, options.processes, "Inspecting")
+    inspected = for_each(look, source.cases, "Inspecting", options.processes, lambda case: case.name)
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
-        raise ValueError(
-            describe_bad(bad) + "\nNothing was written." + (" --skip-bad leaves them out." if good else "")
-        )
+        raise UserError(describe_bad(bad) + "\nNothing was written." + (" --skip-bad leaves them out." if good else ""))
     cases = [found.case for found in good]
     patients = group_patients(_identities(good))
     splits = split_cases(cases, patients, options.folds, options.seed, model)
     target.parent.mkdir(parents=True, exist_ok=True)
     _check_space(target.parent, good, copies=options.link == "copy")
 
-    with scratch_beside(target) as scratch:
-        growing = Path(scratch, target.name)
+    with working_folder(target) as scratch:
+        growing = scratch / target.name
         for folder in ("imagesTr", "labelsTr", *(["imagesTs"] if any(not case.labelled for case in cases) else [])):
             (growing / folder).mkdir(parents=True)
-        each(partial(lay, folder=growing, link=options.link, normalise=normalise), good, options.processes, "Writing")
+        work = partial(lay, folder=growing, link=options.link, normalise=normalise)
+        for_each(work, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
-        write_json(dataset_json(source.release, target.name, training, normalise), growing / "dataset.json")
-        write_json(_manifest(source, good, bad, patients, fingerprint, options), growing / MANIFEST)
+        write_json(growing / "dataset.json", dataset_json(source.release, target.name, training, normalise))
+        write_json(growing / MANIFEST, _manifest(source, good, bad, patients, fingerprint, options))
         if splits:
-            write_json(splits, growing / SPLITS)
+            write_json(growing / SPLITS, splits)
         publish_folder(growing, target, options.overwrite, fingerprint)
 
 
@@ -152,7 +154,7 @@ def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) ->
             path.stat().st_size for found in inspected for role, path in found.case.files.items() if role != LABEL
         )
     if needed > free:
-        raise OSError(
+        raise UserError(
             f"{folder} has {free / 1e9:.2f} GB free, and the files to be written may take {needed / 1e9:.2f} GB; "
             "make room, or choose another disk with -o. Nothing was written."
         )

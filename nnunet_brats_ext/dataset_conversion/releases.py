@@ -21,6 +21,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES, LabelScheme
+from nnunet_brats_ext.storage.errors import UserError
 
 LABEL = "label"
 STACK = "stack"  # all sequences in one 4-D file
@@ -416,4 +417,4 @@ def find_release(name: str) -> Release:
     for known, release in RELEASES.items():
         if known.casefold() == name.casefold():
             return release
-    raise ValueError(f"no release is called {name!r}; known are {', '.join(RELEASES)}")
+    raise UserError(f"no release is called {name!r}; known are {', '.join(RELEASES)}")

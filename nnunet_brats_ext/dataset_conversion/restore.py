@@ -8,28 +8,21 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk
 from rich.console import Console
 
 from nnunet_brats_ext.brats import remap
-from nnunet_brats_ext.dataset_conversion.folders import (
-    MANIFEST,
-    find_dataset,
-    nnunet_folder,
-    raw_folder,
-    read_json,
-    scratch_beside,
-)
-from nnunet_brats_ext.dataset_conversion.parallel import each
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES, Release, find_release
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.dataset_conversion.volumes import Grid, ending, labels_of, read_whole, write_image
-
-TOLERANCE_MM = 0.1  # as `convert` tolerates between the sequences of a case
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import TOLERANCE_MM, Grid, ending, read_image, to_integers, write_image
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import MANIFEST, find_dataset, nnunet_folder, require_folder
+from nnunet_brats_ext.storage.output import working_folder
+from nnunet_brats_ext.storage.parallel import for_each
 
 
 @dataclass
-class Prediction:
+class SubmissionCase:
     """One predicted label map, the source image whose header it takes, and what speaks against submitting it."""
 
     case: str
@@ -50,9 +43,9 @@ class Origin:
     manifest: Mapping[str, Any] | None = None
     images: Mapping[str, Path] = field(default_factory=dict)  # case -> first image of the source
 
-    def prediction(self, path: Path) -> Prediction:
+    def prediction(self, path: Path) -> SubmissionCase:
         case = path.name.removesuffix(".nii.gz")
-        found = Prediction(case, path, self.release.name)
+        found = SubmissionCase(case, path, self.release.name)
         if not self.release.is_case(case):
             found.violations.append(f"{path.name} is not named like {self.release.case_format}.nii.gz")
         known = self.manifest["cases"].get(case) if self.manifest else None
@@ -83,43 +76,44 @@ def restore(
     console = console or Console()
     files = sorted(path for path in predictions.glob("*.nii.gz") if not path.name.startswith("."))
     if not files:
-        raise ValueError(f"no .nii.gz file in {predictions}")
+        raise UserError(f"no .nii.gz file in {predictions}")
     origin = _origin(predictions, dataset_id, release, source)
-    checked = each(check, [origin.prediction(path) for path in files], processes, "Checking")
+    checked = for_each(
+        check, [origin.prediction(path) for path in files], "Checking", processes, lambda found: found.case
+    )
     if any(found.violations for found in checked):
-        raise ValueError(
+        raise UserError(
             f"{predictions} breaks the rules of {origin.release.name}, and nothing was written:"
             + "".join(f"\n  {found.case}: {violation}" for found in checked for violation in found.violations)
         )
     labels = [origin.dataset / "labelsTr"] if origin.dataset else []
     if output.resolve() in [folder.resolve() for folder in (predictions, *labels)]:
-        raise ValueError(f"{output} holds predictions or labels as trained; name a new folder with -o")
+        raise UserError(f"{output} holds predictions or labels as trained; name a new folder with -o")
     names = [origin.release.submission.format(case=found.case) for found in checked]
     if output.exists() and (strays := {path.name for path in output.iterdir()} - set(names)):
-        raise ValueError(f"{output} holds other files ({', '.join(sorted(strays)[:3])}); name a new folder with -o")
-    with scratch_beside(output.absolute()) as scratch:
-        each(partial(write, folder=Path(scratch)), checked, processes, "Writing")
+        raise UserError(f"{output} holds other files ({', '.join(sorted(strays)[:3])}); name a new folder with -o")
+    with working_folder(output.absolute()) as scratch:
+        for_each(partial(write, folder=scratch), checked, "Writing", processes, lambda found: found.case)
         output.mkdir(parents=True, exist_ok=True)
-        written = [Path(scratch, name).replace(output / name) for name in names]
+        written = [(scratch / name).replace(output / name) for name in names]
     _report(origin, checked, output, console)
     return written
 
 
-def check(found: Prediction) -> Prediction:
+def check(found: SubmissionCase) -> SubmissionCase:
     """Read a prediction and note all that its challenge would refuse, or that is not as the source is."""
     release = RELEASES[found.release]
     try:
-        image, _ = read_whole(found.path)
-        values = set(np.unique(labels_of(image)).tolist())
+        array, grid, _ = read_image(found.path)
+        values = set(np.unique(to_integers(array)).tolist())
         if found.donor:
-            donor = read_whole(found.donor)[0]
-            found.grid = Grid.of(donor[:, :, :, 0] if donor.GetDimension() == 4 else donor)
-    except (OSError, ValueError) as error:
+            donor = read_image(found.donor).grid
+            found.grid = donor.of_one_volume if len(donor.size) == 4 else donor
+    except UserError as error:
         found.violations.append(str(error))
         return found
     if unknown := sorted(values - set(release.scheme.trained)):
         found.violations.append(f"labels {unknown} as trained do not exist in {release.name}")
-    grid = Grid.of(image)
     as_source = found.grid is not None and grid.size == found.grid.size and grid.shift_mm(found.grid) <= TOLERANCE_MM
     if found.grid is None:
         found.warnings.append("grid not compared, for the source is not known")
@@ -129,7 +123,7 @@ def check(found: Prediction) -> Prediction:
         found.violations.append(f"lies up to {grid.shift_mm(found.grid):.3g} mm away from its source")
     for what, expected, actual in (
         ("size", release.shape, grid.size),
-        ("origin", release.origin_mm, grid.origin),
+        ("origin", release.origin_mm, grid.origin_mm),
     ):
         if expected and not np.allclose(actual, expected, atol=1e-3):
             # A source that is not on the challenge's grid is no fault of the prediction; phantoms are such.
@@ -138,16 +132,16 @@ def check(found: Prediction) -> Prediction:
     return found
 
 
-def write(found: Prediction, folder: Path) -> None:
+def write(found: SubmissionCase, folder: Path) -> None:
     """Write one checked prediction under its submission name: labels as released, the donor's own header."""
     release = RELEASES[found.release]
-    image, _ = read_whole(found.path)
-    labels = remap(labels_of(image), release.scheme.trained)
+    array, grid, _ = read_image(found.path)
+    labels = remap(to_integers(array), release.scheme.trained)
     target = folder / release.submission.format(case=found.case)
     if found.donor and ending(found.donor) != ".mha":
         _write_with_header_of(found.donor, labels, target)
         return
-    write_image((found.grid or Grid.of(image)).apply_to(sitk.GetImageFromArray(labels)), target)
+    write_image(target, labels, found.grid or grid)
 
 
 def _write_with_header_of(donor: Path, labels: np.ndarray, target: Path) -> None:
@@ -164,15 +158,15 @@ def _origin(predictions: Path, dataset_id: int | None, release: str | None, sour
     """What is known of the predicted cases: as told, else from the dataset.json that nnU-Net leaves beside them."""
     dataset = None
     if dataset_id is not None:
-        dataset = find_dataset(dataset_id, raw_folder())
+        dataset = find_dataset(dataset_id, require_folder("nnUNet_raw"))
     elif release is None:
         dataset = _dataset_beside(predictions)
     manifest = read_json(dataset / MANIFEST) if dataset and (dataset / MANIFEST).is_file() else None
     known = manifest["release"] if manifest else None
     if known and release and find_release(release).name != known:
-        raise ValueError(f"{dataset} is {known}, not {release}")
+        raise UserError(f"{dataset} is {known}, not {release}")
     if not (name := known or release):
-        raise ValueError(f"{dataset} does not tell its release; name it with --release")
+        raise UserError(f"{dataset} does not tell its release; name it with --release")
     found = find_release(name)
     images: dict[str, Path] = {}
     first = found.roles[0]
@@ -196,10 +190,10 @@ def _dataset_beside(predictions: Path) -> Path:
             name = read_json(path).get("name", "")
             if raw and name and (raw / name / MANIFEST).is_file():
                 return raw / name
-    raise ValueError(f"which data set {predictions} belongs to is not to be seen; name it with -d, or --release")
+    raise UserError(f"which data set {predictions} belongs to is not to be seen; name it with -d, or --release")
 
 
-def _report(origin: Origin, checked: Sequence[Prediction], output: Path, console: Console) -> None:
+def _report(origin: Origin, checked: Sequence[SubmissionCase], output: Path, console: Console) -> None:
     scheme = origin.release.scheme
     mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(scheme.trained.items()))
     console.print(f"{output}: {len(checked)} cases of {origin.release.name}, labels {mapping}", markup=False)

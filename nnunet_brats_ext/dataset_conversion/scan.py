@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-import SimpleITK as sitk
-
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, Release, find_release
-from nnunet_brats_ext.dataset_conversion.volumes import ending
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import ending, read_grid
 
 GRADES = {"HG": "HGG", "HGG": "HGG", "LG": "LGG", "LGG": "LGG"}
 JUNK = "__MACOSX"  # beside dot files, which include `._*` and `.DS_Store`
@@ -83,12 +82,12 @@ def scan(
     cases, left = _pair(files, chosen)
     if not cases and others:
         path, other = next(iter(others.items()))
-        raise ValueError(
+        raise UserError(
             f"no case in {root} belongs to {chosen.name}; {path}, for one, is of {other} by its name or folder. "
             "If that is wrong, convert that folder itself"
         )
     if not cases:
-        raise ValueError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
+        raise UserError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
     _remark_lost_labels(cases, root)
     rows = []
     for table in tables:
@@ -96,7 +95,7 @@ def scan(
             rows += _rows(table)
     if name_mapping:
         if not (mapped := _rows(name_mapping)):
-            raise ValueError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
+            raise UserError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
         rows += mapped
     _describe_patients(cases, chosen, rows)
     return Source(root, chosen, evidence, cases, unrecognised + left)
@@ -106,7 +105,7 @@ def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
     """The image files below a folder; tables are put aside. Links are followed, but never round in a circle."""
     if not root.is_dir():
         unpack = "; unpack it first" if root.is_file() else ""
-        raise ValueError(f"{root} is not a folder{unpack}")
+        raise UserError(f"{root} is not a folder{unpack}")
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, onerror=_fail, followlinks=True):
         if (real := os.path.realpath(folder)) in visited:
@@ -161,18 +160,18 @@ def _decide(root: Path, paths: Sequence[Path]) -> tuple[Release, str]:
             found.setdefault((case, path.parent), (frozenset(candidates), path))
     if not found:
         known = "".join(f"\n  {release.name:<18} {_example(release)}" for release in RELEASES.values())
-        raise ValueError(f"no case of any known release in {root}; {_sample(paths)} Known are:{known}")
+        raise UserError(f"no case of any known release in {root}; {_sample(paths)} Known are:{known}")
     verdicts: dict[frozenset[str], set[str]] = defaultdict(set)  # releases -> their cases
     for (case, _), (names, path) in found.items():
         left, evidence = _narrow(root, names, path)
         verdicts[left].add(case)
     if len(verdicts) > 1:
         seen = ", ".join(f"{len(cases)} cases of {' or '.join(sorted(names))}" for names, cases in verdicts.items())
-        raise ValueError(f"{root} holds {seen}: convert each on its own, or name the one you want with --release")
+        raise UserError(f"{root} holds {seen}: convert each on its own, or name the one you want with --release")
     ((possible, cases),) = verdicts.items()
     if len(possible) > 1:
         choices = "".join(f"\n  --release {name:<18} labels {_numbering(RELEASES[name])}" for name in sorted(possible))
-        raise ValueError(
+        raise UserError(
             f"cases like {min(cases)} exist in several releases, and no folder tells which these are; say it:{choices}"
         )
     return RELEASES[min(possible)], evidence
@@ -209,13 +208,10 @@ def _by_folder(candidates: frozenset[str], folders: Sequence[str]) -> tuple[froz
 
 
 def _shape(path: Path) -> tuple[int, ...] | None:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:  # the case itself is reported later, with all others
+        return read_grid(path).size
+    except UserError:  # the case itself is reported later, with all others
         return None
-    return reader.GetSize()
 
 
 def _pair(found: Sequence[_File], release: Release) -> tuple[list[Case], list[Path]]:
@@ -304,7 +300,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
         try:
             names, rows = [name or "" for name in reader.fieldnames or ()], list(reader)
         except csv.Error as error:
-            raise ValueError(f"{table} is no table: {error}; save it as .csv again") from error
+            raise UserError(f"{table} is no table: {error}; save it as .csv again") from error
     if not any(re.fullmatch(r"Subject_ID|BraTS_20\d\d_subject_ID", name) for name in names):
         return []
     cells = ({key: value.strip() for key, value in row.items() if key and value} for row in rows)

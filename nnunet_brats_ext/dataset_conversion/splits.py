@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, SPLITS, nnunet_folder, read_json, write_json
 from nnunet_brats_ext.dataset_conversion.scan import Case
-
-Split = dict[str, list[str]]  # {"train": cases, "val": cases}, as nnU-Net's splits_final.json lists them
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.nnunet import MANIFEST, SPLITS, Split, find_splits, nnunet_folder, read_splits
 
 
 def group_patients(identities: Mapping[str, Collection[str]]) -> dict[str, str]:
@@ -106,17 +106,15 @@ def split_cases(
 
 def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
     """How many folds a data set has, and the folds of each patient under each of their names."""
-    preprocessed = nnunet_folder("nnUNet_preprocessed")
-    places = [*([preprocessed / dataset.name / SPLITS] if preprocessed else []), dataset / SPLITS]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None or not (dataset / MANIFEST).is_file():
-        raise ValueError(f"{dataset} has no {SPLITS} and {MANIFEST} to follow")
-    splits, cases = read_json(path), read_json(dataset / MANIFEST)["cases"]
+    found = find_splits(dataset.name, dataset)
+    if found is None or not (dataset / MANIFEST).is_file():
+        raise UserError(f"{dataset} has no {SPLITS} and {MANIFEST}, which --same-patients-as follows; convert it again")
+    (path, splits), cases = found, read_json(dataset / MANIFEST)["cases"]
     folds: dict[str, set[int]] = defaultdict(set)
     for fold, split in enumerate(splits):
         for case in split["val"]:
             if case not in cases:
-                raise ValueError(f"{path} lists {case}, which {dataset / MANIFEST} does not know")
+                raise UserError(f"{path} lists {case}, which {dataset / MANIFEST} does not know")
             for name in (cases[case]["patient"], *cases[case]["known_as"]):
                 folds[name].add(fold)
     return len(splits), folds
@@ -132,7 +130,7 @@ def _follow(
             folds[patients[case.name]] |= elsewhere.get(name, set())
     if torn := sorted(patient for patient, found in folds.items() if len(found) > 1):
         shared = ", ".join(case.name for case in cases if patients[case.name] == torn[0])
-        raise ValueError(
+        raise UserError(
             f"{model.name} has {len(torn)} patients in several folds: {shared}, for one, share a patient or an image "
             f"here. Leave cases out, or convert {model.name} again with the --name-mapping that knows its patients"
         )
@@ -143,16 +141,16 @@ def publish_splits(dataset: Path, wanted: int, overwrite: bool) -> str:
     """Copy the folds of a data set to where nnU-Net reads them; gives a sentence on what became of them."""
     if not (dataset / SPLITS).is_file():
         return "[bold red]none[/]: they need two patients with labels; train with fold `all`"
-    splits, preprocessed = read_json(dataset / SPLITS), nnunet_folder("nnUNet_preprocessed")
+    splits, preprocessed = read_splits(dataset / SPLITS), nnunet_folder("nnUNet_preprocessed")
     number = str(len(splits))
     if len(splits) != wanted:
-        number = f"[bold red]{len(splits)} instead of {wanted}[/], for want of patients or as asked"
+        number = f"[bold red]{len(splits)} instead of {wanted}[/], because there are fewer patients or as asked"
     if preprocessed is None:
         return f"{number}; nnUNet_preprocessed is not set, so copy {dataset / SPLITS} there before you train"
     place = preprocessed / dataset.name / SPLITS
-    there = read_json(place) if place.is_file() else None
+    there = read_splits(place) if place.is_file() else None
     if there not in (None, splits) and not overwrite:
         return f"[bold red]{place} holds other folds and was kept[/]; copy {dataset / SPLITS} there to use these"
     if there != splits:  # jobs that train read it
-        write_json(splits, place)
+        write_json(place, splits)
     return f"{number}, in {place}"

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, read_json
 from nnunet_brats_ext.dataset_conversion.releases import Release
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import MANIFEST
 
 
 def summarise(dataset: Path, folds: str, release: Release, console: Console) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 from rich.progress import Progress
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
@@ -19,13 +18,14 @@ from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.boxes import find_box
 from nnunet_brats_ext.evaluation.presets import Preset, find_preset
 from nnunet_brats_ext.evaluation.scoring import evaluate_case
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Image, read_image
 
 Results = dict[str, Any]
 
 AND = " and "  # between the numberings of references and of predictions
 _ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _REFERENCE_SUFFIX = re.compile(r"[-_](seg|gtv)$", re.IGNORECASE)  # of the label files of a release
-_SPACING_TOLERANCE_MM, _ORIGIN_TOLERANCE_MM, _DIRECTION_TOLERANCE = 1e-3, 1e-2, 1e-3
 
 
 class _Job(NamedTuple):
@@ -73,9 +73,7 @@ def evaluate_folders(
     labels = labels or find_numbering(Path(reference), Path(prediction))
     given = [labels] if isinstance(labels, str) else labels
     if len(given) > 2:
-        raise ValueError(
-            f"--labels {','.join(given)}: one for all files, or one for references and one for predictions"
-        )
+        raise UserError(f"--labels {','.join(given)}: one for all files, or one for references and one for predictions")
     labels = AND.join(dict.fromkeys(given))
     to_trained = numberings(labels, rules)
     jobs = [_Job(case, *paths, to_trained, preset, cohort) for case, paths in pairs.items()]
@@ -83,7 +81,7 @@ def evaluate_folders(
         scored = bar.track(_score_all(jobs, processes), len(jobs), description="scoring")
         outcomes = {job.case: outcome for job, outcome in zip(jobs, scored, strict=True)}
     if problems := [f"{case}: {outcome.problem}" for case, outcome in outcomes.items() if outcome.problem]:
-        raise ValueError(f"{len(problems)} of {len(jobs)} cases cannot be scored\n  " + "\n  ".join(problems))
+        raise UserError(f"{len(problems)} of {len(jobs)} cases cannot be scored\n  " + "\n  ".join(problems))
     scores = {case: outcome.scores for case, outcome in outcomes.items()}
     return {
         "preset": preset,
@@ -125,7 +123,7 @@ def _describe(values: Sequence[float]) -> dict[str, float | None]:
 def find_label_maps(source: Path) -> dict[str, Path]:
     """Case -> label map: those in a folder, else those of the case folders below it; or the one file itself."""
     if not source.exists():
-        raise FileNotFoundError(f"there is no {source}")
+        raise UserError(f"there is no {source}")
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if _is_label_map(path))
     if not files and (released := _label_maps_of_release(source)):
         return released
@@ -136,10 +134,10 @@ def find_label_maps(source: Path) -> dict[str, Path]:
     for path in files:
         case = _REFERENCE_SUFFIX.sub("", _stem(path))
         if case in cases:
-            raise ValueError(f"two label maps of case {case}: {cases[case]} and {path}")
+            raise UserError(f"two label maps of case {case}: {cases[case]} and {path}")
         cases[case] = path
     if not cases:
-        raise FileNotFoundError(f"{source} holds no label maps ({', '.join(_ENDINGS)})")
+        raise UserError(f"{source} holds no label maps ({', '.join(_ENDINGS)})")
     return cases
 
 
@@ -171,7 +169,7 @@ def _match_cases(reference: Path, prediction: Path, partial: bool) -> dict[str, 
         return {case: (path, prediction) for case, path in references.items()}
     both = {case: (path, predictions[case]) for case, path in references.items() if case in predictions}
     if not both:
-        raise ValueError(
+        raise UserError(
             f"{reference} and {prediction} share no case; they hold, for example, "
             f"{next(iter(references))} and {next(iter(predictions))}"
         )
@@ -184,7 +182,7 @@ def _match_cases(reference: Path, prediction: Path, partial: bool) -> dict[str, 
         if cases
     ]
     if problems and not partial:
-        raise ValueError("\n  ".join(problems) + "\n  To score only the cases that both hold, add --partial.")
+        raise UserError("\n  ".join(problems) + "\n  To score only the cases that both hold, add --partial.")
     return both
 
 
@@ -194,7 +192,7 @@ def find_numbering(reference: Path, prediction: Path) -> str:
     It does if its regions are those that `convert` writes. Otherwise a ValueError tells what to add.
     """
     if silent := [source for source in (reference, prediction) if not _says_as_trained(source)]:
-        raise ValueError(
+        raise UserError(
             f"no dataset.json beside {' or '.join(map(str, silent))} tells how the files number the labels; add "
             f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; where "
             "references and predictions differ, both: --labels released,trained"
@@ -235,7 +233,7 @@ def _numbering(labels: str, preset: Preset) -> Mapping[int, int]:
         return {value: value for value in (0, *LABEL_SCHEMES[preset.scheme].names)}
     scheme = preset.scheme if labels == "released" else labels
     if scheme not in LABEL_SCHEMES:
-        raise ValueError(f"no numbering {labels!r}; there are trained, released, {', '.join(LABEL_SCHEMES)}")
+        raise UserError(f"no numbering {labels!r}; there are trained, released, {', '.join(LABEL_SCHEMES)}")
     return LABEL_SCHEMES[scheme].released
 
 
@@ -250,12 +248,13 @@ def _score_all(jobs: Sequence[_Job], processes: int) -> Iterator[_Outcome]:
 
 def _score(job: _Job) -> _Outcome:
     try:
-        images = [_read(path) for path in (job.reference, job.prediction)]
-        _check_geometry(*images)
+        images = [read_image(path) for path in (job.reference, job.prediction)]
+        if difference := images[0].grid.difference(images[1].grid):
+            raise UserError(f"reference and prediction differ in {difference}")
         reference, prediction = map(_labels, images, job.to_trained)
-        scores = evaluate_case(reference, prediction, images[0].GetSpacing()[::-1], job.preset, job.cohort)
+        scores = evaluate_case(reference, prediction, images[0].grid.spacing_mm[::-1], job.preset, job.cohort)
         empty = _empty_regions(reference, prediction, find_preset(job.preset, job.cohort))
-    except (OSError, ValueError, RuntimeError) as error:
+    except UserError as error:
         return _Outcome({}, {}, problem=str(error))
     return _Outcome(
         {
@@ -266,30 +265,11 @@ def _score(job: _Job) -> _Outcome:
     )
 
 
-def _read(path: Path) -> sitk.Image:
-    try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise OSError(f"{path} cannot be read ({str(error).strip().splitlines()[-1]})") from error
-
-
-def _check_geometry(reference: sitk.Image, prediction: sitk.Image) -> None:
-    """The two files must lie on one grid: the same size, spacing, origin and direction."""
-    for what, one, other, tolerance in (
-        ("size", reference.GetSize(), prediction.GetSize(), 0),
-        ("spacing", reference.GetSpacing(), prediction.GetSpacing(), _SPACING_TOLERANCE_MM),
-        ("origin", reference.GetOrigin(), prediction.GetOrigin(), _ORIGIN_TOLERANCE_MM),
-        ("direction", reference.GetDirection(), prediction.GetDirection(), _DIRECTION_TOLERANCE),
-    ):
-        if len(one) != len(other) or not np.allclose(one, other, rtol=0, atol=tolerance):
-            raise ValueError(f"the reference has {what} {one}, but the prediction {other}")
-
-
-def _labels(image: sitk.Image, to_trained: Mapping[int, int]) -> np.ndarray:
+def _labels(image: Image, to_trained: Mapping[int, int]) -> np.ndarray:
     """The labels of an image as trained, uint8 (z, y, x); float files will do if their values are whole."""
-    values = sitk.GetArrayViewFromImage(image)
+    values = image.array
     if values.ndim != 3:
-        raise ValueError(f"a label map has three axes, this has {values.ndim}")
+        raise UserError(f"a label map has three axes, this has {values.ndim}")
     labels, box = np.zeros(values.shape, np.uint8), find_box(values)
     labels[box] = remap(values[box], to_trained)
     return labels

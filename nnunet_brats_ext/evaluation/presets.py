@@ -25,6 +25,7 @@ from nnunet_brats_ext.evaluation.metrics import (
     surfel_hd95,
 )
 from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, surfel_surface_distances, voxel_surface_distances
+from nnunet_brats_ext.storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
 def find_preset(name: str, cohort: str = "gli") -> Preset:
     """The preset of a challenge year and cohort; an unknown one is a ValueError that lists those there are."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     if cohort not in PRESETS[name]:
-        raise ValueError(f"{name} has no cohort {cohort!r}; it has {', '.join(PRESETS[name])}")
+        raise UserError(f"{name} has no cohort {cohort!r}; it has {', '.join(PRESETS[name])}")
     return PRESETS[name][cohort]

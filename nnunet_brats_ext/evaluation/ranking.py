@@ -21,7 +21,9 @@ from scipy.stats import rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
-from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # case -> region -> metric -> value
 
@@ -78,21 +80,21 @@ def rank_entries(
     only some entries have are an error.
     """
     if len(entries) < 2:
-        raise ValueError(f"a ranking takes two entries or more, got {', '.join(entries) or 'none'}")
+        raise UserError(f"a ranking takes two entries or more, got {', '.join(entries) or 'none'}")
     cases, regions = _shared_cases_and_regions(entries)
     everywhere = [scores[case][region] for scores in entries.values() for case in cases for region in regions]
     metrics = metrics or (LESIONWISE if all(LESIONWISE[0] in one for one in everywhere) else WHOLE)
     for metric in metrics:
         lacking = [n for n, one in entries.items() if any(metric not in one[c][r] for c in cases for r in regions)]
         if lacking:
-            raise ValueError(f"{', '.join(lacking)} lacks the metric {metric}; choose among {', '.join(everywhere[0])}")
+            raise UserError(f"{', '.join(lacking)} lacks the metric {metric}; choose among {', '.join(everywhere[0])}")
     columns = tuple((region, metric) for region in regions for metric in metrics)
     values = score_array(list(entries.values()), cases, columns)
     ranks = rank_values(values, [metric in SMALL_IS_GOOD for _, metric in columns])
     unranked = np.isnan(ranks[0])
     ranked = ~unranked.all(1)
     if not ranked.any():
-        raise ValueError("there is no case in which all entries have a score")
+        raise UserError("there is no case in which all entries have a score")
     cases = tuple(case for case, known in zip(cases, ranked, strict=True) if known)
     case_ranks = np.nanmean(ranks[:, ranked], axis=2)
     better = case_ranks[None] - case_ranks[:, None]  # (row, column, case): positive where the row ranks better
@@ -120,22 +122,22 @@ def load_entries(
     of different presets or cohorts are an error.
     """
     if names is not None and len(names) != len(sources):
-        raise ValueError(f"{len(names)} names for {len(sources)} results")
+        raise UserError(f"{len(names)} names for {len(sources)} results")
     if names is not None and (twice := [name for name, times in Counter(names).items() if times > 1]):
-        raise ValueError(f"--names {' '.join(names)}: {', '.join(twice)} is given twice")
+        raise UserError(f"--names {' '.join(names)}: {', '.join(twice)} is given twice")
     found = []
     for source in sources:
         if not source.is_dir():
             found.append(read_json(source))
         elif reference is None:
-            raise ValueError(f"{source} is a folder of predictions: give --reference to score it")
+            raise UserError(f"{source} is a folder of predictions: give --reference to score it")
         else:
             found.append(evaluate_folders(reference, source, progress=True, **evaluation))
     kinds = {str(source): (one.get("preset"), one.get("cohort")) for source, one in zip(sources, found, strict=True)}
     if len(set(kinds.values())) > 1:
-        raise ValueError(f"results of different presets or cohorts: {kinds}")
+        raise UserError(f"results of different presets or cohorts: {kinds}")
     if bad := [str(source) for source, one in zip(sources, found, strict=True) if not one.get("cases")]:
-        raise ValueError(f"{', '.join(bad)} holds no cases; `nnunet_brats evaluate` writes such files")
+        raise UserError(f"{', '.join(bad)} holds no cases; `nnunet_brats evaluate` writes such files")
     return dict(zip(names or _short_names(sources), [one["cases"] for one in found], strict=True))
 
 
@@ -202,11 +204,9 @@ def save_ranking(ranking: Ranking, path: Path) -> list[Path]:
     }
     content = {"ranking": rows, "p_values": p_values, "left_out": ranking.left_out, "cases": case_ranks}
     table, matrix = path.with_suffix(".csv"), path.with_name(f"{path.stem}_p_values.csv")
-    write_text_whole(path, json.dumps(content, indent=2) + "\n")
-    write_text_whole(table, _as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
-    write_text_whole(
-        matrix, _as_csv([["", *entries], *([a, *(p_values[a].get(b, "") for b in entries)] for a in entries)])
-    )
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(table, _as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
+    write_text(matrix, _as_csv([["", *entries], *([a, *(p_values[a].get(b, "") for b in entries)] for a in entries)]))
     return [path, table, matrix]
 
 
@@ -225,7 +225,7 @@ def _shared_cases_and_regions(entries: Mapping[str, Scores]) -> tuple[tuple[str,
         if not problems and set(scores[cases[0]]) != set(regions):
             problems.append(f"{name} has the regions {list(scores[cases[0]])}, {first[0]} has {list(regions)}")
     if problems:
-        raise ValueError("entries are ranked over the same cases\n  " + "\n  ".join(problems))
+        raise UserError("entries are ranked over the same cases\n  " + "\n  ".join(problems))
     return cases, regions
 
 
@@ -236,7 +236,7 @@ def _short_names(sources: Sequence[Path]) -> list[str]:
         names = ["/".join(one[-depth:]) for one in parts]
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"the same results twice among {', '.join(map(str, sources))}")
+    raise UserError(f"the same results twice among {', '.join(map(str, sources))}")
 
 
 def _mean(values: np.ndarray) -> float:

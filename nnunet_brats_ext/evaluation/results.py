@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_brats_ext.prediction_folders.runs import write_text_whole
+from nnunet_brats_ext.storage.output import write_text
 
 _COUNTS = ("n_tp", "n_fp", "n_fn")
 
@@ -20,9 +20,9 @@ def save_results(results: Mapping[str, Any], path: Path) -> list[Path]:
     """Write `path` (JSON) and beside it two tables, one row per case and region and one per region and metric."""
     cases = path.with_suffix(".csv")
     summary = path.with_name(f"{path.stem}_summary.csv")
-    write_text_whole(path, json.dumps(results, indent=2, allow_nan=False))
-    write_text_whole(cases, _as_csv(_case_rows(results)))
-    write_text_whole(summary, _as_csv(_summary_rows(results)))
+    write_text(path, json.dumps(results, indent=2, allow_nan=False))
+    write_text(cases, _as_csv(_case_rows(results)))
+    write_text(summary, _as_csv(_summary_rows(results)))
     return [path, cases, summary]
 
 

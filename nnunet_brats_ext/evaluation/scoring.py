@@ -22,6 +22,7 @@ from nnunet_brats_ext.evaluation.lesions import (
 )
 from nnunet_brats_ext.evaluation.metrics import Overlap, dice
 from nnunet_brats_ext.evaluation.presets import DilationRule, MatchingRule, Measure, Preset, find_preset
+from nnunet_brats_ext.storage.errors import UserError
 
 
 class Region(NamedTuple):
@@ -56,7 +57,7 @@ def evaluate_case(
     """
     rules = find_preset(preset, cohort) if isinstance(preset, str) else preset
     if reference.shape != prediction.shape:
-        raise ValueError(f"the reference has shape {reference.shape}, but the prediction {prediction.shape}")
+        raise UserError(f"the reference has shape {reference.shape}, but the prediction {prediction.shape}")
     case = _describe_case(reference.shape, spacing_mm, rules)
     regions = _cut_regions(reference, prediction, rules)
     lesions = {
@@ -95,11 +96,11 @@ def _cut_regions(reference: np.ndarray, prediction: np.ndarray, preset: Preset) 
 def _check_labels(labels: np.ndarray, preset: Preset) -> np.ndarray:
     """The labels, if they are integers that the cohort has."""
     if labels.dtype.kind not in "iub":
-        raise ValueError(f"labels must be integers, not {labels.dtype}")
+        raise UserError(f"labels must be integers, not {labels.dtype}")
     known = (0, *LABEL_SCHEMES[preset.scheme].names)
     if labels.size and (labels.min() < 0 or labels.max() > max(known)):
         unknown = sorted(set(np.unique(labels).tolist()) - set(known))
-        raise ValueError(f"labels {unknown} are not among {sorted(known)}, the labels as trained")
+        raise UserError(f"labels {unknown} are not among {sorted(known)}, the labels as trained")
     return labels
 
 

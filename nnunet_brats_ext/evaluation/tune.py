@@ -24,11 +24,13 @@ from nnunet_brats_ext.evaluation.tuning import (
     try_candidates,
     tune_scores,
 )
-from nnunet_brats_ext.postprocessing.folders import images_of_rules, load_case
-from nnunet_brats_ext.postprocessing.rule_files import RuleSet, describe
-from nnunet_brats_ext.prediction_folders.images import read_label_map
-from nnunet_brats_ext.prediction_folders.members import Member, find_cases, open_members, problems_between
-from nnunet_brats_ext.prediction_folders.runs import for_each_case, refuse, write_text_whole
+from nnunet_brats_ext.predictions.folders import Member, find_cases, open_members, problems_between
+from nnunet_brats_ext.predictions.postprocess import images_of_rules, load_case
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, describe
+from nnunet_brats_ext.storage.errors import UserError, refuse
+from nnunet_brats_ext.storage.images import read_label_map
+from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.parallel import for_each_case
 
 DEFAULT_GRID = ("small-et=10,20,50,100,200,300,500,1000", "small-components:WT=10,20,50,100,200,500,1000")
 
@@ -71,8 +73,8 @@ def tune(
     final = options[tuning.best] if tuning.helps else options[0]
     report = describe_tuning(tuning, options, fold_of, columns, objective)
     report |= {"preset": preset, "cohort": cohort, "grid": list(grid_texts)}
-    write_text_whole(out, final.to_json())
-    write_text_whole(out.with_name(f"{out.stem}_report.json"), json.dumps(report, indent=2) + "\n")
+    write_text(out, final.to_json())
+    write_text(out.with_name(f"{out.stem}_report.json"), json.dumps(report, indent=2) + "\n")
     print_report(report)
     return final
 
@@ -82,7 +84,7 @@ def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> di
     if splits is None:
         folders = sorted(predictions.glob("fold_[0-9]*/validation"))
         if not folders:
-            raise ValueError(f"{predictions} has no fold_0/validation: give the folder of a trained model, or --splits")
+            raise UserError(f"{predictions} has no fold_0/validation: give the folder of a trained model, or --splits")
         folds = {path.parent.name: open_members([path], probabilities)[0] for path in folders}
     else:
         member = open_members([predictions], probabilities)[0]
@@ -90,10 +92,10 @@ def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> di
         every = {f"fold_{i}": {c: p for c, p in member.cases.items() if c in cases} for i, cases in enumerate(held_out)}
         folds = {fold: replace(member, cases=cases) for fold, cases in every.items() if cases}
         if strangers := sorted(set(member.cases) - set().union(*held_out)):
-            raise ValueError(f"{splits} holds out none of {', '.join(strangers)}, predicted in {predictions}")
+            raise UserError(f"{splits} holds out none of {', '.join(strangers)}, predicted in {predictions}")
     times = Counter(case for member in folds.values() for case in member.cases)
     if twice := sorted(case for case, count in times.items() if count > 1):
-        raise ValueError(f"held out in two folds: {', '.join(twice)}")
+        raise UserError(f"held out in two folds: {', '.join(twice)}")
     return folds
 
 
@@ -101,7 +103,7 @@ def _read_splits(path: Path) -> list[set[str]]:
     try:
         return [set(split["val"]) for split in json.loads(path.read_text())]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f'{path} is no splits_final.json, a list of {{"train": [...], "val": [...]}}') from error
+        raise UserError(f'{path} is no splits_final.json, a list of {{"train": [...], "val": [...]}}') from error
 
 
 def find_references(folder: Path, members: Mapping[str, Member]) -> dict[str, Path]:
@@ -117,7 +119,7 @@ def scored_columns(preset: Preset, objective: str) -> list[Column]:
     nothing = np.zeros((1, 1, 1), np.uint8)
     known = next(iter(evaluate_case(nothing, nothing, preset=preset).values()))
     if objective not in ("ranking", *known):
-        raise ValueError(f"no objective {objective!r}; there are ranking, {', '.join(known)}")
+        raise UserError(f"no objective {objective!r}; there are ranking, {', '.join(known)}")
     metrics = list(LESIONWISE if preset.lesions else WHOLE)
     if objective not in ("ranking", *metrics):
         metrics.append(objective)
@@ -136,11 +138,11 @@ def _score_case(
     case: str,
 ) -> np.ndarray:
     loaded = load_case(members[case], rules, channels, case)
-    reference, geometry = read_label_map(references[case])
+    reference, its_grid = read_label_map(references[case])
     maps, made = try_candidates(loaded, grid, rules.scheme_name)
     scores = []
     for labels in maps:
-        regions = evaluate_case(reference, labels, geometry.spacing_mm[::-1], preset, cohort)
+        regions = evaluate_case(reference, labels, its_grid.spacing_mm[::-1], preset, cohort)
         scores.append([regions[region][metric] for region, metric in columns])
     return np.array(scores, dtype=np.float64)[made]
 

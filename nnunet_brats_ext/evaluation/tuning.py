@@ -13,8 +13,9 @@ import numpy as np
 
 from nnunet_brats_ext.evaluation.ranking import SMALL_IS_GOOD, rank_values
 from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
-from nnunet_brats_ext.postprocessing.rule_files import RuleSet, parse_rule
-from nnunet_brats_ext.postprocessing.rules import Case
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, parse_rule
+from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.storage.errors import UserError
 
 Grid = Sequence[Sequence[Mapping[str, Any]]]  # for every step, the rules of which one or none applies
 Column = tuple[str, str]  # region, metric
@@ -47,7 +48,7 @@ def tune_scores(scores: np.ndarray, folds: Sequence[str], columns: Sequence[Colu
     """Choose among candidates by their scores (case, candidate, column); folds names the fold of each case."""
     names = sorted(set(folds))
     if len(names) < 2:
-        raise ValueError(f"tuning holds out one fold after the other; there is only {', '.join(names) or 'none'}")
+        raise UserError(f"tuning holds out one fold after the other; there is only {', '.join(names) or 'none'}")
     fold_of = np.array(folds)
     chosen = {name: choose(scores[fold_of != name], columns, objective) for name in names}
     before = scores[:, 0]

@@ -1,41 +1,21 @@
 """The command `attention`: where a model looks, as NIfTI and as pictures, checkpoint by checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.cases import find_images, preprocess, previous_labels_missing
-from nnunet_brats_ext.inference.channel_maps import ChannelMaps, has_guidance, show_channels
-from nnunet_brats_ext.inference.gate_maps import GateMaps, has_gates, show_gates
-from nnunet_brats_ext.inference.inner_maps import Case, MapPredictor, Member, View
+from nnunet_brats_ext.inference.inner_maps import Case, Look, MapPredictor, Member
 from nnunet_brats_ext.inference.models import TrainedModel
-from nnunet_brats_ext.prediction_folders.images import read_geometry
-from nnunet_brats_ext.prediction_folders.runs import progress_bar, staged
-
-
-class Look(NamedTuple):
-    """A way to look into one kind of network. trainers: those that have it, to be named in errors."""
-
-    applies: Callable[[nn.Module], bool]
-    view: Callable[[Any], View]
-    show: Callable[..., None]
-    trainers: tuple[str, ...]
-
-
-LOOKS = (
-    Look(has_gates, GateMaps, show_gates, ("BraTSAttentionVAETrainer",)),
-    Look(
-        has_guidance,
-        ChannelMaps,
-        show_channels,
-        tuple(f"BraTSOMNetCGA{variant}Trainer" for variant in ("", "Minus", "Tumor", "NonTumor")),
-    ),
-)
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import read_grid
+from nnunet_brats_ext.storage.output import staged
+from nnunet_brats_ext.storage.parallel import progress_bar
 
 
 @dataclass(frozen=True)
@@ -62,7 +42,7 @@ def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice,
     """
     predictor = MapPredictor(torch.device(device))
     predictor.load(model.folder, model.folds, model.checkpoints)
-    look = find_look(predictor.bare_network, predictor.trainer_name)
+    look = find_look(predictor)
     predictor.look_through(look.view)
     ending = predictor.dataset_json["file_ending"]
     cases = choose_cases(find_images(images, predictor.dataset_json), choice.cases, images)
@@ -89,17 +69,20 @@ def show_attention(images: Path, out: Path, model: TrainedModel, choice: Choice,
     print(f"{len(cases)} cases shown in {out}")
 
 
-def find_look(network: nn.Module, trainer: str) -> Look:
-    for look in LOOKS:
-        if look.applies(network):
+def find_look(predictor: MapPredictor) -> Look:
+    """What shows where the network of a trainer looks, as its paper names it; without one, an error names those."""
+    facts = papers.find_trainer(predictor.trainer_name)
+    if facts.attention:
+        look: Look = papers.find_paper(facts.paper).load(facts.attention)
+        if look.applies(predictor.bare_network):
             return look
-    able = ", ".join(name for look in LOOKS for name in look.trainers)
-    raise ValueError(f"the network of {trainer} has nothing to show here; those of {able} have")
+    able = ", ".join(name for name, one in papers.trainers().items() if one.attention)
+    raise UserError(f"the network of {predictor.trainer_name} has nothing to show here; those of {able} have")
 
 
 def choose_cases(found: Mapping[str, list[str]], wanted: Sequence[str], images: Path) -> dict[str, list[str]]:
     if missing := [case for case in wanted if case not in found]:
-        raise ValueError(f"--cases {' '.join(missing)}: not in {images}, which holds {', '.join(sorted(found))}")
+        raise UserError(f"--cases {' '.join(missing)}: not in {images}, which holds {', '.join(sorted(found))}")
     return {case: files for case, files in found.items() if not wanted or case in wanted}
 
 
@@ -110,15 +93,15 @@ def require_previous(
     stage = model.previous_stage
     if stage is None:
         if previous:
-            raise ValueError(f"-prev_stage_predictions {previous}: {model.names[2]} has no previous stage")
+            raise UserError(f"-prev_stage_predictions {previous}: {model.names[2]} has no previous stage")
         return
     missing = previous_labels_missing(previous, cases, ending) if previous else []
     if previous and not missing:
         return
     own_trainer, plans, configuration = model.names
-    trainer = getattr(recursive_find_trainer_class_by_name(own_trainer), "previous_stage_trainer", None) or own_trainer
+    trainer = papers.find_trainer(own_trainer).previous_stage or own_trainer
     lack = f"{previous} lacks {', '.join(missing)}" if previous else "give their folder with -prev_stage_predictions"
-    raise ValueError(
+    raise UserError(
         f"{configuration} refines the label maps of {stage}: {lack}. They come from\n"
         f"  nnunet_brats predict -i {images} -o FOLDER -d {model.folder.parent.name} -c {stage} -p {plans} "
         f"-tr {trainer}"
@@ -127,23 +110,23 @@ def require_previous(
 
 def require_reference(folder: Path, cases: Mapping[str, list[str]], ending: str) -> None:
     if missing := previous_labels_missing(folder, list(cases), ending):
-        raise FileNotFoundError(f"{folder} lacks the label maps of {', '.join(missing)}")
+        raise UserError(f"{folder} lacks the label maps of {', '.join(missing)}")
     for case, (image, *_) in cases.items():
         file = folder / f"{case}{ending}"
-        if difference := read_geometry(Path(image)).difference(read_geometry(file)):
-            raise ValueError(f"{image} and {file} differ in {difference}")
+        if difference := read_grid(Path(image)).difference(read_grid(file)):
+            raise UserError(f"{image} and {file} differ in {difference}")
 
 
 def require_image_axes(predictor: MapPredictor) -> None:
     if "Reorient" in (reader := predictor.plans_manager.image_reader_writer_class.__name__):
-        raise ValueError(f"{reader} turns images on reading, and maps would not lie on the files' grid")
+        raise UserError(f"{reader} turns images on reading, and maps would not lie on the files' grid")
 
 
 def find_sequence(dataset_json: Mapping[str, Any], wanted: str | None) -> tuple[int, str]:
     """The number of the channel to draw, and what it shows."""
     sequences = dataset_json.get("brats_sequences") or list(dataset_json["channel_names"].values())
     if wanted is not None and wanted not in sequences:
-        raise ValueError(f"--background {wanted}: the images are {', '.join(sequences)}")
+        raise UserError(f"--background {wanted}: the images are {', '.join(sequences)}")
     name = wanted or ("FLAIR" if "FLAIR" in sequences else sequences[0])
     return sequences.index(name), name
 

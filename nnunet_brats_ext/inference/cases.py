@@ -16,21 +16,21 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.file_path_utilities import check_workers_alive_and_busy
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
+from nnunet_brats_ext.storage.errors import UserError
+
 
 def find_images(folder: Path, dataset_json: Mapping[str, Any]) -> dict[str, list[str]]:
     """Case name -> its channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... in order, none missing."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of images")
+        raise UserError(f"{folder} is no folder of images")
     ending = dataset_json["file_ending"]
     lists = create_lists_from_splitted_dataset_folder(str(folder), ending)
     if not lists:
-        raise FileNotFoundError(
-            f"{folder} holds no images named CASE_0000{ending}, as `nnunet_brats convert` makes them"
-        )
+        raise UserError(f"{folder} holds no images named CASE_0000{ending}, as `nnunet_brats convert` makes them")
     cases = {Path(files[0]).name[: -len(f"_0000{ending}")]: files for files in lists}
     expected = len(dataset_json["channel_names"])
     if short := [f"{case} ({len(files)})" for case, files in cases.items() if len(files) != expected]:
-        raise ValueError(f"{folder}: the model needs {expected} channels per case; not so: {', '.join(short)}")
+        raise UserError(f"{folder}: the model needs {expected} channels per case; not so: {', '.join(short)}")
     return cases
 
 
@@ -94,7 +94,7 @@ class Background:
         for result in self.results:
             while not result.ready():
                 if not all(worker.is_alive() for worker in self.workers):
-                    raise RuntimeError("a writing process was killed, most likely for want of memory; try fewer: -np")
+                    raise UserError("a writing process was killed, most likely for want of memory; try fewer: -np")
                 result.wait(0.1)
             result.get()
 

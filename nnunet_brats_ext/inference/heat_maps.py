@@ -20,7 +20,8 @@ from scipy.ndimage import binary_fill_holes
 from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box
 from nnunet_brats_ext.evaluation.report.overlays import find_slices, read_upright
-from nnunet_brats_ext.prediction_folders.images import Geometry
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Grid
 
 COLOURS = "turbo"  # blue is low, red is high, as in the paper
 OPACITY = 0.7  # of the colours over the image
@@ -75,7 +76,7 @@ class Head:
 
     def check_slices(self, numbers: Sequence[int]) -> None:
         if outside := [number for number in numbers if not 1 <= number <= len(self.image)]:
-            raise ValueError(f"--slices {outside[0]}: {self.name} has axial slices 1 to {len(self.image)}")
+            raise UserError(f"--slices {outside[0]}: {self.name} has axial slices 1 to {len(self.image)}")
 
     def choose_slices(self, numbers: Sequence[int], label_maps: Sequence[np.ndarray]) -> list[int]:
         """Indices of the slices with these numbers; without any, of the one with most tumour, or of the middle.
@@ -182,7 +183,7 @@ def outline(axis: Axes, labels: np.ndarray, regions: Regions) -> None:
         axis.legend(handles=handles, loc="lower left", fontsize=6, frameon=False, labelcolor="white", handlelength=1)
 
 
-def upright(volume: np.ndarray, geometry: Geometry) -> np.ndarray:
+def upright(volume: np.ndarray, geometry: Grid) -> np.ndarray:
     """A volume (z, y, x) as `read_upright` would give it, had it been read from a file."""
     image = sitk.GetImageFromArray(volume)
     image.SetDirection(geometry.direction)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 
 from nnunet_brats_ext.brats import BACKGROUND
-from nnunet_brats_ext.inference.predictor import SLIDING, BraTSPredictor
-from nnunet_brats_ext.prediction_folders.heads import head_of
+from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.inference.tilings import SLIDING
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class View(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+
+class Look(NamedTuple):
+    """A way to look into one kind of network; a paper names its own in `paper.py`.
+
+    applies: whether a network is of that kind. view: what wraps it. show: what writes files and pictures of a case.
+    """
+
+    applies: Callable[[nn.Module], bool]
+    view: Callable[[Any], View]
+    show: Callable[..., None]
 
 
 class MapPredictor(BraTSPredictor):
@@ -96,7 +108,7 @@ class MapPredictor(BraTSPredictor):
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """The labels of each region, or each label, that the model predicts."""
-        head = head_of(self.dataset_json, self.label_manager.num_segmentation_heads)
+        head = DatasetDescription(self.dataset_json).head(self.label_manager.num_segmentation_heads)
         return {name: labels for name, labels in zip(head.names, head.channels, strict=True) if labels != (BACKGROUND,)}
 
     def to_image_space(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:

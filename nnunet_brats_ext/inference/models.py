@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_brats_ext.prediction_folders.runs import read_json
-
-FINAL = "checkpoint_final.pth"
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import FINAL, model_name, names_of_model, trained_folds
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class TrainedModel:
     @property
     def names(self) -> tuple[str, str, str]:
         """Trainer, plans and configuration."""
-        trainer, plans, configuration = self.folder.name.split("__")
-        return trainer, plans, configuration
+        return names_of_model(self.folder)
 
     @property
     def previous_stage(self) -> str | None:
@@ -65,10 +62,9 @@ class TrainedModel:
         """The model of the stage before, by the trainer that this one's class names unless told otherwise."""
         own_trainer, plans, _ = self.names
         if trainer is None:
-            with redirect_stdout(StringIO()):  # where nnU-Net looks for it
-                trainer_class = recursive_find_trainer_class_by_name(own_trainer)
-            trainer = getattr(trainer_class, "previous_stage_trainer", None) or own_trainer
-        return open_model(self.folder.parent / f"{trainer}__{plans}__{self.previous_stage}", folds, checkpoints)
+            trainer = papers.find_trainer(own_trainer).previous_stage or own_trainer
+        folder = self.folder.parent / model_name(trainer, plans, str(self.previous_stage))
+        return open_model(folder, folds, checkpoints)
 
 
 def find_model(
@@ -81,9 +77,9 @@ def find_model(
 ) -> TrainedModel:
     """A model in nnUNet_results; the errors say what is there instead."""
     if not nnUNet_results.is_set():
-        raise ValueError("nnUNet_results is not set: it is the folder of trained models")
+        raise UserError("nnUNet_results is not set: it is the folder of trained models")
     dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdecimal() else dataset)
-    return open_model(Path(nnUNet_results, dataset_name, f"{trainer}__{plans}__{configuration}"), folds, checkpoints)
+    return open_model(Path(nnUNet_results, dataset_name, model_name(trainer, plans, configuration)), folds, checkpoints)
 
 
 def open_model(
@@ -93,19 +89,14 @@ def open_model(
     if not (folder / "plans.json").is_file():
         others = sorted(path.name for path in folder.parent.glob("*__*__*")) if folder.parent.is_dir() else []
         there = f"there are {', '.join(others)}" if others else "nothing is trained there yet"
-        raise FileNotFoundError(f"{folder} is no trained model; in {folder.parent} {there}")
+        raise UserError(f"{folder} is no trained model; in {folder.parent} {there}")
     if folds is None:
         folds = trained_folds(folder, checkpoints[0])
         if not folds:
-            raise FileNotFoundError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
+            raise UserError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
     for fold in folds:
         for name in checkpoints:
             if not (file := folder / f"fold_{fold}" / name).is_file():
                 there = ", ".join(sorted(path.name for path in file.parent.glob("*.pth"))) or "no checkpoint"
-                raise FileNotFoundError(f"{file} does not exist; {file.parent.name} holds {there}")
+                raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
     return TrainedModel(folder, tuple(folds), tuple(checkpoints))
-
-
-def trained_folds(folder: Path, checkpoint: str = FINAL) -> tuple[int, ...]:
-    """The numbered folds of a model's folder that hold a checkpoint of this name."""
-    return tuple(sorted(int(path.parent.name.split("_")[1]) for path in folder.glob(f"fold_[0-9]*/{checkpoint}")))

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from nnunet_brats_ext.ensembling.folders import ensemble
 from nnunet_brats_ext.inference.cases import find_images, is_complete
-from nnunet_brats_ext.inference.models import FINAL, TrainedModel, trained_folds
+from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predict import Mode, claim, console, described, predict
 from nnunet_brats_ext.inference.validations import Scores, read_scores, refuse_without_probabilities, validation_folder
-from nnunet_brats_ext.prediction_folders.members import find_cases
-from nnunet_brats_ext.prediction_folders.runs import read_json
+from nnunet_brats_ext.predictions.ensemble import ensemble
+from nnunet_brats_ext.predictions.folders import find_cases
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
 
 POOL = "pool.json"
 
@@ -24,7 +26,7 @@ POOL = "pool.json"
 def choose(scores: Scores, best: int) -> dict[int, list[str]]:
     """Fold -> the names of its `best` models by score, the best first; of equals those that are given first."""
     if not 1 <= best <= len(scores):
-        raise ValueError(f"--best {best} of {len(scores)} models: choose 1 to {len(scores)}")
+        raise UserError(f"--best {best} of {len(scores)} models: choose 1 to {len(scores)}")
     folds = next(iter(scores.values()))
     return {fold: sorted(scores, key=lambda name: -scores[name][fold])[:best] for fold in folds}
 
@@ -49,7 +51,7 @@ def pool(
     mode = replace(mode, combine="probabilities")
     models = [replace(model, checkpoints=(FINAL,)) for model in models]  # the one that nnU-Net's validation is of
     if len({model.folder for model in models}) < len(models):
-        raise ValueError(f"a model is given twice among {', '.join(_shown(model.folder.name) for model in models)}")
+        raise UserError(f"a model is given twice among {', '.join(_shown(model.folder.name) for model in models)}")
     folds = sorted({*folds} or {fold for model in models for fold in trained_folds(model.folder)})
     scores = read_scores(models, folds, [] if images else ["--npz"])
     chosen = choose(scores, best)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nnunet_brats_ext.ensembling.folders import ensemble
 from nnunet_brats_ext.inference.cases import (
     background,
     find_images,
@@ -22,9 +21,13 @@ from nnunet_brats_ext.inference.cases import (
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predictor import FROM_TRAINER, BraTSPredictor
 from nnunet_brats_ext.inference.profiling import Profile
-from nnunet_brats_ext.postprocessing.folders import postprocess
-from nnunet_brats_ext.postprocessing.rule_files import RuleSet
-from nnunet_brats_ext.prediction_folders.runs import progress_bar, read_json, write_text_whole
+from nnunet_brats_ext.predictions.ensemble import ensemble
+from nnunet_brats_ext.predictions.postprocess import postprocess
+from nnunet_brats_ext.predictions.rule_sets import RuleSet
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.parallel import progress_bar
 
 console = Console()
 SETTINGS = "predict.json"
@@ -146,7 +149,7 @@ def run(
     if len(left) < len(cases):
         console.print(f"{description}: {len(cases) - len(left)} of {len(cases)} cases are there already")
     if previous and (missing := previous_labels_missing(previous, list(left), ending)):
-        raise FileNotFoundError(f"{previous} lacks the previous stage's label maps of {', '.join(missing)}")
+        raise UserError(f"{previous} lacks the previous stage's label maps of {', '.join(missing)}")
     settings = (predictor.configuration_manager, predictor.plans_manager, predictor.dataset_json)
     if not left:
         return
@@ -177,18 +180,18 @@ def claim(file: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     out, settings = file.parent, json.loads(json.dumps(settings))
     if file.is_file() and not overwrite and (found := read_json(file)) != settings:
         differing = [key for key in settings if found.get(key) != settings[key]]
-        raise ValueError(
+        raise UserError(
             f"{out} holds predictions made with other settings ({', '.join(differing)}); choose another folder, "
             "or predict anew with --overwrite"
         )
     if not file.is_file() and out.is_dir() and any(_predictions_in(out)):
-        raise ValueError(f"{out} holds predictions made by something else; choose another folder")
+        raise UserError(f"{out} holds predictions made by something else; choose another folder")
     if overwrite and file.is_file():
         for path in _predictions_in(out):
             path.unlink()
         for folder in ("members", "previous_stage", "before_rules"):
             shutil.rmtree(out / folder, ignore_errors=True)
-    write_text_whole(file, json.dumps(settings, indent=2) + "\n")
+    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def settings_of(
@@ -228,7 +231,7 @@ def _previous_predictions(
     """The folders of label maps that the model refines, made now if `previous` is a model; [None] for a first stage."""
     if previous is None:
         if stage := model.previous_stage:
-            raise ValueError(f"{model.folder.name} refines the predictions of {stage}: name the model or the folders")
+            raise UserError(f"{model.folder.name} refines the predictions of {stage}: name the model or the folders")
         return [None]
     if not isinstance(previous, TrainedModel):
         return list(previous)

@@ -14,11 +14,12 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import Tensor
 
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import MODES, average_probabilities, logits_of, probabilities_of
-from nnunet_brats_ext.inference.tilings import TILINGS, StoredVolume, Volume, predict_padded, slices
+from nnunet_brats_ext.inference.symmetries import average_probabilities, find_symmetries, logits_of, probabilities_of
+from nnunet_brats_ext.inference.tilings import SLIDING, StoredVolume, Volume, find_tiling, predict_padded, slices
+from nnunet_brats_ext.papers import facts_of_class
+from nnunet_brats_ext.storage.errors import UserError
 
 FROM_TRAINER = "paper"
-SLIDING = "sliding"
 
 
 class Weights(Sequence[dict[str, Any]]):
@@ -70,19 +71,21 @@ class BraTSPredictor(nnUNetPredictor):
         """Make ready the checkpoints of these names in these folds of a trained model's folder."""
         self.checkpoints = [model / f"fold_{fold}" / name for name in checkpoints for fold in folds]
         if missing := [str(file) for file in self.checkpoints if not file.is_file()]:
-            raise FileNotFoundError(f"no trained model in {', '.join(missing)}; train it, or choose -f and -chk")
+            raise UserError(f"no trained model in {', '.join(missing)}; train it, or choose -f and -chk")
         with redirect_stdout(StringIO()):  # and of where it looks for the trainer
             self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
             trainer = recursive_find_trainer_class_by_name(self.trainer_name)
         self.list_of_parameters = Weights(self.checkpoints, keep=self.memory_budget_mb is None)
         self._release_weights()
+        style = facts_of_class(trainer).prediction
         if self.tiling == FROM_TRAINER:
-            self.tiling = getattr(trainer, "tiling", SLIDING)
-            if self.tiling == "tumour" and self.configuration_manager.previous_stage_name is None:
+            self.tiling = style.tiling
+            tiling = find_tiling(self.tiling)
+            if tiling and tiling.needs_previous_stage and self.configuration_manager.previous_stage_name is None:
                 self.tiling = SLIDING  # a second stage's trainer, trained alone
         if self.test_time_augmentation == FROM_TRAINER:
-            self.test_time_augmentation = getattr(trainer, "test_time_augmentation", "mirror")
-        kept = tuple(getattr(trainer, "tile_kept", ()))
+            self.test_time_augmentation = style.symmetries
+        kept = style.kept or ()
         fits = len(kept) == len(self.patch_size) and all(k <= n for k, n in zip(kept, self.patch_size, strict=True))
         self.kept = kept if fits else tuple(max(1, n // 2) for n in self.patch_size)
         if self.requested_patch_size:
@@ -104,9 +107,9 @@ class BraTSPredictor(nnUNetPredictor):
     def _resize(self, patch_size: Sequence[int]) -> None:
         """Predict with windows of another size; a network without fixed sizes allows it."""
         if len(patch_size) != len(self.patch_size):
-            raise ValueError(f"--patch-size {tuple(patch_size)}: this model has {len(self.patch_size)} axes")
+            raise UserError(f"--patch-size {tuple(patch_size)}: this model has {len(self.patch_size)} axes")
         if bad := [n for n, divisor in zip(patch_size, self.divisor, strict=True) if n < 1 or n % divisor]:
-            raise ValueError(f"--patch-size {tuple(patch_size)}: {bad[0]} is no multiple of the strides {self.divisor}")
+            raise UserError(f"--patch-size {tuple(patch_size)}: {bad[0]} is no multiple of the strides {self.divisor}")
         # A larger tile throws away no wider a margin than the trained one.
         margins = [old - kept for old, kept in zip(self.patch_size, self.kept, strict=True)]
         self.kept = tuple(max(1, new - margin) for new, margin in zip(patch_size, margins, strict=True))
@@ -150,15 +153,16 @@ class BraTSPredictor(nnUNetPredictor):
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
         by_slices = self._fits_slices(input_image)
-        if self.tiling == SLIDING and not by_slices:
+        tiling = find_tiling(self.tiling)
+        if tiling is None and not by_slices:
             return super().predict_sliding_window_return_logits(input_image)
-        tiling = partial(slices, slices_at_once=self._slices_within_budget) if by_slices else TILINGS[self.tiling]
+        predict = partial(slices, slices_at_once=self._slices_within_budget) if tiling is None else tiling
         self.network: torch.nn.Module = self.network.to(self.device).eval()
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             try:
-                return tiling(self._predict_windows, self._volume(input_image))
+                return predict(self._predict_windows, self._volume(input_image))
             except torch.OutOfMemoryError:
-                if self.tiling != "brain":
+                if tiling is None or not tiling.may_exceed_memory:
                     raise
         print("a whole brain does not fit on the device: sliding window instead, from here on")
         self.tiling = SLIDING
@@ -188,7 +192,7 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
-        symmetries = MODES[self.test_time_augmentation]
+        symmetries = find_symmetries(self.test_time_augmentation)
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)
         # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.

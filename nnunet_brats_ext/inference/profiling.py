@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_brats_ext.prediction_folders.runs import write_text_whole
+from nnunet_brats_ext.storage.output import write_text
 
 MB = 2**20
 SAMPLING_S = 0.005
@@ -99,7 +99,7 @@ class Profile:
             "load": shown(self.load),
             "cases": {case: {step: shown(s) for step, s in steps.items()} for case, steps in self.cases.items()},
         }
-        write_text_whole(file, json.dumps(content, indent=2) + "\n")
+        write_text(file, json.dumps(content, indent=2) + "\n")
 
     def show(self, console: Console, title: str) -> None:
         """Print a table, a row per case, then one for loading the model and one over all."""

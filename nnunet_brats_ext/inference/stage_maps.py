@@ -16,7 +16,10 @@ from nnunet_brats_ext.inference.cases import background
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predict import described
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
-from nnunet_brats_ext.prediction_folders.runs import progress_bar, read_json, write_text_whole
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.parallel import progress_bar
 from nnunet_brats_ext.training.base import fastest_memory_format
 from nnunet_brats_ext.training.cascade import expanded_folder, expanded_maps, missing_cases
 
@@ -42,7 +45,7 @@ def predict_stage(
     plans = PlansManager(model.plans)
     stages = plans.get_configuration(model.names[2]).next_stage_names
     if not stages:
-        raise ValueError(f"{model.names[2]} is no first stage: nothing in {model.folder}/plans.json follows it")
+        raise UserError(f"{model.names[2]} is no first stage: nothing in {model.folder}/plans.json follows it")
     preprocessed = Path(nnUNet_preprocessed, plans.dataset_name)
     jobs = _in_sample(model, preprocessed) if in_sample else _out_of_fold(model, preprocessed)
     folders = []
@@ -50,7 +53,7 @@ def predict_stage(
         maps = expanded_folder(model.folder / "predicted_next_stage" / stage)
         strangers = sorted({path.name for path in maps.glob("[!.]*")} - {name for name, *_ in jobs})
         if strangers and not add:
-            raise ValueError(
+            raise UserError(
                 f"{maps} already holds {', '.join(strangers)}, which this command would not make and stage 2 would "
                 "draw from as well; delete what is too much, or keep it with --add"
             )
@@ -68,7 +71,7 @@ def _out_of_fold(model: TrainedModel, preprocessed: Path) -> list[Job]:
     splits = _splits(preprocessed)
     if len(model.folds) < len(splits):
         lacking = sorted(set(range(len(splits))) - set(model.folds))
-        raise ValueError(
+        raise UserError(
             f"maps of all cases out of fold need all {len(splits)} folds; missing or not chosen: {lacking}. "
             "Train them, or predict --in-sample"
         )
@@ -87,7 +90,7 @@ def _in_sample(model: TrainedModel, preprocessed: Path) -> list[Job]:
 def _splits(preprocessed: Path) -> list[dict[str, list[str]]]:
     file = preprocessed / "splits_final.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; nnUNetv2_train or `nnunet_brats convert` makes it")
+        raise UserError(f"{file} does not exist; nnUNetv2_train or `nnunet_brats convert` makes it")
     return json.loads(file.read_text())
 
 
@@ -143,7 +146,7 @@ def _forget_other_maps(model: TrainedModel, cases: Sequence[str], out: Path) -> 
         print(f"{out}: {len(others)} maps are not of the present {model.label}; they are predicted anew")
     for path in others:
         path.unlink()
-    write_text_whole(note, json.dumps({**noted, **now}, indent=2) + "\n")
+    write_text(note, json.dumps({**noted, **now}, indent=2) + "\n")
 
 
 def _write_map(logits, shape, out: Path, case: str, plans_manager, configuration_manager, properties, dataset_json,

@@ -1,28 +1,26 @@
 """Test-time augmentation: the symmetries of the image that a prediction is averaged over."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.papers import Symmetry
+from nnunet_brats_ext.storage.errors import UserError
+
 Z, Y, X = -3, -2, -1
 
 
-@dataclass(frozen=True)
-class Symmetry:
-    """Mirror along `flips`, then turn the axial plane by `quarter_turns`, on the last axes of any tensor."""
+def apply(symmetry: Symmetry, x: Tensor) -> Tensor:
+    """The image of a tensor under a symmetry of its last axes."""
+    return torch.rot90(torch.flip(x, symmetry.flips), symmetry.quarter_turns, (Y, X))
 
-    flips: tuple[int, ...] = ()
-    quarter_turns: int = 0
-    weight: float = 1.0
 
-    def apply(self, x: Tensor) -> Tensor:
-        return torch.rot90(torch.flip(x, self.flips), self.quarter_turns, (Y, X))
-
-    def undo(self, x: Tensor) -> Tensor:
-        return torch.flip(torch.rot90(x, -self.quarter_turns, (Y, X)), self.flips)
+def undo(symmetry: Symmetry, x: Tensor) -> Tensor:
+    """The inverse of `apply`."""
+    return torch.flip(torch.rot90(x, -symmetry.quarter_turns, (Y, X)), symmetry.flips)
 
 
 def _mirrors(axes: Sequence[int]) -> tuple[Symmetry, ...]:
@@ -32,23 +30,28 @@ def _mirrors(axes: Sequence[int]) -> tuple[Symmetry, ...]:
     )
 
 
-# Henry et al. 2020 flip one axis or none and turn by one of four angles: 16 maps, of which four occur twice, because
-# a turn by 180 degrees is both in-plane flips. Twelve forwards with weights give the same mean as their sixteen.
-_HENRY = tuple(Symmetry((), k) for k in range(4)) + tuple(Symmetry((Z,), k) for k in range(4))
-_HENRY += tuple(Symmetry((Y,), k, weight=2.0) for k in range(4))
-
-MODES: dict[str, tuple[Symmetry, ...] | None] = {
-    "none": (Symmetry(),),
-    "mirror": None,  # nnU-Net's own: mean of the logits over the axes that the model was mirrored along in training
+NNUNET, NONE = "mirror", "none"
+SHARED: dict[str, tuple[Symmetry, ...] | None] = {
+    NONE: (Symmetry(),),
+    NNUNET: None,  # mean of the logits over the axes that the model was mirrored along in training
     "mirror8": _mirrors((Z, Y, X)),
-    "mirror-y": _mirrors((Y,)),
-    "inplane-mirror": _mirrors((Y, X)),
-    "henry16": _HENRY,
     "dihedral16": tuple(
         Symmetry(z + y, k) for z in ((), (Z,)) for y in ((), (Y,)) for k in range(4)
     ),  # the whole group: 2 reflections of z times the 8 symmetries of the square
 }
-"""What `--tta` knows. All but `mirror` average probabilities, as the papers do."""
+"""What no single paper owns. All but nnU-Net's average probabilities, as the papers do."""
+
+
+def symmetry_names() -> list[str]:
+    return [*SHARED, *papers.symmetries()]
+
+
+def find_symmetries(name: str) -> tuple[Symmetry, ...] | None:
+    """Test-time symmetries by name, None for nnU-Net's own mirroring; an unknown name is an error that lists all."""
+    every = {**SHARED, **papers.symmetries()}
+    if name not in every:
+        raise UserError(f"--tta {name}: there are {', '.join(every)}{papers.did_you_mean(name, every)}")
+    return every[name]
 
 
 def average_probabilities(
@@ -62,12 +65,12 @@ def average_probabilities(
     if x.ndim == 4:
         symmetries = [symmetry for symmetry in symmetries if Z not in symmetry.flips]
     if len(symmetries) == 1:
-        return symmetries[0].undo(predict(symmetries[0].apply(x)))
+        return undo(symmetries[0], predict(apply(symmetries[0], x)))
     total = sum(symmetry.weight for symmetry in symmetries)
     mean: Tensor | None = None
     for symmetry in symmetries:
-        probabilities = probabilities_of(predict(symmetry.apply(x)), exclusive)
-        share = symmetry.undo(probabilities) * (symmetry.weight / total)
+        probabilities = probabilities_of(predict(apply(symmetry, x)), exclusive)
+        share = undo(symmetry, probabilities) * (symmetry.weight / total)
         mean = share if mean is None else mean.add_(share)
     assert mean is not None
     return logits_of(mean, exclusive)

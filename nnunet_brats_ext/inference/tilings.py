@@ -1,15 +1,15 @@
 """How a preprocessed volume is cut into what a network sees at once, and put together again.
 
-Each tiling is a function of a `Volume` and of `predict`, (b, c, *window) -> (b, k, *window) logits, and returns the
-logits (k, z, y, x) of the whole volume in fp32. nnU-Net's sliding window is not here: it stays nnU-Net's.
+nnU-Net's sliding window stays nnU-Net's, so here it is no `Tiling`. A tiling that only one paper has lies with the
+paper, which names it in `paper.py`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nnunet_brats_ext.training.windows import strict_window, tumour_window
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.storage.errors import UserError
 
-CERTAIN = 15.0  # the logit of what an earlier stage has decided
+SLIDING = "sliding"  # nnU-Net's own
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,37 @@ class StoredVolume:
 
 
 Predict = Callable[[Tensor], Tensor]
+"""(b, c, *window) -> (b, k, *window) logits."""
 
 
-def whole_brain(predict: Predict, volume: Volume) -> Tensor:
+class Tiling(ABC):
+    """One way to predict a whole volume; it says of itself what a predictor has to know."""
+
+    needs_previous_stage: ClassVar[bool] = False
+    """Whether it looks at the labels of a previous stage; a model without one is predicted by sliding windows."""
+
+    may_exceed_memory: ClassVar[bool] = False
+    """Whether a volume may be too large for the device at once; sliding windows take over then."""
+
+    @abstractmethod
+    def __call__(self, predict: Predict, volume: Volume) -> Tensor:
+        """The logits (k, z, y, x) of the whole volume in fp32."""
+
+
+class WholeBrain(Tiling):
     """One pass over everything that nnU-Net's crop to the brain has left, as Henry 2020 and Lachinov 2019 predict.
 
     Padded with zeros at the high end of each axis to what the network can halve. A network of slices takes them one
     by one. Statistics of normalisation layers are then those of a whole brain, unlike in a window.
     """
-    if len(volume.divisor) == 3:
-        return predict_padded(predict, volume.data[None], volume.divisor)[0].float().cpu()
-    slices = [predict_padded(predict, one[None], volume.divisor)[0].float().cpu() for one in volume.data.unbind(1)]
-    return torch.stack(slices, dim=1)
+
+    may_exceed_memory = True
+
+    def __call__(self, predict: Predict, volume: Volume) -> Tensor:
+        if len(volume.divisor) == 3:
+            return predict_padded(predict, volume.data[None], volume.divisor)[0].float().cpu()
+        slices = [predict_padded(predict, one[None], volume.divisor)[0].float().cpu() for one in volume.data.unbind(1)]
+        return torch.stack(slices, dim=1)
 
 
 def predict_padded(predict: Predict, x: Tensor, divisor: Sequence[int]) -> Tensor:
@@ -88,7 +108,7 @@ def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[
     of nnU-Net's sliding window; where a patch covers the slice, its weights divide out, and label maps are the same.
     """
     if any(size > extent for size, extent in zip(volume.data.shape[2:], volume.patch_size, strict=True)):
-        raise ValueError(f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}")
+        raise UserError(f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}")
 
     def predict_rows(start: int, count: int) -> Tensor:
         rows = volume.data[:, start : start + count].movedim(1, 0)
@@ -104,83 +124,26 @@ def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[
     return logits
 
 
-def overlap(predict: Predict, volume: Volume, tiles_at_once: int = 16) -> Tensor:
-    """Tiles side by side by their central part, which alone is kept: https://arxiv.org/abs/1505.04597, as OM-Net does.
-
-    The volume is padded with zeros by the margin that is thrown away, one voxel more at the high end if it is odd.
-    """
-    sizes = tuple(volume.data.shape[1:])
-    counts = [-(-size // kept) for size, kept in zip(sizes, volume.kept, strict=True)]
-    low = [(tile - kept) // 2 for tile, kept in zip(volume.patch_size, volume.kept, strict=True)]
-    high = [
-        count * kept + tile - kept - margin - size
-        for count, kept, tile, margin, size in zip(counts, volume.kept, volume.patch_size, low, sizes, strict=True)
-    ]
-    padded = pad(volume.data, [n for axis in (2, 1, 0) for n in (low[axis], high[axis])])
-    starts = list(product(*(range(0, count * kept, kept) for count, kept in zip(counts, volume.kept, strict=True))))
-    logits: Tensor | None = None
-    for first in range(0, len(starts), tiles_at_once):
-        batch = starts[first : first + tiles_at_once]
-        predicted = predict(torch.stack([padded[_window(start, volume.patch_size)] for start in batch]))
-        predicted = predicted[_window(low, volume.kept, leading=2)].float().cpu()
-        if logits is None:
-            logits = predicted.new_empty(
-                predicted.shape[1], *(n * kept for n, kept in zip(counts, volume.kept, strict=True))
-            )
-        for start, tile in zip(batch, predicted, strict=True):
-            logits[_window(start, volume.kept)] = tile
-    assert logits is not None
-    return logits[_window((0, 0, 0), sizes)]
+SHARED: dict[str, Tiling | None] = {SLIDING: None, "brain": WholeBrain()}
+"""The tilings that no single paper owns; None is nnU-Net's sliding window."""
 
 
-def tumour(predict: Predict, volume: Volume) -> Tensor:
-    """One window where the previous stage saw most tumour, pasted over its labels: Lyu & Shu 2020, on a full grid."""
-    found = _previous_labels(volume).any(0).numpy()
-    return _paste(predict, volume, tumour_window(found, volume.patch_size))
+def tiling_names() -> list[str]:
+    return [*SHARED, *papers.tilings()]
 
 
-def lyu8(predict: Predict, volume: Volume) -> Tensor:
-    """The same with the authors' eight windows, for parity with their release; BraTS's own grid only."""
-    found = _previous_labels(volume).any(0).numpy()
-    properties = volume.properties
-    start = strict_window(found, properties["bbox_used_for_cropping"], properties["shape_before_cropping"])
-    return _paste(predict, volume, start)
+def find_tiling(name: str) -> Tiling | None:
+    """A tiling by its name, None for nnU-Net's sliding window; an unknown name is an error that lists those there are."""
+    if name in SHARED:
+        return SHARED[name]
+    own = papers.tilings()
+    if name not in own:
+        every = tiling_names()
+        raise UserError(f"--tiling {name}: there are {', '.join(every)}{papers.did_you_mean(name, every)}")
+    paper, place = own[name]
+    return paper.load(place)
 
 
-TILINGS: dict[str, Callable[[Predict, Volume], Tensor]] = {
-    "brain": whole_brain,
-    "overlap": overlap,
-    "tumour": tumour,
-    "lyu8": lyu8,
-}
-
-
-def _previous_labels(volume: Volume) -> Tensor:
-    labels = volume.data[volume.image_channels :]
-    if not len(labels):
-        raise ValueError("windows on the tumour need the label maps of a previous stage, which this model does not see")
-    return labels > 0
-
-
-def _paste(predict: Predict, volume: Volume, start: Sequence[int]) -> Tensor:
-    """The logits of one window over those that say what the previous stage has decided."""
-    labels = _previous_labels(volume)
-    decided = torch.stack([labels[list(region)].any(0) for region in volume.regions])
-    if volume.outputs > len(decided):  # the background is a label of its own
-        decided = torch.cat([~decided.any(0, keepdim=True), decided])
-    logits = torch.where(decided, CERTAIN, -CERTAIN)
-    sides = list(zip(start, volume.patch_size, volume.data.shape[1:], strict=True))
-    inside = (slice(None), *(slice(max(s, 0), min(s + extent, size)) for s, extent, size in sides))
-    padding = [(max(-s, 0), max(s + extent - size, 0)) for s, extent, size in sides]
-    window = pad(volume.data[inside], [n for both in reversed(padding) for n in both])
-    predicted = predict(window[None])[0].float().cpu()
-    back = (
-        slice(None),
-        *(slice(low, extent - high) for (low, high), (_, extent, _) in zip(padding, sides, strict=True)),
-    )
-    logits[inside] = predicted[back]
-    return logits
-
-
-def _window(start: Sequence[int], extent: Sequence[int], leading: int = 1) -> tuple[slice, ...]:
+def window(start: Sequence[int], extent: Sequence[int], leading: int = 1) -> tuple[slice, ...]:
+    """The index of a window behind so many leading axes."""
     return (slice(None),) * leading + tuple(slice(s, s + n) for s, n in zip(start, extent, strict=True))

@@ -5,9 +5,11 @@ from math import isnan
 from pathlib import Path
 from typing import NamedTuple
 
-from nnunet_brats_ext.inference.models import FINAL, TrainedModel
-from nnunet_brats_ext.prediction_folders.members import find_cases
-from nnunet_brats_ext.prediction_folders.runs import read_json, refuse
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.predictions.folders import find_cases
+from nnunet_brats_ext.storage.errors import UserError, refuse
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import FINAL
 
 
 class Validation(NamedTuple):
@@ -25,7 +27,7 @@ def read_scores(models: Sequence[TrainedModel], folds: Sequence[int], options: S
     options: more that these commands should have.
     """
     if not folds:
-        raise FileNotFoundError(f"no fold of {models[0].folder} holds {FINAL}; train it first")
+        raise UserError(f"no fold of {models[0].folder} holds {FINAL}; train it first")
     refuse([lack for model in models for fold in folds if (lack := _lack(model, fold, options))], CHOOSE)
     read = {model.folder.name: {fold: _read(model, fold) for fold in folds} for model in models}
     differing = [str(fold) for fold in folds if len({each[fold].cases for each in read.values()}) > 1]
@@ -48,7 +50,7 @@ def _read(model: TrainedModel, fold: int) -> Validation:
     summary = read_json(file)
     dice = summary["foreground_mean"]["Dice"]
     if isnan(dice):
-        raise ValueError(f"{file} has no Dice of the foreground: one of the regions is in none of its cases")
+        raise UserError(f"{file} has no Dice of the foreground: one of the regions is in none of its cases")
     return Validation(dice, frozenset(Path(one["prediction_file"]).name for one in summary["metric_per_case"]))
 
 

@@ -10,11 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from nnunet_brats_ext.dataset_conversion.folders import nnunet_folder, read_json, write_json
-from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.papers import Footprint
+from nnunet_brats_ext.planning.brats_plans import add_configurations
 from nnunet_brats_ext.planning.fitting import Fit, shown
-from nnunet_brats_ext.planning.memory import FOOTPRINTS
-from nnunet_brats_ext.planning.plans import add_configurations
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.nnunet import find_splits, nnunet_folder
+
+PLAIN_UNET = Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387})
+"""nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound."""
 
 PLANNERS = {  # plans file -> the planner that makes nnU-Net write it
     "nnUNetPlans": "",
@@ -40,7 +45,7 @@ def plan(
     folder = find_preprocessed(dataset_id, source)
     given = read_json(folder / f"{source}.json")
     if any("architecture" not in c for c in given["configurations"].values() if "inherits_from" not in c):
-        raise ValueError(f"{source}.json is of an older nnU-Net; run: {planning_command(dataset_id, source)}")
+        raise UserError(f"{source}.json is of an older nnU-Net; run: {planning_command(dataset_id, source)}")
     fingerprint = folder / "dataset_fingerprint.json"
     plans, fits = add_configurations(
         given, name, read_json(fingerprint) if fingerprint.exists() else None, gpu_memory_gb, shares
@@ -48,7 +53,7 @@ def plan(
     target = folder / f"{name}.json"
     written = merge(plans, read_json(target) if target.exists() else None, target, overwrite)
     if written:
-        write_json(plans, target)
+        write_json(target, plans)
 
     console = Console()
     show(plans, fits, console)
@@ -63,23 +68,23 @@ def plan(
 def check_settings(source: str, name: str, gpu_memory_gb: float | None) -> None:
     for plans_name in (source, name):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name):
-            raise ValueError(f"plans {plans_name!r}: a name without folder and ending, of letters, digits, - and _")
+            raise UserError(f"plans {plans_name!r}: a name without folder and ending, of letters, digits, - and _")
     if source == name:
-        raise ValueError(f"-o {name} would replace the plans that it is made from; choose another name")
+        raise UserError(f"-o {name} would replace the plans that it is made from; choose another name")
     if gpu_memory_gb is not None and not gpu_memory_gb > 0:
-        raise ValueError(f"--gpu-memory-gb {gpu_memory_gb:g}: expected more than 0")
+        raise UserError(f"--gpu-memory-gb {gpu_memory_gb:g}: expected more than 0")
 
 
 def read_shares(text: str) -> dict[str, int]:
     """Configuration -> how many GPUs share its batch: from a number for all, or CONFIGURATION=NUMBER, with commas."""
-    names = [wish.name for wish in CONFIGURATIONS]
+    names = list(papers.configurations())
     shares: dict[str, int] = {}
     for word in text.split(","):
         name, _, number = word.rpartition("=")
         if not number.isdecimal() or int(number) < 1:
-            raise ValueError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")
+            raise UserError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")
         if name and name not in names:
-            raise ValueError(f"--gpus {word}: {name} is none of {', '.join(names)}")
+            raise UserError(f"--gpus {word}: {name} is none of {', '.join(names)}")
         shares |= dict.fromkeys([name] if name else names, int(number))
     return shares
 
@@ -88,12 +93,12 @@ def find_preprocessed(dataset_id: int, source: str) -> Path:
     """The folder of a data set with these plans; without them, an error with the command that makes them."""
     preprocessed = nnunet_folder("nnUNet_preprocessed")
     if preprocessed is None:
-        raise ValueError("nnUNet_preprocessed is not set: `export nnUNet_preprocessed=/where/nnU-Net/preprocesses`")
+        raise UserError("nnUNet_preprocessed is not set: `export nnUNet_preprocessed=/where/nnU-Net/preprocesses`")
     found = sorted(preprocessed.glob(f"Dataset{dataset_id:03d}_*/{source}.json"))
     if len(found) > 1:
-        raise ValueError(f"several data sets with ID {dataset_id}: {', '.join(path.parent.name for path in found)}")
+        raise UserError(f"several data sets with ID {dataset_id}: {', '.join(path.parent.name for path in found)}")
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no {source}.json for data set {dataset_id} in {preprocessed}; run: {planning_command(dataset_id, source)}"
         )
     return found[0].parent
@@ -117,7 +122,7 @@ def merge(plans: dict[str, Any], earlier: Mapping[str, Any] | None, target: Path
         if configuration != earlier["configurations"].get(name)
     )  # fmt: skip
     if not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{target} exists and differs ({', '.join(differing) or 'beside the configurations'}); models may have "
             f"been trained with it. Replace it with --overwrite, or choose another name with -o"
         )
@@ -127,17 +132,15 @@ def merge(plans: dict[str, Any], earlier: Mapping[str, Any] | None, target: Path
 def show(plans: Mapping[str, Any], fits: Mapping[str, Fit], console: Console) -> None:
     names = ("configuration", "patch (z, y, x)", "batch", "GB", "why")
     table = Table(*(Column(name, no_wrap=name != "why") for name in names), box=SIMPLE, title=plans["plans_name"])
-    for wish in CONFIGURATIONS:
-        if chosen := fits.get(wish.name):
-            estimate = "" if chosen.estimate_gb is None else f"{chosen.estimate_gb:.1f}"
-            why = "\n".join([wish.paper, *chosen.reasons])
-            table.add_row(wish.name, shown(chosen.topology.patch_size), str(chosen.batch_size), estimate, why)
+    for name, chosen in fits.items():
+        estimate = "" if chosen.estimate_gb is None else f"{chosen.estimate_gb:.1f}"
+        paper = papers.find_paper(papers.configurations()[name].paper)
+        why = "\n".join([paper.short, *chosen.reasons])
+        table.add_row(name, shown(chosen.topology.patch_size), str(chosen.batch_size), estimate, why)
     for name, configuration in plans["configurations"].items():
         if name not in fits and "patch_size" in configuration:
             patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
-            estimate = (
-                f"{FOOTPRINTS['nnunet'].gpu_gb(patch_size, batch_size):.1f}" if is_plain_3d(configuration) else ""
-            )
+            estimate = f"{PLAIN_UNET.gpu_gb(patch_size, batch_size):.1f}" if is_plain_3d(configuration) else ""
             table.add_row(name, shown(patch_size), str(batch_size), estimate, "nnU-Net's own, kept", style="dim")
     console.print(table)
     console.print(
@@ -156,24 +159,19 @@ def is_plain_3d(configuration: Mapping[str, Any]) -> bool:
 
 def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus: Mapping[str, int]) -> Iterator[str]:
     """What makes missing data, and what trains each configuration whose trainer this version has."""
-    configurations, name = plans["configurations"], plans["plans_name"]
-    rows = [wish for wish in CONFIGURATIONS if wish.name in configurations]
-    for source in sorted({wish.name if wish.resampled else wish.base for wish in rows}):
-        if not (folder / configurations[source]["data_identifier"]).is_dir():
+    entries, name = plans["configurations"], plans["plans_name"]
+    rows = [one for one in papers.configurations().values() if one.name in entries]
+    for source in sorted({one.name if one.resampled else one.base for one in rows}):
+        if not (folder / entries[source]["data_identifier"]).is_dir():
             yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {source}"
-    here = trainers_here()
-    for wish in rows:
+    found = find_splits(folder.name)
+    folds = " ".join(map(str, range(len(found[1])))) if found else "0 1 2 3 4"
+    for one in rows:
         # nnU-Net wants a sample for every GPU.
-        share = min(gpus.get(wish.name, 1), configurations[wish.name]["batch_size"])
+        share = min(gpus.get(one.name, 1), entries[one.name]["batch_size"])
         options = f"-p {name}" + (f" -num_gpus {share}" if share > 1 else "")
         # The next stage learns from what each fold of this one predicts for its own validation cases.
-        loop, fold, end = ("for fold in 0 1 2 3 4; do ", "$fold", "; done") if wish.next_stage else ("", "0", "")
-        for trainer in wish.trainers:
-            if trainer in here:
-                yield f"{loop}nnUNetv2_train {dataset_id} {wish.name} {fold} -tr {trainer} {options}{end}"
-
-
-def trainers_here() -> set[str]:
-    """The trainers of this version, read from their source: importing them would load torch."""
-    sources = Path(__file__).parents[1].joinpath("trainers").glob("*.py")
-    return {name for path in sources for name in re.findall(r"^class (BraTS\w+Trainer)\(", path.read_text(), re.M)}
+        loop, fold, end = (f"for fold in {folds}; do ", "$fold", "; done") if one.next_stage else ("", "0", "")
+        for trainer in papers.trainers().values():
+            if trainer.configuration == one.name:
+                yield f"{loop}nnUNetv2_train {dataset_id} {one.name} {fold} -tr {trainer.name} {options}{end}"

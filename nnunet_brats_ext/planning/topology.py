@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
+from nnunet_brats_ext.papers import Sizes
+
 MIN_EDGE = 4  # nnU-Net's shortest edge of the deepest features
-Sizes = tuple[int, ...]
 
 
 class Topology(NamedTuple):

@@ -15,9 +15,10 @@ from rich.markup import escape
 
 from nnunet_brats_ext import plugin
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, read_json
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import MANIFEST
 
 FOLDERS = {
     "nnUNet_raw": "converted datasets",

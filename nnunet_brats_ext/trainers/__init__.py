@@ -1,72 +1,26 @@
-"""All trainers, one file per paper. Their names are public: checkpoints store them."""
+"""All trainers, a folder per paper. Their class names are public: checkpoints store them.
 
-from nnunet_brats_ext.plugin.requirements import require_nnunet
+A trainer is imported when it is asked for (`from nnunet_brats_ext.trainers import BraTSVAETrainer`), so that what a
+paper says about it in `paper.py` can be read without torch.
+"""
 
-require_nnunet()  # before anything fails with an obscure message
+import importlib
+from typing import Any
 
-from nnunet_brats_ext.trainers.baseline import BraTSBaselineTrainer  # noqa: E402
-from nnunet_brats_ext.trainers.hashemi2021 import (  # noqa: E402
-    BraTS2DEnhancingTumorAugmentedTrainer,
-    BraTS2DEnhancingTumorTrainer,
-    BraTS2DTrainer,
-    BraTS2DTumorCoreAugmentedTrainer,
-    BraTS2DTumorCoreTrainer,
-    BraTS2DWholeTumorAugmentedTrainer,
-    BraTS2DWholeTumorTrainer,
-)
-from nnunet_brats_ext.trainers.henry2020 import (  # noqa: E402
-    BraTSDeepSupervisionBTrainer,
-    BraTSDeepSupervisionCBAMTrainer,
-    BraTSDeepSupervisionTrainer,
-)
-from nnunet_brats_ext.trainers.lachinov2019 import (  # noqa: E402
-    BraTSCascadedUNetTrainer,
-    BraTSNoNewNetTrainer,
-    BraTSResUNetVAETrainer,
-    BraTSStudentTrainer,
-)
-from nnunet_brats_ext.trainers.lyu2020 import BraTSAttentionVAETrainer, BraTSVAETrainer  # noqa: E402
-from nnunet_brats_ext.trainers.zhou2020 import (  # noqa: E402
-    BraTSMC1Trainer,
-    BraTSMC2Trainer,
-    BraTSMC3Trainer,
-    BraTSOMNet0Trainer,
-    BraTSOMNetCGAMinusTrainer,
-    BraTSOMNetCGANonTumorTrainer,
-    BraTSOMNetCGATrainer,
-    BraTSOMNetCGATumorTrainer,
-    BraTSOMNetDTrainer,
-    BraTSOMNetSETrainer,
-    BraTSOMNetTrainer,
-)
+from nnunet_brats_ext import papers
 
-__all__ = [
-    "BraTS2DEnhancingTumorAugmentedTrainer",
-    "BraTS2DEnhancingTumorTrainer",
-    "BraTS2DTrainer",
-    "BraTS2DTumorCoreAugmentedTrainer",
-    "BraTS2DTumorCoreTrainer",
-    "BraTS2DWholeTumorAugmentedTrainer",
-    "BraTS2DWholeTumorTrainer",
-    "BraTSAttentionVAETrainer",
-    "BraTSBaselineTrainer",
-    "BraTSCascadedUNetTrainer",
-    "BraTSDeepSupervisionBTrainer",
-    "BraTSDeepSupervisionCBAMTrainer",
-    "BraTSDeepSupervisionTrainer",
-    "BraTSMC1Trainer",
-    "BraTSMC2Trainer",
-    "BraTSMC3Trainer",
-    "BraTSNoNewNetTrainer",
-    "BraTSOMNet0Trainer",
-    "BraTSOMNetCGAMinusTrainer",
-    "BraTSOMNetCGANonTumorTrainer",
-    "BraTSOMNetCGATrainer",
-    "BraTSOMNetCGATumorTrainer",
-    "BraTSOMNetDTrainer",
-    "BraTSOMNetSETrainer",
-    "BraTSOMNetTrainer",
-    "BraTSResUNetVAETrainer",
-    "BraTSStudentTrainer",
-    "BraTSVAETrainer",
-]
+OURS = {one.name: one for paper in papers.find_papers(external="").values() for one in paper.trainers}
+__all__ = list(OURS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in OURS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nnunet_brats_ext.plugin.requirements import require_nnunet
+
+    require_nnunet()  # before anything fails with an obscure message
+    return getattr(importlib.import_module(f"{__name__}.{OURS[name].paper}.trainers"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -24,15 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
-from nnunet_brats_ext.dataset_conversion.folders import read_json
+from nnunet_brats_ext.papers import TrainerFacts, facts_of_class
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import read_splits
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.cascade import DrawnMaps, expanded_maps, require_previous_stage
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, requested_number, requested_snapshots
 from nnunet_brats_ext.training.optimizers import count_steps_on_cpu
 from nnunet_brats_ext.training.randomness import random_state, restore_random_state, seed_everything
 from nnunet_brats_ext.training.sampling import OwnRandomNumbers
 
-SNAPSHOTS, SEED = "nnUNet_brats_snapshots", "nnUNet_brats_seed"  # environment variables
-SHORT_EPOCHS, SHORT_ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # environment variables
 OURS = "nnunet_brats_ext"  # our key in a checkpoint, beside nnU-Net's
 
 
@@ -58,20 +59,8 @@ class BraTSTrainer(nnUNetTrainer):
     one_draw_per_case: ClassVar[bool] = True
     """A paper's epoch sees every training case once: ceil(cases / batch) iterations. Off: nnU-Net's 250."""
 
-    snapshot_epochs: ClassVar[tuple[int, ...]] = ()
-    """After how many epochs to keep the weights, as checkpoint_epoch_N.pth; the environment may name others."""
-
-    previous_stage_trainer: ClassVar[str | None] = None
-    """In a cascade, the trainer of the previous stage, by name; None is this trainer itself, as in nnU-Net."""
-
-    mirrors_at_inference: ClassVar[bool] = True
-    """Off where the paper predicts once; on, nnU-Net averages over mirror images unless told --disable_tta."""
-
-    tiling: ClassVar[str] = "sliding"
-    """How `nnunet_brats predict` covers a volume unless told otherwise: a name of `inference.tilings`."""
-
-    test_time_augmentation: ClassVar[str] = "mirror"
-    """What `nnunet_brats predict` averages over unless told otherwise: a name of `inference.symmetries`."""
+    facts: ClassVar[TrainerFacts | None] = None
+    """What others know of the trainer without importing it; None is what its paper's `paper.py` says (`all_facts`)."""
 
     # nnU-Net reads the names of these parameters and stores them in the checkpoint: no more, no fewer, no **kwargs.
     def __init__(
@@ -102,6 +91,15 @@ class BraTSTrainer(nnUNetTrainer):
         # only training needs must not exist.
         self.build_network_architecture = self.build_training_network  # type: ignore[method-assign]
 
+    @classmethod
+    def all_facts(cls) -> TrainerFacts:
+        """How the trainer predicts, which snapshots it keeps, its previous stage: its own facts, or its parent's."""
+        return facts_of_class(cls)
+
+    @property
+    def previous_stage_trainer(self) -> str | None:
+        return self.all_facts().previous_stage
+
     def adapt_hyperparameters(self) -> None:
         """Change declared hyperparameters by what the data are, before a trial run shortens them."""
 
@@ -121,23 +119,19 @@ class BraTSTrainer(nnUNetTrainer):
 
         With `nnUNet_n_proc_DA=0`, which has none, training on a CPU gives the same weights every time.
         """
-        if value := os.environ.get(SEED):
-            if not value.isdecimal():
-                raise ValueError(f"{SEED}={value}: expected a whole number; unset it for other ones every time")
-            seed_everything(int(value) + self.local_rank)
+        if (number := requested_number(SEED, 0, "for other random numbers every time")) is not None:
+            seed_everything(number + self.local_rank)
 
     # ---- length of a run -------------------------------------------------------------------------------------------
 
     def _shorten(self) -> None:
         """Honour the environment's request for a trial run, so loudly that nobody takes it for a real one."""
-        requests = {name: os.environ[name] for name in (SHORT_EPOCHS, SHORT_ITERATIONS) if os.environ.get(name)}
-        for name, value in requests.items():
-            if not value.isdecimal() or int(value) < 1:
-                raise ValueError(f"{name}={value}: expected a whole number of at least 1; unset it for a full training")
-        if SHORT_EPOCHS in requests:
-            self.num_epochs = int(requests[SHORT_EPOCHS])
-        if SHORT_ITERATIONS in requests:
-            self._set_iterations(int(requests[SHORT_ITERATIONS]))
+        asked = {name: requested_number(name, 1, "for a full training") for name in (EPOCHS, ITERATIONS)}
+        requests = {name: number for name, number in asked.items() if number is not None}
+        if EPOCHS in requests:
+            self.num_epochs = requests[EPOCHS]
+        if ITERATIONS in requests:
+            self._set_iterations(requests[ITERATIONS])
         if requests:
             self.print_to_log_file(f"WARNING: SHORT RUN because of {requests}. Unset these variables to train in full.")
 
@@ -151,12 +145,12 @@ class BraTSTrainer(nnUNetTrainer):
         if (file := self.configuration_manager.configuration.get(SPLITS_FILE)) is None:
             return training, validation
         path = Path(self.preprocessed_dataset_folder_base, file)
-        splits = read_json(path)
+        splits = read_splits(path)
         if self.fold not in range(len(splits)):
-            raise ValueError(f"{path} has {len(splits)} folds; there is no fold {self.fold}")
+            raise UserError(f"{path} has {len(splits)} folds; there is no fold {self.fold}")
         kept = splits[self.fold]
         if kept["val"] != validation or not set(kept["train"]) <= set(training):
-            raise ValueError(f"{path} was made from other folds: run `nnunet_brats filter-cases` again")
+            raise UserError(f"{path} was made from other folds: run `nnunet_brats filter-cases` again")
         self.print_to_log_file(f"{path.name}: {len(kept['train'])} of {len(training)} training cases")
         return kept["train"], validation
 
@@ -177,7 +171,7 @@ class BraTSTrainer(nnUNetTrainer):
                 self.plans_manager.plans_name,
                 self.configuration_manager.previous_stage_name,
             )
-        if self.one_draw_per_case and not os.environ.get(SHORT_ITERATIONS):
+        if self.one_draw_per_case and not os.environ.get(ITERATIONS):
             batch_size = self.configuration_manager.batch_size  # of all ranks together
             draws = self.draws_per_epoch(training, training=True), self.draws_per_epoch(validation, training=False)
             self._set_iterations(*(ceil(number / batch_size) for number in draws))
@@ -272,7 +266,7 @@ class BraTSTrainer(nnUNetTrainer):
         built = super()._build_loss()
         if (loss := self.region_loss()) is not None:
             if self.label_manager.has_ignore_label:
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} cannot ignore voxels: remove the label 'ignore' from dataset.json"
                 )
             if isinstance(built, DeepSupervisionWrapper):
@@ -311,7 +305,7 @@ class BraTSTrainer(nnUNetTrainer):
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
         settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.mirrors_at_inference:
+        if self.all_facts().prediction.symmetries == "none":
             self.inference_allowed_mirroring_axes = None
         if self.augmentation() is None:
             return settings
@@ -372,10 +366,7 @@ class BraTSTrainer(nnUNetTrainer):
         super().on_epoch_end()
 
     def chosen_snapshots(self) -> tuple[int, ...]:
-        requested = os.environ.get(SNAPSHOTS, "").split()
-        if strange := [text for text in requested if not text.isdecimal()]:
-            raise ValueError(f"{SNAPSHOTS}={os.environ[SNAPSHOTS]}: {strange[0]} is no epoch; expected say '100 200'")
-        return tuple(map(int, requested)) or self.snapshot_epochs
+        return requested_snapshots() or self.all_facts().snapshot_epochs
 
     def save_snapshot(self, file: Path, epochs: int) -> None:
         """What inference needs of a checkpoint, without the three times larger state that only training needs."""
@@ -421,7 +412,7 @@ def require_regions(dataset_json: dict, dataset_name: str) -> None:
     """Nested regions are what a BraTS trainer predicts; without them, say how to get them."""
     labels = dataset_json["labels"]
     if not any(isinstance(region, list | tuple) and len(region) > 1 for region in labels.values()):
-        raise ValueError(
+        raise UserError(
             f"{dataset_name} has no nested regions (labels: {labels}), which BraTS trainers predict. "
             f"Convert the release with `nnunet_brats convert SOURCE -d ID`, "
             f"or train these labels with nnU-Net's own `-tr nnUNetTrainer`."

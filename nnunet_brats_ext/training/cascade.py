@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.sampling import Case, CaseView
 
 
@@ -52,7 +53,7 @@ def require_previous_stage(
     cases = list(cases)
     for maps in expanded_maps(folder):
         if missing := missing_cases(maps, cases):
-            raise FileNotFoundError(
+            raise UserError(
                 f"{len(missing)} cases have no segmentation of the previous stage in {maps}: {_shown(missing)}. "
                 f"Go on with `nnunet_brats predict-stage` as this folder was begun, or delete the folder"
             )
@@ -61,7 +62,7 @@ def require_previous_stage(
     splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
     folds = [fold for fold, split in enumerate(splits) if set(missing) & set(split["val"])]
     commands = [f"nnUNetv2_train {dataset_name} {stage} {fold} -tr {trainer} -p {plans}" for fold in folds]
-    raise FileNotFoundError(
+    raise UserError(
         f"{len(missing)} cases have no segmentation of the previous stage in {folder}: {_shown(missing)}. "
         "Train, or only validate (--val) where training is done, the folds that hold them:\n  "
         + "\n  ".join(commands or [f"nnUNetv2_train {dataset_name} {stage} all -tr {trainer} -p {plans}"])

@@ -23,7 +23,8 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_brats_ext.dataset_conversion.distillation.targets import LEVELS, SOFT_TARGETS
-from nnunet_brats_ext.prediction_folders.runs import for_each_case
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.parallel import for_each_case
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.sampling import Case, CaseView
 
@@ -65,7 +66,7 @@ class SoftTargets(BraTSTrainer):
             path.stem for path in (raw if raw.is_dir() else folder).glob("[!.]*") if path.suffix in (".npz", ".b2nd")
         }
         if len(soft) != (expected := self.dataset_json[f"brats_{SOFT_TARGETS}"]["cases"]):
-            raise RuntimeError(
+            raise UserError(
                 f"{raw if raw.is_dir() else folder} holds {len(soft)} of {expected} soft targets; set nnUNet_raw to "
                 "where `nnunet_brats distill` has written the data set"
             )
@@ -141,7 +142,7 @@ def to_preprocessed(
     axes = plans_manager.transpose_forward
     turned = levels.transpose(0, *(axis + 1 for axis in axes))
     if (expected := tuple(properties["shape_before_cropping"])) != turned.shape[1:]:
-        raise ValueError(f"the soft target has the shape {turned.shape[1:]}, its case {expected}")
+        raise UserError(f"the soft target has the shape {turned.shape[1:]}, its case {expected}")
     box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
     cropped = turned[box]
     if cropped.shape[1:] == tuple(shape):
@@ -201,5 +202,5 @@ class UseSoftTarget(BasicTransform):
     def apply(self, data_dict: dict, **params: Any) -> dict:
         rest = {key: value for key, value in data_dict.items() if key != "regression_target"}
         if (target := data_dict["regression_target"]) is None:
-            raise RuntimeError("a transform of this trainer has lost the soft target: it needs _apply_to_regr_target")
+            raise UserError("a transform of this trainer has lost the soft target: it needs _apply_to_regr_target")
         return rest | {"segmentation": target.clamp(0, 1)}

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_brats_ext.prediction_folders.runs import refuse
+from nnunet_brats_ext.storage.errors import refuse
 
 ENDINGS = (".nii.gz", ".npz", ".pkl")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Job, Setting
 from nnunet_brats_ext.workflow.recipe import AVERAGING, Ensemble, Model, Postprocessing, Recipe
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
@@ -11,12 +12,12 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     """All jobs of a recipe by name, each after those it waits for."""
     for data in recipe.data.values():
         if data.distill and not setting.unlabelled:
-            raise ValueError(f"the source has no cases without label, which {data.name!r} is to learn from")
+            raise UserError(f"the source has no cases without label, which {data.name!r} is to learn from")
     graph = Graph(recipe, setting)
     for model in recipe.models.values():
         every = graph.every_fold(model)
         if strange := sorted(set(setting.folds or ()) - set(every)):
-            raise ValueError(f"--folds {strange[0]}: {model.name} has the folds 0 to {every[-1]} here")
+            raise UserError(f"--folds {strange[0]}: {model.name} has the folds 0 to {every[-1]} here")
     scores = [graph.evaluate(name) for name in recipe.evaluated]
     if len(scores) > 1:
         graph.rank(scores)

@@ -18,7 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
 from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.resume import commands_left, note_done
 from nnunet_brats_ext.workflow.state import Run, as_json, only_one, open_run, owner, signature
@@ -38,7 +39,7 @@ def perform(run: Run, job: Job) -> int:
             lock = job.result.parent / f".{job.result.name}.lock"
             held.enter_context(only_one(lock, f"{job.result} is being written"))
         devices = held.enter_context(gpus_for(run, job))
-        write_text_whole(run.state_file(job.name), as_json({**attempt, "state": "running"}))
+        write_text(run.state_file(job.name), as_json({**attempt, "state": "running"}))
         code = 1
         try:
             # A prediction that was interrupted goes on; what was made from anything else goes first.
@@ -52,7 +53,7 @@ def perform(run: Run, job: Job) -> int:
                 note_done(job)
         finally:
             ended = {"state": "failed" if code else "done", "code": code, "ended": time.time()}
-            write_text_whole(run.state_file(job.name), as_json({**attempt, **ended}))
+            write_text(run.state_file(job.name), as_json({**attempt, **ended}))
     if code == 0:
         run.done_file(job.name).touch()
     return code

@@ -9,9 +9,6 @@ from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 
 CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
 BASE_PLANS = "nnUNetPlans"  # from which `nnunet_brats plan` makes PLANS
-EPOCHS, ITERATIONS, SNAPSHOTS, SEED = (
-    f"nnUNet_brats_{name}" for name in ("epochs", "iterations", "snapshots", "seed")
-)  # fmt: skip
 SMOKE_EPOCHS, SMOKE_ITERATIONS, SMOKE_FOLDS, SMOKE_CASES, SMOKE_UNLABELLED = 2, 1, 2, 4, 2
 
 

@@ -7,15 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.ensembling.folders import METHODS
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.evaluation.presets import find_preset
-from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
-from nnunet_brats_ext.postprocessing.rule_files import collect_rules
+from nnunet_brats_ext.predictions.ensemble import METHODS
+from nnunet_brats_ext.predictions.rule_sets import collect_rules
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.workflow.recipe_text import HERE, KeyPath, RecipeText
 
-RECIPES = HERE / "recipes"
+COMPARE = HERE / "compare.yaml"
 PLANS = "BraTSPlans"
-BATCHES = {row.name: row.batch_size for row in CONFIGURATIONS}  # at most; a GPU's memory may ask for smaller ones
 NNUNETS_OWN = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # configurations, which PLANS take over
 AVERAGING = ("mean", "nested")  # the methods that work on probabilities
 MEMBERS = {"two-pass": 2, "nested": 3}
@@ -124,7 +124,7 @@ class Recipe:
     def paper_configuration(self, model: Model) -> str | None:
         """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
         whole = self.models.get(model.filtered or "", model)
-        return whole.configuration if model.plans == PLANS and whole.configuration in BATCHES else None
+        return whole.configuration if model.plans == PLANS and whole.configuration in papers.configurations() else None
 
     def models_of(self, prediction: str) -> tuple[Model, ...]:
         """The models whose probabilities end up in a prediction."""
@@ -142,8 +142,10 @@ class Recipe:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
-def published_recipes() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def published_recipes() -> dict[str, Path]:
+    """Name -> file: one per paper, and `compare`."""
+    own = {key: paper.recipe for key, paper in papers.find_papers().items() if paper.recipe}
+    return {**own, COMPARE.stem: COMPARE}
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -152,10 +154,10 @@ def find_recipe(name_or_path: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise FileNotFoundError(f"there is no recipe {path}")
-    if (published := RECIPES / f"{name_or_path}.yaml").is_file():
+        raise UserError(f"there is no recipe {path}")
+    if published := published_recipes().get(name_or_path):
         return published
-    raise ValueError(f"no recipe {name_or_path!r}; there are {', '.join(published_recipes())}, or give a YAML file")
+    raise UserError(f"no recipe {name_or_path!r}; there are {', '.join(published_recipes())}, or give a YAML file")
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -278,7 +280,7 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Iterator[tuple[KeyPath, 
     here, folds = ("models", model.name), recipe.data[model.data].folds
     if model.folds and max(model.folds) >= folds:
         yield (*here, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
-    known = [*BATCHES, *NNUNETS_OWN]
+    known = [*papers.configurations(), *NNUNETS_OWN]
     known += [f"{recipe.models[model.filtered].configuration}_filtered"] if model.filtered else []
     if model.plans == PLANS and model.configuration not in known:
         words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"
@@ -372,7 +374,7 @@ def _problems_of_gpus(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         if (configuration := recipe.paper_configuration(model)) is None:
             continue
         here = ("models", name, "gpus")
-        if model.gpus > (batch := BATCHES[configuration]):
+        if model.gpus > (batch := papers.configurations()[configuration].batch_size):
             yield here, f"a batch of {configuration} has {batch} samples, too few for {model.gpus} GPUs"
         first = firsts.setdefault((model.data, configuration), model)
         if model.gpus != first.gpus:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from nnunet_brats_ext.storage.errors import UserError
+
 try:
     import yaml
     from jsonschema import Draft202012Validator
@@ -32,9 +34,9 @@ class RecipeText:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             self.content = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"{self.path} is no YAML: {error}") from error
+            raise UserError(f"{self.path} is no YAML: {error}") from error
         if not isinstance(self.content, dict):
-            raise ValueError(f"{self.path} should hold keys and values, as the recipes in {HERE / 'recipes'} do")
+            raise UserError(f"{self.path} should hold keys and values, as the recipes in {HERE / 'recipes'} do")
         self._note_lines(node, ())
 
     def _note_lines(self, node: yaml.Node, path: KeyPath) -> None:
@@ -44,7 +46,7 @@ class RecipeText:
                 here, line = (*path, key.value), key.start_mark.line + 1
                 if here in self.lines:
                     first = self.lines[here]
-                    raise ValueError(f"{self.path}:{line}: {key.value!r} is given twice, in line {first} already")
+                    raise UserError(f"{self.path}:{line}: {key.value!r} is given twice, in line {first} already")
                 self.lines[here] = line
                 self._note_lines(value, here)
         elif isinstance(node, yaml.SequenceNode):
@@ -60,7 +62,7 @@ class RecipeText:
         """One error with all of them, in the order of their lines."""
         if found := sorted({(self._line(path), message) for path, message in problems}):
             lines = [f"{self.path}:{line}: {message}" for line, message in found]
-            raise ValueError("\n  ".join(["the recipe has to be mended:", *lines]))
+            raise UserError("\n  ".join(["the recipe has to be mended:", *lines]))
 
     def _line(self, path: KeyPath) -> int:
         """Of the key, or of what it would stand in if the recipe said it."""

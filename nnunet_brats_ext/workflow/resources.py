@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
-from nnunet_brats_ext.planning.memory import FOOTPRINTS
+from nnunet_brats_ext import papers
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,16 @@ def gpu_memory_gb(configuration: str, gpus: int = 1, budget_gb: float | None = N
 
     A budget is what `nnunet_brats plan` then fits it to. None for what has not been counted.
     """
-    row = next((row for row in CONFIGURATIONS if row.name == configuration), None)
-    footprint = FOOTPRINTS.get(row.footprint or "") if row else None
-    if row is None or footprint is None or row.patch_size is None:
+    row = papers.configurations().get(configuration)
+    if row is None or row.footprint is None or row.patch_size is None:
         return None
-    estimate = footprint.gpu_gb(row.patch_size, ceil(row.batch_size / gpus))
+    estimate = row.footprint.gpu_gb(row.patch_size, ceil(row.batch_size / gpus))
     return min(estimate, budget_gb) if budget_gb else estimate
 
 
 def bases(configurations: Sequence[str]) -> dict[str, bool]:
     """Whose preprocessed data configurations of BraTSPlans train on -> whether those are in BraTSPlans only."""
-    rows = {row.name: row for row in CONFIGURATIONS}
+    rows = papers.configurations()
     found = {}
     for name in configurations:
         own = name not in rows or rows[name].resampled

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
-from nnunet_brats_ext.planning.plans import resolve
-from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
-from nnunet_brats_ext.workflow.jobs import SNAPSHOTS, Job
+from nnunet_brats_ext.planning.brats_plans import resolve
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.training.environment import SNAPSHOTS
+from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.state import as_json
 
 NOTE = "nnunet_brats_run.json"
@@ -38,7 +40,7 @@ def note_done(job: Job) -> None:
     """Leave the note of a preprocessing, which is good only once it is whole."""
     if job.kind == "preprocess":
         note, settings = _preprocessing(job)
-        write_text_whole(note, as_json(settings))
+        write_text(note, as_json(settings))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def _training_left(job: Job) -> list[list[str]]:
         print(f"{fold} was trained with other settings ({', '.join(changed)}); it is kept as {aside}", flush=True)
         checkpoints = set()
     fold.mkdir(parents=True, exist_ok=True)
-    write_text_whole(note, as_json(settings))
+    write_text(note, as_json(settings))
     command = list(job.command)
     if "checkpoint_final.pth" not in checkpoints:
         return [[*command, "--c"] if checkpoints & {"checkpoint_latest.pth", "checkpoint_best.pth"} else command]

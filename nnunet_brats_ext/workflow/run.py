@@ -15,8 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.planning.plan import trainers_here
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.workflow.cost import show_cost
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
@@ -57,9 +58,9 @@ class Options:
 def copy_recipe(name: str, target: Path) -> Path:
     """Write a recipe where the user can edit it."""
     if target.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"{target}: a recipe's file ends in .yaml")
+        raise UserError(f"{target}: a recipe's file ends in .yaml")
     if target.exists():
-        raise FileExistsError(f"{target} exists already")
+        raise UserError(f"{target} exists already")
     shutil.copyfile(find_recipe(name), target)
     return target
 
@@ -68,13 +69,10 @@ def run_recipe(options: Options, console: Console | None = None) -> int:
     """Plan the graph of a recipe and have Snakemake run what of it is left; 1 if a job failed."""
     console = console or Console(soft_wrap=True, highlight=False)
     recipe = load_recipe(find_recipe(options.recipe))
-    missing = missing_trainers(recipe)
-    if missing and not options.dry_run:
-        raise ValueError(f"this version has no trainer {', '.join(missing)}, which the recipe names")
+    for name in {model.trainer for model in recipe.models.values()}:
+        papers.find_trainer(name)  # a name that nnU-Net would not find is an error now, not after days
     run = plan_run(recipe, options)
     if options.dry_run:
-        if missing:
-            console.print(f"this version has no trainer {', '.join(missing)}", style="yellow")
         show_cost(recipe, run, console)
         return dry_run(run, options, console)
     for folder in (run.folder, *map(Path, run.environment.values())):
@@ -91,11 +89,6 @@ def run_recipe(options: Options, console: Console | None = None) -> int:
 # ---- planning ------------------------------------------------------------------------------------------------------
 
 
-def missing_trainers(recipe: Recipe) -> list[str]:
-    named = {model.trainer for model in recipe.models.values()}
-    return sorted(name for name in named - trainers_here() if name.startswith("BraTS"))
-
-
 def plan_run(recipe: Recipe, options: Options) -> Run:
     """The jobs of a recipe for this source, machine and folder; nothing is written."""
     name = Path(options.recipe).stem
@@ -105,7 +98,7 @@ def plan_run(recipe: Recipe, options: Options) -> Run:
         source = scan(options.source)
         release, unlabelled = source.release.name.replace("-", ""), any(not case.labelled for case in source.cases)
     elif not options.smoke:
-        raise ValueError("name the folder of the release: only --scale smoke makes cases of its own")
+        raise UserError("name the folder of the release: only --scale smoke makes cases of its own")
     # A trial run must never meet real models: it has nnU-Net's folders of its own, whatever the environment says.
     given = {} if options.smoke else os.environ
     environment = {name: str(Path(given.get(name) or folder / name).resolve()) for name in FOLDERS}
@@ -134,7 +127,7 @@ def resources_for(options: Options) -> tuple[list[str], int, int]:
         return [], options.gpus or 8, 64
     devices = local_gpus()[: options.gpus] if options.device == "cuda" else []
     if options.device == "cuda" and not devices and not options.dry_run:
-        raise ValueError("this machine has no GPU: run with -device cpu, or with --executor slurm where GPUs are")
+        raise UserError("this machine has no GPU: run with -device cpu, or with --executor slurm where GPUs are")
     gpus = max(len(devices), 1)
     return devices, gpus, max((os.cpu_count() or 1) // gpus, 1)
 
@@ -206,7 +199,7 @@ def release_stale_lock(folder: Path, locked: bool) -> None:
         return
     command = [*snakemake(folder), "--unlock", "--cores", "1"]
     if not locked:
-        raise RuntimeError(
+        raise UserError(
             f"{folder} is in use by another run, or one was killed in it; if none is alive on any machine, release it "
             f"with `{' '.join(command)}` and start again"
         )

@@ -3,14 +3,15 @@
 import sys
 from pathlib import Path
 
-from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
-from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
 from nnunet_brats_ext.workflow.state import as_json
 
 
 def shrink(plans: dict) -> dict:
     """Plans with a batch of one in every configuration of a paper."""
-    ours = {row.name for row in CONFIGURATIONS}
+    ours = papers.configurations()
     configurations = {
         name: {**one, "batch_size": 1} if name in ours else one for name, one in plans["configurations"].items()
     }
@@ -19,4 +20,4 @@ def shrink(plans: dict) -> dict:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    write_text_whole(file, as_json(shrink(read_json(file))))
+    write_text(file, as_json(shrink(read_json(file))))

@@ -12,7 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.prediction_folders.runs import read_json, write_text_whole
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
 from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.resources import Needs
 
@@ -40,7 +42,7 @@ class Run:
 
     def write(self, name: str = GRAPH) -> None:
         content = asdict(self) | {"jobs": {name: asdict(job) for name, job in self.jobs.items()}}
-        write_text_whole(self.folder / name, as_json(content))
+        write_text(self.folder / name, as_json(content))
 
     def done_file(self, job: str) -> Path:
         """Snakemake's output of a job: it is there when the job has ended well."""
@@ -56,7 +58,7 @@ class Run:
 def open_run(folder: Path, graph: str = GRAPH) -> Run:
     """The run of a folder; an error where none has been started."""
     if not (folder / graph).is_file():
-        raise FileNotFoundError(f"{folder} is no folder of `nnunet_brats run`: it has no {graph}")
+        raise UserError(f"{folder} is no folder of `nnunet_brats run`: it has no {graph}")
     content = read_json(folder / graph)
     jobs = {
         name: Job(
@@ -139,7 +141,7 @@ def only_one(place: Path, what: str, patience_s: float = 5) -> Iterator[bool]:
                     file.seek(0)
                     holder = file.read()
                     by = describe(json.loads(holder)) if holder else "another process"
-                    raise RuntimeError(f"{what} by {by}; wait until it ends, or end it") from None
+                    raise UserError(f"{what} by {by}; wait until it ends, or end it") from None
                 time.sleep(0.1)
             except OSError:
                 yield False

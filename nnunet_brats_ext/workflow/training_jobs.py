@@ -1,24 +1,18 @@
 """The jobs up to trained models: data sets, plans, preprocessed data, folds."""
 
-import ast
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
-import nnunet_brats_ext
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.planning.plan import PLANNERS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, SNAPSHOTS
 from nnunet_brats_ext.workflow.jobs import (
     BASE_PLANS,
-    EPOCHS,
-    ITERATIONS,
-    SEED,
     SMOKE_CASES,
     SMOKE_EPOCHS,
     SMOKE_FOLDS,
     SMOKE_ITERATIONS,
     SMOKE_UNLABELLED,
-    SNAPSHOTS,
     TEST,
     Jobs,
 )
@@ -170,7 +164,7 @@ class TrainingJobs(Jobs):
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
         later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
         wanted = {epoch for epochs in (model.checkpoints, *later) for epoch in epochs if isinstance(epoch, int)}
-        own = snapshots_of(model.trainer)
+        own = papers.find_trainer(model.trainer).snapshot_epochs
         if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
             environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))
         return environment
@@ -189,16 +183,3 @@ class TrainingJobs(Jobs):
         chosen = ["-chk", *self.checkpoints(model.maps)]
         command = ["nnunet_brats", "predict-stage", *self.model_words(previous), *chosen, "-np", self.workers("maps")]
         return self.add(f"maps/{previous.name}", command, out, self.trained(previous))
-
-
-@cache
-def snapshots_of(trainer: str) -> tuple[int, ...]:
-    """The epochs that a trainer of this version keeps, read from its source: importing it would load torch."""
-    for path in Path(nnunet_brats_ext.__file__).parent.joinpath("trainers").glob("*.py"):
-        for one in ast.parse(path.read_text()).body:
-            if isinstance(one, ast.ClassDef) and one.name == trainer:
-                settings = {ast.unparse(s.targets[0]): s.value for s in one.body if isinstance(s, ast.Assign)}
-                if epochs := settings.get("snapshot_epochs"):
-                    return ast.literal_eval(epochs)
-                return next(filter(None, map(snapshots_of, map(ast.unparse, one.bases))), ())
-    return ()

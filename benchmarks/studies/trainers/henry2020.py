@@ -7,7 +7,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_brats_ext.trainers import BraTSDeepSupervisionBTrainer, BraTSDeepSupervisionTrainer
-from nnunet_brats_ext.trainers.henry2020 import HenryTrainer, PipelineA
+from nnunet_brats_ext.trainers.henry2020.trainers import HenryTrainer, PipelineA
 from nnunet_brats_ext.training.averaging import Cycles
 
 

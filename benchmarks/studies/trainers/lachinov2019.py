@@ -15,7 +15,7 @@ from nnunet_brats_ext.trainers import (
     BraTSResUNetVAETrainer,
     BraTSStudentTrainer,
 )
-from nnunet_brats_ext.trainers.lachinov2019 import LachinovTrainer
+from nnunet_brats_ext.trainers.lachinov2019.trainers import LachinovTrainer
 
 
 class Narrow(LachinovTrainer):

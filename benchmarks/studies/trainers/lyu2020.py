@@ -7,7 +7,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSVAETrainer
-from nnunet_brats_ext.trainers.lyu2020 import LyuTrainer
+from nnunet_brats_ext.trainers.lyu2020.trainers import LyuTrainer
 
 
 class Narrow(LyuTrainer):

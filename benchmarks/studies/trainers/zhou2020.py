@@ -3,7 +3,7 @@
 import torch
 
 from nnunet_brats_ext.trainers import BraTSMC1Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
-from nnunet_brats_ext.trainers.zhou2020 import ZhouTrainer
+from nnunet_brats_ext.trainers.zhou2020.trainers import ZhouTrainer
 from nnunet_brats_ext.training.optimizers import EpochSchedule
 
 FEATURES = (8, 16, 32, 64)

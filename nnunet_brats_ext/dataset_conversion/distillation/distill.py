@@ -17,7 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
+from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.dataset_conversion.cases import place
+from nnunet_brats_ext.dataset_conversion.dataset_folder import check_replaceable, is_finished, publish_folder
 from nnunet_brats_ext.dataset_conversion.distillation.examination import examine, region_probabilities
 from nnunet_brats_ext.dataset_conversion.distillation.folds import manual_splits, student_splits
 from nnunet_brats_ext.dataset_conversion.distillation.provenance import FORMAT, manifest, summarise
@@ -34,23 +36,22 @@ from nnunet_brats_ext.dataset_conversion.distillation.sources import (
     predicted_cases,
 )
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS, write_soft_target
-from nnunet_brats_ext.dataset_conversion.folders import (
+from nnunet_brats_ext.dataset_conversion.splits import group_patients, publish_splits
+from nnunet_brats_ext.predictions.heads import check_convertible
+from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.nnunet import (
     MANIFEST,
     SPLITS,
     check_id_is_free,
-    check_replaceable,
     dataset_name,
     find_dataset,
-    is_finished,
-    publish_folder,
-    raw_folder,
-    read_json,
-    scratch_beside,
-    write_json,
+    read_splits,
+    require_folder,
 )
-from nnunet_brats_ext.dataset_conversion.splits import group_patients, publish_splits
-from nnunet_brats_ext.prediction_folders.heads import Head, check_convertible, head_of
-from nnunet_brats_ext.prediction_folders.runs import for_each_case
+from nnunet_brats_ext.storage.output import working_folder
+from nnunet_brats_ext.storage.parallel import for_each_case
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ def distill(options: Options, console: Console | None = None) -> Path:
     """
     console = console or Console()
     if not options.pseudo and not options.foreign:
-        raise ValueError("nothing to distill: name predictions with --pseudo, or a data set with --foreign")
-    raw = raw_folder()
+        raise UserError("nothing to distill: name predictions with --pseudo, or a data set with --foreign")
+    raw = require_folder("nnUNet_raw")
     labelled = Dataset.open(find_dataset(options.labelled, raw))
     name = dataset_name(options.dataset_id, options.name or f"{labelled.folder.name[11:]}Distilled")
     target = raw / name
     if target == labelled.folder:
-        raise ValueError(f"{target} is the labelled data set itself; choose another ID with -d")
+        raise UserError(f"{target} is the labelled data set itself; choose another ID with -d")
     check_id_is_free(options.dataset_id, name, raw)
     candidates, exclusion = _gather(options, labelled, raw)
     fingerprint = _fingerprint(candidates, exclusion, options)
@@ -107,7 +108,7 @@ def distill(options: Options, console: Console | None = None) -> Path:
         folders = {folder for case in candidates.values() for folder in (case.source, *(p.parent for p in case.images))}
         check_replaceable(target, options.overwrite, [*sorted(folders), *options.exclude])
         _distill(target, labelled, candidates, exclusion, fingerprint, options, console)
-    wanted = len(read_json(target / SPLITS)) if (target / SPLITS).is_file() else options.folds
+    wanted = len(read_splits(target / SPLITS)) if (target / SPLITS).is_file() else options.folds
     summarise(target, publish_splits(target, wanted, options.overwrite), console)
     return target
 
@@ -160,7 +161,7 @@ def _distill(
     extra = [key for key in kept if key not in manual]
     if not extra or len(extra) == len(kept):
         reasons = Counter(dropped.reason for dropped in selection.dropped)
-        raise ValueError(
+        raise UserError(
             f"no case {'with manual labels' if extra else 'to distill'} is left: "
             + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         )
@@ -183,16 +184,16 @@ def _write(
     described: Mapping[str, Any],
     options: Options,
 ) -> None:
-    with scratch_beside(target) as scratch:
-        growing = Path(scratch, target.name)
+    with working_folder(target) as scratch:
+        growing = scratch / target.name
         for folder in ("imagesTr", "labelsTr", *([SOFT_TARGETS] if soft_regions else [])):
             (growing / folder).mkdir(parents=True)
         work = partial(_lay, kept, growing, labelled.ending, soft_regions, options.link)
         for_each_case(work, list(kept), "Writing", options.processes)
-        write_json(_dataset_json(labelled, target.name, kept, soft_regions), growing / "dataset.json")
-        write_json(described, growing / MANIFEST)
+        write_json(growing / "dataset.json", _dataset_json(labelled, target.name, kept, soft_regions))
+        write_json(growing / MANIFEST, described)
         if splits:
-            write_json(splits, growing / SPLITS)
+            write_json(growing / SPLITS, splits)
         publish_folder(growing, target, options.overwrite, described["fingerprint"])
 
 
@@ -226,14 +227,11 @@ def _dataset_json(
 def _region_head(labelled: Dataset, options: Options) -> Head | None:
     """The data set's regions, in which confidence is measured and soft targets are kept."""
     labels = labelled.dataset_json["labels"]
-    try:
-        head = head_of(labelled.dataset_json, len(set(labels) - {"background", "ignore"}))
-    except ValueError:
-        head = None
-    if head and head.has_regions:
-        return head
+    description = DatasetDescription(labelled.dataset_json, labelled.folder / "dataset.json")
+    if description.nested:
+        return description.head()
     if options.soft or options.min_confidence is not None:
-        raise ValueError(
+        raise UserError(
             f"{labelled.folder.name} has no nested regions ({labels}), which soft targets and confidence need"
         )
     return None
@@ -244,7 +242,7 @@ def _require_convertible(cases: Iterable[Candidate], regions: Head | None) -> No
         try:
             check_convertible(head, regions or head)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
 
 
 def _patients(

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
+from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern
 from nnunet_brats_ext.dataset_conversion.distillation.sources import Candidate
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
-from nnunet_brats_ext.dataset_conversion.volumes import Grid, read_whole
-from nnunet_brats_ext.prediction_folders.heads import Head, convert
-from nnunet_brats_ext.prediction_folders.images import read_geometry, read_label_map, read_probabilities
+from nnunet_brats_ext.predictions.heads import convert
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Grid, read_image, read_label_map, read_probabilities
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,19 @@ def examine(cases: Mapping[str, Candidate], labels: frozenset[int], regions: Hea
     sha256: dict[Path, str] = {}
     contents, patterns, grids = [], [], []
     for path in case.images:
-        image, sha256[path] = read_whole(path)
-        volume = sitk.GetArrayViewFromImage(image)
+        volume, grid, sha256[path] = read_image(path)
         contents.append(content_hash(volume))
         patterns.append(pattern(volume))
-        grids.append(Grid.of(image))
+        grids.append(grid)
     found = Examination(sha256, contents, np.stack(patterns), grids[0])
     if case.label is None:
         return found
-    label_map, geometry = read_label_map(case.label)
-    if difference := geometry.difference(read_geometry(case.images[0])):
-        raise ValueError(f"{case.label} and its images differ in {difference}")
+    label_map, grid = read_label_map(case.label)
+    if difference := grid.difference(grids[0]):
+        raise UserError(f"{case.label} and its images differ in {difference}")
     present, counts = np.unique(label_map, return_counts=True)
     if strangers := sorted(set(present.tolist()) - labels):
-        raise ValueError(f"{case.label} holds the labels {strangers}; the data set has {sorted(labels)}")
+        raise UserError(f"{case.label} holds the labels {strangers}; the data set has {sorted(labels)}")
     sha256[case.label] = hashlib.sha256(case.label.read_bytes()).hexdigest()
     return Examination(
         sha256,

@@ -6,8 +6,9 @@ Pseudo-labelled cases and cases with labels of others only ever train.
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from nnunet_brats_ext.dataset_conversion.folders import SPLITS, nnunet_folder, read_json
-from nnunet_brats_ext.dataset_conversion.splits import Split, assign_folds, make_splits
+from nnunet_brats_ext.dataset_conversion.splits import assign_folds, make_splits
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import Split, find_splits
 
 
 def manual_splits(
@@ -17,13 +18,11 @@ def manual_splits(
 
     patients, strata: of all its cases. One patient alone gives no folds.
     """
-    preprocessed = nnunet_folder("nnUNet_preprocessed")
-    places = [*([preprocessed / dataset.name / SPLITS] if preprocessed else []), dataset / SPLITS]
-    if path := next((place for place in places if place.is_file()), None):
-        splits: list[Split] = read_json(path)
+    if found := find_splits(dataset.name, dataset):
+        path, splits = found
         listed = {case for split in splits for part in split.values() for case in part}
         if strangers := sorted(listed - set(patients)):
-            raise ValueError(f"{path} lists {', '.join(strangers[:3])}, which {dataset} does not hold")
+            raise UserError(f"{path} lists {', '.join(strangers[:3])}, which {dataset} does not hold")
         return splits, str(path)
     if (number := min(folds, len(set(patients.values())))) < 2:
         return [], "too few patients"

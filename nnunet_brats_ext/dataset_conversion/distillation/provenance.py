@@ -14,7 +14,8 @@ from nnunet_brats_ext import __version__
 from nnunet_brats_ext.dataset_conversion.distillation.examination import Examination
 from nnunet_brats_ext.dataset_conversion.distillation.selection import Selection
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO, Candidate, Dataset, channels_of
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, read_json
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import MANIFEST
 
 FORMAT = 1
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.brats import BACKGROUND
-from nnunet_brats_ext.dataset_conversion.folders import MANIFEST, read_json
+from nnunet_brats_ext.brats import BACKGROUND, Head
 from nnunet_brats_ext.dataset_conversion.scan import patient_id, scan
-from nnunet_brats_ext.prediction_folders.heads import Head
-from nnunet_brats_ext.prediction_folders.members import find_cases, open_members
+from nnunet_brats_ext.predictions.folders import find_cases, open_members
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import MANIFEST
 
 MANUAL, FOREIGN, PSEUDO = "manual", "foreign", "pseudo"  # where two are the same images, the former's label wins
 EXCLUDED = "excluded"
@@ -100,7 +101,7 @@ def channel_order(present: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """Where each wanted channel lies among the present ones, by name; sets of names that differ are an error."""
     here, there = ([name.casefold() for name in names] for names in (present, wanted))
     if sorted(here) != sorted(there) or (len(set(here)) < len(here) and here != there):
-        raise ValueError(f"its channels are {list(present)}, those of the labelled data set {list(wanted)}")
+        raise UserError(f"its channels are {list(present)}, those of the labelled data set {list(wanted)}")
     return [here.index(name) for name in there] if len(set(here)) == len(here) else list(range(len(here)))
 
 
@@ -122,7 +123,7 @@ def labelled_cases(dataset: Dataset, kind: str, wanted: Dataset) -> list[Candida
     except ValueError as error:
         problems.append(str(error))
     if problems:
-        raise ValueError(f"{dataset.folder}: {'; '.join(problems)}; convert both with `nnunet_brats convert`")
+        raise UserError(f"{dataset.folder}: {'; '.join(problems)}; convert both with `nnunet_brats convert`")
     cases = []
     for case, (images, label) in training_files(dataset).items():
         described = dataset.described.get(case, {})
@@ -158,21 +159,19 @@ def predicted_cases(predictions: Path, images: Path, wanted: Dataset, probabilit
     """
     (member,) = open_members([predictions], probabilities)
     if member.dataset_json is None:
-        raise ValueError(f"{predictions} has no {DATASET_JSON}, which tells what its labels and channels are")
+        raise UserError(f"{predictions} has no {DATASET_JSON}, which tells what its labels and channels are")
     if (values := label_values(member.dataset_json)) != wanted.labels:
-        raise ValueError(
-            f"{predictions} predicts the labels {sorted(values)}, {wanted.folder.name} has {wanted.labels}"
-        )
+        raise UserError(f"{predictions} predicts the labels {sorted(values)}, {wanted.folder.name} has {wanted.labels}")
     if (ending := member.dataset_json["file_ending"]) != wanted.ending:
-        raise ValueError(f"{predictions} has files in {ending}, {wanted.folder.name} in {wanted.ending}")
+        raise UserError(f"{predictions} has files in {ending}, {wanted.folder.name} in {wanted.ending}")
     channels = channels_of(member.dataset_json)
     beside = images.parent / DATASET_JSON
     if beside.is_file() and channels_of(read_json(beside)) != channels:
-        raise ValueError(f"{predictions} was predicted from {channels}; {beside} says {channels_of(read_json(beside))}")
+        raise UserError(f"{predictions} was predicted from {channels}; {beside} says {channels_of(read_json(beside))}")
     try:
         order = channel_order(channels, channels_of(wanted.dataset_json))
     except ValueError as error:
-        raise ValueError(f"{predictions}: {error}") from error
+        raise UserError(f"{predictions}: {error}") from error
     described = _described(images.parent)
     cases = []
     for case, label in member.cases.items():
@@ -204,21 +203,21 @@ def excluded(paths: Sequence[Path], wanted: Dataset) -> Exclusion:
         elif path.is_dir():
             found += _in_release(path, wanted)
         else:
-            raise FileNotFoundError(f"--exclude {path}: no such file or folder")
+            raise UserError(f"--exclude {path}: no such file or folder")
     names = {name: case.source for case in (*found, *listed) for name in case.names}
     return Exclusion(names, [case for case in found if case.images], listed)
 
 
 def _listed(path: Path) -> list[str]:
     if path.suffix == ".json":
-        if not isinstance(content := read_json(path), list):
-            raise ValueError(f"{path} should hold a list of names")
+        if not isinstance(content := read_json(path, object), list):
+            raise UserError(f"{path} should hold a list of names")
         return [str(name) for name in content]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a mark
             return [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no list of names: {error}; save it as UTF-8") from error
+        raise UserError(f"{path} is no list of names: {error}; save it as UTF-8") from error
 
 
 def _in_folder(folder: Path, wanted: Dataset) -> list[Candidate]:
@@ -266,4 +265,4 @@ def _require_files(cases: Sequence[Candidate]) -> None:
     missing = [path for case in cases for path in (*case.images, case.label) if path and not path.is_file()]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(f"{cases[0].source} needs {', '.join(map(str, missing[:5]))}{more}")
+        raise UserError(f"{cases[0].source} needs {', '.join(map(str, missing[:5]))}{more}")

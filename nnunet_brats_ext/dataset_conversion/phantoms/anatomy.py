@@ -14,6 +14,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
+from nnunet_brats_ext.storage.errors import UserError
+
 FIELD_MM = (160, 192, 155)  # room for the largest head; the last is the height of a BraTS volume
 HALF_LATTICE_MM = 104  # smooth noise lives in +- this around the centre of the field, a little more than the field
 
@@ -121,7 +123,7 @@ def sample(maps: np.ndarray, origin_mm: np.ndarray, positions_mm: Sequence[np.nd
 def load_template(anatomy: str = "auto") -> Template:
     """The template of one of ANATOMIES; `auto` is MNI152 where nilearn is installed."""
     if anatomy not in ANATOMIES:
-        raise ValueError(f"anatomy {anatomy!r} is not among {', '.join(ANATOMIES)}")
+        raise UserError(f"anatomy {anatomy!r} is not among {', '.join(ANATOMIES)}")
     if anatomy == "procedural":
         return procedural_template()
     try:
@@ -129,7 +131,7 @@ def load_template(anatomy: str = "auto") -> Template:
     except ImportError as error:
         if anatomy == "auto":
             return procedural_template()
-        raise RuntimeError("anatomy 'mni152' needs nilearn: pip install 'nnunet-brats-ext[phantom]'") from error
+        raise UserError("anatomy 'mni152' needs nilearn: pip install 'nnunet-brats-ext[phantom]'") from error
 
 
 @lru_cache(maxsize=1)

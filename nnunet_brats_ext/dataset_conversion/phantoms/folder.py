@@ -2,11 +2,8 @@
 
 import csv
 import json
-import multiprocessing
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +11,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
-from rich.progress import track
 
 from nnunet_brats_ext.brats import ET, remap
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import load_template
 from nnunet_brats_ext.dataset_conversion.phantoms.case import BRATS_SHAPE, Phantom, make_case
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release, find_release
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.parallel import for_each
 
 SMALLEST = 32  # voxels along an axis; with fewer there is no anatomy left
 MANIFEST = "phantoms.json"
@@ -43,9 +41,9 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 0 < self.contrast < 10:
-            raise ValueError(f"contrast {self.contrast} is not between 0 and 10; 1 is that of patients")
+            raise UserError(f"contrast {self.contrast} is not between 0 and 10; 1 is that of patients")
         if len(self.shape) != 3 or min(self.shape) < SMALLEST:
-            raise ValueError(f"size {' '.join(map(str, self.shape))} is not three numbers (x y z) from {SMALLEST} on")
+            raise UserError(f"size {' '.join(map(str, self.shape))} is not three numbers (x y z) from {SMALLEST} on")
 
 
 def write_phantoms(
@@ -69,7 +67,7 @@ def write_phantoms(
     organisers of a challenge keep to themselves; named and numbered like a submission.
     """
     if cases < 1 or not 0 <= unlabelled <= cases:
-        raise ValueError(f"{cases} cases, {unlabelled} of them unlabelled: at least one case, and no more than all")
+        raise UserError(f"{cases} cases, {unlabelled} of them unlabelled: at least one case, and no more than all")
     row = find_release(release)
     order = Order(row, tuple(shape or row.shape or BRATS_SHAPE), seed, anatomy, contrast)
     out = out.resolve()
@@ -81,7 +79,10 @@ def write_phantoms(
         for made in (folder, kept_back):
             made.mkdir()
         labelled = [index < cases - unlabelled for index in range(cases)]
-        manifest = list(_write_cases(folder, kept_back, order, labelled, processes or min(os.cpu_count() or 1, 8)))
+        write = partial(write_case, folder, kept_back, order)
+        manifest = for_each(
+            write, list(enumerate(labelled)), f"{row.name} phantoms", processes, lambda one: str(one[0])
+        )
         _write_name_mapping(folder, row, manifest)
         settings = dict(release=row.name, shape=order.shape, seed=seed, anatomy=anatomy, contrast=contrast)
         (folder / MANIFEST).write_text(json.dumps({**settings, "cases": manifest}, indent=1))
@@ -100,19 +101,19 @@ def check_vacant(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MANIFEST).is_file():
-        raise FileExistsError(f"{out} exists and holds no phantoms ({MANIFEST} is missing): choose another folder")
+        raise UserError(f"{out} exists and holds no phantoms ({MANIFEST} is missing): choose another folder")
     if not overwrite:
-        raise FileExistsError(f"{out} already holds phantoms: choose another folder or add --overwrite")
+        raise UserError(f"{out} already holds phantoms: choose another folder or add --overwrite")
 
 
-def write_case(folder: Path, kept_back: Path, order: Order, index: int, labelled: bool) -> dict:
+def write_case(folder: Path, kept_back: Path, order: Order, case: tuple[int, bool]) -> dict:
     """Write the files of one case and return its row of the manifest; the label of an unlabelled one is kept back."""
-    release = order.release
+    (index, labelled), release = case, order.release
     phantom = make_case(
         order.seed, index, order.shape, release.scheme, order.anatomy, release.sequences, order.contrast
     )
     grade = release.grades[int(phantom.grade == "LGG")] if release.grades else None
-    case = release.case_name(index + 1, grade=grade, training=labelled)
+    name = release.case_name(index + 1, grade=grade, training=labelled)
     images = {role: as_image(array, phantom) for role, array in phantom.images.items()}
     if release.stack:
         images = {STACK: sitk.JoinSeries([images[sequence] for sequence in release.stack])}
@@ -120,15 +121,15 @@ def write_case(folder: Path, kept_back: Path, order: Order, index: int, labelled
     if labelled:
         images[LABEL] = label
     else:
-        sitk.WriteImage(label, str(kept_back / release.submission.format(case=case)), useCompression=True)
+        sitk.WriteImage(label, str(kept_back / release.submission.format(case=name)), useCompression=True)
     for role, image in images.items():
-        path = folder / release.path(case, role, grade=grade, training=labelled)
+        path = folder / release.path(name, role, grade=grade, training=labelled)
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(path), useCompression=True)
     facts = dict(
         grade=phantom.grade, labelled=labelled, foci=phantom.foci, enhancing=bool((phantom.labels == ET).any())
     )
-    return dict(case=case, number=index + 1, **facts)
+    return dict(case=name, number=index + 1, **facts)
 
 
 def as_image(array: np.ndarray, phantom: Phantom) -> sitk.Image:
@@ -137,23 +138,6 @@ def as_image(array: np.ndarray, phantom: Phantom) -> sitk.Image:
     image.SetSpacing([phantom.spacing_mm] * 3)
     image.SetOrigin(phantom.origin_mm)
     return image
-
-
-def _write_cases(
-    folder: Path, kept_back: Path, order: Order, labelled: Sequence[bool], processes: int
-) -> Iterator[dict]:
-    """Rows of the manifest in order, from processes of their own where there is more than one; with progress."""
-    write = partial(write_case, folder, kept_back, order)
-    progress = partial(track, description=f"{order.release.name} phantoms", total=len(labelled))
-    if min(processes, len(labelled)) == 1:
-        yield from progress(map(write, range(len(labelled)), labelled))
-        return
-    context = multiprocessing.get_context("spawn")  # a fork may hang in the threads of the numerical libraries
-    with ProcessPoolExecutor(min(processes, len(labelled)), context) as pool:
-        try:
-            yield from progress(pool.map(write, range(len(labelled)), labelled))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a failure, do not finish the rest first
 
 
 def _write_name_mapping(folder: Path, release: Release, manifest: Sequence[Mapping]) -> None:

@@ -11,7 +11,8 @@ from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.evaluate import find_label_maps, numberings
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
-from nnunet_brats_ext.prediction_folders.runs import read_json
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
 
 SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
 
@@ -57,7 +58,7 @@ def find_case_files(
     if absent := [name for name in results if name not in folders]:
         notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
     if len(different := {one["labels"] for one in results.values()}) > 1:
-        raise ValueError(
+        raise UserError(
             f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them apart"
         )
     first = next(iter(results.values()))
@@ -94,7 +95,7 @@ def find_case_files(
 def find_images(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
     """Case -> sequence -> file, of the sequences to show, from nnU-Net's images (CASE_0000...) or a BraTS release."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of images")
+        raise UserError(f"{folder} is no folder of images")
     dataset = folder.parent / "dataset.json"
     settings = read_json(dataset) if dataset.is_file() else {}
     ending = settings.get("file_ending", ".nii.gz")
@@ -111,7 +112,7 @@ def find_images(folder: Path, release: str | None = None) -> dict[str, dict[str,
             if files:
                 cases[case.name] = files
     if not cases:
-        raise ValueError(f"{folder} keeps its sequences in 4-D files; convert it, and give imagesTr or imagesTs")
+        raise UserError(f"{folder} keeps its sequences in 4-D files; convert it, and give imagesTr or imagesTs")
     return {case: _to_show(files) for case, files in cases.items()}
 
 
@@ -124,11 +125,11 @@ def match_predictions(given: Sequence[str], names: Sequence[str]) -> dict[str, P
     """Model -> folder, from NAME=FOLDER, or from folders in the order of the models."""
     pairs = {name: Path(folder) for name, equals, folder in (text.partition("=") for text in given) if equals}
     if pairs and len(pairs) < len(given):
-        raise ValueError("give all predictions as NAME=FOLDER, each name once, or all as FOLDER")
+        raise UserError("give all predictions as NAME=FOLDER, each name once, or all as FOLDER")
     if unknown := [name for name in pairs if name not in names]:
-        raise ValueError(f"--predictions names {', '.join(unknown)}, but the results are {', '.join(names)}")
+        raise UserError(f"--predictions names {', '.join(unknown)}, but the results are {', '.join(names)}")
     if not pairs and given and len(given) != len(names):
-        raise ValueError(
+        raise UserError(
             f"{len(given)} folders of predictions for {len(names)} results; give NAME=FOLDER to leave some out"
         )
     return pairs or dict(zip(names, map(Path, given), strict=False))

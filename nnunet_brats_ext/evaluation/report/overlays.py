@@ -19,7 +19,8 @@ from PIL import Image
 
 from nnunet_brats_ext.brats import remap, to_regions
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box
-from nnunet_brats_ext.prediction_folders.images import Geometry
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Grid, read_image
 
 MARGIN = 3  # voxels around the head
 WINDOW = (1, 99.5)  # percentiles of the head that become black and white
@@ -159,30 +160,29 @@ def encode(picture: np.ndarray) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def read_upright(path: Path) -> tuple[np.ndarray, Geometry]:
+def read_upright(path: Path) -> tuple[np.ndarray, Grid]:
     """An image as (z, y, x) whose axes run to superior, posterior and left, however the file stores them."""
-    try:
-        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
-    except RuntimeError as error:
-        raise OSError(f"{path} is no readable 3-D image: {str(error).strip().splitlines()[-1].strip()}") from error
-    geometry = Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    return sitk.GetArrayFromImage(image), geometry
+    found = read_image(path)
+    if found.array.ndim != 3:
+        raise UserError(f"{path} has {found.array.ndim} axes; a 3-D image is needed")
+    image = sitk.DICOMOrient(found.to_itk(), "LPS")
+    return sitk.GetArrayFromImage(image), Grid.of(image)
 
 
-def _on_grid(path: Path, first: Path, geometry: Geometry) -> np.ndarray:
+def _on_grid(path: Path, first: Path, geometry: Grid) -> np.ndarray:
     array, own = read_upright(path)
     if difference := geometry.difference(own):
-        raise ValueError(f"{first} and {path} differ in {difference}")
+        raise UserError(f"{first} and {path} differ in {difference}")
     return array
 
 
-def _labels(path: Path, to_trained: Mapping[int, int], files: CaseFiles, geometry: Geometry) -> np.ndarray:
+def _labels(path: Path, to_trained: Mapping[int, int], files: CaseFiles, geometry: Grid) -> np.ndarray:
     found = _on_grid(path, next(iter(files.images.values())), geometry)
     labels, box = np.zeros(found.shape, np.uint8), find_box(found)
     try:
         labels[box] = remap(found[box], to_trained)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     return labels
 
 

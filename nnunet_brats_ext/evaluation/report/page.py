@@ -18,7 +18,10 @@ from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart,
 from nnunet_brats_ext.evaluation.report.inputs import Options, find_case_files
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, Plane, draw_case
 from nnunet_brats_ext.evaluation.report.training import TrainedModel, read_model
-from nnunet_brats_ext.prediction_folders.runs import for_each_case, read_json, write_text_whole
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.parallel import for_each_case
 
 PACKAGES = ("nnunet-brats-ext", "nnunetv2", "numpy", "scipy", "SimpleITK")
 CURVES = {"dice": "Dice", "filtered_tp": "filtered true positives", "filtered_tn": "filtered true negatives"}
@@ -61,7 +64,7 @@ def write_report(sources: Sequence[Path], out: Path, options: Options) -> list[s
         "title_of": tables.title_of,
         "notes": notes,
     }
-    write_text_whole(out, render(content))
+    write_text(out, render(content))
     return notes
 
 
@@ -70,11 +73,9 @@ def load_results(
 ) -> tuple[dict[str, Scores], dict[str, dict[str, Any]]]:
     """Name -> scores, and name -> whole content, of results.json files; checked to be of one preset and cohort."""
     if folders := [str(source) for source in sources if source.is_dir()]:
-        raise ValueError(
-            f"{', '.join(folders)} is a folder; a report takes the results.json of `nnunet_brats evaluate`"
-        )
+        raise UserError(f"{', '.join(folders)} is a folder; a report takes the results.json of `nnunet_brats evaluate`")
     if names is not None and len(set(names)) < len(names):
-        raise ValueError(f"a name is given twice among {', '.join(names)}")
+        raise UserError(f"a name is given twice among {', '.join(names)}")
     entries = load_entries(sources, names=names)
     contents = map(read_json, sources)
     results = {
@@ -82,11 +83,11 @@ def load_results(
         for (name, scores), one in zip(entries.items(), contents, strict=True)
     }
     if lacking := [name for name, one in results.items() if "preset" not in one]:
-        raise ValueError(f"the results of {', '.join(lacking)} name no preset; `nnunet_brats evaluate` does")
+        raise UserError(f"the results of {', '.join(lacking)} name no preset; `nnunet_brats evaluate` does")
     if not tables.regions_of(results):
-        raise ValueError("these results share no region")
+        raise UserError("these results share no region")
     if not tables.metrics_of(results):
-        raise ValueError("these results share no metric")
+        raise UserError("these results share no metric")
     return entries, results
 
 
@@ -156,7 +157,7 @@ def _choose(
 ) -> list[tables.Chosen]:
     for what, asked, known in (("metric", options.metric, metrics), ("region", options.region, regions)):
         if asked is not None and asked not in known:
-            raise ValueError(f"no {what} {asked!r} in these results; there are {', '.join(known)}")
+            raise UserError(f"no {what} {asked!r} in these results; there are {', '.join(known)}")
     return tables.choose_cases(entries, options.metric, [options.region] if options.region else regions, options.cases)
 
 
@@ -228,7 +229,7 @@ def _uncertainty(options: Options, notes: list[str]) -> dict[str, Any] | None:
     if options.uncertainty is None:
         return None
     if not options.uncertainty.is_dir():
-        raise FileNotFoundError(f"{options.uncertainty} is no folder; `nnunet_brats uncertainty` writes one")
+        raise UserError(f"{options.uncertainty} is no folder; `nnunet_brats uncertainty` writes one")
     path = options.uncertainty / "uncertainty.json"
     if not path.is_file():
         notes.append(f"No filtered Dice curves: {options.uncertainty} has no uncertainty.json (add --reference there).")

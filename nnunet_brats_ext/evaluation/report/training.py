@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_brats_ext.prediction_folders.runs import read_json
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
 
 _NUMBER = r"nan|-?inf|-?\d+(?:\.\d*)?(?:e[-+]?\d+)?"
 _LINE = re.compile(rf"^[-\d]+ [:.\d]+: (?:Epoch (\d+)|(train_loss|val_loss) ({_NUMBER})|Pseudo dice (\[.*\])) *$")
@@ -72,11 +73,11 @@ def read_model(folder: Path) -> TrainedModel:
     """A model folder of nnU-Net (`Trainer__Plans__configuration`), or one fold of it, with what there is in it."""
     folder = folder.resolve()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of a trained model")
+        raise UserError(f"{folder} is no folder of a trained model")
     folds = [folder] if folder.name.startswith("fold_") else sorted(folder.glob("fold_*"))
     model = folder.parent if folder.name.startswith("fold_") else folder
     if not folds:
-        raise ValueError(f"{folder} holds no fold_*; give the folder that nnUNetv2_train wrote, Trainer__Plans__...")
+        raise UserError(f"{folder} holds no fold_*; give the folder that nnUNetv2_train wrote, Trainer__Plans__...")
     epochs = {fold.name.removeprefix("fold_"): read_fold(fold) for fold in folds}
     dataset = _optional(model / "dataset.json")
     regions = tuple(name for name in dataset.get("labels", {}) if name not in ("background", "ignore"))

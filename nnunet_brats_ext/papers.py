@@ -1,0 +1,328 @@
+"""Papers as data: what a `trainers/<paper>/paper.py` may say, and how papers are found. Imports nothing heavy.
+
+Papers are the folders `trainers/*/paper.py` of this package and, in the same form, those that a user has put into a
+folder of `nnUNet_extTrainer`, as `paper.py` or `<paper>/paper.py`. Nobody keeps a second list of papers, trainers,
+configurations, tilings, test-time symmetries or published rules: whoever needs one asks here.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.util import module_from_spec, spec_from_file_location
+from math import prod
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Literal
+
+from nnunet_brats_ext.storage.errors import UserError
+
+FILE, RECIPE = "paper.py", "recipe.yaml"
+EXTERNAL = "nnUNet_extTrainer"  # nnU-Net's variable: folders with trainers of the user's own
+HERE = Path(__file__).parent / "trainers"
+
+GIB = 2**30  # what nnU-Net and the makers of GPUs call a GB of their memory
+RESERVE_BYTES = GIB  # CUDA's context, workspaces of its libraries, fragmentation: assumed, not measured
+Precision = Literal["fp32", "mixed"]
+Sizes = tuple[int, ...]
+
+
+# ---- what a paper says ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one step of training a network keeps in memory, at the width of its paper and with halvings of all axes.
+
+    `benchmarks/memory.py` counts these constants; its column "B/voxel" at 128 x 128 x 128 is `bytes_per_voxel`.
+
+    parameters: plus `parameters_per_voxel` of the patch, where fully connected layers depend on its size.
+    optimiser_state: values per parameter; Adam 2, momentum 1.
+    bytes_per_voxel: of the patch, per sample and by precision, at the peak of the step.
+    """
+
+    parameters: int
+    optimiser_state: int
+    bytes_per_voxel: Mapping[Precision, float]
+    parameters_per_voxel: float = 0
+
+    def constant_bytes(self, patch_size: Sequence[int], precision: Precision = "mixed") -> float:
+        """Weights and the optimiser's state; mixed precision keeps a copy of the weights in 16 bits."""
+        per_parameter = 4 * (1 + self.optimiser_state) + (2 if precision == "mixed" else 0)
+        return per_parameter * self._parameters(patch_size)
+
+    def step_bytes(self, patch_size: Sequence[int], batch_size: int, precision: Precision = "mixed") -> float:
+        """The peak of a step without the GPU's reserve.
+
+        The activations are gone by the time all gradients are there: the larger of the two counts.
+        """
+        activations = batch_size * prod(patch_size) * self.bytes_per_voxel[precision]
+        return self.constant_bytes(patch_size, precision) + max(activations, 4 * self._parameters(patch_size))
+
+    def gpu_gb(self, patch_size: Sequence[int], batch_size: int) -> float:
+        """GPU memory in GB of training as nnU-Net does on CUDA, in mixed precision; `batch_size` of this GPU."""
+        return (RESERVE_BYTES + self.step_bytes(patch_size, batch_size)) / GIB
+
+    def _parameters(self, patch_size: Sequence[int]) -> float:
+        return self.parameters + self.parameters_per_voxel * prod(patch_size)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a paper trains on, on top of a configuration of nnU-Net; unless resampled, it shares its preprocessed data.
+
+    patch_size: (z, y, x). None is the whole slice or volume, that is the largest case. Never more than that.
+    batch_size: of all GPUs together, as nnU-Net counts it.
+    poolings: halvings that the paper's network, branches included, needs its patch to allow.
+    strides: where the network's own must be kept; None follows nnU-Net's rule for the patch.
+    resampled: on data of its own, resampled so that the largest case fills the patch and every case is whole in it.
+    footprint: of the network; None until it has been counted.
+    """
+
+    name: str
+    patch_size: Sizes | None
+    batch_size: int
+    poolings: int
+    base: str = "3d_fullres"
+    strides: tuple[Sizes, ...] | None = None
+    previous_stage: str | None = None
+    next_stage: str | None = None
+    resampled: bool = False
+    footprint: Footprint | None = None
+    paper: str = ""  # filled in when papers are found
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How a trainer's network predicts a case, unless the user asks for something else.
+
+    tiling: `sliding` is nnU-Net's; others are names of `inference.tilings` or of a paper's `tilings`.
+    symmetries: what is averaged over, test-time augmentation; `mirror` is nnU-Net's, `none` predicts once.
+    combine: how folds and checkpoints become one: `logits`, `probabilities`, or `vote`.
+    kept: the central part of a tile that a tiling of such tiles keeps; None is half of it.
+    """
+
+    tiling: str = "sliding"
+    symmetries: str = "mirror"
+    combine: str = "logits"
+    kept: Sizes | None = None
+
+
+@dataclass(frozen=True)
+class TrainerFacts:
+    """What the package knows about a trainer class without importing it.
+
+    name: of the class. configuration: that it is for. summary: what it changes, for tables. parameters: of its network
+    at inference, for four channels (and the previous stage's labels) and three regions; None where plans decide.
+    snapshot_epochs: after how many epochs to keep the weights, as checkpoint_epoch_N.pth; the environment may name
+    others. previous_stage: in a cascade, the trainer of the previous stage; None is the trainer itself, as in nnU-Net.
+    attention: what shows where its network looks, as `FILE.py:NAME` beside paper.py; None has nothing to show.
+    """
+
+    name: str
+    configuration: str
+    summary: str
+    parameters: int | None = None
+    prediction: Prediction = Prediction()
+    snapshot_epochs: tuple[int, ...] = ()
+    previous_stage: str | None = None
+    attention: str | None = None
+    paper: str = ""  # filled in when papers are found
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Mirror along `flips`, then turn the axial plane by `quarter_turns`; axes counted from the end, -3 is z."""
+
+    flips: tuple[int, ...] = ()
+    quarter_turns: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """Scores that a paper prints. scores: region -> metric -> value, metrics as `evaluate` names them, Dice 0 to 1."""
+
+    system: str
+    data: str
+    scores: Mapping[str, Mapping[str, float]]
+    trainer: str | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One publication: everything that the rest of the package wants to know about it.
+
+    rules: name -> published post-processing, as rule files hold it. tilings: name -> `FILE.py:NAME` beside paper.py.
+    symmetries: name -> what is averaged over. folder, key: filled in when papers are found.
+    """
+
+    title: str
+    authors: str
+    year: int
+    link: str
+    trainers: tuple[TrainerFacts, ...]
+    configurations: tuple[Configuration, ...] = ()
+    rules: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    tilings: Mapping[str, str] = field(default_factory=dict)
+    symmetries: Mapping[str, tuple[Symmetry, ...]] = field(default_factory=dict)
+    results: tuple[PublishedResult, ...] = ()
+    key: str = ""
+    folder: Path = Path()
+
+    @property
+    def short(self) -> str:
+        """Authors and year, as tables name a paper."""
+        return f"{self.authors} {self.year}"
+
+    @property
+    def recipe(self) -> Path | None:
+        path = self.folder / RECIPE
+        return path if path.is_file() else None
+
+    def load(self, place: str) -> Any:
+        """The object that `FILE.py:NAME` names, beside paper.py."""
+        file, _, name = place.partition(":")
+        return getattr(_load_module(self.folder / file), name)
+
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+def find_papers(external: str | None = None) -> Mapping[str, Paper]:
+    """Key -> paper, of this package and of the user's own; the key is the name of the paper's folder.
+
+    external: the folders with the user's own, as in a path variable; None is what `nnUNet_extTrainer` says.
+    """
+    return _find_papers(os.environ.get(EXTERNAL, "") if external is None else external)
+
+
+@lru_cache(maxsize=4)
+def _find_papers(external: str) -> Mapping[str, Paper]:
+    papers: dict[str, Paper] = {}
+    trainers: dict[str, Path] = {}
+    for file in [*sorted(HERE.glob(f"*/{FILE}")), *_external_files(external)]:
+        paper = _read_paper(file)
+        if paper.key in papers:
+            raise UserError(f"{file} and {papers[paper.key].folder / FILE} are both called {paper.key!r}; rename one")
+        for trainer in paper.trainers:
+            if trainer.name in trainers:
+                raise UserError(f"{file} and {trainers[trainer.name]} both have the trainer {trainer.name}; rename one")
+            trainers[trainer.name] = file
+        papers[paper.key] = paper
+    return MappingProxyType(papers)
+
+
+def _external_files(external: str) -> list[Path]:
+    folders = [Path(folder) for folder in external.split(os.pathsep) if folder.strip()]
+    return [file for folder in folders for file in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if file.is_file()]
+
+
+def _read_paper(file: Path) -> Paper:
+    try:
+        paper = _load_module(file).PAPER
+    except Exception as error:
+        if file.is_relative_to(HERE):
+            raise
+        raise UserError(f"{file} cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(paper, Paper):
+        raise UserError(f"{file}: PAPER is {paper!r}; expected a Paper of nnunet_brats_ext.papers")
+    key = file.parent.name
+    configurations = tuple(replace(one, paper=key) for one in paper.configurations)
+    trainers = tuple(replace(one, paper=key) for one in paper.trainers)
+    return replace(paper, key=key, folder=file.parent, configurations=configurations, trainers=trainers)
+
+
+def _load_module(file: Path) -> ModuleType:
+    """A file of this package under its own name; one of the user's under a name of its path."""
+    if file.is_relative_to(HERE):
+        name = ".".join(file.relative_to(HERE.parents[1]).with_suffix("").parts)
+        return importlib.import_module(name)
+    name = f"nnunet_brats_ext_external_{file.parent.name}_{file.stem}_{abs(hash(str(file))):x}"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{file} is no Python file that can be loaded")
+        module = module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def find_paper(key: str) -> Paper:
+    """The paper of that key; an unknown one is an error that lists those there are."""
+    papers = find_papers()
+    if key not in papers:
+        raise UserError(f"no paper {key!r}; there are {', '.join(papers)}{did_you_mean(key, papers)}")
+    return papers[key]
+
+
+def configurations() -> dict[str, Configuration]:
+    """Name -> configuration, of all papers."""
+    return {one.name: one for paper in find_papers().values() for one in paper.configurations}
+
+
+def trainers() -> dict[str, TrainerFacts]:
+    """Class name -> facts, of the trainers of all papers."""
+    return {one.name: one for paper in find_papers().values() for one in paper.trainers}
+
+
+def published_rules() -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Name -> published post-processing rules, of all papers."""
+    return {name: rules for paper in find_papers().values() for name, rules in paper.rules.items()}
+
+
+def symmetries() -> dict[str, tuple[Symmetry, ...]]:
+    """Name -> test-time symmetries that only a paper has."""
+    return {name: maps for paper in find_papers().values() for name, maps in paper.symmetries.items()}
+
+
+def tilings() -> dict[str, tuple[Paper, str]]:
+    """Name -> paper and place of a tiling that only this paper has."""
+    return {name: (paper, place) for paper in find_papers().values() for name, place in paper.tilings.items()}
+
+
+def facts_of_class(trainer: type) -> TrainerFacts:
+    """The facts of a trainer class: its own, or those of the nearest class it derives from.
+
+    Own facts are those of a paper, or a class attribute `facts`. A class that derives from none, such as nnU-Net's own
+    trainers, predicts as nnU-Net does.
+    """
+    known = trainers()
+    for one in trainer.__mro__:
+        if isinstance(own := vars(one).get("facts"), TrainerFacts):
+            return replace(own, name=trainer.__name__)
+        if one.__name__ in known:
+            return replace(known[one.__name__], name=trainer.__name__)
+    return TrainerFacts(trainer.__name__, "3d_fullres", "")
+
+
+def find_trainer(name: str) -> TrainerFacts:
+    """The facts of a trainer by its name: of a paper, or of a class that nnU-Net finds (which loads torch)."""
+    if name in (known := trainers()):
+        return known[name]
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+            return facts_of_class(recursive_find_trainer_class_by_name(name))
+    except RuntimeError as error:
+        raise UserError(
+            f"nnU-Net finds no trainer {name!r}{did_you_mean(name, known)}; `nnunet_brats papers` lists ours, and "
+            f"{EXTERNAL} names the folders of your own"
+        ) from error
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,91 @@
+"""How members become one prediction: pure rules on arrays (z, y, x), in the numbering as trained."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from nnunet_brats_ext.brats import BACKGROUND, ED, LABEL_SCHEMES
+from nnunet_brats_ext.storage.errors import UserError
+
+REGION_LABELS = LABEL_SCHEMES["glioma_2017"].paint  # of WT, TC, ET
+
+
+def mean(members: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """The weighted mean of probability arrays of one shape, as float32; the weights need not sum to one.
+
+    Members are taken from the iterable one at a time and dropped, so that memory does not grow with their number.
+    """
+    total = None
+    for member, weight in zip(members, weights, strict=True):
+        scaled = np.multiply(member, weight, dtype=np.float32)
+        total = scaled if total is None else np.add(total, scaled, out=total)
+    if total is None:
+        raise UserError("a mean needs at least one member")
+    total /= np.float32(sum(weights))
+    return total
+
+
+def majority(
+    members: Iterable[tuple[np.ndarray, np.ndarray | None]], labels: Sequence[int], weights: Sequence[float]
+) -> np.ndarray:
+    """The most frequent label of each voxel, with the tie rule of Lyu and Shu 2020 (https://arxiv.org/abs/2011.02881).
+
+    members: each a label map and, where known, the probability of each of `labels`, (label, z, y, x).
+    labels: the tumour labels from the outermost to the innermost, such as ED, NCR, ET.
+
+    Background gives way to a tumour label with as many votes. Between tumour labels the larger mean probability
+    decides, each label's taken over those members that voted for it. Where that is equal too, as it is without
+    probabilities, the innermost label wins: nnU-Net paints it last, and BraTS lets ET overrule the rest.
+    Equal votes are exact as long as weights are whole numbers. A label outside `labels` is an error.
+    """
+    votes = support = None
+    for (label_map, probabilities), weight in zip(members, weights, strict=True):
+        if votes is None or support is None:
+            votes = np.zeros((len(labels) + 1, *label_map.shape), dtype=np.float32)
+            support = np.zeros((len(labels), *label_map.shape), dtype=np.float32)
+        known = 0
+        for channel, label in enumerate((BACKGROUND, *labels)):
+            voted = label_map == label
+            known += np.count_nonzero(voted)
+            votes[channel][voted] += weight
+            if probabilities is not None and label != BACKGROUND:
+                support[channel - 1][voted] += np.float32(weight) * probabilities[channel - 1][voted]
+        if known < label_map.size:
+            strangers = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *labels})
+            raise UserError(f"labels {strangers} are not among the expected {[BACKGROUND, *labels]}")
+    if votes is None or support is None:
+        raise UserError("a vote needs at least one member")
+    most = votes.max(0)
+    leading = votes[1:] == most
+    np.divide(support, votes[1:], out=support, where=leading)  # a leading label has votes
+    support[~leading] = -1
+    innermost_first = np.asarray(labels[::-1], dtype=np.uint8)
+    return np.where(leading.any(0), innermost_first[support[::-1].argmax(0)], BACKGROUND).astype(np.uint8)
+
+
+def two_pass(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The first label map decides ET and NCR, the second oedema against background: Henry et al. 2020.
+
+    https://arxiv.org/abs/2011.01045. A voxel changes only where both maps hold background or oedema, so ET and TC of
+    the result are those of the first map exactly.
+    """
+    outer = (BACKGROUND, ED)
+    return np.where(np.isin(first, outer) & np.isin(second, outer), second, first)
+
+
+def nested(regions: np.ndarray) -> np.ndarray:
+    """Confine each of the regions WT, TC, ET, (3, z, y, x), to the one before it: strict nesting.
+
+    Hashemi et al., "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation", train one
+    binary network per region and leave their fusion open. Masks are intersected; probabilities take the minimum,
+    which is the same at any threshold.
+    """
+    return np.minimum.accumulate(regions, axis=0)
+
+
+def paint_masks(regions: np.ndarray) -> np.ndarray:
+    """The label map of nested masks WT, TC, ET, (3, z, y, x)."""
+    labels = np.zeros(regions.shape[1:], dtype=np.uint8)
+    for mask, label in zip(regions, REGION_LABELS, strict=True):
+        labels[mask] = label
+    return labels

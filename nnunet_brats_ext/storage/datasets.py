@@ -1,0 +1,184 @@
+"""What a dataset.json says, read in one place: which channel is which sequence, which labels and regions there are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES, Head, LabelScheme, find_sequence
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import find_splits
+
+FILE = "dataset.json"
+AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
+NORMALISED = "nonorm"  # how nnU-Net names the normalisation of images that come normalised
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """A dataset.json, the same beside raw data, preprocessed data, a model or predictions.
+
+    content: the JSON object. source: its file, quoted in errors. A key that is missing or of the wrong type is a
+    UserError when it is asked for.
+    """
+
+    content: Mapping[str, Any]
+    source: Path = Path(FILE)
+
+    @classmethod
+    def read(cls, path: Path) -> "DatasetDescription":
+        """From a file, or from the folder that holds it."""
+        file = path / FILE if path.is_dir() else path
+        return cls(read_json(file), file)
+
+    @classmethod
+    def find(cls, *folders: Path) -> "DatasetDescription | None":
+        """That of the first folder that has one."""
+        return next((cls.read(folder / FILE) for folder in folders if (folder / FILE).is_file()), None)
+
+    # ---- channels --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def channel_names(self) -> tuple[str, ...]:
+        """What nnU-Net calls each channel, in order."""
+        names = self._get("channel_names", dict, '{"0": "T1", ...}')
+        if sorted(names) != sorted(map(str, range(len(names)))) or not all(isinstance(n, str) for n in names.values()):
+            raise UserError(f'{self.source}: channel_names {names} should be {{"0": NAME, "1": NAME, ...}}')
+        return tuple(names[str(number)] for number in range(len(names)))
+
+    @cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """What each channel shows, by BraTS's names where they are known: T1, T1ce, T2, FLAIR.
+
+        Channels that come normalised are all called noNorm in `channel_names`; their sequences are noted beside.
+        """
+        names = self.content.get("brats_sequences") or self.channel_names
+        return tuple(find_sequence(name) or name for name in names)
+
+    def channel(self, sequence: str) -> int:
+        """The number of the channel that shows a sequence, such as T1ce; an error where none does."""
+        if sequence not in self.sequences:
+            raise UserError(
+                f"{self.source}: no channel shows {sequence}; channel_names are {list(self.channel_names)}. Name the "
+                f'sequences there, or beside as "brats_sequences": ["T1", "T1ce", "T2", "FLAIR"]'
+            )
+        return self.sequences.index(sequence)
+
+    @property
+    def normalised_beforehand(self) -> bool:
+        """Whether the images were written normalised, so that nnU-Net leaves them alone."""
+        return any(name.casefold() == NORMALISED for name in self.channel_names)
+
+    # ---- labels ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def declared(self) -> dict[str, tuple[int, ...]]:
+        """Name -> labels, of all labels and regions but `ignore`, background included."""
+        labels = self._get("labels", dict, '{"background": 0, "WT": [1, 2, 3], ...}')
+        sets = {}
+        for name, value in labels.items():
+            values = value if isinstance(value, list) else [value]
+            if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+                raise UserError(f"{self.source}: labels[{name!r}] is {value!r}; expected a number or a list of numbers")
+            if name != "ignore":
+                sets[name] = tuple(values)
+        return sets
+
+    @property
+    def has_ignore_label(self) -> bool:
+        return "ignore" in self._get("labels", dict)
+
+    @property
+    def labels(self) -> frozenset[int]:
+        """All labels, background included."""
+        return frozenset({BACKGROUND}.union(*self.declared.values()))
+
+    @property
+    def nested(self) -> bool:
+        """Whether there are regions of several labels, as BraTS trainers predict them."""
+        return any(len(labels) > 1 for labels in self.declared.values())
+
+    @property
+    def paint(self) -> tuple[int, ...]:
+        """nnU-Net's `regions_class_order`: the label that each region paints; empty without."""
+        order = self.content.get("regions_class_order") or ()
+        if not isinstance(order, list | tuple) or not all(isinstance(label, int) for label in order):
+            raise UserError(f"{self.source}: regions_class_order is {order!r}; expected a list of labels")
+        return tuple(order)
+
+    def head(self, num_channels: int | None = None) -> Head:
+        """The head of a network on this data set; the number of its channels tells where it departed from the labels.
+
+        With nested regions that is a region head, or a softmax over the labels (one channel more than there are
+        labels). A number of channels that fits neither is an error.
+        """
+        declared = self.declared
+        for name, labels in declared.items():
+            binary = len(declared) == 2  # a model of ET alone may call it 1
+            if not binary and name in AS_TRAINED and labels != (AS_TRAINED[name],):
+                raise UserError(
+                    f"{self.source}: label {name} is {list(labels)}, but {AS_TRAINED[name]} as trained; convert the "
+                    "data set with `nnunet_brats convert`, or its label maps and channels cannot be told apart"
+                )
+        values = sorted(set().union(*declared.values()))
+        name_of = {labels[0]: name for name, labels in declared.items() if len(labels) == 1}
+        names = tuple(name_of.get(value, str(value)) for value in values)
+        heads = [Head(names, tuple((value,) for value in values), tuple(values))]
+        if self.nested:
+            regions = {name: labels for name, labels in declared.items() if set(labels) != {BACKGROUND}}
+            if len(self.paint) != len(regions):
+                raise UserError(
+                    f"{self.source}: regions_class_order {list(self.paint)} does not fit the regions {list(regions)}"
+                )
+            heads.insert(0, Head(tuple(regions), tuple(regions.values()), self.paint))
+        for head in heads:
+            if num_channels in (None, len(head.channels)):
+                return head
+        expected = " or ".join(str(len(head.channels)) for head in heads)
+        raise UserError(
+            f"{self.source}: {num_channels} channels do not fit the labels {list(declared)}, which need {expected}"
+        )
+
+    @property
+    def scheme_name(self) -> str | None:
+        """The name of the label scheme whose regions the data set has; None where it has others."""
+        if not self.nested and len(self.declared) != 2:
+            return None
+        regions = {frozenset(labels) for labels in self.declared.values() if set(labels) != {BACKGROUND}}
+        fitting = [n for n, one in LABEL_SCHEMES.items() if {frozenset(r) for r in one.regions.values()} == regions]
+        return fitting[0] if fitting else None
+
+    @property
+    def scheme(self) -> LabelScheme | None:
+        return LABEL_SCHEMES[self.scheme_name] if self.scheme_name else None
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return str(self.content.get("name", ""))
+
+    @property
+    def ending(self) -> str:
+        """How its image files end, such as .nii.gz."""
+        return self._get("file_ending", str, '".nii.gz"')
+
+    @property
+    def release(self) -> str | None:
+        """The BraTS release it was converted from, if `nnunet_brats convert` made it."""
+        return self.content.get("brats_release")
+
+    @property
+    def folds(self) -> int | None:
+        """How many folds the data set has, where nnU-Net reads them or beside the file; None where there are none."""
+        found = find_splits(self.name, self.source.parent)
+        return len(found[1]) if found else None
+
+    def _get(self, key: str, kind: type, example: str = "") -> Any:
+        if key not in self.content:
+            raise UserError(f"{self.source} lacks {key!r}" + (f", such as {example}" if example else ""))
+        if not isinstance(value := self.content[key], kind):
+            raise UserError(f"{self.source}: {key} is {value!r}; expected {example or kind.__name__}")
+        return value

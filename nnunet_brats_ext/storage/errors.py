@@ -1,0 +1,24 @@
+"""The one kind of error that a user can fix."""
+
+from collections.abc import Sequence
+
+
+class UserError(ValueError):
+    """What is wrong with the user's input; the sentence quotes it and says what to do. Shown without traceback."""
+
+
+def raise_problems(summary: str, problems: Sequence[str]) -> None:
+    """Raise one UserError that lists every problem below a summary; without problems nothing happens."""
+    if problems:
+        raise UserError("\n  ".join([f"{summary}:", *problems]))
+
+
+def refuse(problems: Sequence[str], action: str) -> None:
+    """Raise one UserError that lists every problem that keeps a command from an action, before it writes anything."""
+    raise_problems(f"cannot {action}; nothing was written", problems)
+
+
+def shorten(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message: all of them, or the first `most` and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more

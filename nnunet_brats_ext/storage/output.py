@@ -1,0 +1,87 @@
+"""Safe output: a file or folder appears whole or not at all, and what a killed run left is removed by the next one."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.locks import is_locked, lock
+
+GRACE_S = 60.0  # a working folder younger than this may not have its lock yet
+LOCK = ".lock"
+SETTINGS_FILES = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system while `path` is written into a UserError that names it and the free space."""
+    try:
+        yield
+    except OSError as error:
+        place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
+        try:
+            free = f" ({shutil.disk_usage(place).free / 1e9:.2f} GB free in {place})"
+        except OSError:
+            free = ""
+        reason = error.strerror or str(error)
+        raise UserError(f"{path} could not be written: {reason}{free}; make room or choose another place") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once or not at all; UTF-8."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def working_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder on the disk of `target`, for this run alone; it is removed when the block ends.
+
+    Only its owner may enter it, so what is to be published grows in a folder inside. A run that was killed leaves its
+    folder, but not its lock on it: the next run with this target removes it.
+    """
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{target.name}."
+        for left in target.parent.glob(f"{prefix}*"):
+            if left.is_dir() and time.time() - left.stat().st_mtime > GRACE_S and not is_locked(left / LOCK):
+                shutil.rmtree(left, ignore_errors=True)
+        scratch = TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True)
+    with scratch as name, lock(Path(name, LOCK)):
+        yield Path(name)
+
+
+@contextmanager
+def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
+    """A folder whose files move into `out` when the block ends well, and vanish when it does not.
+
+    `out` may exist from an earlier run over the same cases; none of its files that would contradict this run stay.
+    It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"the output folder {out} is a file; choose another")
+    if any(out.resolve() == source.resolve() for source in sources):
+        raise UserError(f"the output folder {out} is also an input; choose another")
+    others = sorted({path.name for path in out.glob(f"[!.]*{ending}")} - {case + ending for case in cases})
+    if others:
+        raise UserError(f"{out} already holds other cases ({shorten(others)}); choose an empty folder")
+    with working_folder(out.absolute()) as scratch:
+        stage = scratch / "new"
+        stage.mkdir()
+        with writing(out):
+            yield stage
+            out.mkdir(exist_ok=True)
+            for name in (*(f"{case}{suffix}" for case in cases for suffix in (".npz", ".pkl")), *SETTINGS_FILES):
+                (out / name).unlink(missing_ok=True)
+            for path in sorted(stage.iterdir()):
+                path.replace(out / path.name)

@@ -1,0 +1,17 @@
+"""nnU-Net as data: Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z."""
+
+from nnunet_brats_ext.papers import Paper, TrainerFacts
+
+PAPER = Paper(
+    title="nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+    authors="Isensee et al.",
+    year=2021,
+    link="https://doi.org/10.1038/s41592-020-01008-z",
+    trainers=(
+        TrainerFacts(
+            "BraTSBaselineTrainer",
+            "3d_fullres",
+            "nothing: nnU-Net's network, loss, augmentation and schedule on our base trainer, to compare with",
+        ),
+    ),
+)

@@ -1,0 +1,54 @@
+"""Hashemi et al. 2021 as data: one 2-D configuration, its trainers, published scores."""
+
+from nnunet_brats_ext.papers import Configuration, Footprint, Paper, Prediction, PublishedResult, TrainerFacts
+
+ONCE = Prediction(symmetries="none")
+OWN_TEST = "37 test cases of the authors' own, from the training data of BraTS 2020"
+REGIONS = {"WholeTumor": "WT", "TumorCore": "TC", "EnhancingTumor": "ET"}
+
+
+def _dice(wt: float, tc: float, et: float) -> dict[str, dict[str, float]]:
+    return {"WT": {"dice": wt}, "TC": {"dice": tc}, "ET": {"dice": et}}
+
+
+def _binary(augmented: bool) -> list[TrainerFacts]:
+    kind, what = ("Augmented", "2C AU: the same on ten warps of every slice") if augmented else (
+        "", "2C: a binary 2-D network")  # fmt: skip
+    return [
+        TrainerFacts(f"BraTS2D{name}{kind}Trainer", "hashemi_2d", f"{what}, {region}", 31_045_186, prediction=ONCE)
+        for name, region in REGIONS.items()
+    ]
+
+
+PAPER = Paper(
+    title="A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation",
+    authors="Hashemi et al.",
+    year=2021,
+    link="https://github.com/Nima-Hs/BraTS",
+    configurations=(
+        Configuration(
+            "hashemi_2d",
+            patch_size=None,
+            batch_size=10,
+            poolings=4,
+            base="2d",
+            footprint=Footprint(31_045_763, 2, {"fp32": 8411, "mixed": 4471}),  # per pixel, at 240 x 240
+        ),
+    ),
+    trainers=(
+        TrainerFacts(
+            "BraTS2DTrainer",
+            "hashemi_2d",
+            "3C: 2-D U-Net of slices for small GPUs; batch Dice weighted by frequency",
+            31_045_763,
+            prediction=ONCE,
+        ),
+        *_binary(augmented=False),
+        *_binary(augmented=True),
+    ),
+    results=(
+        PublishedResult("U-Net 3C", OWN_TEST, _dice(0.884, 0.867, 0.813), trainer="BraTS2DTrainer"),
+        PublishedResult("U-Net 2C", OWN_TEST, _dice(0.900, 0.877, 0.813)),
+        PublishedResult("U-Net 2C AU", OWN_TEST, _dice(0.905, 0.903, 0.822)),
+    ),
+)

@@ -1,0 +1,158 @@
+"""Hashemi et al. 2021: 2-D U-Nets for small GPUs, one for all regions or one for each, https://github.com/Nima-Hs/BraTS.
+
+"A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation".
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_brats_ext.architectures.plain_unet_2d import FEATURES, BinaryUNet2D, PlainUNet2D
+from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers.hashemi2021.composed_warp import ComposedWarp
+from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
+from nnunet_brats_ext.trainers.hashemi2021.slices import NonEmptySlices, count_slices
+from nnunet_brats_ext.training.base import BraTSTrainer
+
+
+class HashemiTrainer(BraTSTrainer):
+    """What all models of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) share; train with a subclass."""
+
+    hyperparameters = dict(
+        initial_lr=1e-3,
+        weight_decay=0.0,
+        num_epochs=80,
+        oversample_foreground_percent=1.0,  # every slice is drawn by NonEmptySlices
+        enable_deep_supervision=False,
+    )
+
+    features_per_stage: ClassVar[tuple[int, ...]] = FEATURES
+    copies: ClassVar[int] = 1  # of every training slice in an epoch
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        if len(configuration.patch_size) != 2:
+            raise UserError(
+                f"{cls.__name__} segments slices, but the patch {tuple(configuration.patch_size)} is a volume; "
+                "train it on the configuration 2d, or on hashemi_2d of `nnunet_brats plan`"
+            )
+        return partial(
+            cls.network_class(), strides=configuration.pool_op_kernel_sizes, features_per_stage=cls.features_per_stage
+        )
+
+    @classmethod
+    def network_class(cls) -> Callable[..., nn.Module]:
+        return PlainUNet2D
+
+    def region_loss(self) -> nn.Module:
+        return FrequencyWeightedDiceLoss()
+
+    def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        return NonEmptySlices(cases, self.configuration_manager.patch_size)
+
+    def draws_per_epoch(self, cases: nnUNetBaseDataset, training: bool) -> int:
+        return count_slices(cases) * (self.copies if training else 1)
+
+    def augmentation(self) -> list[BasicTransform]:
+        return []
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PlateauOfEpochs]:
+        optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PlateauOfEpochs(optimizer, factor=0.5, patience=5, threshold=1e-2)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        if self._watches_the_loss():
+            self.lr_scheduler.observe(self.logger.get_value("train_losses", step=self.current_epoch))
+
+    def _watches_the_loss(self) -> bool:
+        return isinstance(self.lr_scheduler, PlateauOfEpochs)  # not in a cycle of weight averaging
+
+    def extra_state(self) -> dict[str, Any]:
+        own = self.lr_scheduler.state_dict() if self._watches_the_loss() else None
+        return super().extra_state() | {"lr_scheduler": own}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        if state["lr_scheduler"] is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+
+
+class BinaryTrainer(HashemiTrainer):
+    """U-Net 2C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): one region; train with a subclass.
+
+    To nnU-Net it is a model of all regions that finds one of them. Three of them become one label map by
+    `nnunet_brats ensemble --method nested`.
+    """
+
+    region: ClassVar[int]  # its place among the data set's regions, which begin with WT, TC, ET
+    final_relu: ClassVar[bool] = False  # True is the authors' network, parts of which stop learning at random
+
+    @classmethod
+    def network_class(cls) -> Callable[..., nn.Module]:
+        return partial(BinaryUNet2D, region=cls.region, final_relu=cls.final_relu)
+
+    def region_loss(self) -> nn.Module:
+        return FrequencyWeightedDiceLoss(region=self.region)
+
+    def validation_step(self, batch: dict) -> dict:
+        step = super().validation_step(batch)
+        others = np.arange(len(step["tp_hard"])) != self.region
+        for counts in ("tp_hard", "fp_hard", "fn_hard"):
+            step[counts][others] = 0
+        return step
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        with np.errstate(invalid="ignore"):  # the pseudo Dice of the others is 0 / 0, which nnU-Net's mean leaves out
+            super().on_validation_epoch_end(val_outputs)
+
+
+class WarpedCopies(HashemiTrainer):
+    """The augmentation of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): ten warps of a slice, not itself."""
+
+    copies = 10
+
+    def augmentation(self) -> list[BasicTransform]:
+        return [ComposedWarp()]
+
+
+class BraTS2DTrainer(HashemiTrainer):
+    """U-Net 3C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): all regions in one 2-D network."""
+
+
+class BraTS2DWholeTumorTrainer(BinaryTrainer):
+    """U-Net 2C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for WT."""
+
+    region = 0
+
+
+class BraTS2DTumorCoreTrainer(BinaryTrainer):
+    """U-Net 2C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for TC."""
+
+    region = 1
+
+
+class BraTS2DEnhancingTumorTrainer(BinaryTrainer):
+    """U-Net 2C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for ET."""
+
+    region = 2
+
+
+class BraTS2DWholeTumorAugmentedTrainer(WarpedCopies, BraTS2DWholeTumorTrainer):
+    """U-Net 2C AU of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for WT."""
+
+
+class BraTS2DTumorCoreAugmentedTrainer(WarpedCopies, BraTS2DTumorCoreTrainer):
+    """U-Net 2C AU of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for TC."""
+
+
+class BraTS2DEnhancingTumorAugmentedTrainer(WarpedCopies, BraTS2DEnhancingTumorTrainer):
+    """U-Net 2C AU of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for ET."""

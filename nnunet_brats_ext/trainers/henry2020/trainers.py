@@ -1,0 +1,127 @@
+"""Henry et al. 2020: deeply supervised U-Nets with a dilated bottom, averaged over cycles of training.
+
+https://arxiv.org/abs/2011.01045
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
+from nnunet_brats_ext.losses.dice import SoftDiceLoss
+from nnunet_brats_ext.losses.outputs import MeanOverOutputs
+from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
+from nnunet_brats_ext.trainers.henry2020.transforms import DropChannel, RelativeNoise, ShiftBrain, SwapAndFlip
+from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
+from nnunet_brats_ext.training.base import BraTSTrainer, topology
+from nnunet_brats_ext.training.case_losses import CaseLosses
+from nnunet_brats_ext.training.final_weights import LowestValidationLoss
+from nnunet_brats_ext.training.optimizers import EpochSchedule, cosine
+
+
+class HenryTrainer(BraTSTrainer):
+    """What both pipelines of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) share; train with a subclass."""
+
+    hyperparameters = dict(
+        initial_lr=1e-4,
+        weight_decay=0.0,
+        oversample_foreground_percent=0.0,  # patches anywhere
+        enable_deep_supervision=False,  # nnU-Net's: here the heads are enlarged to the one target
+    )
+
+    norm: ClassVar[Literal["group", "instance"]]
+    attention: ClassVar[bool] = False
+    squared: ClassVar[bool]
+    """Whether the Dice loss squares probabilities and target in its denominator."""
+    normalization: ClassVar[str]
+    """What nnU-Net shall do to the images, as its plans call it."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        if (planned := set(self.configuration_manager.normalization_schemes)) != {self.normalization}:
+            self.print_to_log_file(
+                f"WARNING: {type(self).__name__} is made for {self.normalization} and the plans say {sorted(planned)}. "
+                "Pipeline A takes images from `nnunet_brats convert --normalise percentile-minmax`, pipeline B others."
+            )
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        return partial(DilatedUNet, **topology(configuration), norm=cls.norm, attention=cls.attention)
+
+    def region_loss(self) -> MeanOverOutputs:
+        return MeanOverOutputs(SoftDiceLoss(1.0, 1.0, squared=self.squared, batch=True))
+
+    def mirrors(self) -> MirrorTransform:
+        return MirrorTransform(allowed_axes=tuple(range(len(self.configuration_manager.patch_size))))
+
+
+class PipelineA(HenryTrainer):
+    """Pipeline A of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) up to where averaging begins."""
+
+    norm = "group"
+    squared = True
+    normalization = "NoNormalization"  # the images come scaled to 0..1
+
+    augmented_as: ClassVar[Literal["coded", "written"]] = "coded"
+    """As the authors' release augments, or as the paper says."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        optimizer, half = Ranger(self.network.parameters(), self.initial_lr), self.num_epochs / 2
+        return optimizer, EpochSchedule(
+            optimizer, lambda epoch: self.initial_lr * cosine((epoch - int(half) - 1) / half)
+        )
+
+    def augmentation(self) -> list[BasicTransform]:
+        coded = self.augmented_as == "coded"
+        scale = MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=coded)
+        drop = RandomTransform(DropChannel(), 0.2)
+        reorient = SwapAndFlip() if coded else self.mirrors()
+        return [RandomTransform(ComposeTransforms([scale, RelativeNoise(0.1), drop, reorient]), 0.8)]
+
+
+class BraTSDeepSupervisionTrainer(CaseLosses, StochasticWeightAveraging, PipelineA):
+    """Pipeline A of Henry et al. 2020 (https://arxiv.org/abs/2011.01045): GroupNorm, Ranger, averaged weights.
+
+    For images made by `nnunet_brats convert --normalise percentile-minmax`. 200 epochs, then 5 cycles of 30, whose
+    weights are averaged. The paper's patch is 128^3 with a batch of 1.
+    """
+
+    hyperparameters = dict(num_epochs=350)
+
+
+class BraTSDeepSupervisionCBAMTrainer(BraTSDeepSupervisionTrainer):
+    """Pipeline A of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) with attention (CBAM) in the encoder."""
+
+    attention = True
+
+
+class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTrainer):
+    """Pipeline B of Henry et al. 2020 (https://arxiv.org/abs/2011.01045): InstanceNorm, Adam, z-scored images.
+
+    Ends with the weights of the lowest validation loss. The paper's patch is 128^3 with a batch of 3.
+    """
+
+    hyperparameters = dict(num_epochs=400)
+    norm = "instance"
+    squared = False
+    normalization = "ZScoreNormalization"
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        optimizer, epochs = torch.optim.Adam(self.network.parameters(), self.initial_lr, eps=1e-4), self.num_epochs
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * cosine(epoch / epochs))
+
+    def augmentation(self) -> list[BasicTransform]:
+        noise = GaussianNoiseTransform(0.1, synchronize_channels=True)
+        gamma = GammaTransform((0.5, 2.5), 0, synchronize_channels=True, p_per_channel=1, p_retain_stats=0)
+        return [*(RandomTransform(each, 0.2) for each in (noise, gamma, ShiftBrain(0.1))), self.mirrors()]

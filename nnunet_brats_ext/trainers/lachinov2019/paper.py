@@ -1,0 +1,100 @@
+"""Lachinov et al. 2019 as data: configurations of teachers and student, trainers, post-processing, published scores."""
+
+from nnunet_brats_ext.papers import (
+    Configuration,
+    Footprint,
+    Paper,
+    Prediction,
+    PublishedResult,
+    Symmetry,
+    TrainerFacts,
+)
+
+WHOLE_BRAIN = Prediction(tiling="brain", symmetries="inplane-mirror")
+VALIDATION = "125 validation cases of BraTS 2019"
+
+
+def _dice(wt: float, tc: float, et: float) -> dict[str, dict[str, float]]:
+    return {"WT": {"dice": wt}, "TC": {"dice": tc}, "ET": {"dice": et}}
+
+
+PAPER = Paper(
+    title="Knowledge Distillation for Brain Tumor Segmentation",
+    authors="Lachinov et al.",
+    year=2019,
+    link="https://arxiv.org/abs/2002.03688",
+    configurations=(
+        Configuration(
+            "lachinov_128",
+            patch_size=(128, 128, 128),
+            batch_size=2,
+            poolings=4,
+            footprint=Footprint(14_490_753, 2, {"fp32": 2055, "mixed": 1261}),
+        ),
+        # Counted for the second teacher, with its VAE branch: an upper bound for the student, which shares it.
+        Configuration(
+            "lachinov_144",
+            patch_size=(128, 144, 144),
+            batch_size=2,
+            poolings=4,
+            footprint=Footprint(4_875_991, 2, {"fp32": 2058, "mixed": 1917}, parameters_per_voxel=3.015625),
+        ),
+        # Three scales, the coarsest pooled twice and halved three times.
+        Configuration(
+            "lachinov_brain",
+            patch_size=(128, 128, 128),
+            batch_size=4,
+            poolings=5,
+            resampled=True,
+            footprint=Footprint(9_557_124, 1, {"fp32": 1144, "mixed": 641}),
+        ),
+    ),
+    trainers=(
+        TrainerFacts(
+            "BraTSNoNewNetTrainer",
+            "lachinov_128",
+            "first teacher: the U-Net of No New-Net",
+            parameters=14_490_753,
+            prediction=WHOLE_BRAIN,
+        ),
+        TrainerFacts(
+            "BraTSResUNetVAETrainer",
+            "lachinov_144",
+            "second teacher: a residual U-Net with a VAE branch in training",
+            parameters=4_509_939,
+            prediction=WHOLE_BRAIN,
+        ),
+        TrainerFacts(
+            "BraTSCascadedUNetTrainer",
+            "lachinov_brain",
+            "third teacher: three scales with an encoder per modality, on labels and whole brains",
+            parameters=9_557_124,
+            prediction=Prediction(symmetries="mirror-y"),  # one window, padded as in training; as the release of 2018
+        ),
+        TrainerFacts(
+            "BraTSStudentTrainer",
+            "lachinov_144",
+            "student: learns from manual labels and from the teachers' pseudo-labels, which `nnunet_brats distill` "
+            "makes a data set of",
+            parameters=4_509_939,
+            prediction=WHOLE_BRAIN,
+        ),
+    ),
+    rules={
+        "lachinov2019": [
+            {"rule": "small-et", "min_voxels": 33},
+            {"rule": "small-components", "region": "WT", "fraction_of_region": 0.1},
+        ]
+    },
+    symmetries={
+        "inplane-mirror": (Symmetry(), Symmetry((-1,)), Symmetry((-2,)), Symmetry((-2, -1))),
+        "mirror-y": (Symmetry(), Symmetry((-2,))),
+    },
+    results=(
+        PublishedResult("U-Net", VALIDATION, _dice(0.8974, 0.8349, 0.7402), trainer="BraTSNoNewNetTrainer"),
+        PublishedResult("residual U-Net", VALIDATION, _dice(0.9018, 0.8278, 0.7424), trainer="BraTSResUNetVAETrainer"),
+        PublishedResult("cascade", VALIDATION, _dice(0.8997, 0.8335, 0.7307), trainer="BraTSCascadedUNetTrainer"),
+        PublishedResult("ensemble", VALIDATION, _dice(0.9072, 0.8435, 0.7562)),
+        PublishedResult("student", VALIDATION, _dice(0.9045, 0.8420, 0.7563), trainer="BraTSStudentTrainer"),
+    ),
+)

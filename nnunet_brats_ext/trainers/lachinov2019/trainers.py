@@ -1,0 +1,223 @@
+"""Lachinov et al. 2019: three unlike teachers and the student of their ensemble, https://arxiv.org/abs/2002.03688."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet
+from nnunet_brats_ext.architectures.no_new_unet import NoNewUNet
+from nnunet_brats_ext.architectures.post_activation_residual_unet import PostActivationResidualUNet
+from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
+from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
+from nnunet_brats_ext.trainers.lachinov2019.transforms import RegionsBecomeSoft, ReplaceChannelsByNoise, ShiftChannels
+from nnunet_brats_ext.training.base import BraTSTrainer, topology
+from nnunet_brats_ext.training.branches import VAERegularisation, vae_beside
+from nnunet_brats_ext.training.optimizers import EpochSchedule
+from nnunet_brats_ext.training.soft_targets import SoftTargets, UseSoftTarget
+
+
+class LachinovTrainer(BraTSTrainer):
+    """What all of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) share; train with one of its subclasses."""
+
+    hyperparameters = dict(
+        initial_lr=1e-4,
+        weight_decay=1e-6,
+        num_epochs=640,  # of nnU-Net's 250 iterations: the paper's 160,000 updates
+        oversample_foreground_percent=1.0,  # every patch is drawn by LabelBoxDraws
+        enable_deep_supervision=False,
+    )
+
+    one_draw_per_case = False
+    rate_drops: ClassVar[tuple[float, float]] = (0.75, 0.1)  # after each such share of the run, the rate by this factor
+    amsgrad: ClassVar[bool] = False
+    mirror_z: ClassVar[bool] = False
+    channel_noise: ClassVar[float] = 0.0  # how often a channel is replaced by noise
+
+    def region_loss(self) -> nn.Module:
+        return DiceAndBCELoss()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        optimizer = torch.optim.Adam(
+            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=self.amsgrad
+        )
+        share, factor = self.rate_drops
+        epochs = max(round(share * self.num_epochs), 1)
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * factor ** (epoch // epochs))
+
+    def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        return LabelBoxDraws(cases, self.configuration_manager.patch_size)
+
+    @property
+    def inplane_axes(self) -> tuple[int, ...]:
+        """The axes of a patch that lie in axial slices: all but the first one of the images as they are read."""
+        axes = len(self.configuration_manager.patch_size)
+        return tuple(axis for axis, read in enumerate(self.plans_manager.transpose_forward[-axes:]) if read != 0)
+
+    def augmentation(self) -> list[BasicTransform]:
+        patch_size, inplane = self.configuration_manager.patch_size, self.inplane_axes
+        transforms = [
+            SpatialTransform(
+                patch_size, 0, random_crop=False, p_scaling=1, scaling=(0.7, 1.3),
+                padding_mode_image="reflection", border_mode_seg="reflection", mode_seg="nearest",
+            ),
+            MirrorTransform(tuple(range(len(patch_size))) if self.mirror_z else inplane),
+        ]  # fmt: skip
+        if len(inplane) == 2 and len({patch_size[axis] for axis in inplane}) == 1:  # a quarter turn keeps the shape
+            transforms.append(Rot90Transform(1, num_rot_per_combination=(0, 1), allowed_axes=set(inplane)))
+        transforms += [MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False), ShiftChannels(0.2)]
+        return [*transforms, ReplaceChannelsByNoise(self.channel_noise)] if self.channel_noise else transforms
+
+    def get_training_transforms(self, *arguments: Any, **options: Any) -> BasicTransform:
+        transforms = super().get_training_transforms(*arguments, **options)
+        if self.has_soft_targets:  # which are soft from the start
+            return transforms
+        soft = RegionsBecomeSoft(self.label_manager.foreground_regions)
+        return ComposeTransforms([soft, transforms, UseSoftTarget()])
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = self.inplane_axes
+        return settings
+
+
+class BraTSNoNewNetTrainer(LachinovTrainer):
+    """First teacher of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688): the U-Net of "No New-Net".
+
+    The paper's patch is 128^3 with a batch of 2.
+    """
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        require_more_than_one_voxel(configuration, halvings=4)
+        return partial(NoNewUNet, **topology(configuration))
+
+
+class BraTSStudentTrainer(SoftTargets, LachinovTrainer):
+    """The student of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688), to be trained on pseudo-labels as well.
+
+    On what `nnunet_brats distill` has made it learns label maps, as the paper's, or soft targets if that wrote them.
+    The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2; any patch that the plans' strides allow works.
+    """
+
+    head_bias_deviation: ClassVar[float] = 0.0
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        return partial(
+            PostActivationResidualUNet, **topology(configuration), head_bias_deviation=cls.head_bias_deviation
+        )
+
+
+class StudentRelease:
+    """Mixin, listed first: the student's training as the authors' last commit has it, probably a fine-tuning.
+
+    The release also had one patch per batch, and no fixed number of updates.
+    """
+
+    hyperparameters: ClassVar[dict] = dict(initial_lr=2e-5)
+    rate_drops = (0.1, 0.5)  # of 160,000 updates: every 16,000
+    amsgrad = True
+    mirror_z = True
+    head_bias_deviation = 1.0
+
+    def region_loss(self) -> nn.Module:
+        return DiceAndBCELoss(background_weight=0.01, epsilon=1e-6, factor=0.5)
+
+
+class BraTSResUNetVAETrainer(LachinovTrainer):
+    """Second teacher of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688): the student with a VAE branch.
+
+    The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2. The branch is for training only.
+    """
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        return partial(PostActivationResidualUNet, **topology(configuration))
+
+    def training_branch(self, network: PostActivationResidualUNet) -> VAERegularisation:
+        return vae_beside(self, network, align_corners=False)
+
+
+class BraTSCascadedUNetTrainer(LachinovTrainer):
+    """Third teacher of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688): the cascade of multi-encoder U-Nets.
+
+    Made for whole brains resampled to 128^3, with a batch of 4: the configuration `lachinov_brain`.
+    """
+
+    hyperparameters = dict(initial_lr=0.1, weight_decay=1e-5, num_epochs=500)
+    one_draw_per_case = True
+    scale_weights: ClassVar[Sequence[float]] = (0.4, 0.3, 0.2)  # of the losses, the finest scale first
+    epochs_per_decay: ClassVar[int] = 1
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        require_more_than_one_voxel(configuration, halvings=5)
+        return partial(CascadedUNet, **topology(configuration))
+
+    def initialize(self) -> None:
+        super().initialize()
+        self._name_regions()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._name_regions()  # pretrained weights bring those of another data set
+
+    def _name_regions(self) -> None:
+        self.bare_network.regions.copy_(labels_of_regions(self.label_manager.foreground_regions))
+
+    def region_loss(self) -> nn.Module:
+        regions = labels_of_regions(self.label_manager.foreground_regions)
+        return LabelDiceLoss(regions, self.scale_weights).to(self.device)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        named = list(self.network.named_parameters())
+        biases = [parameter for name, parameter in named if name.endswith("bias")]
+        weights = [parameter for name, parameter in named if not name.endswith("bias")]
+        groups = [{"params": weights, "weight_decay": self.weight_decay}, {"params": biases, "weight_decay": 0.0}]
+        optimizer = torch.optim.SGD(groups, self.initial_lr, momentum=0.9)
+        decays = self.epochs_per_decay
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * 0.99 ** (epoch // decays))
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = self.inplane_axes[:1]  # from front to back, as the release of 2018
+        return settings
+
+
+class MXNetParity:
+    """Mixin, listed first: the cascade's training as MXNet carried the release of 2018 out on one GPU.
+
+    Its loss operator passes the same gradient to all scales whatever their weights, its optimiser divides by the
+    batch, and its rate decays once per as many updates as there are cases. Channels are now and then noise.
+    """
+
+    hyperparameters: ClassVar[dict] = dict(initial_lr=0.025)
+    scale_weights = (1.0, 1.0, 1.0)
+    epochs_per_decay = 4
+    channel_noise = 0.1
+
+
+def require_more_than_one_voxel(configuration: ConfigurationManager, halvings: int) -> None:
+    """An error where the network's deepest features of a patch are one voxel, which instance normalisation refuses."""
+    strides = configuration.pool_op_kernel_sizes[: 1 + halvings]
+    cumulated = [prod(axis) for axis in zip(*strides, strict=True)]
+    if all(length <= stride for length, stride in zip(configuration.patch_size, cumulated, strict=True)):
+        smallest = [*cumulated[:-1], 2 * cumulated[-1]]
+        raise UserError(
+            f"a patch of {tuple(configuration.patch_size)} leaves one voxel at the bottom of the network, where "
+            f"instance normalisation needs two; the smallest patch for these strides is {tuple(smallest)}"
+        )

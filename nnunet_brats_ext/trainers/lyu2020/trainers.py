@@ -1,0 +1,98 @@
+"""Lyu & Shu 2020: a two-stage cascade with VAE regularisation and attention gates, https://arxiv.org/abs/2011.02881."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet, PreActivationResidualUNet
+from nnunet_brats_ext.losses.dice import SoftDiceLoss
+from nnunet_brats_ext.trainers.lyu2020.transforms import ShiftIntensity
+from nnunet_brats_ext.trainers.lyu2020.windows import TumourWindows
+from nnunet_brats_ext.training.base import BraTSTrainer, topology
+from nnunet_brats_ext.training.branches import VAERegularisation, vae_beside
+from nnunet_brats_ext.training.cascade import DrawnMaps
+
+
+class LyuTrainer(BraTSTrainer):
+    """What both stages of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881) share; train with one of its subclasses."""
+
+    hyperparameters = dict(
+        initial_lr=1e-4,
+        weight_decay=1e-5,
+        num_epochs=300,
+        oversample_foreground_percent=0.0,  # crops anywhere, no guarantee of tumour
+        enable_deep_supervision=False,
+    )
+
+    architecture: ClassVar[type[PreActivationResidualUNet]]
+
+    @classmethod
+    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
+        return partial(cls.architecture, **topology(configuration))
+
+    def training_branch(self, network: PreActivationResidualUNet) -> VAERegularisation:
+        return vae_beside(self, network)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def augmentation(self) -> list[BasicTransform]:
+        return [
+            ShiftIntensity(0.1),
+            MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False),
+            MirrorTransform(allowed_axes=tuple(range(len(self.configuration_manager.patch_size)))),
+        ]
+
+
+class BraTSVAETrainer(LyuTrainer):
+    """Stage 1 of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881): a residual U-Net regularised by a VAE branch.
+
+    The paper's patch is 128 x 192 x 160 (z, y, x) with a batch of 4; any patch that the plans' strides allow works.
+    """
+
+    architecture = PreActivationResidualUNet
+
+    def region_loss(self) -> SoftDiceLoss:
+        return SoftDiceLoss()
+
+
+class BraTSAttentionVAETrainer(LyuTrainer):
+    """Stage 2 of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881): the same, with attention gates on the skips.
+
+    In a cascade it refines the labels of a previous stage, which `BraTSVAETrainer` has predicted, in one window on
+    their tumour; it also works alone. Where `nnunet_brats predict-stage` has left several maps per case, each draw
+    takes one of them, and training is as the paper does it then: half the learning rate, 200 longer epochs.
+    """
+
+    hyperparameters = dict(oversample_foreground_percent=1.0)  # the window on the tumour
+
+    architecture = AttentionGatedResidualUNet
+
+    strict_windows: ClassVar[bool] = False
+    """On, only the authors' eight windows on the 155 x 240 x 240 grid of BraTS are drawn (`--tiling lyu8` predicts)."""
+
+    def adapt_hyperparameters(self) -> None:
+        if not self.is_cascaded:
+            self.oversample_foreground_percent = 0.0
+        if len(self.previous_stage_maps) > 1:
+            self.initial_lr, self.num_epochs = 5e-5, 200
+
+    def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        if not self.is_cascaded:
+            return cases
+        first = cases.versions[0] if isinstance(cases, DrawnMaps) else cases
+        return TumourWindows(cases, first, self.configuration_manager.patch_size, self.strict_windows)
+
+    def region_loss(self) -> SoftDiceLoss:
+        inner = self.label_manager.num_segmentation_heads - 1  # all but the whole tumour
+        return SoftDiceLoss(weights=(0.10, *[0.90 / inner] * inner))

@@ -1,1 +1,0 @@
-"""Training transforms of the papers that batchgeneratorsv2 does not have; one module per kind."""
