@@ -1,54 +1,77 @@
-"""`nnunet_brats <verb>`: arguments in, one function call out. One module per kind of verb.
+"""`nnunet_brats <verb>`: arguments in, one function call out.
 
-Every verb imports its function when it runs, so that `nnunet_brats evaluate` never waits for torch.
+Verbs and their groups are in `verbs`, options in the dataclass of each command (`storage.options`), and what a command
+prints in the modules named after its group. A verb imports its function when it runs: help never waits for torch.
 """
 
-import argparse
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.cli import data, house, models, predictions
-from nnunet_brats_ext.plugin.requirements import require_nnunet
+from nnunet_brats_ext.cli.verbs import GROUPS, find_verb
 
-Run = Callable[[argparse.Namespace], int | None]
+DEBUG = "--debug"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="nnunet_brats", description="What nnU-Net lacks for BraTS.")
-    parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for add_verb in (
-        house.add_doctor,
-        house.add_demo,
-        data.add_convert,
-        data.add_restore,
-        data.add_phantom,
-        data.add_distill,
-        data.add_filter_cases,
-        models.add_plan,
-        models.add_predict,
-        models.add_pool,
-        models.add_predict_stage,
-        models.add_attention,
-        predictions.add_ensemble,
-        predictions.add_postprocess,
-        predictions.add_tune,
-        predictions.add_evaluate,
-        predictions.add_rank,
-        predictions.add_report,
-        predictions.add_uncertainty,
-        house.add_run,
-        house.add_status,
-    ):
-        add_verb(verbs)
-    options = parser.parse_args(arguments)
-    run: Run = options.run
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit code. What the user can fix is one sentence, anything else keeps its traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in words
+    words = [word for word in words if word != DEBUG]
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"nnunet-brats-ext {__version__}")
+        return 0
+    if (verb := find_verb(words[0])) is None:
+        from nnunet_brats_ext.cli import legacy  # until every verb is in `verbs`
+
+        return legacy.main(words)
+    if verb is None:
+        known = [one.name for verbs in GROUPS.values() for one in verbs if not one.hidden]
+        close = get_close_matches(words[0], known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"nnunet_brats: no verb {words[0]!r}{hint}\n\n{overview()}", file=sys.stderr)
+        return 2
+    from nnunet_brats_ext.cli.parser import parse
+    from nnunet_brats_ext.plugin.requirements import require_nnunet
+    from nnunet_brats_ext.storage.errors import UserError
+    from nnunet_brats_ext.storage.parallel import progress_shown
+
     try:
-        if options.verb != "doctor":  # which reports it with everything else
+        if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()
-        return run(options) or 0
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        # What the user can mend is told in a sentence; anything else is a defect of ours and keeps its traceback.
-        print(f"nnunet_brats {options.verb}: {error}", file=sys.stderr)
-        return 1
+        options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.description or verb.help, words[1:])
+        with progress_shown():
+            return verb.load_run()(options) or 0
+    except (UserError, ImportError) as error:
+        return _fail(verb.name, str(error), debug)
+    except OSError as error:
+        if error.filename is None and error.errno is None:  # raised by code, not by the operating system
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(verb.name, f"{place}{error.strerror or error}", debug)
+    except KeyboardInterrupt:
+        print(f"nnunet_brats {verb.name}: stopped", file=sys.stderr)
+        return 130
+
+
+def _fail(verb: str, message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"nnunet_brats {verb}: {message}", file=sys.stderr)
+    return 1
+
+
+def overview() -> str:
+    """All verbs in their groups, a line each."""
+    width = max((len(verb.name) for verbs in GROUPS.values() for verb in verbs if not verb.hidden), default=0)
+    lines = ["usage: nnunet_brats [--version] VERB ... [--debug]", "", "What nnU-Net lacks for BraTS."]
+    for group, verbs in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {verb.name:<{width}}  {verb.help}" for verb in verbs if not verb.hidden)]
+    return "\n".join(
+        [*lines, "", "`nnunet_brats VERB --help` lists its options; --debug shows the traceback of errors."]
+    )

@@ -133,7 +133,7 @@ def tiling_names() -> list[str]:
 
 
 def find_tiling(name: str) -> Tiling | None:
-    """A tiling by its name, None for nnU-Net's sliding window; an unknown name is an error that lists those there are."""
+    """A tiling by its name, None for nnU-Net's sliding window; an unknown name is an error that lists all."""
     if name in SHARED:
         return SHARED[name]
     own = papers.tilings()

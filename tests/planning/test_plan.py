@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
+from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB
+from nnunet_brats_ext.planning.plans import add_configurations, rebuild, resolve
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
 from nnunet_brats_ext.planning.fitting import Cases, fit, reductions, within_cases
-from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB
 from nnunet_brats_ext.planning.plan import trainers_here
-from nnunet_brats_ext.planning.plans import add_configurations, rebuild, resolve
 from nnunet_brats_ext.planning.topology import divisors, topology
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSBaselineTrainer, BraTSVAETrainer
 

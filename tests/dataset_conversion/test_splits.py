@@ -181,8 +181,8 @@ def test_folds_that_are_there_are_not_written_again(nnunet):
 
 def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(nnunet):
     command = (
-        "import sys; from pathlib import Path; from nnunet_brats_ext.dataset_conversion.dataset_folder import write_json\n"
-        "for _ in range(300): write_json(list(range(2000)), Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from nnunet_brats_ext.storage.json_files import write_json\n"
+        "for _ in range(300): write_json(Path(sys.argv[1]), list(range(2000)))"
     )
     runs = [subprocess.Popen([sys.executable, "-c", command, str(nnunet / "a.json")]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]

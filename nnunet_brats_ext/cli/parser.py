@@ -1,0 +1,86 @@
+"""argparse from option dataclasses (`storage.options`): one argument per field, help from the same place."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from nnunet_brats_ext.storage.options import Options, element_type, shown_name, spec_of
+
+
+def build_parser(options: type[Options], prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose result has a value for every field that was given."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+    hints = get_type_hints(options)
+    for field in fields(options):
+        add_field(parser, field, hints[field.name])
+    return parser
+
+
+def parse(options: type[Options], prog: str, description: str, words: Sequence[str]) -> Options:
+    """The options that a command line gives; argparse itself ends the process where it cannot be read."""
+    return options(**vars(build_parser(options, prog, description).parse_args(words)))
+
+
+def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
+    spec = spec_of(field)
+    kind, many = element_type(hint)
+    settings: dict[str, Any] = {"help": described(field)}
+    if kind is bool:
+        settings["action"] = "store_false" if field.default is True else "store_true"
+    else:
+        settings |= {"type": value_type(kind), "metavar": metavar(field, kind)}
+        if (choices := choices_of(field, kind)) is not None:
+            settings["choices"] = choices
+        if get_origin(kind) is tuple:
+            settings["nargs"] = len(get_args(kind))
+            settings["type"] = value_type(get_args(kind)[0])
+        elif many and not spec.repeat:
+            settings["nargs"] = "+" if field.default is MISSING or not spec.positional else "*"
+        elif spec.const is not None:
+            settings |= {"nargs": "?", "const": spec.const}
+        if spec.repeat:
+            settings["action"] = "append"
+    if spec.positional:
+        if field.default is not MISSING and not many:
+            settings["nargs"] = "?"
+        parser.add_argument(field.name, **settings)
+        return
+    flags = spec.flags or (shown_name(field),)
+    required = field.default is MISSING and field.default_factory is MISSING
+    if spec.aliases:  # argparse would show them all; they share the destination and are checked together
+        parser.add_argument(*flags, dest=field.name, **settings)
+        hidden = {name: value for name, value in settings.items() if name != "help"}
+        parser.add_argument(*spec.aliases, dest=field.name, help=argparse.SUPPRESS, **hidden)
+        return
+    parser.add_argument(*flags, dest=field.name, required=required, **settings)
+
+
+def value_type(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return type(get_args(kind)[0])
+    return kind if kind in (int, float, Path) else str
+
+
+def choices_of(field: Field, kind: Any) -> list[Any] | None:
+    return list(get_args(kind)) if get_origin(kind) is Literal else spec_of(field).known
+
+
+def metavar(field: Field, kind: Any) -> Any:
+    spec = spec_of(field)
+    if spec.metavar or choices_of(field, kind) is not None:
+        return spec.metavar
+    if get_origin(kind) is tuple:
+        return None
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, field.name.upper())
+
+
+def described(field: Field) -> str:
+    """The help of a field, with its default where that says something."""
+    text = spec_of(field).help
+    default = field.default
+    if default in (MISSING, None, False, True, (), "") or "default" in text:
+        return text.replace("%", "%%")
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} (default: {shown})".replace("%", "%%")

@@ -1,0 +1,132 @@
+"""What can be asked of a command, as a dataclass: stated once, for Python, for the command line and for its help.
+
+    @dataclass(frozen=True)
+    class EnsembleOptions(Options):
+        inputs: tuple[Path, ...] = option("-i", help="prediction folders")
+        out: Path = option("-o", help="output folder")
+        processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core")
+
+A field without flags is `--name-with-hyphens`; `argument` makes a positional one. Text becomes paths, lists become
+tuples, and numbers out of range are a UserError that quotes the option, from Python as from the command line.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nnunet_brats_ext.storage.errors import UserError
+
+Choices = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a field of `Options` is asked for and checked.
+
+    flags: the first one is shown and quoted. aliases: old spellings, accepted and not shown. choices: the values there
+    are, or a function that lists them. repeat: the option is given once per value, not once with all of them.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    metavar: str | tuple[str, ...] | None = None
+    choices: Choices | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    repeat: bool = False
+    positional: bool = False
+    const: Any = None  # the value of an option that is given without one
+
+    @property
+    def known(self) -> list[Any] | None:
+        return None if self.choices is None else list(self.choices() if callable(self.choices) else self.choices)
+
+
+def option(
+    *flags: str, help: str, default: Any = MISSING, aliases: Sequence[str] = (), **spec: Any
+) -> Any:  # typed as the field's own type where it is declared
+    """An option of a command; without a default it is required. See `Spec` for what else can be said."""
+    metadata = {"spec": Spec(help, flags, tuple(aliases), **spec)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def argument(help: str, default: Any = MISSING, **spec: Any) -> Any:
+    """A positional argument of a command."""
+    return dataclasses.field(default=default, metadata={"spec": Spec(help, positional=True, **spec)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of all option dataclasses: brings values into their declared types and checks their ranges."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = converted(getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+            if "spec" in field.metadata:
+                check(field, value)
+
+
+def spec_of(field: Field) -> Spec:
+    return field.metadata["spec"]
+
+
+def shown_name(field: Field) -> str:
+    """What a message calls a field: its first flag, or its name."""
+    spec = spec_of(field)
+    if spec.positional:
+        return str(spec.metavar or field.name.upper())
+    return spec.flags[0] if spec.flags else "--" + field.name.replace("_", "-")
+
+
+def converted(value: Any, hint: Any) -> Any:
+    """A value in the declared type: text as a path, a list as a tuple."""
+    kind, many = element_type(hint)
+    if value is None:
+        return None
+    if many:
+        items = [value] if isinstance(value, str | Path) else value
+        return tuple(converted(item, kind) for item in items)
+    if get_origin(kind) is tuple:
+        return tuple(converted(item, part) for item, part in zip(value, get_args(kind), strict=True))
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    return value
+
+
+def element_type(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there are many of them: `tuple[Path, ...] | None` gives (Path, True)."""
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(part for part in get_args(hint) if part is not NoneType)
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (Ellipsis,):
+        return get_args(hint)[0], True
+    return hint, False
+
+
+def check(field: Field, value: Any) -> None:
+    """A UserError that quotes the option where a value is not among its choices or out of its range."""
+    spec, name = spec_of(field), shown_name(field)
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    known = spec.known
+    for one in values:
+        if known is not None and one not in known:
+            raise UserError(f"{name} {one}: expected one of {', '.join(map(str, known))}")
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            for limit, holds, words in (
+                (spec.at_least, lambda x, y: x >= y, "at least"),
+                (spec.above, lambda x, y: x > y, "more than"),
+                (spec.at_most, lambda x, y: x <= y, "at most"),
+                (spec.below, lambda x, y: x < y, "less than"),
+            ):
+                if limit is not None and not holds(one, limit):  # NaN holds nowhere
+                    raise UserError(f"{name} {one:g}: expected {words} {limit:g}")
+    hint_choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+    if hint_choices and value not in hint_choices:
+        raise UserError(f"{name} {value}: expected one of {', '.join(map(str, hint_choices))}")
