@@ -16,7 +16,7 @@ from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders, find_label_maps, summarise
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 
 
 def write(path: Path, labels: np.ndarray, spacing_xyz=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0)) -> Path:
@@ -198,7 +198,7 @@ def test_missing_and_surplus_cases_are_named_unless_partial(folders):
         path.rename(path.with_name(f"other_{path.name}"))
     with pytest.raises(ValueError, match="share no case; they hold, for example, case_0 and other_case_0"):
         evaluate_folders(*folders, partial=True)
-    with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         evaluate_folders(reference, prediction / "nowhere")
 
 
@@ -217,11 +217,11 @@ def test_all_cases_that_cannot_be_scored_are_named_and_nothing_is_written(folder
     assert main(["evaluate", *map(str, folders), "-o", str(tmp_path / "results.json"), "-np", "1"]) == 1
     told = capsys.readouterr().err
     assert "3 of 3 cases cannot be scored" in told
-    assert "case_0: the reference has size (16, 16, 16), but the prediction (16, 16, 15)" in told
+    assert "case_0: reference and prediction differ in size (16, 16, 16) against (16, 16, 15)" in told
     assert "case_1: " in told
     assert "labels [9.0] are not among [0, 1, 2, 3]" in told
     assert "case_2: " in told
-    assert "cannot be read" in told
+    assert "is no readable image" in told
     assert not (tmp_path / "results.json").exists()
 
 
@@ -231,7 +231,7 @@ def test_all_cases_that_cannot_be_scored_are_named_and_nothing_is_written(folder
 )
 def test_files_on_different_grids_are_an_error(folders, geometry, what):
     write(folders[1] / "case_1.nii.gz", make_case(1)[1], **geometry)
-    with pytest.raises(ValueError, match=f"case_1: the reference has {what}"):
+    with pytest.raises(ValueError, match=f"case_1: reference and prediction differ in {what}"):
         evaluate_folders(*folders)
 
 

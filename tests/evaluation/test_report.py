@@ -27,7 +27,7 @@ from nnunet_brats_ext.evaluation.report.page import load_results, write_report
 from nnunet_brats_ext.evaluation.report.tables import case_table, choose_cases, count_empty, summarise_metric
 from nnunet_brats_ext.evaluation.report.training import read_fold, read_log, read_model
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 REGIONS = ("WT", "TC", "ET")
 
 

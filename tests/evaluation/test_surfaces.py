@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from label_maps import make_pair
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, generate_binary_structure
-from test_evaluation_scoring import make_pair
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, to_regions
 from nnunet_brats_ext.evaluation.lesions import dilate, find_components
