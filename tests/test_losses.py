@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from nnunet_brats_ext import losses
 from nnunet_brats_ext.architectures.omnet.networks import TaskOutput
@@ -18,12 +18,10 @@ from nnunet_brats_ext.losses import (
     MeanOverOutputs,
     MultiTaskCrossEntropy,
     SoftDiceLoss,
-    WeightedBCELoss,
     kl_divergence,
     reconstruction_loss,
 )
 from nnunet_brats_ext.losses.label_dice import labels_of_regions
-from nnunet_brats_ext.storage.errors import UserError
 
 # ---- the contract --------------------------------------------------------------------------------------------------
 

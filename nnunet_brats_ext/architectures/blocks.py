@@ -21,8 +21,8 @@ INTERPOLATION = {2: "bilinear", 3: "trilinear"}  # by the number of spatial axes
 class SegmentationNetwork(nn.Module):
     """Base class of all networks: images (b, input_channels, *s) -> logits (b, num_classes, *s) in eval mode.
 
-    Every axis of s is a multiple of its cumulated strides. Train mode gives the same, unless the network says otherwise.
-    All networks share these arguments; `input_channels` and `num_classes` alone give the network of the paper.
+    Every axis of s is a multiple of its cumulated strides. Train mode gives the same, unless a network's docstring
+    states otherwise. All share these arguments; `input_channels` and `num_classes` alone give the paper's network.
 
     conv_op: `nn.Conv3d` or `nn.Conv2d`.
     strides: per stage, one number or one per axis; the first stage is at full size.

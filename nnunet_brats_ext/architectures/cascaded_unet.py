@@ -62,7 +62,7 @@ class MultiEncoderUNet(nn.Module):
     ):
         super().__init__()
         self.modalities, self.context_levels = input_channels, tuple(context_levels)
-        widths = [features * 2**level for level in range(len(strides) + 1)]  # per modality, hence after the fusion
+        widths = [features * 2**level for level in range(len(strides) + 1)]  # per modality, and after the fusion
         stem = conv_op(input_channels, input_channels * features, 3, padding=1, groups=input_channels)
         stages = [nn.Sequential(stem, self._grouped_block(conv_op, features))]
         for narrow, wide, stride in zip(widths[:-1], widths[1:], strides, strict=True):

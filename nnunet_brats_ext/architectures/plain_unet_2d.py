@@ -97,7 +97,8 @@ class BinaryUNet2D(PlainUNet2D):
     ):
         if not 0 <= region < num_classes:
             raise UserError(
-                f"region {region} is none of the data set's {num_classes} regions: choose one from 0 to {num_classes - 1}"
+                f"region {region} is none of the data set's {num_classes} regions: "
+                f"choose one from 0 to {num_classes - 1}"
             )
         super().__init__(input_channels, 2, strides, features_per_stage)
         self.final_relu = final_relu

@@ -23,15 +23,16 @@ from nnunet_brats_ext.architectures.blocks import (
     Strides,
 )
 
-Resampling = Callable[[int, int, tuple[int, ...]], nn.Module]  # from channels, channels and stride
+Resampling = Callable[[int, int, tuple[int, ...]], nn.Module]  # from input channels, output channels and stride
 
 
 class ResidualUNet(SegmentationNetwork):
     """Base class of U-Nets whose stages are residual blocks; a subclass gives the layers and joins the skips.
 
     n_blocks_per_stage: of the encoder; the decoder has one per stage.
-    stem, downsample: layers from channels, channels and stride. upsample: the same, back from the deeper channels.
-    block, merge, head: layers from channels; merge is left out where skips need no layer.
+    stem, downsample, upsample: make a layer from its input channels, output channels and stride.
+    block, merge, head: make a layer from the channels of its stage; merge is for `join`, where that needs a layer.
+    dropout: a layer behind the stem.
     """
 
     features_per_stage: tuple[int, ...]

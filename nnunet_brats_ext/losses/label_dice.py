@@ -32,8 +32,8 @@ def labels_of_regions(regions: Sequence[int | Sequence[int]]) -> Tensor:
 class LabelDiceLoss(nn.Module):
     """Soft Dice of the labels at every scale of a cascade: Lachinov et al. 2019, https://arxiv.org/abs/2002.03688.
 
-    Label logits (b, 1 + l, *s) of each scale, background first and the finest scale first, and target regions
-    (b, r, *s) at full size -> scalar, fp32 or wider. Region logits (b, r, *s), a single tensor, are scored at full size.
+    Label logits (b, 1 + l, *s) of each scale, the background and the finest scale first, and target regions (b, r, *s)
+    at full size -> scalar, fp32 or wider. Region logits (b, r, *s), a single tensor, are scored at full size.
     With y the labels, averaged down to the scale, and sums over space, per case and label without the background:
     dice = (2 sum(p y) + 1) / (sum(p^2) + sum(y) + 1).
 

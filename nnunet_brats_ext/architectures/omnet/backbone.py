@@ -37,8 +37,8 @@ class ResidualBlock(nn.Module):
 class FusionNet(nn.Module):
     """The layers that all tasks share: images (b, input_channels, *s) -> features (b, features_per_stage[0], *s) >= 0.
 
-    Every axis of s is a multiple of its cumulated strides. Skips are added, not concatenated. Poolings are averages, where
-    the authors take maxima.
+    Every axis of s is a multiple of its cumulated strides. Skips are added, not concatenated. Pooling takes averages,
+    where the authors' takes maxima.
 
     strides: per stage and axis, the first stage at full size. features_per_stage: of as many stages.
     """
