@@ -1,25 +1,22 @@
 """The losses of the papers: (logits, target) -> scalar, in fp32 or wider, finite where a region is empty.
 
 Networks with other outputs have losses of their own: `LabelDiceLoss` for `CascadedUNet`, `MultiTaskCrossEntropy` for
-`OMNet`, `reconstruction_loss` and `kl_divergence` for a `VAEBranch`.
+`OMNet`, `reconstruction_loss` and `kl_divergence` for a `VAEBranch`. Losses of every module here are found by themselves.
 """
 
-from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss, WeightedBCELoss
-from nnunet_brats_ext.losses.dice import SoftDiceLoss
-from nnunet_brats_ext.losses.label_dice import LabelDiceLoss
-from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
-from nnunet_brats_ext.losses.outputs import MeanOverOutputs
-from nnunet_brats_ext.losses.vae import kl_divergence, reconstruction_loss
-from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "DiceAndBCELoss",
-    "FrequencyWeightedDiceLoss",
-    "LabelDiceLoss",
-    "MeanOverOutputs",
-    "MultiTaskCrossEntropy",
-    "SoftDiceLoss",
-    "WeightedBCELoss",
-    "kl_divergence",
-    "reconstruction_loss",
-]
+from torch import nn
+
+from nnunet_brats_ext.losses.vae import kl_divergence, reconstruction_loss
+
+_MODULES = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+LOSSES = {
+    one.__name__: one
+    for module in _MODULES
+    for one in vars(module).values()
+    if isinstance(one, type) and issubclass(one, nn.Module) and one.__module__ == module.__name__
+}
+globals().update(LOSSES)
+__all__ = [*sorted(LOSSES), "kl_divergence", "reconstruction_loss"]
