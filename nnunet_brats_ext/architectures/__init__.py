@@ -1,7 +1,7 @@
 """The networks of the papers as torch modules: `DilatedUNet(input_channels=4, num_classes=3)`.
 
 All are `SegmentationNetwork`, whose docstring states their common arguments and shapes; those of every module here are
-found by themselves. The parts of which they are made, and the training-only `VAEBranch`, are in the modules.
+found. The parts of which they are made, and the training-only `VAEBranch`, are in the modules.
 """
 
 from importlib import import_module

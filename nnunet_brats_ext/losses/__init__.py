@@ -1,7 +1,7 @@
 """The losses of the papers: (logits, target) -> scalar, in fp32 or wider, finite where a region is empty.
 
 Networks with other outputs have losses of their own: `LabelDiceLoss` for `CascadedUNet`, `MultiTaskCrossEntropy` for
-`OMNet`, `reconstruction_loss` and `kl_divergence` for a `VAEBranch`. Losses of every module here are found by themselves.
+`OMNet`, `reconstruction_loss` and `kl_divergence` for a `VAEBranch`. The losses of every module here are found.
 """
 
 from importlib import import_module
