@@ -26,8 +26,8 @@ from nnunet_brats_ext.storage.parallel import available_cores, for_each
 class EvaluateOptions(Options):
     """What `nnunet_brats evaluate` can be asked for."""
 
-    reference: Path = argument("folder of reference label maps (or of case folders), or one file")
-    prediction: Path = argument("folder of predicted label maps with the same names, or one file")
+    reference: Path = argument("folder of reference label maps (or of case folders), or one file", metavar="REFERENCE")
+    prediction: Path = argument("folder of predicted label maps with the same names, or one file", metavar="PREDICTION")
     preset: str = option(default="brats2020", choices=PRESETS, help="the challenge year")
     cohort: str = option(default="gli", choices=COHORTS, help="the patients of that year's challenge")
     labels: str | None = option(

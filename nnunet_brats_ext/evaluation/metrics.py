@@ -164,7 +164,7 @@ class Overlap(NamedTuple):
         return self.tn / negatives if negatives else 1.0
 
 
-# ---- reductions of surface distances, of two masks that are not empty -------------------------------------------------
+# ---- reductions of the surface distances of two masks that are not empty --------------------------------------------
 
 
 def directed_hd95(distances: SurfaceDistances) -> float:

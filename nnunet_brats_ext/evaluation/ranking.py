@@ -184,24 +184,24 @@ def load_results(
     names: by default the part of the paths in which they differ. evaluation: as `evaluate_folders` takes it. Results
     of different presets or cohorts are an error.
     """
-    sources = [Path(source) for source in sources]
-    if names is not None and len(names) != len(sources):
-        raise UserError(f"--names {' '.join(names)}: {len(names)} names for {len(sources)} results")
+    paths = [Path(source) for source in sources]
+    if names is not None and len(names) != len(paths):
+        raise UserError(f"--names {' '.join(names)}: {len(names)} names for {len(paths)} results")
     if names is not None and (twice := [name for name, times in Counter(names).items() if times > 1]):
         raise UserError(f"--names {' '.join(names)}: {', '.join(twice)} is given twice")
     found = []
-    for source in sources:
-        if not source.is_dir():
-            found.append(read_results(source))
+    for path in paths:
+        if not path.is_dir():
+            found.append(read_results(path))
         elif reference is None:
-            raise UserError(f"{source} is a folder of predictions: give --reference to score it")
+            raise UserError(f"{path} is a folder of predictions: give --reference to score it")
         else:
-            found.append(evaluate_folders(reference, source, **evaluation))
-    kinds = {str(source): f"{one['preset']} {one['cohort']}" for source, one in zip(sources, found, strict=True)}
+            found.append(evaluate_folders(reference, path, **evaluation))
+    kinds = {str(path): f"{one['preset']} {one['cohort']}" for path, one in zip(paths, found, strict=True)}
     if len(set(kinds.values())) > 1:
-        listed = ", ".join(f"{source} is {kind}" for source, kind in kinds.items())
+        listed = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
         raise UserError(f"results of different presets or cohorts: {listed}")
-    return dict(zip(names or _short_names(sources), found, strict=True))
+    return dict(zip(names or _short_names(paths), found, strict=True))
 
 
 def save_ranking(ranking: Ranking, path: Path | str) -> list[Path]:

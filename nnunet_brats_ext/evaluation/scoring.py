@@ -103,7 +103,7 @@ def lesionwise(
     """
     rules = find_preset(preset, cohort)
     if region not in rules.lesions:
-        having = [f"{year} {name}" for year, all_ in PRESETS.items() for name, one in all_.items() if one.lesions]
+        having = [f"{year} {name}" for year, cohorts in PRESETS.items() for name, one in cohorts.items() if one.lesions]
         raise UserError(
             f"{rules.name} {rules.cohort} has no lesions of {region!r}; presets with lesions: {', '.join(having)}"
         )
@@ -112,7 +112,8 @@ def lesionwise(
     if isinstance(rule, DilationRule):
         rule = replace(rule, joined_by=())
     alone = replace(rules, regions={region: (ED,)}, lesions={region: rule}, unscored={})
-    scores = evaluate_case(*(mask.astype(np.uint8) * np.uint8(ED) for mask in masks), spacing_mm, alone)[region]
+    labels = [np.where(mask, np.uint8(ED), np.uint8(0)) for mask in masks]
+    scores = evaluate_case(labels[0], labels[1], spacing_mm, alone)[region]
     return {
         name.removeprefix("lesionwise_"): score
         for name, score in scores.items()

@@ -42,8 +42,8 @@ class TuneOptions(Options):
     predictions: with `splits` one folder of label maps. objective: a Preset's metric, or the ranking of its year.
     """
 
-    reference: Path = argument("reference label maps as trained, such as labelsTr")
-    predictions: Path = argument("folder of a trained model with fold_*/validation")
+    reference: Path = argument("reference label maps as trained, such as labelsTr", metavar="REFERENCE")
+    predictions: Path = argument("folder of a trained model with fold_*/validation", metavar="PREDICTIONS")
     out: Path = option("-o", default=Path("rules.json"), help="the rules, with *_report.json beside them")
     splits: Path | None = option(default=None, help="splits_final.json, if predictions is one folder of label maps")
     grid: tuple[str, ...] = option(

@@ -15,9 +15,9 @@ from nnunet_brats_ext import trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.evaluation.pictures import HeadImage
 from nnunet_brats_ext.inference.attention import LOOKS
 from nnunet_brats_ext.inference.cases import find_images, preprocess
-from nnunet_brats_ext.evaluation.pictures import HeadImage
 from nnunet_brats_ext.inference.heat_maps import Panel, colour_scale, draw_panels, heat_over
 from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
 from nnunet_brats_ext.storage.images import read_grid, read_image

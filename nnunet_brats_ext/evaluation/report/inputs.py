@@ -11,8 +11,8 @@ from nnunet_brats_ext.evaluation.label_maps import find_label_maps
 from nnunet_brats_ext.evaluation.numbering import Numberings
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
+from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
-from nnunet_brats_ext.papers import find_papers
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -48,7 +48,7 @@ class ReportOptions(Options):
         default=(), metavar="DIR", help="model folders of nnU-Net: training curves, and what their papers published"
     )
     paper: tuple[str, ...] = option(
-        default=(), choices=find_papers, help="papers whose published scores are set beside these"
+        default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
     )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
     processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
@@ -115,10 +115,12 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images")
     description = DatasetDescription.find(folder.parent)
-    ending = description.content.get("file_ending", ".nii.gz") if description else ".nii.gz"
+    content = description.content if description else {}  # another program's has neither of the two
+    ending = content.get("file_ending", ".nii.gz")
+    sequences = description.sequences if description and "channel_names" in content else SEQUENCES
     cases: dict[str, dict[str, Path]] = {}
     if any(folder.glob(f"*_0000{ending}")):
-        for channel, sequence in enumerate(description.sequences if description else SEQUENCES):
+        for channel, sequence in enumerate(sequences):
             suffix = f"_{channel:04d}{ending}"
             for path in folder.glob(f"[!.]*{suffix}"):
                 cases.setdefault(path.name.removesuffix(suffix), {})[sequence] = path

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nnunet_brats_ext.evaluation.report.tables import ModelResults, format_score, title_of
-from nnunet_brats_ext.papers import PublishedResult, find_paper, trainers
+from nnunet_brats_ext.papers import PublishedResult, find_paper, find_papers, trainers
 
 
 class ScoreRow(NamedTuple):
@@ -22,6 +22,11 @@ class PublishedTable(NamedTuple):
     ours: list[ScoreRow]
     papers: list[ScoreRow]
     links: dict[str, str]
+
+
+def papers_with_results() -> list[str]:
+    """The keys of the papers whose scores are known here."""
+    return [key for key, paper in find_papers().items() if paper.results]
 
 
 def published_table(
