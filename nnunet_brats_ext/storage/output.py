@@ -54,11 +54,11 @@ def write_texts(files: Mapping[Path, str]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def require_file_name(path: Path, ending: str) -> None:
-    """An error where `-o` names a folder, or a file that ends otherwise: before the work, not after it."""
+def require_file_name(path: Path, ending: str = "") -> None:
+    """An error where `-o` names a folder, or a file without the ending: before the work, not after it."""
     if path.is_dir():
-        raise UserError(f"-o {path} is a folder; name a file that ends in {ending}")
-    if path.suffix != ending:
+        raise UserError(f"-o {path} is a folder; name a file{' that ends in ' + ending if ending else ''}")
+    if not path.name.endswith(ending):
         raise UserError(f"-o {path}: give a file that ends in {ending}")
 
 

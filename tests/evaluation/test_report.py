@@ -19,11 +19,11 @@ from PIL import Image
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation.pictures import find_slices, read_upright
 from nnunet_brats_ext.evaluation.report.charts import MAX_POINTS, box_plots, line_chart, linear_scale, log_scale
 from nnunet_brats_ext.evaluation.report.inputs import find_sequence_files, match_predictions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, draw_case, trace
 from nnunet_brats_ext.evaluation.report.page import write_report
+from nnunet_brats_ext.evaluation.report.published import published_table
 from nnunet_brats_ext.evaluation.report.tables import case_table, cases_to_draw, count_empty, summarise_metric
 from nnunet_brats_ext.evaluation.report.training import read_fold, read_log, read_model
 from nnunet_brats_ext.evaluation.results import summarise_scores
@@ -99,7 +99,7 @@ def test_the_best_mean_of_each_region_is_marked_low_for_distances_and_never_for_
     assert not any(cell.best for cell in summarise_metric({"good": good}, "dice", REGIONS).rows[0][1])
 
 
-def test_a_summary_tells_how_many_cases_have_a_score():
+def test_a_summary_says_how_many_cases_have_a_score():
     (_, cells), *_ = summarise_metric({"m": results_of({"a": 0.9, "b": None, "c": 0.7})}, "dice", ("WT",)).rows
     assert cells[0].mean == "0.800" and cells[0].note == "2 of 3 cases"
     (_, cells), *_ = summarise_metric({"m": results_of({"a": None})}, "dice", ("WT",)).rows
@@ -177,24 +177,6 @@ def test_outlines_close_at_the_rim_keep_holes_and_merge_points_on_a_line():
     assert trace(np.zeros((3, 3), bool)) == ""
 
 
-def test_planes_run_through_most_tumour_of_the_reference_else_of_a_prediction_else_through_the_middle():
-    labels = np.zeros((9, 9, 9), np.uint8)
-    labels[2, 3:6, 4] = 1
-    labels[2, 4, 4:7] = 1
-    box = (slice(0, 9),) * 3
-    assert find_slices([labels], box) == (2, 4, 4)
-    assert find_slices([np.zeros_like(labels), labels], box) == (2, 4, 4)
-    assert find_slices([np.zeros_like(labels)], (slice(2, 8),) * 3) == (5, 5, 5)
-
-
-def test_a_volume_stored_in_another_orientation_is_shown_alike(tmp_path):
-    array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
-    upright = sitk.GetImageFromArray(array)
-    for code in ("LPS", "RAS", "ASL"):
-        sitk.WriteImage(sitk.DICOMOrient(upright, code), str(tmp_path / "image.nii.gz"))
-        np.testing.assert_array_equal(read_upright(tmp_path / "image.nii.gz")[0], array)
-
-
 def test_pictures_keep_the_proportions_in_mm_and_the_outline_lies_where_the_tumour_is(tmp_path):
     image = write_volume(tmp_path / "i.nii.gz", np.full((20, 24, 22), 9, np.int16), (1, 2, 3))
     reference = write_volume(tmp_path / "r.nii.gz", tumour(), (1, 2, 3))
@@ -262,7 +244,7 @@ def model_folder(path):
     return model
 
 
-def test_a_model_folder_tells_its_settings_with_what_its_configuration_inherits(tmp_path):
+def test_settings_of_a_model_include_what_its_configuration_inherits(tmp_path):
     model = read_model(model_folder(tmp_path))
     settings = dict(model.settings)
     assert settings["patch (voxels)"] == "8 × 8 × 8" and settings["batch"] == "4" and settings["folds"] == "0, 1"
@@ -368,7 +350,27 @@ def test_results_alone_make_a_page_that_says_what_it_lacks(world):
     assert all(note in text for note in notes) and "ranking" not in page.ids and "pictures" not in page.ids
 
 
-def test_what_is_missing_of_a_case_is_told_and_the_rest_drawn(world):
+def test_published_scores_of_a_trainers_paper_and_of_papers_asked_for_stand_beside_ours(world):
+    results = {"mine": results_of({"a": 0.9, "b": 0.7})}
+    found = published_table(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
+    assert found.columns[:2] == ["WT Dice", "TC Dice"]
+    (ours,) = found.ours
+    assert (ours.system, ours.data, ours.scores[0]) == ("mine", "2 cases", "0.800")
+    systems = [row.system for row in found.papers]
+    assert all(name.startswith("Henry et al. 2020: ") for name in systems)
+    assert "Henry et al. 2020: U-Net" not in systems, "it is another trainer's"
+    by_key = published_table(results, REGIONS, [], ["henry2020", "lyu2020"])
+    assert {row.system.partition(":")[0] for row in by_key.papers} == {"Henry et al. 2020", "Lyu & Shu 2020"}
+    assert published_table(results, ("RC",), [], ["henry2020"]) is None
+    assert published_table(results, REGIONS, ["SomeTrainer"], []) is None
+    write_report([world / "one.json"], world / "page.html", paper=["lyu2020"])
+    text, page = page_of(world / "page.html")
+    assert "published" in page.ids and "other splits" in text
+    with pytest.raises(ValueError, match="--paper lyu: expected one of"):
+        write_report([world / "one.json"], world / "page.html", paper=["lyu"])
+
+
+def test_what_is_missing_of_a_case_is_noted_and_the_rest_drawn(world):
     (world / "labelsTs" / "a.nii.gz").unlink()
     (world / "one" / "a.nii.gz").unlink()
     (world / "imagesTs" / "b_0003.nii.gz").unlink()
@@ -444,7 +446,7 @@ def test_a_thousand_cases_of_four_models_stay_below_a_megabyte(tmp_path):
     assert 100_000 < (tmp_path / "page.html").stat().st_size < 1_000_000
 
 
-def test_the_command_writes_the_page_and_tells_its_notes(world, capsys):
+def test_the_command_writes_the_page_and_prints_its_notes(world, capsys):
     page = world / "page.html"
     assert main(["report", str(world / "one.json"), "-o", str(page), "--names", "mine", "--title", "T"]) == 0
     assert "no images were given" in capsys.readouterr().out
@@ -513,7 +515,7 @@ class Browser:
 
 @pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs Chromium and its driver")
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["desk", "phone"])
-def test_in_a_browser_the_page_fits_works_and_makes_no_complaint(world, width, dark):
+def test_in_a_browser_the_page_fits_works_and_logs_no_error(world, width, dark):
     write_report(
         [world / "one.json", world / "two.json"], world / "page.html", **options(world, models=[model_folder(world)])
     )

@@ -55,7 +55,7 @@ class ReportOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_file_name(self.out, ".html")
+        require_file_name(self.out)
 
 
 def find_case_files(

@@ -51,6 +51,9 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
     chosen = _choose(entries, asked, regions, metrics)
     pictures = _pictures(chosen, results, asked, notes)
     models = _models(asked, notes)
+    published = published_table(results, regions, [model.trainer for model in models], asked.paper)
+    if asked.paper and not published:
+        notes.append(f"{', '.join(asked.paper)} published no Dice or HD95 of these regions.")
     content = {
         "title": asked.title,
         "facts": _facts(results, asked),
@@ -58,7 +61,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "headline": headline,
         "plots": {metric: _box_plots(entries, metric, regions) for metric in metrics if not tables.is_count(metric)},
         "empty": tables.count_empty(results, regions),
-        "published": published_table(results, regions, [model.trainer for model in models], asked.paper),
+        "published": published,
         "ranking": _ranking(entries, notes),
         "table": tables.case_table(results, headline, regions),
         "drawn": [

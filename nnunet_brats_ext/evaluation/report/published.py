@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nnunet_brats_ext.evaluation.metric_facts import WHOLE
 from nnunet_brats_ext.evaluation.report.tables import ModelResults, format_score, title_of
 from nnunet_brats_ext.papers import PublishedResult, find_paper, find_papers, trainers
 
@@ -32,7 +33,7 @@ def papers_with_results() -> list[str]:
 def published_table(
     results: ModelResults, regions: Sequence[str], trainer_names: Sequence[str], keys: Sequence[str]
 ) -> PublishedTable | None:
-    """The scores that papers print for the regions and metrics of these results; None where there are none.
+    """Dice and HD95 that papers print for the regions of these results; None where there are none.
 
     trainer_names: the papers of these trainers, without the results of their other trainers. keys: of further papers.
     """
@@ -43,12 +44,17 @@ def published_table(
             found.setdefault(facts.paper, []).extend(one for one in fitting if one not in found.get(facts.paper, []))
     for key in keys:
         found[key] = list(find_paper(key).results)
-    every = [(find_paper(key), one) for key, ones in found.items() for one in ones]
-    first = next(iter(results.values()))["summary"]
+    shown = {(region, metric) for region in regions for metric in WHOLE}
+    every = [
+        (find_paper(key), one)
+        for key, ones in found.items()
+        for one in ones
+        if shown & {(region, metric) for region, metrics in one.scores.items() for metric in metrics}
+    ]
     columns = [
         (region, metric)
+        for metric in WHOLE
         for region in regions
-        for metric in first[region]
         if any(metric in one.scores.get(region, {}) for _, one in every)
         and all(metric in model["summary"][region] for model in results.values())
     ]
@@ -58,7 +64,9 @@ def published_table(
         [f"{region} {title_of(metric)}" for region, metric in columns],
         [
             ScoreRow(
-                name, f"{len(one['cases'])} cases", [format_score(m, one["summary"][r][m]["mean"]) for r, m in columns]
+                name,
+                f"{(n := len(one['cases']))} case{'s' * (n != 1)}",
+                [format_score(m, one["summary"][r][m]["mean"]) for r, m in columns],
             )
             for name, one in results.items()
         ],
