@@ -20,7 +20,12 @@ def build_parser(options: type[Options], prog: str, description: str) -> argpars
 
 def parse(options: type[Options], prog: str, description: str, words: Sequence[str]) -> Options:
     """The options that a command line gives; argparse itself ends the process where it cannot be read."""
-    return options(**vars(build_parser(options, prog, description).parse_args(words)))
+    parser = build_parser(options, prog, description)
+    given = vars(parser.parse_args(words))
+    required = [field for field in fields(options) if field.default is field.default_factory is MISSING]
+    if missing := [shown_name(field) for field in required if field.name not in given]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")  # under none of their spellings
+    return options(**given)
 
 
 def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
@@ -51,8 +56,11 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
     required = field.default is MISSING and field.default_factory is MISSING
     if spec.aliases:  # argparse would show them all; they share the destination and are checked together
         parser.add_argument(*flags, dest=field.name, **settings)
-        hidden = {name: value for name, value in settings.items() if name != "help"}
-        parser.add_argument(*spec.aliases, dest=field.name, help=argparse.SUPPRESS, **hidden)
+        hidden = settings | {"help": argparse.SUPPRESS}
+        if not spec.aliases[0].startswith("-"):  # it was positional
+            parser.add_argument(field.name, nargs="?", **hidden)
+        else:
+            parser.add_argument(*spec.aliases, dest=field.name, **hidden)
         return
     parser.add_argument(*flags, dest=field.name, required=required, **settings)
 

@@ -1,7 +1,7 @@
-"""The rules: each takes a case and returns its new label map (z, y, x), in the numbering as trained.
+"""Post-processing rules: pure functions of a case that return its new label map (z, y, x), numbered as trained.
 
-Most of them say one thing: an implausible part of a region belongs to the region around it. ET that is dropped becomes
-NCR, a dropped core becomes oedema, a dropped tumour becomes background; so the regions around it never change.
+Most of them give an implausible part of a region to the region around it. ET that is dropped becomes NCR, a dropped
+core becomes oedema, a dropped tumour becomes background; so the regions around it never change.
 A volume must be *below* its threshold to be dropped. Thresholds in voxels count voxels whatever their size (1 mm^3 in
 BraTS); those in ml use the spacing. Components touch by a face, an edge or a corner (26 neighbours).
 """
@@ -21,11 +21,11 @@ ROUNDING = 1e-9  # 0.1 * 30 is a little more than 3: a component of exactly a te
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a rule may look at. labels (z, y, x) as trained.
+class RuleInput:
+    """The arrays of one case that a rule may look at.
 
-    probabilities: region -> (z, y, x), empty where there are none. images (channel, z, y, x), with `t1ce` the channel
-    of the contrast-enhanced T1; None where a rule needs none.
+    labels (z, y, x) as trained. probabilities: region -> (z, y, x), empty where there are none. images (channel, z, y,
+    x), with `t1ce` the channel of the contrast-enhanced T1; None where no rule needs them.
     """
 
     labels: np.ndarray
@@ -47,7 +47,7 @@ class Case:
 
 
 def small_region(
-    case: Case,
+    case: RuleInput,
     *,
     region: str = "ET",
     min_voxels: float | None = None,
@@ -68,7 +68,7 @@ def small_region(
 
 
 def small_components(
-    case: Case,
+    case: RuleInput,
     *,
     region: str = "WT",
     min_voxels: float | None = None,
@@ -95,7 +95,7 @@ def small_components(
     return _dropped(case, region, _chosen(components, drop))
 
 
-def unlikely_components(case: Case, *, region: str, min_mean_probability: float) -> np.ndarray:
+def unlikely_components(case: RuleInput, *, region: str, min_mean_probability: float) -> np.ndarray:
     """Drop the connected components of a region whose mean probability of that region is below a threshold."""
     components, volumes = _components(case.mask(region))
     if not len(volumes):
@@ -105,7 +105,7 @@ def unlikely_components(case: Case, *, region: str, min_mean_probability: float)
 
 
 def oedema_to_core(
-    case: Case,
+    case: RuleInput,
     *,
     max_et_fraction: float = 0.1,
     max_component_et_fraction: float = 0.05,
@@ -122,7 +122,7 @@ def oedema_to_core(
     unchanged. K-means starts from the two sides of the mean along the principal axis, hence needs no random numbers.
     """
     if case.images is None:
-        raise UserError("the rule oedema-to-core needs the images: give --images")
+        raise UserError("oedema-to-core needs the images of the case: give --images")
     tumour, et = case.mask("WT"), case.mask("ET")
     if not tumour.any() or et.sum() >= max_et_fraction * tumour.sum() * (1 - ROUNDING):
         return case.labels
@@ -143,7 +143,7 @@ def oedema_to_core(
     return labels
 
 
-def _threshold(case: Case, min_voxels: float | None, min_ml: float | None, *others: float) -> float:
+def _threshold(case: RuleInput, min_voxels: float | None, min_ml: float | None, *others: float) -> float:
     """The smallest of the thresholds that were given, in voxels."""
     in_ml = None if min_ml is None else min_ml * 1000 / case.voxel_volume_mm3
     given = [value for value in (min_voxels, in_ml, *others) if value is not None]
@@ -152,7 +152,7 @@ def _threshold(case: Case, min_voxels: float | None, min_ml: float | None, *othe
     return min(given) * (1 - ROUNDING)
 
 
-def _dropped(case: Case, region: str, part: np.ndarray) -> np.ndarray:
+def _dropped(case: RuleInput, region: str, part: np.ndarray) -> np.ndarray:
     """The label map with a part of a region given to the smallest region around it, or to the background."""
     regions = case.scheme.regions
     around = [name for name in regions if set(regions[name]) > set(regions[region])]

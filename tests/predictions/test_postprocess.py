@@ -9,8 +9,8 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.papers import published_rules
 from nnunet_brats_ext.predictions.rule_sets import (
-    PUBLISHED,
     RuleSet,
     collect_rules,
     find_rules,
@@ -18,10 +18,16 @@ from nnunet_brats_ext.predictions.rule_sets import (
     read_rules,
     save_rules,
 )
-from nnunet_brats_ext.predictions.rules import Case, oedema_to_core, small_components, small_region, unlikely_components
+from nnunet_brats_ext.predictions.rules import (
+    RuleInput,
+    oedema_to_core,
+    small_components,
+    small_region,
+    unlikely_components,
+)
 from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_map
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 EMPTY = np.zeros((12, 12, 12), np.uint8)
 
 
@@ -42,7 +48,7 @@ def fill(volume, label, inside):
 
 def apply(name, labels, **case):
     rules = find_rules(name) if isinstance(name, str) else RuleSet(tuple(name))
-    return rules.apply(Case(labels, **case))[0]
+    return rules.apply(RuleInput(labels, **case))[0]
 
 
 # --- a small region as a whole -------------------------------------------------------------------------------------
@@ -63,9 +69,9 @@ def test_lachinov_drops_32_voxels_of_et_and_keeps_33():
 def test_a_volume_in_ml_counts_the_spacing_and_one_in_voxels_does_not():
     labels = fill(100, ET, EMPTY)  # 100 voxels of 8 mm^3 are 0.8 ml
     for min_ml, dropped in ((0.8, False), (0.801, True)):
-        result = small_region(Case(labels, voxel_volume_mm3=8.0), min_ml=min_ml)
+        result = small_region(RuleInput(labels, voxel_volume_mm3=8.0), min_ml=min_ml)
         assert (NCR in result) == dropped
-    assert NCR in small_region(Case(labels, voxel_volume_mm3=8.0), min_voxels=101)
+    assert NCR in small_region(RuleInput(labels, voxel_volume_mm3=8.0), min_voxels=101)
 
 
 @pytest.mark.parametrize(("region", "labels", "becomes"), [("WT", (1, 2, 3), 0), ("TC", (2, 3), ED), ("ET", (3,), NCR)])
@@ -73,13 +79,13 @@ def test_a_dropped_region_goes_to_the_region_around_it(region, labels, becomes):
     tumour = rows(5, 6, 7, 8)
     tumour[tumour > 0] = np.arange(26) % 3 + 1
     expected = np.where(np.isin(tumour, labels), becomes, tumour)
-    np.testing.assert_array_equal(small_region(Case(tumour), region=region, min_voxels=100), expected)
+    np.testing.assert_array_equal(small_region(RuleInput(tumour), region=region, min_voxels=100), expected)
 
 
 @pytest.mark.parametrize(("scheme", "region", "becomes"), [("paediatric_2024", "CC", NCR), ("resected_2024", "RC", 0)])
 def test_the_further_region_of_a_cohort_goes_to_the_core_or_to_the_background(scheme, region, becomes):
     labels = fill(5, 4, EMPTY)
-    result = small_region(Case(labels, scheme=LABEL_SCHEMES[scheme]), region=region, min_voxels=6)
+    result = small_region(RuleInput(labels, scheme=LABEL_SCHEMES[scheme]), region=region, min_voxels=6)
     np.testing.assert_array_equal(result, fill(5, becomes, EMPTY))
 
 
@@ -87,13 +93,15 @@ def test_a_sure_network_keeps_its_small_region():
     labels = fill(10, ET, EMPTY)
     probabilities = {"ET": np.full(EMPTY.shape, 0.75)}
     for bar, kept in ((0.75, True), (0.76, False)):
-        result = small_region(Case(labels, probabilities=probabilities), min_voxels=500, unless_mean_probability=bar)
+        result = small_region(
+            RuleInput(labels, probabilities=probabilities), min_voxels=500, unless_mean_probability=bar
+        )
         assert (ET in result) == kept
 
 
 def test_a_rule_on_probabilities_says_where_they_come_from():
     with pytest.raises(ValueError, match="needs the probabilities of ET: predict with --save_probabilities"):
-        small_region(Case(fill(10, ET, EMPTY)), min_voxels=500, unless_mean_probability=0.5)
+        small_region(RuleInput(fill(10, ET, EMPTY)), min_voxels=500, unless_mean_probability=0.5)
 
 
 # --- small components ----------------------------------------------------------------------------------------------
@@ -134,40 +142,42 @@ def test_one_component_and_an_empty_map_stay_as_they_are():
 def test_components_touch_by_their_corners():
     labels = EMPTY.copy()
     labels[0, 0, 0] = labels[1, 1, 1] = ED
-    np.testing.assert_array_equal(small_components(Case(labels), min_voxels=2), labels)
+    np.testing.assert_array_equal(small_components(RuleInput(labels), min_voxels=2), labels)
 
 
 def test_a_component_of_a_tumour_may_hold_all_labels():
     labels = rows(3)
     labels[labels > 0] = [ED, NCR, ET]
-    np.testing.assert_array_equal(small_components(Case(labels), min_voxels=3), labels)
-    assert not small_components(Case(labels), min_voxels=4).any()
+    np.testing.assert_array_equal(small_components(RuleInput(labels), min_voxels=3), labels)
+    assert not small_components(RuleInput(labels), min_voxels=4).any()
 
 
 def test_the_smallest_of_several_thresholds_applies():
     labels = rows(100, 8)
-    kept = small_components(Case(labels), min_voxels=20, fraction_of_largest=0.08)
+    kept = small_components(RuleInput(labels), min_voxels=20, fraction_of_largest=0.08)
     np.testing.assert_array_equal(kept, labels)
 
 
 def test_components_of_et_fall_one_by_one():
     labels = rows(10, 4, label=ET)
-    result = small_components(Case(labels), region="ET", min_voxels=5)
+    result = small_components(RuleInput(labels), region="ET", min_voxels=5)
     np.testing.assert_array_equal(np.bincount(result.ravel(), minlength=4)[1:], [0, 4, 10])
 
 
 def test_unlikely_components_fall_by_their_mean_probability():
     labels = rows(10, 4, label=ET)
     probability = np.where(np.arange(12).reshape(1, 12, 1) == 0, 0.7, 0.6) * np.ones(labels.shape)
-    case = Case(labels, probabilities={"ET": probability})
+    case = RuleInput(labels, probabilities={"ET": probability})
     result = unlikely_components(case, region="ET", min_mean_probability=0.65)
     np.testing.assert_array_equal(np.bincount(result.ravel(), minlength=4)[1:], [0, 4, 10])
     sure = small_components(case, region="ET", min_voxels=50, unless_mean_probability=0.65)
     np.testing.assert_array_equal(sure, result)
-    np.testing.assert_array_equal(unlikely_components(Case(EMPTY), region="ET", min_mean_probability=1), EMPTY)
+    np.testing.assert_array_equal(unlikely_components(RuleInput(EMPTY), region="ET", min_mean_probability=1), EMPTY)
 
 
-@pytest.mark.parametrize("rule", [rule for name in ("lyu2020", "lachinov2019", "zhou2020") for rule in PUBLISHED[name]])
+@pytest.mark.parametrize(
+    "rule", [rule for name in ("lyu2020", "lachinov2019", "zhou2020") for rule in published_rules()[name]]
+)
 def test_a_rule_applied_twice_changes_nothing_more(rule):
     # what is left keeps the largest component, and its sum is smaller: no threshold rises. (A chain is another thing:
     # Lachinov's second rule may leave less ET than his first asks for.)
@@ -198,23 +208,25 @@ def two_tone(volume=100):
 
 def test_k_means_gives_the_cluster_that_is_darker_on_t1ce_to_the_core():
     labels, images, dark = two_tone()
-    np.testing.assert_array_equal(oedema_to_core(Case(labels, images=images)), np.where(dark, NCR, labels))
+    np.testing.assert_array_equal(oedema_to_core(RuleInput(labels, images=images)), np.where(dark, NCR, labels))
     swapped = images[[1, 0, 2, 3]]  # now channel 0 is T1ce
-    np.testing.assert_array_equal(oedema_to_core(Case(labels, images=swapped, t1ce=0)), np.where(dark, NCR, labels))
+    np.testing.assert_array_equal(
+        oedema_to_core(RuleInput(labels, images=swapped, t1ce=0)), np.where(dark, NCR, labels)
+    )
 
 
 @pytest.mark.parametrize(("et", "applies"), [(4, True), (5, False), (9, False), (10, False)])
 def test_k_means_asks_for_less_than_5_percent_of_et_in_the_component(et, applies):
     labels, images, _ = two_tone(100)
     labels[0, 0, 100 - et : 100] = ET  # of 100 voxels
-    assert (NCR in oedema_to_core(Case(labels, images=images))) == applies
+    assert (NCR in oedema_to_core(RuleInput(labels, images=images))) == applies
 
 
 def test_k_means_asks_for_less_than_10_percent_of_et_in_the_case():
     for other, applies in ((9, True), (10, False)):
         labels, images, _ = two_tone(90)
         labels[4, 4, :other] = ET  # a second component: 9 of 99 voxels are less than a tenth, 10 of 100 are not
-        assert (NCR in oedema_to_core(Case(labels, images=images))) == applies
+        assert (NCR in oedema_to_core(RuleInput(labels, images=images))) == applies
 
 
 @pytest.mark.parametrize(("voxel_mm3", "volume"), [(1.0, 1000), (2.0, 500)])
@@ -222,25 +234,25 @@ def test_k_means_asks_for_less_than_1_ml_of_et_in_the_component(voxel_mm3, volum
     labels = np.full((30, 30, 30), ED, np.uint8)  # 27,000 voxels: 1,000 are 3.7 %
     images = np.random.default_rng(3).normal(size=(4, *labels.shape)).astype(np.float32)
     for voxels, applies in ((volume - 1, True), (volume, False)):
-        assert (NCR in oedema_to_core(Case(fill(voxels, ET, labels), voxel_mm3, images=images))) == applies
+        assert (NCR in oedema_to_core(RuleInput(fill(voxels, ET, labels), voxel_mm3, images=images))) == applies
 
 
 def test_k_means_leaves_a_component_without_two_different_oedema_voxels():
     images = np.random.default_rng(4).normal(size=(4, *EMPTY.shape)).astype(np.float32)
     one = fill(1, ED, fill(30, NCR, EMPTY))
-    np.testing.assert_array_equal(oedema_to_core(Case(one, images=images)), one)
+    np.testing.assert_array_equal(oedema_to_core(RuleInput(one, images=images)), one)
     flat = fill(30, ED, EMPTY)
-    np.testing.assert_array_equal(oedema_to_core(Case(flat, images=np.ones_like(images))), flat)
-    np.testing.assert_array_equal(oedema_to_core(Case(EMPTY, images=images)), EMPTY)
+    np.testing.assert_array_equal(oedema_to_core(RuleInput(flat, images=np.ones_like(images))), flat)
+    np.testing.assert_array_equal(oedema_to_core(RuleInput(EMPTY, images=images)), EMPTY)
     two = fill(2, ED, EMPTY)
-    assert np.bincount(oedema_to_core(Case(two, images=images)).ravel(), minlength=4)[1:].tolist() == [1, 1, 0]
+    assert np.bincount(oedema_to_core(RuleInput(two, images=images)).ravel(), minlength=4)[1:].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_k_means_leaves_wt_and_et_and_only_adds_to_tc(seed):
     rng = np.random.default_rng(seed)
     labels = rng.choice(np.uint8([0, 0, 0, 0, 1, 1, 1, 2, 3]), (16, 16, 16), p=[0.15] * 4 + [0.12] * 3 + [0.03, 0.01])
-    case = Case(labels, images=rng.normal(size=(4, *labels.shape)).astype(np.float32))
+    case = RuleInput(labels, images=rng.normal(size=(4, *labels.shape)).astype(np.float32))
     result = oedema_to_core(case)
     assert (result != labels).any()
     np.testing.assert_array_equal(result > 0, labels > 0)
@@ -251,7 +263,7 @@ def test_k_means_leaves_wt_and_et_and_only_adds_to_tc(seed):
 
 def test_k_means_without_images_says_so():
     with pytest.raises(ValueError, match="give --images"):
-        oedema_to_core(Case(rows(10)))
+        oedema_to_core(RuleInput(rows(10)))
 
 
 # --- rule files ----------------------------------------------------------------------------------------------------
@@ -270,23 +282,23 @@ def test_rules_are_saved_beside_a_model_and_found_by_name(tmp_path):
     path = save_rules(rules, tmp_path, "mine")
     assert path.name == "brats_rules_mine.json"
     assert find_rules("mine", tmp_path) == find_rules(str(path)) == read_rules(path) == rules
-    assert len(rules.rules) == len(PUBLISHED["lachinov2019"]) + 1
-    with pytest.raises(ValueError, match=r"no rules called 'yours', .* there are mine, lyu2020"):
+    assert len(rules.rules) == len(published_rules()["lachinov2019"]) + 1
+    with pytest.raises(ValueError, match=r"no rules called 'yours', .* there are mine, lachinov2019, lyu2020"):
         find_rules("yours", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("[]", "should hold a JSON object"),
-        ("{", "is no JSON"),
-        ('{"rules": [{"rule": "tiny-et"}]}', "is none of small-et, small-region"),
+        ("[]", "should hold an object, not list"),
+        ("{", "is not JSON"),
+        ('{"rules": [{"rule": "tiny-et"}]}', "should be one of small-et, small-region"),
         ('{"rules": [{"rule": "small-et"}]}', "lacks a threshold: min_ml, min_voxels"),
         ('{"rules": [{"rule": "small-et", "min_voxel": 5}]}', "min_voxel is none of min_voxels, min_ml"),
         ('{"rules": [{"rule": "small-et", "region": "TC", "min_voxels": 5}]}', "region is none of"),
         ('{"rules": [{"rule": "small-et", "min_voxels": -5}]}', "min_voxels should be a number from 0 on"),
         ('{"rules": [{"rule": "small-et", "min_voxels": "5"}]}', "min_voxels should be a number from 0 on"),
-        ('{"rules": [{"rule": "small-region", "region": "RC", "min_voxels": 5}]}', "no region RC among WT, TC, ET"),
+        ('{"rules": [{"rule": "small-region", "region": "RC", "min_voxels": 5}]}', "no region 'RC' among WT, TC, ET"),
         ('{"rules": [{"rule": "unlikely-components", "min_mean_probability": 0.5}]}', "lacks a region"),
         ('{"rules": [], "scheme": "glioma_1999"}', "scheme 'glioma_1999' is none of"),
         ('{"rule": "small-et", "min_voxels": 5}', r"expected \{\"scheme\""),
@@ -391,7 +403,7 @@ def test_the_rules_keep_their_promises_on_a_real_tumour():
     released = read_label_map(folder / "BraTS20_Training_901_seg.nii.gz")[0]
     labels = remap(released, LABEL_SCHEMES["glioma_2017"].released)
     without_et = np.where(labels == ET, ED, labels).astype(np.uint8)  # so that K-means applies
-    result = oedema_to_core(Case(without_et, images=np.stack(images).astype(np.float32)))
+    result = oedema_to_core(RuleInput(without_et, images=np.stack(images).astype(np.float32)))
     moved = (without_et == ED) & (result == NCR)
     assert 0.1 < moved.sum() / (without_et == ED).sum() < 0.9
     np.testing.assert_array_equal(result > 0, labels > 0)

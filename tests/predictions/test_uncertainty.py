@@ -9,10 +9,16 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.predictions.uncertainty import binary_entropy, doubt, filtered_curves, qu_brats_score, to_scale
+from nnunet_brats_ext.predictions.uncertainty import (
+    binary_entropy,
+    filtered_curves,
+    mean_and_uncertainty,
+    qu_brats_score,
+    to_percent,
+)
 from nnunet_brats_ext.storage.images import read_grid, read_label_map, write_image, write_label_map
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 SHAPE = (4, 5, 6)
 
 
@@ -20,26 +26,30 @@ def test_entropy_is_none_where_sure_and_one_bit_at_a_half():
     # at a quarter: .25 * 2 + .75 * log2(4 / 3) = 0.811278
     p = np.float32([0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(binary_entropy(p), [0, 0.811278, 1, 0.811278, 0], atol=1e-6)
-    np.testing.assert_array_equal(to_scale(binary_entropy(p)), [0, 81, 100, 81, 0])
+    np.testing.assert_array_equal(to_percent(binary_entropy(p)), [0, 81, 100, 81, 0])
 
 
 def test_mutual_information_is_what_the_members_disagree_about():
     agree = np.full((1, 1, 1, 1), 0.5, np.float32)
-    mean, own_doubt = doubt([agree, agree], "mutual-information")
+    mean, own_doubt = mean_and_uncertainty([agree, agree], "mutual-information")
     assert (mean.item(), own_doubt.item()) == (0.5, 0)
-    mean, dispute = doubt([agree * 0, agree * 2], "mutual-information")
+    mean, dispute = mean_and_uncertainty([agree * 0, agree * 2], "mutual-information")
     assert (mean.item(), dispute.item()) == (0.5, 1)
-    assert doubt([agree, agree], "entropy")[1].item() == doubt([agree * 0, agree * 2], "entropy")[1].item() == 1
+    assert (
+        mean_and_uncertainty([agree, agree], "entropy")[1].item()
+        == mean_and_uncertainty([agree * 0, agree * 2], "entropy")[1].item()
+        == 1
+    )
 
 
 def test_members_are_read_one_at_a_time_and_their_order_does_not_matter():
     p = np.random.default_rng(0).random((5, 3, *SHAPE), dtype=np.float32)
     for measure in ("entropy", "mutual-information"):
-        forward, back = doubt(iter(p), measure), doubt(iter(p[::-1]), measure)
+        forward, back = mean_and_uncertainty(iter(p), measure), mean_and_uncertainty(iter(p[::-1]), measure)
         np.testing.assert_allclose(forward, back, atol=1e-6)
         np.testing.assert_allclose(forward[0], p.mean(0), rtol=1e-6)
     with pytest.raises(ValueError, match="at least one member"):
-        doubt([])
+        mean_and_uncertainty([])
 
 
 def test_curves_count_what_is_left_below_each_threshold():
@@ -106,10 +116,10 @@ def test_the_command_writes_a_map_per_region_with_the_geometry_of_the_case(tmp_p
     members = [member(tmp_path / f"m{i}", np.zeros(SHAPE, np.uint8), p[i]) for i in range(2)]
     out = tmp_path / "out"
     assert main(["uncertainty", "-i", *map(str, members), "-o", str(out), "--measure", measure, "-np", "1"]) == 0
-    _, expected = doubt(p, measure)
+    _, expected = mean_and_uncertainty(p, measure)
     for i, name in enumerate(("whole", "core", "enhance")):
         values, geometry = read_label_map(out / f"a_unc_{name}.nii.gz")
-        np.testing.assert_array_equal(values, to_scale(expected[i]))
+        np.testing.assert_array_equal(values, to_percent(expected[i]))
         assert geometry == read_grid(members[0] / "a.nii.gz")
     assert len(list(out.iterdir())) == 3
 

@@ -31,13 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         models.add_pool,
         models.add_predict_stage,
         models.add_attention,
-        predictions.add_ensemble,
-        predictions.add_postprocess,
         predictions.add_tune,
         predictions.add_evaluate,
         predictions.add_rank,
         predictions.add_report,
-        predictions.add_uncertainty,
         house.add_run,
         house.add_status,
     ):

@@ -70,4 +70,4 @@ def examine(cases: Mapping[str, Candidate], labels: frozenset[int], regions: Hea
 def region_probabilities(case: Candidate, regions: Head) -> np.ndarray:
     """The probabilities of a prediction as those of the data set's regions, (region, z, y, x)."""
     assert case.npz is not None and case.head is not None, "opened with its probabilities"
-    return convert(read_probabilities(case.npz), case.head, regions)
+    return convert(read_probabilities(case.npz, case.head), case.head, regions)
