@@ -1,7 +1,7 @@
 """argparse from option dataclasses (`storage.options`): one argument per field, help from the same place."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -49,7 +49,7 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
             settings["action"] = "append"
     if spec.positional:
         if field.default is not MISSING and not many:
-            settings["nargs"] = "?"
+            settings |= {"nargs": "?", "type": unless_suppressed(settings["type"])}
         parser.add_argument(field.name, **settings)
         return
     flags = spec.flags or (shown_name(field),)
@@ -58,7 +58,7 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
         parser.add_argument(*flags, dest=field.name, **settings)
         hidden = settings | {"help": argparse.SUPPRESS}
         if not spec.aliases[0].startswith("-"):  # it was positional
-            parser.add_argument(field.name, nargs="?", **hidden)
+            parser.add_argument(field.name, nargs="?", **hidden | {"type": unless_suppressed(hidden["type"])})
         else:
             parser.add_argument(*spec.aliases, dest=field.name, **hidden)
         return
@@ -69,6 +69,16 @@ def value_type(kind: Any) -> Any:
     if get_origin(kind) is Literal:
         return type(get_args(kind)[0])
     return kind if kind in (int, float, Path) else str
+
+
+def unless_suppressed(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of a positional argument that may be left out: argparse also converts the mark of one that was."""
+
+    def value(text: str) -> Any:
+        return text if text is argparse.SUPPRESS else kind(text)
+
+    value.__name__ = kind.__name__  # which argparse quotes
+    return value
 
 
 def choices_of(field: Field, kind: Any) -> list[Any] | None:

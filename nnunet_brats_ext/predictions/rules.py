@@ -57,8 +57,8 @@ def small_region(
     """Drop a region that is implausibly small as a whole; an empty one stays empty.
 
     For ET: relabelled as NCR below 500 voxels by Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881), up to 32, that is
-    below 33, by Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688), who leave what the other regions say there;
-    a label map tells that only inside TC. unless_mean_probability: keep it where the network is that sure.
+    below 33, by Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688). They leave what the other regions say there;
+    a label map holds that only inside TC. unless_mean_probability: keep a region with this mean probability or more.
     """
     mask = case.mask(region)
     small = mask.sum() < _threshold(case, min_voxels, min_ml)
@@ -115,8 +115,8 @@ def oedema_to_core(
 
     https://arxiv.org/abs/1906.01796. Where ET makes up less than a tenth of the tumour, the oedema of each component
     with less than 5 % and less than 1 ml of ET is split in two by K-means over all sequences, and the cluster
-    that is darker on T1ce becomes NCR. Nothing asks whether there are two clusters: about half the oedema of such a
-    component becomes core, so the rule is for those who have tested it (`tune`).
+    that is darker on T1ce becomes NCR. The split is made whether or not there are two clusters, so about half the
+    oedema of such a component becomes core: test the rule first (`nnunet_brats tune`).
 
     WT and ET stay as they are, and TC only grows. No tumour, fewer than two oedema voxels or no two different ones:
     unchanged. K-means starts from the two sides of the mean along the principal axis, hence needs no random numbers.
@@ -179,7 +179,7 @@ def _mean_of_components(probability: np.ndarray, components: np.ndarray, volumes
 
 
 def _z_scored(channel: np.ndarray) -> np.ndarray:
-    """Zero mean and unit deviation over the non-zero voxels; else one sequence's scale would rule the distances."""
+    """Zero mean and unit deviation over the non-zero voxels, so that every sequence counts alike in the distances."""
     brain = channel[channel != 0]
     deviation = brain.std() if brain.size else 0
     if not deviation:

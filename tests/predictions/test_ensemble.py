@@ -1,28 +1,24 @@
 """Ensembling: the rules on arrays, then the folders, written and read as nnU-Net writes and reads them."""
 
+import dataclasses
 import itertools
 import json
-import pickle
 from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+from prediction_folders import PLAIN, REGIONS, SHAPE, head_of, softmax, write_member
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.predictions import fusion
-from nnunet_brats_ext.predictions.ensemble import ensemble
+from nnunet_brats_ext.predictions.ensemble import METHODS, EnsembleOptions, ensemble
 from nnunet_brats_ext.predictions.heads import check_convertible, convert, label_probabilities, paint
-from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.images import read_grid, read_label_map, read_probabilities
 
 REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 LABELS = (ED, NCR, ET)
-REGIONS = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
-PLAIN = {"labels": {"background": 0, "ED": 1, "NCR": 2, "ET": 3}}
-SHAPE = (4, 5, 6)
 ONES = (1, 1, 1, 1)
 
 
@@ -38,10 +34,6 @@ def vote(*members, labels=LABELS, weights=None):
         (np.array([[[v]]], np.uint8), None if p is None else np.reshape(p, (len(labels), 1, 1, 1))) for v, p in pairs
     ]
     return int(fusion.majority(iter(maps), labels, weights or [1] * len(members)).item())
-
-
-def head_of(dataset_json, channels):
-    return DatasetDescription(dataset_json).head(channels)
 
 
 # --- votes ---------------------------------------------------------------------------------------------------------
@@ -197,7 +189,7 @@ def test_a_resection_cavity_takes_nothing_from_the_tumour_around_it():
     np.testing.assert_allclose(label_probabilities(p, head).ravel(), [0.3, 0.1, 0, 0.9], atol=1e-6)
 
 
-def test_the_number_of_channels_tells_a_softmax_over_a_dataset_with_regions():
+def test_the_number_of_channels_shows_a_softmax_over_a_dataset_with_regions():
     assert head_of(REGIONS, 3).has_regions
     assert not head_of(REGIONS, 4).has_regions
     assert head_of(REGIONS, 4).labels == LABELS
@@ -227,35 +219,6 @@ def test_heads_that_know_other_labels_are_not_mixed():
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
-
-GEOMETRY = dict(spacing=(1.0, 1.5, 2.0), origin=(-3.0, 239.0, 7.0), direction=(0, 1, 0, 1, 0, 0, 0, 0, -1))
-
-
-def write_member(folder, cases, dataset_json=None, **geometry):
-    """A prediction folder as nnU-Net writes it; `cases`: name -> probabilities (c, z, y, x) or label map (z, y, x)."""
-    folder.mkdir()
-    properties = GEOMETRY | geometry
-    for case, array in cases.items():
-        labels = array
-        if array.ndim == 4:
-            labels = paint(array, head_of(dataset_json, len(array)))
-            np.savez_compressed(folder / f"{case}.npz", probabilities=array)
-            (folder / f"{case}.pkl").write_bytes(pickle.dumps({"sitk_stuff": properties, "spacing": [2.0, 1.5, 1.0]}))
-        image = sitk.GetImageFromArray(labels)
-        image.SetSpacing(properties["spacing"])
-        image.SetOrigin(properties["origin"])
-        image.SetDirection(properties["direction"])
-        sitk.WriteImage(image, folder / f"{case}.nii.gz")
-    if dataset_json:
-        content = {"file_ending": ".nii.gz", "channel_names": {"0": "T1"}, **dataset_json}
-        (folder / "dataset.json").write_text(json.dumps(content))
-        plans = {"image_reader_writer": "SimpleITKIO", "plans_name": "p", "dataset_name": "d", "configurations": {}}
-        (folder / "plans.json").write_text(json.dumps(plans))
-    return folder
-
-
-def softmax(p):
-    return p / p.sum(0)
 
 
 @pytest.fixture
@@ -373,6 +336,34 @@ def test_an_input_is_never_overwritten_and_runs_are_never_mixed(region_members, 
     write_member(tmp_path / "out", {"other": np.zeros(SHAPE, np.uint8)})
     with pytest.raises(ValueError, match=r"already holds other cases \(other.nii.gz\)"):
         ensemble(region_members, tmp_path / "out")
+
+
+def test_from_python_it_prints_nothing_and_gives_what_it_wrote(region_members, tmp_path, capsys):
+    settings = ensemble(list(map(str, region_members)), str(tmp_path / "out"), weights=[2, 1], processes=1)
+    written = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    assert written == json.loads(json.dumps(settings))
+    assert written == {"method": "mean", "weights": [2, 1], "space": "regions", "members": [*map(str, region_members)]}
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="--method medium: expected one of mean, majority, two-pass, nested"):
+        ensemble(region_members, tmp_path / "out", method="medium")
+    with pytest.raises(ValueError, match="no prediction folder is given"):
+        ensemble([], tmp_path / "out")
+
+
+def test_label_maps_and_pairs_vote_alike():
+    maps = [np.full((1, 1, 1), label, np.uint8) for label in (ED, ET, ET)]
+    assert fusion.majority(maps) == fusion.majority([(one, None) for one in maps], LABELS, ONES[:3]) == ET
+
+
+def test_every_method_names_options_that_there_are():
+    fields = {field.name for field in dataclasses.fields(EnsembleOptions)}
+    assert all(fields.issuperset(method.takes) for method in METHODS.values())
+
+
+def test_a_folder_that_is_not_of_the_region_it_stands_for_is_named(region_members, tmp_path, rng):
+    plain = write_member(tmp_path / "C", {c: softmax(rng.random((4, *SHAPE), dtype=np.float32)) for c in "ab"}, PLAIN)
+    with pytest.raises(ValueError, match=r"C is read as TC, but its dataset.json has ED, ET, NCR: .*\[2, 3\]"):
+        ensemble([region_members[0], plain, region_members[1]], tmp_path / "out", method="nested")
 
 
 def test_a_run_can_be_repeated(region_members, tmp_path):

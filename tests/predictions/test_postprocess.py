@@ -1,16 +1,22 @@
 """Post-processing: every rule at its thresholds, on small tumours whose volumes are counted in the comments."""
 
 import json
+import shutil
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from release_folders import SIZE, write_case
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.papers import published_rules
+from nnunet_brats_ext.predictions.postprocess import postprocess
 from nnunet_brats_ext.predictions.rule_sets import (
+    RULES,
     RuleSet,
     collect_rules,
     find_rules,
@@ -269,6 +275,16 @@ def test_k_means_without_images_says_so():
 # --- rule files ----------------------------------------------------------------------------------------------------
 
 
+def test_every_rule_states_what_it_needs():
+    for name, rule in RULES.items():
+        assert {*rule.fixed, *rule.thresholds, *rule.on_probabilities} <= set(signature(rule.function).parameters), name
+    small, unlikely = {"rule": "small-et", "min_voxels": 5}, parse_rule("unlikely-components:ET=0.5")
+    needs = [(one.needs_images, one.needs_probabilities) for one in map(RuleSet, [(small,), (unlikely,)])]
+    assert needs == [(False, False), (False, True)]
+    assert RuleSet(({**small, "unless_mean_probability": 0.5},)).needs_probabilities
+    assert find_rules("zhou2020-kmeans").needs_images
+
+
 def test_the_short_form_says_what_the_json_says():
     assert parse_rule("small-et=500") == {"rule": "small-et", "min_voxels": 500}
     assert parse_rule("small-et=0.5ml") == {"rule": "small-et", "min_ml": 0.5}
@@ -302,6 +318,19 @@ def test_rules_are_saved_beside_a_model_and_found_by_name(tmp_path):
         ('{"rules": [{"rule": "unlikely-components", "min_mean_probability": 0.5}]}', "lacks a region"),
         ('{"rules": [], "scheme": "glioma_1999"}', "scheme 'glioma_1999' is none of"),
         ('{"rule": "small-et", "min_voxels": 5}', r"expected \{\"scheme\""),
+        ('{"rules": {"rule": "small-et"}}', r"expected \{\"scheme\".*'small-et'"),
+        ('{"rules": [], "scheme": 3}', "scheme 3 is none of"),
+        ('{"rules": [], "scheme": ["x"]}', r"scheme \['x'\] is none of"),
+        ('{"rules": [1]}', r'rule 1, 1: "rule" should be one of'),
+        ('{"rules": [{"rule": ["a"]}]}', r"rule 1, \{'rule': \['a'\]\}: \"rule\" should be one of"),
+        ('{"rules": [{"rule": "small-region", "region": ["WT"], "min_voxels": 5}]}', r"no region \['WT'\] among WT"),
+        ('{"rules": [{"rule": "small-region", "region": 1, "min_voxels": 5}]}', "no region 1 among WT"),
+        ('{"rules": [{"rule": "small-et", "min_voxels": [5]}]}', "min_voxels should be a number from 0 on, not"),
+        ('{"rules": [{"rule": "small-et", "min_voxels": true}]}', "min_voxels should be a number from 0 on, not True"),
+        ('{"rules": [{"rule": "small-et", "min_voxels": NaN}]}', "min_voxels should be a number from 0 on, not nan"),
+        ('{"rules": [{"rule": "small-et", "min_voxels": 1e400}]}', "min_voxels should be a number from 0 on, not inf"),
+        ('{"rules": [{"rule": "oedema-to-core", "max_et_fraction": "a"}]}', "max_et_fraction should be a number"),
+        ('{"rules": [{"rule": "small-et", "min_ml": 1}, {"rule": "small-et"}]}', "rule 2, small-et: lacks a threshold"),
     ],
 )
 def test_a_wrong_rule_file_is_quoted(tmp_path, content, complaint):
@@ -322,7 +351,7 @@ def write(path, array, spacing=(1.0, 1.0, 1.0)):
     sitk.WriteImage(image, path)
 
 
-def test_the_command_mends_a_folder_and_saves_its_rules_beside_the_model(tmp_path, capsys):
+def test_the_command_applies_rules_to_a_folder_and_saves_its_rules_beside_the_model(tmp_path, capsys):
     tumour = np.full((12, 12, 12), ED, np.uint8)
     for case, volume in (("a", 499), ("b", 500)):
         write(tmp_path / "in" / f"{case}.nii.gz", fill(volume, ET, tumour).astype(np.float64), (1.0, 1.0, 2.0))
@@ -340,6 +369,30 @@ def test_the_command_mends_a_folder_and_saves_its_rules_beside_the_model(tmp_pat
     again = ["postprocess", str(tmp_path / "in"), "-o", str(tmp_path / "again"), "-np", "1", "--rules", "et", *model]
     assert main(again) == 0
     assert np.array_equal(*(read_label_map(tmp_path / o / "a.nii.gz")[0] for o in ("out", "again")))
+
+
+def test_from_python_it_prints_nothing_and_says_what_changed(tmp_path, capsys):
+    write(tmp_path / "in" / "a.nii.gz", fill(5, ET, EMPTY))
+    changes = postprocess(str(tmp_path / "in"), str(tmp_path / "out"), rule=["small-et=6", "small-et=1"], processes=1)
+    assert changes.voxels == {"a": [5, 0]}
+    assert [rule["min_voxels"] for rule in changes.rule_set.rules] == [6, 1]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_missing_is_said_before_the_work(tmp_path, capsys):
+    write(tmp_path / "in" / "a.nii.gz", fill(5, ET, EMPTY))
+    command = ["postprocess", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rule", "small-et=5"]
+    for options, complaint in (
+        (["--save", "x"], "--save x needs --model"),
+        (["--save", "x", "--model", str(tmp_path / "none")], "none is no folder of a trained model"),
+        (["-np", "0"], "-np 0: expected at least 1"),
+    ):
+        assert main([*command, *options]) == 1
+        assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        main(["postprocess", "-o", str(tmp_path / "out"), "--rule", "small-et=5"])
+    assert "the following arguments are required: -i" in capsys.readouterr().err
 
 
 def test_a_folder_called_validation_is_one_like_any_other(tmp_path, monkeypatch):
@@ -396,8 +449,41 @@ def test_the_command_finds_images_and_their_t1ce(tmp_path, capsys):
     np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "a.nii.gz")[0], np.where(dark, NCR, labels))
 
 
+def test_images_without_the_channel_of_t1ce_are_refused(tmp_path, capsys):
+    labels, images, _ = two_tone()
+    write(tmp_path / "in" / "a.nii.gz", labels)
+    write(tmp_path / "images" / "a_0000.nii.gz", images[0])
+    command = ["postprocess", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rule", "oedema-to-core"]
+    assert main([*command, "--images", str(tmp_path / "images"), "-np", "1"]) == 1
+    assert "T1ce is channel 1 of" in capsys.readouterr().err
+    (tmp_path / "in" / "dataset.json").write_text('{"channel_names": ["T1", "T1ce"]}')
+    assert main([*command, "--images", str(tmp_path / "images"), "-np", "1"]) == 1
+    assert "dataset.json: channel_names is ['T1', 'T1ce']" in capsys.readouterr().err
+
+
+def test_images_that_came_normalised_are_known_by_their_sequences(tmp_path, monkeypatch):
+    """nnU-Net calls all channels of a data set of `convert --normalise` noNorm."""
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    oedema = np.zeros(SIZE[::-1], np.uint8)
+    oedema[2:7, 2:7, 2:7] = 2  # as released
+    for number in (1, 2):
+        write_case(tmp_path / "release", RELEASES["BraTS2020"], f"BraTS20_Training_{number:03}", labels=oedema)
+    options = ("--normalise", "percentile-minmax", "--folds", "2", "-np", "1")
+    assert main(["convert", str(tmp_path / "release"), "-d", "901", "--name", "N", *options]) == 0
+    dataset = tmp_path / "Dataset901_N"
+    assert set(json.loads((dataset / "dataset.json").read_text())["channel_names"].values()) == {"noNorm"}
+    shutil.copy(dataset / "dataset.json", dataset / "labelsTr")  # a prediction that is right
+    options = {"rules": ["zhou2020-kmeans"], "images": dataset / "imagesTr", "processes": 1}
+    changes = postprocess(dataset / "labelsTr", tmp_path / "out", **options)
+    case, (_, voxels) = next(iter(changes.voxels.items()))
+    assert 0 < voxels < np.count_nonzero(oedema)
+    result = read_label_map(tmp_path / "out" / f"{case}.nii.gz")[0]
+    t1ce = read_image(dataset / "imagesTr" / f"{case}_0001.nii.gz").array
+    assert t1ce[result == NCR].mean() < t1ce[result == ED].mean()
+
+
 @pytest.mark.skipif(not REAL_CASE.is_dir(), reason="the real case is not here")
-def test_the_rules_keep_their_promises_on_a_real_tumour():
+def test_the_rules_change_only_what_they_should_in_a_real_tumour():
     folder = REAL_CASE / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_901"
     images = [read_image(folder / f"BraTS20_Training_901_{s}.nii.gz")[0] for s in ("t1", "t1ce", "t2", "flair")]
     released = read_label_map(folder / "BraTS20_Training_901_seg.nii.gz")[0]

@@ -16,6 +16,7 @@ from nnunet_brats_ext.predictions.uncertainty import (
     qu_brats_score,
     to_percent,
 )
+from nnunet_brats_ext.predictions.uncertainty_maps import map_uncertainty
 from nnunet_brats_ext.storage.images import read_grid, read_label_map, write_image, write_label_map
 
 REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
@@ -31,10 +32,10 @@ def test_entropy_is_none_where_sure_and_one_bit_at_a_half():
 
 def test_mutual_information_is_what_the_members_disagree_about():
     agree = np.full((1, 1, 1, 1), 0.5, np.float32)
-    mean, own_doubt = mean_and_uncertainty([agree, agree], "mutual-information")
-    assert (mean.item(), own_doubt.item()) == (0.5, 0)
-    mean, dispute = mean_and_uncertainty([agree * 0, agree * 2], "mutual-information")
-    assert (mean.item(), dispute.item()) == (0.5, 1)
+    mean, uncertainty = mean_and_uncertainty([agree, agree], "mutual-information")
+    assert (mean.item(), uncertainty.item()) == (0.5, 0)
+    mean, uncertainty = mean_and_uncertainty([agree * 0, agree * 2], "mutual-information")
+    assert (mean.item(), uncertainty.item()) == (0.5, 1)
     assert (
         mean_and_uncertainty([agree, agree], "entropy")[1].item()
         == mean_and_uncertainty([agree * 0, agree * 2], "entropy")[1].item()
@@ -50,6 +51,8 @@ def test_members_are_read_one_at_a_time_and_their_order_does_not_matter():
         np.testing.assert_allclose(forward[0], p.mean(0), rtol=1e-6)
     with pytest.raises(ValueError, match="at least one member"):
         mean_and_uncertainty([])
+    with pytest.raises(ValueError, match="measure 'variance' is none of entropy, mutual-information"):
+        mean_and_uncertainty(p, "variance")
 
 
 def test_curves_count_what_is_left_below_each_threshold():
@@ -130,18 +133,18 @@ def test_label_maps_alone_vote(tmp_path):
     command = ["uncertainty", "-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1"]
     assert main(command) == 0
     # WT 3 of 4 votes, TC and ET 2 of 4
-    for name, doubt_there in (("whole", 81), ("core", 100), ("enhance", 100)):
-        assert set(read_label_map(tmp_path / "out" / f"a_unc_{name}.nii.gz")[0].ravel()) == {doubt_there}
+    for name, expected in (("whole", 81), ("core", 100), ("enhance", 100)):
+        assert set(read_label_map(tmp_path / "out" / f"a_unc_{name}.nii.gz")[0].ravel()) == {expected}
     assert main(command) == 0, "it can be run again"
 
 
 def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
     members = [member(tmp_path / name, np.zeros(SHAPE, np.uint8)) for name in ("m", "n")]
     reference = member(tmp_path / "reference", np.zeros(SHAPE, np.uint8))
-    doubtful = np.zeros((3, *SHAPE), np.float32)
-    doubtful[:, 0] = 0.5  # a quarter of the volume; with the brain of half of it, half of that
+    uncertain = np.zeros((3, *SHAPE), np.float32)
+    uncertain[:, 0] = 0.5  # a quarter of the volume; with the brain of half of it, half of that
     for folder in members:
-        np.savez_compressed(folder / "a.npz", probabilities=doubtful)
+        np.savez_compressed(folder / "a.npz", probabilities=uncertain)
         declared = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
         (folder / "dataset.json").write_text(json.dumps(declared))
     images = tmp_path / "images"
@@ -170,6 +173,27 @@ def test_label_maps_as_released_are_refused_rather_than_called_certain(tmp_path,
     assert "a.nii.gz holds labels [4]" in capsys.readouterr().err
 
 
+def test_a_reference_as_released_is_refused(tmp_path, capsys):
+    members = [member(tmp_path / f"m{i}", np.full(SHAPE, i, np.uint8)) for i in range(2)]
+    reference = member(tmp_path / "reference", np.full(SHAPE, 4, np.uint8))
+    command = ["uncertainty", "-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1"]
+    assert main([*command, "--reference", str(reference)]) == 1
+    assert "reference/a.nii.gz holds labels [4]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_python_it_prints_nothing_and_gives_the_scores(tmp_path, capsys):
+    members = [str(member(tmp_path / f"m{i}", np.full(SHAPE, i, np.uint8))) for i in range(2)]
+    plain = map_uncertainty(members, str(tmp_path / "plain"), processes=1)
+    assert plain == {"measure": "entropy", "members": members, "from": "votes"}
+    scored = map_uncertainty(members, str(tmp_path / "scored"), reference=members[1], processes=1)
+    assert scored == json.loads((tmp_path / "scored" / "uncertainty.json").read_text())
+    assert set(scored["summary"]) == set(scored["cases"]["a"]) == {"WT", "TC", "ET"}
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="only the scores need them"):
+        map_uncertainty(members, tmp_path / "out", images=tmp_path)
+
+
 def test_disagreement_takes_two_members(tmp_path, capsys):
     one = member(tmp_path / "m", np.zeros(SHAPE, np.uint8))
     command = ["uncertainty", "-i", str(one), "-o", str(tmp_path / "out"), "--measure", "mutual-information"]
@@ -178,7 +202,7 @@ def test_disagreement_takes_two_members(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not REAL_CASE.is_dir(), reason="the real case is not here")
-def test_doubt_of_five_real_candidates_lies_where_their_vote_errs(tmp_path):
+def test_five_real_candidates_are_uncertain_where_their_vote_errs(tmp_path):
     trained = LABEL_SCHEMES["glioma_2017"].released
     files = sorted((REAL_CASE / "candidates").glob("*.nii.gz"))
     truth = REAL_CASE / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_901" / "BraTS20_Training_901_seg.nii.gz"
@@ -207,5 +231,5 @@ def test_doubt_of_five_real_candidates_lies_where_their_vote_errs(tmp_path):
         scores, dice = found[region]["scores"], found[region]["curves"]["dice"]
         ours = [scores[f"{name}_auc"] for name in ("dice", "filtered_tp", "filtered_tn")]
         assert ours == pytest.approx(areas, abs=5e-7)
-        assert dice[100] < dice[50] <= 1, "setting doubt aside raises Dice"
+        assert dice[100] < dice[50] <= 1, "setting uncertain voxels aside raises Dice"
         assert 0.9 < scores["score"] < 1
