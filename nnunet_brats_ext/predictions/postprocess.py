@@ -101,7 +101,9 @@ def with_images_for(rule_set: RuleSet, folder: PredictionFolder, images: Path | 
     if images is None:
         rules = ", ".join(rule_set.needing_images)
         raise UserError(f"{rules} needs the images: give --images with CASE_0000{folder.ending} and so on")
-    return folder.with_images(images, "postprocess")
+    folder = folder.with_images(images, "postprocess")
+    _channel_of_t1ce(folder)  # an error comes before the work
+    return folder
 
 
 def read_rule_input(folder: PredictionFolder, rule_set: RuleSet, case: str) -> RuleInput:
@@ -111,7 +113,7 @@ def read_rule_input(folder: PredictionFolder, rule_set: RuleSet, case: str) -> R
     details: dict[str, Any] = {}
     if rule_set.needs_images:
         details["images"] = folder.read_images(case)
-        details["t1ce"] = _channel_of_t1ce(folder, len(details["images"]))
+        details["t1ce"] = _channel_of_t1ce(folder)
     if probabilities is not None and folder.head:
         target = rule_set.scheme.head
         converted = convert(probabilities, folder.head, target)
@@ -119,9 +121,9 @@ def read_rule_input(folder: PredictionFolder, rule_set: RuleSet, case: str) -> R
     return RuleInput(labels, grid.voxel_volume_mm3, scheme=rule_set.scheme, **details)
 
 
-def _channel_of_t1ce(folder: PredictionFolder, channels: int) -> int:
+def _channel_of_t1ce(folder: PredictionFolder) -> int:
     number = folder.description.channel("T1ce") if folder.description else SEQUENCES.index("T1ce")
-    if number >= channels:
+    if number >= (channels := len(next(iter(folder.images.values())))):
         raise UserError(f"T1ce is channel {number} of {folder.path}, but its images have {channels} channels")
     return number
 

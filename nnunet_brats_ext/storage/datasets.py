@@ -54,7 +54,13 @@ class DatasetDescription:
 
         Channels that come normalised are all called noNorm in `channel_names`; their sequences are noted beside.
         """
-        names = self.content.get("brats_sequences") or self.channel_names
+        names = self.content.get("brats_sequences", list(self.channel_names))
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not known or len(names) != len(self.channel_names):
+            raise UserError(
+                f"{self.source}: brats_sequences is {names!r}; expected a name for each of the channels "
+                f"{list(self.channel_names)}"
+            )
         return tuple(find_sequence(name) or name for name in names)
 
     def channel(self, sequence: str) -> int:

@@ -456,9 +456,15 @@ def test_images_without_the_channel_of_t1ce_are_refused(tmp_path, capsys):
     command = ["postprocess", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rule", "oedema-to-core"]
     assert main([*command, "--images", str(tmp_path / "images"), "-np", "1"]) == 1
     assert "T1ce is channel 1 of" in capsys.readouterr().err
-    (tmp_path / "in" / "dataset.json").write_text('{"channel_names": ["T1", "T1ce"]}')
-    assert main([*command, "--images", str(tmp_path / "images"), "-np", "1"]) == 1
-    assert "dataset.json: channel_names is ['T1', 'T1ce']" in capsys.readouterr().err
+    for content, complaint in (
+        ('{"channel_names": ["T1", "T1ce"]}', "dataset.json: channel_names is ['T1', 'T1ce']"),
+        ('{"channel_names": ["T1"], "brats_sequences": ["T1ce"]}', "dataset.json: channel_names is ['T1']"),
+        ('{"channel_names": {"0": "noNorm"}, "brats_sequences": "T1ce"}', "brats_sequences is 'T1ce'"),
+        ('{"channel_names": {"0": "noNorm"}}', "no channel shows T1ce"),
+    ):
+        (tmp_path / "in" / "dataset.json").write_text(content)
+        assert main([*command, "--images", str(tmp_path / "images"), "-np", "1"]) == 1
+        assert complaint in capsys.readouterr().err
 
 
 def test_images_that_came_normalised_are_known_by_their_sequences(tmp_path, monkeypatch):
