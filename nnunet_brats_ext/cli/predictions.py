@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nnunet_brats_ext.predictions.ensemble import EnsembleOptions, ensemble
 from nnunet_brats_ext.predictions.postprocess import Changes, PostprocessOptions, postprocess
-from nnunet_brats_ext.predictions.rule_sets import describe
+from nnunet_brats_ext.predictions.rule_sets import describe_rule
 from nnunet_brats_ext.predictions.uncertainty_maps import UncertaintyOptions, map_uncertainty
 
 
@@ -39,7 +39,7 @@ def print_changes(changes: Changes, console: Console | None = None) -> None:
     """A row per rule: how many cases and voxels it changed."""
     table = Table("rule", "cases changed", "voxels changed", title=f"{len(changes.voxels)} cases")
     for rule, voxels in zip(changes.rule_set.rules, np.transpose([*changes.voxels.values()]), strict=True):
-        table.add_row(describe(rule), str(np.count_nonzero(voxels)), str(voxels.sum()))
+        table.add_row(describe_rule(rule), str(np.count_nonzero(voxels)), str(voxels.sum()))
     (console or Console()).print(table)
 
 

@@ -31,7 +31,7 @@ from nnunet_brats_ext.predictions.folders import (
     problems_between,
 )
 from nnunet_brats_ext.predictions.postprocess import read_rule_input, with_images_for
-from nnunet_brats_ext.predictions.rule_sets import RuleSet, describe
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, describe_rule
 from nnunet_brats_ext.storage.errors import UserError, refuse
 from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.storage.output import write_text
@@ -183,7 +183,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     held_out = report["held_out"]
     table = Table("fold", "cases", "rules from the other folds", "gain", title=f"objective: {report['objective']}")
     for fold, part in report["folds"].items():
-        rules = "; ".join(map(describe, part["rules"])) or "none"
+        rules = "; ".join(map(describe_rule, part["rules"])) or "none"
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
     table.add_row("all", str(held_out["cases"]), f"p = {held_out['p_value']:.4f}", f"{held_out['gain']:+.4f}")
     console.print(table)
@@ -192,7 +192,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
         after = held_out["after"][column]
         scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in (before, after)))
     console.print(scores)
-    chosen = "; ".join(map(describe, report["chosen_on_all"])) or "none"
+    chosen = "; ".join(map(describe_rule, report["chosen_on_all"])) or "none"
     if report["written"]:
         console.print(f"rules chosen on all cases: {chosen}")
     else:

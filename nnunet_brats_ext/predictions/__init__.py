@@ -9,7 +9,7 @@ loaded.
 from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.predictions.folders import PredictionFolder, open_folders
 from nnunet_brats_ext.predictions.fusion import majority, mean, nested, paint_masks, two_pass
-from nnunet_brats_ext.predictions.heads import convert, label_probabilities, paint
+from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
 from nnunet_brats_ext.predictions.postprocess import apply_rules, postprocess
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, collect_rules, find_rules
 from nnunet_brats_ext.predictions.rules import (
@@ -34,7 +34,7 @@ __all__ = [
     "apply_rules",
     "binary_entropy",
     "collect_rules",
-    "convert",
+    "convert_head",
     "ensemble",
     "filtered_curves",
     "find_rules",

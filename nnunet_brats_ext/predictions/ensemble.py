@@ -21,7 +21,7 @@ from nnunet_brats_ext.predictions.folders import (
     open_folders,
     problems_with_heads,
 )
-from nnunet_brats_ext.predictions.heads import convert, label_probabilities, paint
+from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import read_grid, require_labels, write_label_map
@@ -155,7 +155,7 @@ def _mean_of_case(
 def _converted(folder: PredictionFolder, target: Head, case: str) -> np.ndarray:
     _, _, probabilities = folder.read(case)
     assert probabilities is not None and folder.head is not None, "opened with its probabilities"
-    return convert(probabilities, folder.head, target)
+    return convert_head(probabilities, folder.head, target)
 
 
 def _majority(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:

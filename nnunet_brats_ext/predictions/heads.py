@@ -10,7 +10,7 @@ from nnunet_brats_ext.storage.errors import UserError
 
 
 def check_convertible(source: Head, target: Head) -> None:
-    """An error where `convert` would have to invent a channel: one head has a label or region that the other lacks."""
+    """An error where `convert_head` would have to invent a channel: one head has a label that the other lacks."""
     if source.has_regions == target.has_regions:
         same = _painted(source) == _painted(target)
     else:
@@ -21,7 +21,7 @@ def check_convertible(source: Head, target: Head) -> None:
         )
 
 
-def convert(probabilities: np.ndarray, source: Head, target: Head) -> np.ndarray:
+def convert_head(probabilities: np.ndarray, source: Head, target: Head) -> np.ndarray:
     """Bring probabilities (channel, z, y, x) from one head to another; the same head returns the array itself.
 
     Labels become regions by summing the labels of each region. Regions become labels as in `label_probabilities`,

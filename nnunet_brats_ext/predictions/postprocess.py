@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES
 from nnunet_brats_ext.predictions.folders import PLANS, PredictionFolder, open_folders, problems_with_heads
-from nnunet_brats_ext.predictions.heads import convert
+from nnunet_brats_ext.predictions.heads import convert_head
 from nnunet_brats_ext.predictions.rule_sets import DEFAULT_SCHEME, RuleSet, collect_rules, rules_file, save_rules
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError, refuse
@@ -28,7 +28,7 @@ class PostprocessOptions(Options):
     rules: tuple[str, ...] = option(
         default=(),
         metavar="RULES",
-        help="files, names of rules saved beside --model, or rules of papers: lyu2020, lachinov2019, zhou2020, ...",
+        help="files, names of rules saved beside --model, or published rules, such as lyu2020",
     )
     rule: tuple[str, ...] = option(
         default=(),
@@ -116,7 +116,7 @@ def read_rule_input(folder: PredictionFolder, rule_set: RuleSet, case: str) -> R
         details["t1ce"] = _channel_of_t1ce(folder)
     if probabilities is not None and folder.head:
         target = rule_set.scheme.head
-        converted = convert(probabilities, folder.head, target)
+        converted = convert_head(probabilities, folder.head, target)
         details["probabilities"] = dict(zip(target.names, converted, strict=True))
     return RuleInput(labels, grid.voxel_volume_mm3, scheme=rule_set.scheme, **details)
 

@@ -189,7 +189,7 @@ def parse_rule(text: str) -> dict[str, Any]:
     return rule
 
 
-def describe(rule: Mapping[str, Any]) -> str:
+def describe_rule(rule: Mapping[str, Any]) -> str:
     """One rule in a line, such as `small-et min_voxels=500`."""
     return " ".join([rule["rule"], *(f"{name}={value}" for name, value in _parameters(rule).items())])
 
@@ -207,7 +207,7 @@ def _problem(rule: Any, scheme: LabelScheme) -> str | None:
     """What is wrong with an entry of a rule set, in words; None if nothing is."""
     if not isinstance(rule, Mapping) or not isinstance(rule.get("rule"), str) or rule["rule"] not in RULES:
         return f'{rule!r}: "rule" should be one of {", ".join(RULES)}'
-    kind, given, shown = RULES[rule["rule"]], _parameters(rule), describe(rule)
+    kind, given, shown = RULES[rule["rule"]], _parameters(rule), describe_rule(rule)
     parameters, regions = kind.parameters, ", ".join(scheme.regions)
     if others := sorted(set(given) - set(parameters)):
         return f"{shown}: {', '.join(others)} is none of {', '.join(parameters)}"

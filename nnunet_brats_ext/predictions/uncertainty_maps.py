@@ -17,7 +17,7 @@ from nnunet_brats_ext.predictions.folders import (
     problems_between,
     problems_with_heads,
 )
-from nnunet_brats_ext.predictions.heads import convert, paint
+from nnunet_brats_ext.predictions.heads import convert_head, paint
 from nnunet_brats_ext.predictions.uncertainty import (
     MEASURES,
     filtered_curves,
@@ -129,6 +129,6 @@ def _write_case(
 def _region_probabilities(folder: PredictionFolder, scheme: LabelScheme, case: str) -> np.ndarray:
     labels, _, probabilities = folder.read(case)
     if probabilities is not None and folder.head:
-        return convert(probabilities, folder.head, scheme.head)
+        return convert_head(probabilities, folder.head, scheme.head)
     require_labels(labels, scheme.names, folder.cases[case])
     return np.stack(list(to_regions(labels, scheme.regions).values())).astype(np.float32)

@@ -14,7 +14,7 @@ from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.predictions import fusion
 from nnunet_brats_ext.predictions.ensemble import METHODS, EnsembleOptions, ensemble
-from nnunet_brats_ext.predictions.heads import check_convertible, convert, label_probabilities, paint
+from nnunet_brats_ext.predictions.heads import check_convertible, convert_head, label_probabilities, paint
 from nnunet_brats_ext.storage.images import read_grid, read_label_map, read_probabilities
 
 REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
@@ -162,10 +162,10 @@ def test_hard_masks_survive_the_way_from_regions_to_labels_and_back(scheme, rng)
     region_head, label_head = head_of(regions, len(facts.regions)), head_of(plain, len(facts.names) + 1)
     label_map = rng.integers(0, len(facts.names) + 1, SHAPE).astype(np.uint8)
     hard = np.stack(list(to_regions(label_map, facts.regions).values())).astype(np.float32)
-    soft = convert(hard, region_head, label_head)
+    soft = convert_head(hard, region_head, label_head)
     np.testing.assert_array_equal(paint(hard, region_head), label_map)
     np.testing.assert_array_equal(paint(soft, label_head), label_map)
-    np.testing.assert_array_equal(convert(soft, label_head, region_head), hard)
+    np.testing.assert_array_equal(convert_head(soft, label_head, region_head), hard)
 
 
 def test_regions_leave_to_a_label_what_the_regions_inside_do_not_claim():
@@ -174,12 +174,12 @@ def test_regions_leave_to_a_label_what_the_regions_inside_do_not_claim():
     p = np.float32([wt, tc, et]).reshape(3, 1, 1, 1)
     # p(ED) = .9 - max(.6, .7) = .2, p(NCR) = max(.6 - .7, 0) = 0, p(ET) = .7, background 1 - .9 = .1: sum 1
     np.testing.assert_allclose(label_probabilities(p, head).ravel(), [0.2, 0, 0.7], atol=1e-6)
-    np.testing.assert_allclose(convert(p, head, head_of(PLAIN, 4)).ravel(), [0.1, 0.2, 0, 0.7], atol=1e-6)
+    np.testing.assert_allclose(convert_head(p, head, head_of(PLAIN, 4)).ravel(), [0.1, 0.2, 0, 0.7], atol=1e-6)
 
 
 def test_labels_from_regions_sum_to_one(rng):
     p = rng.random((3, *SHAPE), dtype=np.float32)
-    np.testing.assert_allclose(convert(p, head_of(REGIONS, 3), head_of(PLAIN, 4)).sum(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(convert_head(p, head_of(REGIONS, 3), head_of(PLAIN, 4)).sum(0), 1, rtol=1e-6)
 
 
 def test_a_resection_cavity_takes_nothing_from_the_tumour_around_it():
@@ -207,7 +207,7 @@ def test_the_same_regions_in_another_order_are_put_in_order(rng):
     p = rng.random((3, *SHAPE), dtype=np.float32)
     source, target = head_of(reverse, 3), head_of(REGIONS, 3)
     check_convertible(source, target)
-    np.testing.assert_array_equal(convert(p, source, target), p[::-1])
+    np.testing.assert_array_equal(convert_head(p, source, target), p[::-1])
 
 
 def test_heads_that_know_other_labels_are_not_mixed():
@@ -268,7 +268,7 @@ def test_members_with_both_heads_meet_in_one_space(space, region_members, tmp_pa
     p, r = cases["a"].astype(np.float32), read_probabilities(region_members[0] / "a.npz")
     regions, labels = head_of(REGIONS, 3), head_of(PLAIN, 4)
     as_regions = np.stack([p[1] + p[2] + p[3], p[2] + p[3], p[3]])
-    expected = {"regions": (as_regions + r) / 2, "labels": (p + convert(r, regions, labels)) / 2}[space]
+    expected = {"regions": (as_regions + r) / 2, "labels": (p + convert_head(r, regions, labels)) / 2}[space]
     target = {"regions": regions, "labels": labels}[space]
     np.testing.assert_allclose(read_probabilities(tmp_path / "out" / "a.npz"), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "a.nii.gz")[0], paint(expected, target))
