@@ -199,7 +199,7 @@ def require_labels(labels: np.ndarray, known: Collection[int], path: Path) -> No
 
 
 GZIP_MAGIC = b"\x1f\x8b"
-NIFTI_HEADER_BYTES = 540  # of NIfTI-2, the larger of the two
+NIFTI_HEADER_BYTES = 348
 
 
 @contextmanager
@@ -230,17 +230,27 @@ def _read_itk_header(path: Path) -> sitk.ImageFileReader:
 
 def _nifti_header(start: bytes, path: Path) -> nibabel.Nifti1Header:
     """The header that a NIfTI file of these first bytes has; one that cannot be is an error."""
-    kind = nibabel.Nifti2Header if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Header
-    size = kind.template_dtype.itemsize
-    header = kind(start[:size], check=False) if len(start) >= size else None
-    if header is None or header["sizeof_hdr"] != size or not header["magic"].item().startswith(b"n+"):
+    if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
+        raise UserError(f"{path} is in NIfTI-2, which neither ITK nor nnU-Net reads; write it in NIfTI-1")
+    header = nibabel.Nifti1Header(start, check=False) if len(start) == NIFTI_HEADER_BYTES else None
+    if header is None or header["sizeof_hdr"] != NIFTI_HEADER_BYTES or not header["magic"].item().startswith(b"n+"):
         raise UserError(f"{path} is no readable image: it has no NIfTI header; {AGAIN}")
     shape = header["dim"][1 : 1 + int(header["dim"][0])].tolist()
     if not shape or min(shape) < 1:
         raise UserError(f"{path} has a damaged header: a size of {' x '.join(map(str, shape))} voxels; {AGAIN}")
-    if not size <= header["vox_offset"] < np.inf:
+    if not NIFTI_HEADER_BYTES <= header["vox_offset"] < np.inf:
         raise UserError(f"{path} has a damaged header: its voxels begin at byte {header['vox_offset']}; {AGAIN}")
     return header
+
+
+def _nifti_dtype(header: nibabel.Nifti1Header, path: Path) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except (KeyError, nibabel.spatialimages.HeaderDataError):
+        dtype = np.dtype("V")
+    if dtype.kind in "iufc" or dtype.fields:
+        return dtype
+    raise UserError(f"{path} has a damaged header: no number type has the code {header['datatype']}; {AGAIN}")
 
 
 def _nifti_voxels(content: bytes, path: Path) -> np.ndarray:
@@ -248,10 +258,7 @@ def _nifti_voxels(content: bytes, path: Path) -> np.ndarray:
     with _reading(path):
         unpacked = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
     header = _nifti_header(unpacked[:NIFTI_HEADER_BYTES], path)
-    try:
-        dtype = header.get_data_dtype()
-    except nibabel.spatialimages.HeaderDataError as error:
-        raise UserError(f"{path} has a damaged header: no number type has the code {header['datatype']}") from error
+    dtype = _nifti_dtype(header, path)
     count = int(np.prod(header["dim"][1 : 1 + int(header["dim"][0])], dtype=object))
     offset = int(header["vox_offset"])
     if len(unpacked) < (expected := offset + count * dtype.itemsize):
@@ -261,8 +268,9 @@ def _nifti_voxels(content: bytes, path: Path) -> np.ndarray:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope) or (slope == 1 and not intercept):
         return values
+    values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
     scaled = values * np.float64(slope) + np.float64(intercept if np.isfinite(intercept) else 0)
-    return scaled if values.dtype == np.float64 else scaled.astype(np.float32)
+    return scaled.astype(values.dtype)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

@@ -136,4 +136,6 @@ def check(field: Field, value: Any, kind: Any) -> None:
         if known is not None and one not in known:
             raise UserError(f"{name} {one}: expected one of {', '.join(map(str, known))}")
         if isinstance(one, Real) and not all(holds(one, limit) for limit, holds, _ in limits):  # NaN holds nowhere
-            raise UserError(f"{name} {one}: expected {' and '.join(f'{words} {limit:g}' for limit, _, words in limits)}")
+            raise UserError(
+                f"{name} {one}: expected {' and '.join(f'{words} {limit:g}' for limit, _, words in limits)}"
+            )

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections import namedtuple
@@ -28,7 +27,6 @@ from nnunet_brats_ext.dataset_conversion.convert import PERCENTILE_MINMAX, Optio
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
 from nnunet_brats_ext.storage.nnunet import find_dataset
-from nnunet_brats_ext.storage.output import working_folder
 
 RELEASE = RELEASES["BraTS2020"]
 CASES = ("BraTS20_Training_001", "BraTS20_Training_002")
@@ -216,8 +214,8 @@ DEFECTS = {
     "short inside": ("T2", truncate_inside, "_t2.nii.gz is truncated: it holds 1592 of 1792 bytes"),
     "damaged": ("T1", flip_a_byte, "_t1.nii.gz is truncated or damaged"),
     "broken link": ("T1", lambda path: (path.unlink(), path.symlink_to("nowhere")), "_t1.nii.gz does not exist"),
-    "empty file": ("T1", lambda path: path.write_bytes(b""), "_t1.nii.gz is empty (0 bytes); copy or download it again"),
-    "no image": ("T1", lambda path: path.write_bytes(gzip.compress(b"text" * 500)), "_t1.nii.gz is no readable image: it has no NIfTI header"),
+    "empty file": ("T1", lambda path: path.write_bytes(b""), "_t1.nii.gz is empty (0 bytes); copy or"),
+    "no image": ("T1", lambda path: path.write_bytes(gzip.compress(b"text" * 500)), "is no readable image: it has no"),
     "not a number": ("FLAIR", set_voxel(np.nan, sitk.sitkFloat32), "_flair.nii.gz has voxels that are infinite or"),
     "two volumes": ("T1", rewrite(lambda image: sitk.JoinSeries([image] * 2)), "has the size 8x9x10x2 where one"),
     "other size": ("T2", rewrite(lambda image: image[:, :, :9]), "T2 has 8x9x9 voxels, T1 8x9x10"),
@@ -293,7 +291,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(world, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cases_module, "write_image", fail)
-    with pytest.raises(ValueError, match="Training_001: .*No space left"):
+    with pytest.raises(ValueError, match=r"Training_001: .*No space left"):
         convert(source, Options(137))
     assert list(raw.iterdir()) == []
 
@@ -325,19 +323,6 @@ def test_a_changed_source_is_another_conversion(world):
     write(as_image(sequence_values(CASES[1], "T1")), files[CASES[0]]["T1"])
     with pytest.raises(ValueError, match="another data set"):
         convert(source, Options(137, link="copy"))
-
-
-def test_what_a_killed_conversion_has_left_goes_with_the_next_and_that_of_a_live_one_stays(tmp_path):
-    target = tmp_path / NAME
-    killed = tmp_path / f".{NAME}.killed"
-    (killed / NAME / "imagesTr").mkdir(parents=True)
-    (killed / ".lock").touch()  # which nobody holds
-    with working_folder(target) as alive:
-        for folder in (killed, Path(alive)):
-            os.utime(folder, (0, 0))  # both began long ago
-        with working_folder(target) as another:
-            assert sorted(tmp_path.iterdir()) == sorted([Path(alive), Path(another)])
-    assert not list(tmp_path.iterdir())
 
 
 def test_two_of_the_same_conversion_at_once_both_end_well(world, monkeypatch):
