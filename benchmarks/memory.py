@@ -22,6 +22,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB, Precision
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -29,8 +30,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB, Precision
 
 CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))

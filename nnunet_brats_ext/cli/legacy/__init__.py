@@ -19,8 +19,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     for add_verb in (
-        house.add_doctor,
-        house.add_demo,
         data.add_convert,
         data.add_restore,
         data.add_phantom,
