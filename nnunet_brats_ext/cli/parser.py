@@ -22,10 +22,13 @@ def parse(options: type[Options], prog: str, description: str, words: Sequence[s
     """The options that a command line gives; argparse itself ends the process where it cannot be read."""
     parser = build_parser(options, prog, description)
     given = vars(parser.parse_args(words))
-    required = [field for field in fields(options) if field.default is field.default_factory is MISSING]
-    if missing := [shown_name(field) for field in required if field.name not in given]:
-        parser.error(f"the following arguments are required: {', '.join(missing)}")  # under none of their spellings
+    if missing := [shown_name(field) for field in fields(options) if is_required(field) and field.name not in given]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return options(**given)
+
+
+def is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
@@ -54,8 +57,7 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
         parser.add_argument(field.name, **settings)
         return
     flags = spec.flags or (shown_name(field),)
-    required = field.default is MISSING and field.default_factory is MISSING
-    if spec.aliases:  # argparse would show them all; they share the destination and are checked together
+    if spec.aliases:  # argparse would show them all; they share the destination, and `parse` asks for one of them
         parser.add_argument(*flags, dest=field.name, **settings)
         hidden = settings | {"help": argparse.SUPPRESS}
         if not spec.aliases[0].startswith("-"):  # it was positional
@@ -63,7 +65,7 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
         else:
             parser.add_argument(*spec.aliases, dest=field.name, **hidden)
         return
-    parser.add_argument(*flags, dest=field.name, required=required, **settings)
+    parser.add_argument(*flags, dest=field.name, required=is_required(field), **settings)
 
 
 def value_type(kind: Any) -> Any:
@@ -99,7 +101,7 @@ def described(field: Field) -> str:
     """The help of a field, with its default where that says something."""
     text = spec_of(field).help
     default = field.default
-    if default in (MISSING, None, False, True, (), "") or "default" in text:
+    if default is MISSING or default in (None, (), "") or isinstance(default, bool) or "default" in text:
         return text.replace("%", "%%")
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{text} (default: {shown})".replace("%", "%%")
