@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunet_brats_ext.postprocessing.rule_files import find_rules
+from nnunet_brats_ext.predictions.rule_sets import find_rules
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_brats_ext import trainers

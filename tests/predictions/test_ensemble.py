@@ -421,7 +421,7 @@ def test_a_weight_that_is_no_size_is_quoted(method, weight, region_members, tmp_
     inputs = [str(folder) for folder in region_members]
     command = ["ensemble", "-i", *inputs, "-o", str(tmp_path / "out"), "--method", method, "--weights", weight, "1"]
     assert main(command) == 1
-    assert f"--weights {weight}: expected" in capsys.readouterr().err
+    assert f"--weights {float(weight)}: expected" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
