@@ -50,7 +50,32 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     ),
     "Data sets": (),
     "Training": (),
-    "Prediction": (),
+    "Prediction": (
+        Verb(
+            "ensemble",
+            "several prediction folders -> one: mean, vote, or the merges of papers",
+            "predictions.ensemble:EnsembleOptions",
+            "cli.predictions:run_ensemble",
+            "mean: of probabilities (.npz), any trainers and heads. majority: of label maps, with the tie rule of Lyu "
+            "and Shu. two-pass: A decides ET and NCR, B oedema. nested: binary models of WT, TC, ET, in this order.",
+        ),
+        Verb(
+            "postprocess",
+            "apply rules to label maps: small ET, small components, ...",
+            "predictions.postprocess:PostprocessOptions",
+            "cli.predictions:run_postprocess",
+            "Rules come from --rules (a JSON file, a name saved beside --model, or a paper), then from --rule, in this "
+            "order.",
+        ),
+        Verb(
+            "uncertainty",
+            "voxel maps of uncertainty per region from several predictions, and their QU-BraTS scores",
+            "predictions.uncertainty_maps:UncertaintyOptions",
+            "cli.predictions:run_uncertainty",
+            "Writes CASE_unc_whole.nii.gz, _core, _enhance with whole numbers from 0 (certain) to 100; with "
+            "--reference also uncertainty.json with QU-BraTS's filtered curves and scores.",
+        ),
+    ),
     "Scores": (
         Verb(
             "evaluate",

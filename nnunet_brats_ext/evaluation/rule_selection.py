@@ -14,7 +14,7 @@ import numpy as np
 from nnunet_brats_ext.evaluation.metric_facts import is_small_good
 from nnunet_brats_ext.evaluation.ranking import rank_values, sign_flip_p_values
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, parse_rule
-from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 
 RuleGrid = Sequence[Sequence[Mapping[str, Any]]]  # for every step, the rules of which one or none applies
@@ -103,7 +103,7 @@ def candidates(grid: RuleGrid, scheme_name: str) -> list[RuleSet]:
     return [RuleSet(tuple(rule for rule in chosen if rule), scheme_name) for chosen in options]
 
 
-def try_candidates(case: Case, grid: RuleGrid, scheme_name: str) -> tuple[list[np.ndarray], np.ndarray]:
+def try_candidates(case: RuleInput, grid: RuleGrid, scheme_name: str) -> tuple[list[np.ndarray], np.ndarray]:
     """The distinct label maps that the candidates of a grid make of a case, and for each candidate the map it makes.
 
     Most thresholds change nothing or the same, so that there are few maps to score.

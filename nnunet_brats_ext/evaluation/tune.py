@@ -21,8 +21,8 @@ from nnunet_brats_ext.evaluation.rule_selection import (
     try_candidates,
 )
 from nnunet_brats_ext.evaluation.scoring import evaluate_case
-from nnunet_brats_ext.predictions.folders import Member, find_cases, open_members, problems_between
-from nnunet_brats_ext.predictions.postprocess import images_of_rules, load_case
+from nnunet_brats_ext.predictions.folders import PredictionFolder, find_cases, open_folders, problems_between
+from nnunet_brats_ext.predictions.postprocess import read_rule_input, with_images_for
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, save_rules
 from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import read_label_map
@@ -88,15 +88,12 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
     everything = RuleSet(tuple(rule for step in grid for rule in step), preset.scheme)
     columns = scored_columns(preset, asked.objective)
     folds = find_folds(asked.predictions, asked.splits, "needed" if everything.needs_probabilities else "ignored")
+    folds = {fold: with_images_for(everything, member, asked.images) for fold, member in folds.items()}
     members = {case: member for member in folds.values() for case in member.cases}
     fold_of = [fold for fold, member in folds.items() for _ in member.cases]
     references = find_references(asked.reference, members)
-    channels: dict[str, list[Path]] = {}
-    if everything.needs_images:
-        for member in folds.values():
-            channels |= images_of_rules(member, asked.images)
 
-    work = partial(_score_case, members, channels, references, everything, grid, columns, preset)
+    work = partial(_score_case, members, references, everything, grid, columns, preset)
     scores = for_each_case(work, list(members), "Tune", asked.processes)
     selection = select_rules(np.stack(list(scores.values())), fold_of, columns, asked.objective)
     final = rule_sets[selection.best] if selection.helps else rule_sets[0]
@@ -108,15 +105,15 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
     return TunedRules(final, report, [*files, *saved])
 
 
-def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> dict[str, Member]:
+def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> dict[str, PredictionFolder]:
     """Fold -> its held-out predictions; a case in two folds is an error, as it would be tuned on."""
     if splits is None:
         folders = sorted(predictions.glob("fold_[0-9]*/validation"))
         if not folders:
             raise UserError(f"{predictions} has no fold_0/validation: give the folder of a trained model, or --splits")
-        folds = {path.parent.name: open_members([path], probabilities)[0] for path in folders}
+        folds = {path.parent.name: open_folders([path], probabilities)[0] for path in folders}
     else:
-        member = open_members([predictions], probabilities)[0]
+        member = open_folders([predictions], probabilities)[0]
         held_out = [set(split["val"]) for split in read_splits(splits)]
         every = {f"fold_{i}": {c: p for c, p in member.cases.items() if c in cases} for i, cases in enumerate(held_out)}
         folds = {fold: replace(member, cases=cases) for fold, cases in every.items() if cases}
@@ -128,7 +125,7 @@ def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> di
     return folds
 
 
-def find_references(folder: Path, members: Mapping[str, Member]) -> dict[str, Path]:
+def find_references(folder: Path, members: Mapping[str, PredictionFolder]) -> dict[str, Path]:
     """Case -> reference label map, on the same grid as its prediction; the folder may hold more cases."""
     references = {case: path for case, path in find_cases(folder).items() if case in members}
     predictions = {case: member.cases[case] for case, member in members.items()}
@@ -149,8 +146,7 @@ def scored_columns(preset: Preset, objective: str) -> list[ScoreColumn]:
 
 
 def _score_case(
-    members: Mapping[str, Member],
-    channels: Mapping[str, Sequence[Path]],
+    members: Mapping[str, PredictionFolder],
     references: Mapping[str, Path],
     rules: RuleSet,
     grid: RuleGrid,
@@ -158,7 +154,7 @@ def _score_case(
     preset: Preset,
     case: str,
 ) -> np.ndarray:
-    loaded = load_case(members[case], rules, channels, case)
+    loaded = read_rule_input(members[case], rules, case)
     reference, its_grid = read_label_map(references[case])
     maps, made = try_candidates(loaded, grid, rules.scheme_name)
     scores = []

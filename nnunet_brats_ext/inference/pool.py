@@ -96,7 +96,7 @@ def predict_pool(
         predict(images, folder, member, mode, previous, save_probabilities=True)
     weights = [len(member.folds) for member in members]
     options = dict(weights=weights, save_probabilities=save_probabilities, processes=mode.processes or 1)
-    ensemble("mean", folders, out, **options)
+    ensemble(folders, out, **options)
     if not keep_members:
         shutil.rmtree(out / "members")
     console.print(f"{len(cases)} cases by the mean of {sum(weights)} folds of {len(members)} models, in {out}")
@@ -114,7 +114,7 @@ def average_validations(
             console.print(f"fold {fold}: {len(cases)} cases are in {out} already")
             continue
         part = out / "members" / f"fold_{fold}"
-        ensemble("mean", validations, part, save_probabilities=save_probabilities, processes=processes)
+        ensemble(validations, part, save_probabilities=save_probabilities, processes=processes)
         for path in part.iterdir():
             if path.suffix != ".json":
                 path.replace(out / path.name)

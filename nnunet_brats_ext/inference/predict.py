@@ -22,7 +22,7 @@ from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.predictor import FROM_TRAINER, BraTSPredictor
 from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.predictions.ensemble import ensemble
-from nnunet_brats_ext.predictions.postprocess import postprocess
+from nnunet_brats_ext.predictions.postprocess import apply_rules
 from nnunet_brats_ext.predictions.rule_sets import RuleSet
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
@@ -116,11 +116,11 @@ def predict(
             run(cases, folders[-1], one, mode, source, True, f"Member {len(folders)} of {len(combinations)}")
         vote = mode.combine == "vote"
         options = {} if vote else {"save_probabilities": save_probabilities}
-        ensemble("majority" if vote else "mean", folders, result, processes=mode.processes or 1, **options)
+        ensemble(folders, result, method="majority" if vote else "mean", processes=mode.processes or 1, **options)
         if not keep_members:
             shutil.rmtree(members)
     if rules:
-        postprocess(result, out, rules, images, mode.processes or 1)
+        apply_rules(result, out, rules, images, mode.processes or 1)
     console.print(f"{len(cases)} cases predicted into {out}")
 
 

@@ -633,7 +633,7 @@ def test_soft_targets_are_preprocessed_once(build, soft_world, monkeypatch, tmp_
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     trainer.get_tr_and_val_datasets()  # a machine that only trains
     cached.rename(tmp_path / "aside")
-    with pytest.raises(RuntimeError, match="1 of 2 soft targets; set nnUNet_raw"):
+    with pytest.raises(ValueError, match="1 of 2 soft targets; set nnUNet_raw"):
         trainer.get_tr_and_val_datasets()
     (tmp_path / "aside").rename(cached)
 
@@ -690,7 +690,7 @@ def test_transforms_of_space_move_targets_with_the_image_and_those_of_intensity_
 
 
 def test_a_transform_that_loses_the_target_is_named_as_the_cause():
-    with pytest.raises(RuntimeError, match="_apply_to_regr_target"):
+    with pytest.raises(ValueError, match="_apply_to_regr_target"):
         UseSoftTarget()(image=torch.zeros(1, 2, 2, 2), segmentation=None, regression_target=None)
 
 

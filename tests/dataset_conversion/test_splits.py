@@ -1,8 +1,6 @@
 """Folds: a patient never straddles them, grades are spread over them, and other data sets can follow them."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -177,14 +175,3 @@ def test_folds_that_are_there_are_not_written_again(nnunet):
     convert(nnunet / "source", Options(137))
     after = (nnunet / "preprocessed" / dataset.name / "splits_final.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(nnunet):
-    command = (
-        "import sys; from pathlib import Path; from nnunet_brats_ext.storage.json_files import write_json\n"
-        "for _ in range(300): write_json(Path(sys.argv[1]), list(range(2000)))"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", command, str(nnunet / "a.json")]) for _ in range(2)]
-    assert [run.wait() for run in runs] == [0, 0]
-    assert json.loads((nnunet / "a.json").read_text()) == list(range(2000))
-    assert not list(nnunet.glob(".*"))

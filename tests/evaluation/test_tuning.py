@@ -17,7 +17,7 @@ from nnunet_brats_ext.evaluation.rule_selection import (
     try_candidates,
 )
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, read_rules
-from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.predictions.rules import RuleInput
 
 COLUMNS = [("ET", "dice"), ("ET", "hd95")]
 OBJECTIVES = ("ranking", "dice", "hd95")
@@ -94,11 +94,11 @@ def test_trying_all_candidates_at_once_is_trying_each(seed=3):
     labels = rng.choice(np.uint8([0, ED, NCR, ET]), (16, 16, 16), p=[0.97, 0.01, 0.01, 0.01])
     labels[:6, :6, :6] = NCR
     grid = parse_grid(["small-et=5,30,60", "small-components:WT=1,2,4", "small-region:TC=100,300"])
-    maps, made = try_candidates(Case(labels), grid, "glioma_2017")
+    maps, made = try_candidates(RuleInput(labels), grid, "glioma_2017")
     options = candidates(grid, "glioma_2017")
     assert len(options) == len(made) == 48
     for option, i in zip(options, made, strict=True):
-        np.testing.assert_array_equal(maps[i], option.apply(Case(labels))[0])
+        np.testing.assert_array_equal(maps[i], option.apply(RuleInput(labels))[0])
     assert 1 < len(maps) < 20, "equal maps are made once"
 
 
@@ -203,7 +203,10 @@ def test_rules_on_probabilities_and_images_are_tuned_too(model, tmp_path):
         labels = sitk.GetArrayFromImage(sitk.ReadImage(path))
         sure = 0.9 if path.name.endswith("0.nii.gz") else 0.6  # of ET: true in the first case of a fold
         hard = np.stack([labels == label for label in range(4)]).astype(np.float32)
-        np.savez_compressed(path.with_name(path.name.replace(".nii.gz", ".npz")), probabilities=hard * sure)
+        np.savez_compressed(
+            path.with_name(path.name.replace(".nii.gz", ".npz")),
+            probabilities=hard * sure + (1 - hard) * (1 - sure) / 3,
+        )
         write(tmp_path / "images" / path.name.replace(".nii", "_0000.nii"), labels.astype(np.float32))
     command = ["tune", str(tmp_path / "ref"), str(model), "-o", str(tmp_path / "rules.json"), "-np", "1"]
     grid = ["--grid", "unlikely-components:ET=0.5,0.7,0.95", "oedema-to-core", "--images", str(tmp_path / "images")]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.cli.legacy import data, house, models, predictions
+from nnunet_brats_ext.cli.legacy import data, house, models
 from nnunet_brats_ext.plugin.requirements import require_nnunet
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -29,9 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
         models.add_pool,
         models.add_predict_stage,
         models.add_attention,
-        predictions.add_ensemble,
-        predictions.add_postprocess,
-        predictions.add_uncertainty,
         house.add_run,
         house.add_status,
     ):

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_brats_ext.brats import BACKGROUND, Head
 from nnunet_brats_ext.dataset_conversion.scan import patient_id, scan
-from nnunet_brats_ext.predictions.folders import find_cases, open_members
+from nnunet_brats_ext.predictions.folders import find_cases, open_folders
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
@@ -154,17 +154,18 @@ def training_files(dataset: Dataset) -> dict[str, tuple[list[Path], Path]]:
 def predicted_cases(predictions: Path, images: Path, wanted: Dataset, probabilities: str) -> list[Candidate]:
     """The cases of a prediction folder, with the images that were predicted; a prediction without images is an error.
 
-    probabilities: `needed` or `if complete`, as `open_members` takes it. What the channels of the images are says the
+    probabilities: `needed` or `if complete`, as `open_folders` takes it. What the channels of the images are says the
     dataset.json of the prediction, since the model was fed with them; one beside the images must agree.
     """
-    (member,) = open_members([predictions], probabilities)
-    if member.dataset_json is None:
+    (folder,) = open_folders([predictions], probabilities)
+    if folder.description is None:
         raise UserError(f"{predictions} has no {DATASET_JSON}, which tells what its labels and channels are")
-    if (values := label_values(member.dataset_json)) != wanted.labels:
+    predicted = folder.description.content
+    if (values := label_values(predicted)) != wanted.labels:
         raise UserError(f"{predictions} predicts the labels {sorted(values)}, {wanted.folder.name} has {wanted.labels}")
-    if (ending := member.dataset_json["file_ending"]) != wanted.ending:
+    if (ending := predicted["file_ending"]) != wanted.ending:
         raise UserError(f"{predictions} has files in {ending}, {wanted.folder.name} in {wanted.ending}")
-    channels = channels_of(member.dataset_json)
+    channels = channels_of(predicted)
     beside = images.parent / DATASET_JSON
     if beside.is_file() and channels_of(read_json(beside)) != channels:
         raise UserError(f"{predictions} was predicted from {channels}; {beside} says {channels_of(read_json(beside))}")
@@ -174,13 +175,13 @@ def predicted_cases(predictions: Path, images: Path, wanted: Dataset, probabilit
         raise UserError(f"{predictions}: {error}") from error
     described = _described(images.parent)
     cases = []
-    for case, label in member.cases.items():
+    for case, label in folder.cases.items():
         files = _images(images, case, len(channels), wanted.ending)
         about = described.get(case, {})
         ordered = tuple(files[i] for i in order)
-        npz = member.npz(case) if member.head else None
+        npz = folder.npz(case) if folder.head else None
         cases.append(
-            Candidate(case, PSEUDO, predictions, ordered, label, npz, member.head, _identities(case, about), about)
+            Candidate(case, PSEUDO, predictions, ordered, label, npz, folder.head, _identities(case, about), about)
         )
     _require_files(cases)
     return cases
