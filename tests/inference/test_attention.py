@@ -11,11 +11,10 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_brats_ext import trainers
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference.attention import LOOKS
 from nnunet_brats_ext.inference.cases import find_images, preprocess
 from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
 from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
@@ -84,7 +83,11 @@ def test_the_trainers_that_an_error_names_are_those_whose_networks_can_be_shown(
     configuration = plans.get_configuration("2d" if "2D" in name else "3d_fullres")
     with torch.device("meta"):
         network = getattr(trainers, name).build_network_architecture(plans, configuration, 4, 3, False)
-    assert [name in look.trainers for look in LOOKS] == [look.applies(network) for look in LOOKS]
+    named = papers.trainers()[name].attention
+    for paper in papers.find_papers().values():
+        for place in {one.attention for one in paper.trainers if one.attention}:
+            mine = named == place and papers.trainers()[name].paper == paper.key
+            assert paper.load(place).applies(network) == mine
 
 
 # ---- from windows to the image's space -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, SNAPSHOTS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SNAPSHOTS
 
 pytestmark = pytest.mark.end_to_end
 CPU = torch.device("cpu")
@@ -47,13 +47,13 @@ def recipe(world_on_disk, tmp_path_factory):
             plans["configurations"][name]["batch_size"] = 1
             plans["configurations"][name]["patch_size"] = [32, 32, 32]
         (preprocessed / "BraTSPlans.json").write_text(json.dumps(plans))
-        patch.setenv(SHORT_EPOCHS, "2")
-        patch.setenv(SHORT_ITERATIONS, "1")
+        patch.setenv(EPOCHS, "2")
+        patch.setenv(ITERATIONS, "1")
         patch.setenv(SNAPSHOTS, "1 2")
         for fold in (0, 1):
             train("BraTSVAETrainer", "lyu_stage1", fold)
         assert main(["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
-        patch.delenv(SHORT_ITERATIONS)
+        patch.delenv(ITERATIONS)
         train("BraTSAttentionVAETrainer", "lyu_stage2", 0)
         yield folder
 
