@@ -177,7 +177,7 @@ class Claim:
             return
         noted, settings = read_json(self.file), json.loads(to_json(self.settings))
         if noted != settings and not self.overwrite and any(predictions_in(folder) for folder in self._folders()):
-            differing = [key for key in settings if noted.get(key) != settings[key]]
+            differing = [key for key in {**settings, **noted} if noted.get(key) != settings.get(key)]
             raise UserError(
                 f"{self.out} holds predictions made with other settings ({', '.join(differing)}); choose another "
                 "folder, or predict anew with --overwrite"

@@ -111,7 +111,7 @@ def _predict_images(
             steps.append(PredictionStep("Previous stage", first, ImageCases(files), own, passes.of_previous_stage))
         own = PredictionTarget(folder, target.ending, probabilities=True)
         steps.append(PredictionStep(member.short_name, member, ImageCases(files, previous), own, passes))
-    steps.append(EnsembleStep("mean", folders, target, [len(member.folds) for member in members]))
+    steps.append(EnsembleStep("mean", folders, target, members[0], [len(member.folds) for member in members]))
     return replace(plan, steps=steps, scratch=[] if options.keep_members else [target.out / "members"])
 
 
@@ -132,5 +132,5 @@ def _average_validations(
             plan.outcome.finished_before += len(cases)
             continue
         part = target.out / "members" / f"fold_{fold}"
-        steps.append(EnsembleStep("mean", validations, target, through=part, model=members[0]))
+        steps.append(EnsembleStep("mean", validations, target, members[0], through=part))
     return replace(plan, steps=steps, scratch=[target.out / "members"])

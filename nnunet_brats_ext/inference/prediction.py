@@ -197,7 +197,7 @@ def _steps_of_part(
         steps.append(PredictionStep(description, one, ImageCases(files, source), members[-1], passes))
     through = None if part.fold is None else place / "combined"  # `result` holds the cases of other folds as well
     method, folders = "majority" if vote else "mean", [member.out for member in members]
-    return [*steps, EnsembleStep(method, folders, result, through=through, model=part.model)]
+    return [*steps, EnsembleStep(method, folders, result, part.model, through=through)]
 
 
 def find_previous(options: PredictOptions, model: TrainedModel) -> Previous:

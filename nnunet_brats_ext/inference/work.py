@@ -17,7 +17,7 @@ from nnunet_brats_ext.inference.cases import CaseSource
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.options import PredictOptions
-from nnunet_brats_ext.inference.outputs import BESIDE, Claim, PredictionTarget, Target, locked
+from nnunet_brats_ext.inference.outputs import Claim, PredictionTarget, Target, locked
 from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
 from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.inference.validations import Choice
@@ -185,15 +185,16 @@ class PredictionStep:
 class EnsembleStep:
     """Several folders of predictions of the same cases into one.
 
-    through: where that folder holds other cases as well, a folder for these alone, from which they are moved there.
+    model: one of those that made them. through: where the target holds other cases as well, a folder for these alone,
+    from which they are moved there.
     """
 
     method: str
     folders: Sequence[Path]
     target: PredictionTarget
+    model: TrainedModel
     weights: Sequence[float] | None = None
     through: Path | None = None
-    model: TrainedModel | None = None
 
     def run(self, machine: Machine, claim: Claim | None, outcome: Outcome) -> None:
         options: dict[str, Any] = {"weights": self.weights, "processes": machine.processes or 1}
@@ -202,12 +203,11 @@ class EnsembleStep:
         if claim:
             claim.note()
         ensemble(self.method, self.folders, self.through or self.target.out, **options)
-        if self.through and self.model:
+        if self.through:
+            self.target.prepare(self.model, [])
             for path in self.through.iterdir():
                 if path.suffix != ".json":
                     path.replace(self.target.out / path.name)
-            for name in BESIDE:
-                shutil.copyfile(self.model.folder / name, self.target.out / name)
 
 
 @dataclass(frozen=True)

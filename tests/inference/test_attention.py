@@ -15,9 +15,12 @@ from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference.cases import find_images, preprocess
+from nnunet_brats_ext.inference.case_files import find_case_files
+from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
-from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
+from nnunet_brats_ext.inference.inner_maps import MapNetwork, MapPredictor
+from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.images import read_grid, read_image
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
 from nnunet_brats_ext.trainers.lyu2020.gate_maps import GateMaps
@@ -93,7 +96,7 @@ def test_the_trainers_that_an_error_names_are_those_whose_networks_can_be_shown(
 # ---- from windows to the image's space -----------------------------------------------------------------------------
 
 
-class CopyOfFlair(View):
+class CopyOfFlair(MapNetwork):
     """Shows the input itself where others show what they make of it, squeezed into (0, 1)."""
 
     num_maps = 1
@@ -116,7 +119,7 @@ def predictor_of(world, view, spacing_mm=None, transpose=(0, 1, 2), network: nn.
     predictor.manual_initialization(
         network or nn.Identity(), manager, manager.get_configuration("3d_fullres"), None, world.dataset_json, "", None
     )
-    predictor.look_through(view)
+    predictor.show_maps(view)
     return predictor
 
 
@@ -133,7 +136,8 @@ def tilted(world, folder: Path, spacing_mm=(1.1, 0.9, 2.0)) -> list[Path]:
 
 
 def maps_in_image_space(predictor: MapPredictor, folder: Path, world) -> np.ndarray:
-    ((_, data, properties),) = preprocess(predictor, find_images(folder, world.dataset_json), None, 0)
+    files = find_case_files(folder, DatasetDescription(world.dataset_json))
+    ((_, data, properties),) = ImageCases(files).read(predictor, list(files), Workers(0))
     return predictor.to_image_space(predictor.predict_sliding_window_return_logits(data), properties)
 
 
@@ -239,7 +243,7 @@ def test_a_series_of_checkpoints_of_a_second_stage_is_shown_on_the_images_grid(m
     geometry = read_grid(world.raw / "imagesTr" / f"{case}_0000.nii.gz")
     means = {}
     for name in maps | labels:
-        array, own = read_image(out / case / name)
+        array, own, _ = read_image(out / case / name)
         assert geometry.difference(own) is None
         means[name] = array[array != 0].mean()
         if name in maps:

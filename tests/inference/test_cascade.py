@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training
 
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.inference.outputs import PredictionTarget
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SNAPSHOTS
 
 pytestmark = pytest.mark.end_to_end
@@ -143,24 +144,21 @@ def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(rec
     command = ["predict", "-i", str(images(recipe)), "-o", str(out), *STAGE_2, "-np", "0", "--combine", "vote"]
     command += ["-chk", *SNAPSHOT_NAMES, "-prev_chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1", "--keep-members"]
     command += ["--rules", "lyu2020"]
-    from nnunet_brats_ext.inference import predict as module
-
     written = []
 
-    def write(*arguments) -> None:
+    def write_eleven(target, *arguments) -> None:
         if len(written) == 11:  # four sources of two cases, then the second member's first case
             raise KeyboardInterrupt
-        write_prediction(*arguments)
-        written.append(arguments[3:5])
+        write(target, *arguments)
+        written.append(target)
 
-    write_prediction = module.write_prediction
-    monkeypatch.setattr(module, "write_prediction", write)
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
+    write = PredictionTarget.write
+    monkeypatch.setattr(PredictionTarget, "write", write_eleven)
+    assert main(command) == 130
     assert not list(out.glob("*.nii.gz"))
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
     assert len(kept) == 11
-    monkeypatch.setattr(module, "write_prediction", write_prediction)
+    monkeypatch.setattr(PredictionTarget, "write", write)
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished cases were predicted again"
     members = sorted((out / "members").iterdir())

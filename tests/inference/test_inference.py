@@ -13,26 +13,19 @@ import torch
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference import cases
-from nnunet_brats_ext.inference.predictor import BraTSPredictor, Weights
+from nnunet_brats_ext.inference.checkpoints import Weights
+from nnunet_brats_ext.inference.choices import X, Y, Z, find_symmetries, find_tiling, symmetry_names, tiling_names
+from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import (
-    X,
-    Y,
-    Z,
-    apply,
-    average_probabilities,
-    find_symmetries,
-    logits_of,
-    symmetry_names,
-    undo,
-)
-from nnunet_brats_ext.inference.tilings import StoredVolume, Volume, WholeBrain, find_tiling, slices, tiling_names
+from nnunet_brats_ext.inference.symmetries import apply, average_probabilities, logits_of, undo
+from nnunet_brats_ext.inference.tilings import WHOLE_BRAIN, StoredVolume, Volume, predict_slices
+from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.papers import Symmetry
 from nnunet_brats_ext.trainers.lyu2020.tilings import CERTAIN
 from nnunet_brats_ext.trainers.lyu2020.windows import STRICT_STARTS, strict_window, tumour_window
 
 EVERY_NAME = pytest.mark.parametrize("name", [name for name in symmetry_names() if find_symmetries(name)])
-WHOLE_BRAIN, TUMOUR, OVERLAP = WholeBrain(), find_tiling("tumour"), find_tiling("overlap")
+TUMOUR, OVERLAP = find_tiling("tumour"), find_tiling("overlap")
 REGIONS = ((0, 1, 2), (1, 2), (2,))  # WT, TC, ET among the one-hot ED, NCR, ET
 
 
@@ -116,7 +109,7 @@ def test_the_probabilities_of_folds_are_averaged_as_those_of_labels_or_of_region
     for has_regions, probabilities in ((True, logits.sigmoid().mean(0)), (False, logits.softmax(1).mean(0))):
         predictor = BraTSPredictor(average="probabilities", device=torch.device("cpu"))
         predictor.label_manager = SimpleNamespace(has_regions=has_regions)
-        predictor.checkpoints = [Path("a"), Path("b")]
+        predictor.list_of_parameters = [{}, {}]
         predictor.predict_each = lambda data, properties: iter(logits)
         mean = predictor.predict_average(logits, {})
         assert torch.allclose(mean.sigmoid() if has_regions else mean.softmax(0), probabilities, atol=1e-5)
@@ -138,7 +131,7 @@ def test_a_model_of_labels_predicts_whole_slices_and_whole_brains():
         whole = WHOLE_BRAIN(predict, predictor._volume(data))
         assert torch.equal(whole, data.repeat(4, 1, 1, 1))
         if axes == 2:
-            sliced = slices(predict, predictor._volume(data), lambda predict_slices: 3)
+            sliced = predict_slices(predict, predictor._volume(data), lambda predict: 3)
             assert torch.equal(sliced, whole.half())
 
 
@@ -230,7 +223,7 @@ def test_windows_on_the_tumour_need_a_previous_stage():
 
 
 def test_turned_windows_are_padded_where_the_strides_of_the_axes_differ():
-    predictor = BraTSPredictor(test_time_augmentation="henry16", device=torch.device("cpu"))
+    predictor = BraTSPredictor(symmetries="henry16", device=torch.device("cpu"))
     predictor.configuration_manager = SimpleNamespace(
         patch_size=[4, 8, 6], pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 1]]
     )
@@ -314,7 +307,7 @@ def test_slices_in_batches_are_the_slices_one_by_one():
         assert x.shape[2:] == (8, 8), "padded to the patch"
         return echo(x)
 
-    predicted = slices(predict, flat, lambda predict_slices: len(predict_slices(1)))
+    predicted = predict_slices(predict, flat, lambda predict: len(predict(1)))
     assert torch.equal(predicted, data.repeat(3, 1, 1, 1).half())
     assert sizes == [1, 3, 3, 1]
 
@@ -324,7 +317,7 @@ def test_slices_of_a_stored_volume_are_those_of_the_volume(tmp_path):
     stored = StoredVolume(data, tmp_path)
     assert torch.equal(stored[:, 2:5], data[:, 2:5])
     assert not list(tmp_path.iterdir()), "the file has no name, so that nothing is left of an interrupted run"
-    either = [slices(echo, volume(each, patch_size=(8, 8)), lambda predict_slices: 3) for each in (stored, data)]
+    either = [predict_slices(echo, volume(each, patch_size=(8, 8)), lambda predict: 3) for each in (stored, data)]
     assert torch.equal(*either)
 
 
@@ -377,19 +370,19 @@ def test_with_a_budget_the_weights_are_in_memory_once_and_only_while_they_predic
 
 def test_with_a_budget_a_preprocessed_case_is_in_a_file_and_not_in_memory(frugal, tmp_path, monkeypatch):
     data = [torch.randn(1, 2, 8, 8) for _ in range(2)]
-    items = [{"ofile": "case", "data": each, "data_properties": {}} for each in data]
     alive = [ref(each) for each in data]
-    monkeypatch.setattr(cases, "PreprocessAdapter", lambda *_: items)
+    expected = [each.clone() for each in data]
+    monkeypatch.setattr(cases, "PreprocessAdapter", lambda *_: iter([{"data": data.pop(0), "data_properties": {}}]))
     frugal.plans_manager, frugal.dataset_json = None, {"file_ending": ".nii.gz"}
     frugal.configuration_manager.preprocessor_class = lambda verbose: None
-    expected = [each.clone() for each in data]
-    del data
-    preprocessed = cases.preprocess(frugal, {"a": [], "b": []}, None, 0)
+    preprocessed = cases.ImageCases({"a": [], "b": []}).read(frugal, ["a", "b"], Workers(0))
     for gone, same in zip(alive, expected, strict=True):
         _, volume, _ = next(preprocessed)
+        seen = ref(volume)
         volume = frugal.stored(volume, tmp_path)
         assert torch.equal(volume[:], same)
         assert gone() is None
+        assert seen() is None
 
 
 def test_the_meter_sees_what_is_allocated():
