@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_case_files
+from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.checkpoints import read_checkpoint
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapPredictor, ShownCase, ShownCheckpoint
@@ -43,7 +43,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     attention = find_attention(predictor)
     predictor.show_maps(attention.wrap)
     description = model.description
-    files = choose_cases(find_case_files(options.images, description), options.cases, options.images)
+    files = select_cases(find_image_files(options.images, description), options.cases, options.images)
     require_previous(model, options.previous, options.images)
     previous = [options.previous] if options.previous else []
     check_images(files, previous, description.labels, description.ending, processes=1)
@@ -81,7 +81,7 @@ def find_attention(predictor: MapPredictor) -> AttentionMaps:
     raise UserError(f"the network of {predictor.trainer_name} has nothing to show here; those of {able} have")
 
 
-def choose_cases(found: Mapping[str, list[Path]], wanted: Sequence[str], images: Path) -> dict[str, list[Path]]:
+def select_cases(found: Mapping[str, list[Path]], wanted: Sequence[str], images: Path) -> dict[str, list[Path]]:
     if missing := [case for case in wanted if case not in found]:
         raise UserError(f"--cases {' '.join(missing)}: not in {images}, which holds {shorten(sorted(found))}")
     return {case: files for case, files in found.items() if not wanted or case in wanted}

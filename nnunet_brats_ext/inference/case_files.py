@@ -17,7 +17,7 @@ CaseFiles = Mapping[str, Sequence[Path]]
 """Case name -> its files, channel by channel."""
 
 
-def find_case_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
+def find_image_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
     """Case name -> its channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... in order, none missing."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images")

@@ -1,10 +1,10 @@
-"""What predictions leave: folders of label maps and probabilities, and maps for the training of a next stage."""
+"""Output folders of predictions: label maps and probabilities, or maps for the training of a next stage."""
 
 import json
 import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ PARTIAL = ".partial-"
 
 
 class Target(Protocol):
-    """Where predictions of cases are written, each of them whole or not at all."""
+    """A folder that predictions are written into, each of them whole or not at all."""
 
     @property
     def out(self) -> Path: ...
@@ -153,14 +153,14 @@ SUBFOLDERS = ("members", "previous_stage", "before_rules")
 
 
 @dataclass(frozen=True)
-class Claim:
-    """The settings that a folder of predictions is made with, noted in it, so that it is not continued with others.
+class RunSettings:
+    """What decides the predictions in a folder, noted there, so that they are not continued with other settings.
 
     file: of the note, in that folder.
     """
 
     file: Path
-    settings: Mapping[str, Any]
+    content: Mapping[str, Any]
     overwrite: bool = False
 
     @property
@@ -175,9 +175,9 @@ class Claim:
             if predictions_in(self.out):
                 raise UserError(f"{self.out} holds predictions made by something else; choose another folder")
             return
-        noted, settings = read_json(self.file), json.loads(to_json(self.settings))
-        if noted != settings and not self.overwrite and any(predictions_in(folder) for folder in self._folders()):
-            differing = [key for key in {**settings, **noted} if noted.get(key) != settings.get(key)]
+        noted, content = read_json(self.file), json.loads(to_json(self.content))
+        if noted != content and not self.overwrite and any(predictions_in(folder) for folder in self._folders()):
+            differing = [key for key in {**content, **noted} if noted.get(key) != content.get(key)]
             raise UserError(
                 f"{self.out} holds predictions made with other settings ({', '.join(differing)}); choose another "
                 "folder, or predict anew with --overwrite"
@@ -192,8 +192,8 @@ class Claim:
                 shutil.rmtree(self.out / name, ignore_errors=True)
 
     def note(self) -> None:
-        """Write the settings down, once there is something that was predicted with them."""
-        write_json(self.file, self.settings)
+        """Write the note, once something was predicted with these settings."""
+        write_json(self.file, self.content)
 
     def _folders(self) -> list[Path]:
         parts = (self.out / name for name in SUBFOLDERS)
@@ -221,6 +221,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows removes no file that is open
+                (folder / LOCK).unlink()
             if not existed and not any(folder.iterdir()):
                 folder.rmdir()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_brats_ext.inference.case_files import check_images, find_case_files
+from nnunet_brats_ext.inference.case_files import check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import TrainedModel, find_model, fold_names
 from nnunet_brats_ext.inference.options import PredictOptions
-from nnunet_brats_ext.inference.outputs import Claim, PredictionTarget
+from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
 from nnunet_brats_ext.inference.validations import (
     choose_best,
     read_scores,
@@ -43,19 +43,24 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
     images; for the cross-validation, what they have predicted for the cases of their own folds is averaged instead.
     `pool.json` in the output folder holds the choice and the scores.
     """
-    machine, passes = Machine.asked(options), replace(Passes.asked(options), combine="probabilities")
+    machine, passes = Machine.from_options(options), replace(Passes.from_options(options), combine="probabilities")
     models = [_find(word, options) for word in options.models]
     if len({model.folder for model in models}) < len(models):
         raise UserError(f"a model is given twice among {', '.join(model.short_name for model in models)}")
     asked = [fold for fold in fold_names(options.folds) if isinstance(fold, int)]
-    folds = sorted({*asked} or {fold for model in models for fold in trained_folds(model.folder)})
+    if len(asked) < len(options.folds):
+        raise UserError("-f all: --models are chosen by the validations of numbered folds")
+    folds = sorted(
+        {fold for fold in asked if isinstance(fold, int)}
+        or {fold for model in models for fold in trained_folds(model.folder)}
+    )
     scores = read_scores(models, folds, ["--npz"] if options.cross_validation else [])
     choice = choose_best(scores, options.best or BEST)
     members = [replace(one, folds=tuple(f for f in folds if one.folder.name in choice.chosen[f])) for one in models]
     members = [member for member in members if member.folds]
     if options.cross_validation:
         refuse_without_probabilities(members)
-    settings = {
+    content = {
         "images": str(options.images.resolve()) if options.images else None,
         "best": options.best or BEST,
         "scores": scores,
@@ -63,10 +68,10 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
         "models": [member.file_stamps for member in members],
         **({} if options.cross_validation else passes.settings),
     }
-    claim = Claim(out / SETTINGS, settings, options.overwrite)
-    claim.check()
+    settings = RunSettings(out / SETTINGS, content, options.overwrite)
+    settings.check()
     target = PredictionTarget(out, members[0].description.ending, options.save_probabilities)
-    plan = WorkPlan((), machine, Outcome(out), [out], claim, choice=choice)
+    plan = WorkPlan((), machine, Outcome(out), [out], settings, choice=choice)
     if options.cross_validation:
         return _average_validations(plan, target, members, folds, options)
     return _predict_images(plan, target, members, passes, options)
@@ -92,7 +97,7 @@ def _predict_images(
     """Each model once, by the mean over its folds; then their mean, where each counts as often as it has folds."""
     if options.images is None:
         raise UserError("-i missing: the folder of images; or --cross-validation")
-    files = find_case_files(options.images, members[0].description)
+    files = find_image_files(options.images, members[0].description)
     plan.outcome.label_maps |= target.label_maps(files)
     if not options.overwrite and not target.unfinished(list(files)):
         plan.outcome.finished_before = len(files)

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_case_files
+from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model, fold_names
 from nnunet_brats_ext.inference.options import ModelOptions, PredictOptions
-from nnunet_brats_ext.inference.outputs import Claim, PredictionTarget
+from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
 from nnunet_brats_ext.inference.pool import plan_pool
 from nnunet_brats_ext.inference.stage_maps import plan_next_stage
 from nnunet_brats_ext.inference.work import (
@@ -40,12 +41,13 @@ def predict(
     """Predict the images of a folder by a trained model; case -> label map. It prints nothing.
 
     images: a folder of CASE_0000.nii.gz and so on. out: the folder of the label maps. model: the folder of a trained
-    model, TRAINER__PLANS__CONFIGURATION. options: the fields of `PredictOptions`. What an interrupted run has finished
-    is not done again; predictions made with other settings are a UserError, as is everything else that the user can
-    fix, before anything is written.
+    model; or its names as dataset=, trainer=, configuration= and plans=. options: the fields of `PredictOptions`; with
+    `for_next_stage`, the result is name of the map -> folder. What an interrupted run has finished is not done again.
+    What the user can fix is a UserError, in most cases before anything is written.
     """
-    named = {"images": images, "out": out, "model": model, **options}
-    return plan_prediction(PredictOptions(**named)).run().label_maps
+    named: dict[str, Any] = {"images": images, "out": out, "model": model, **options}
+    outcome = plan_prediction(PredictOptions(**named)).run()
+    return outcome.label_maps or {folder.name: folder for folder in outcome.maps}
 
 
 def plan_prediction(options: PredictOptions) -> WorkPlan:
@@ -63,7 +65,7 @@ def plan_prediction(options: PredictOptions) -> WorkPlan:
         return plan_parts(options, model, options.out, images, list(parts_by_fold(model, images)))
     if options.images is None:
         raise UserError("-i missing: the folder of images; or --cross-validation")
-    whole = Part(model, find_case_files(options.images, model.description))
+    whole = Part(model, find_image_files(options.images, model.description))
     return plan_parts(options, model, options.out, options.images, [whole])
 
 
@@ -112,7 +114,7 @@ def parts_by_fold(model: TrainedModel, images: Path) -> Iterator[Part]:
     if found is None:
         raise UserError(f"{SPLITS} of {model.dataset} is missing; nnUNetv2_train or `nnunet_brats convert` makes it")
     place, splits = found
-    files = find_case_files(images, model.description)
+    files = find_image_files(images, model.description)
     for fold in model.folds:
         if not isinstance(fold, int) or fold >= len(splits):
             raise UserError(f"-f {fold}: only folds 0 to {len(splits) - 1} of {place} have cases of their own")
@@ -126,28 +128,29 @@ def plan_parts(
     options: PredictOptions, model: TrainedModel, out: Path, images: Path, parts: Sequence[Part]
 ) -> WorkPlan:
     """Predict the cases of all parts into `out`; with rules, the label maps before them stay in `out/before_rules`."""
-    passes, previous = Passes.asked(options), find_previous(options, model)
+    passes, previous = Passes.from_options(options), find_previous(options, model)
     rules = collect_rules(options.rules, [], model.folder) if options.rules else None
-    claim = Claim(out / SETTINGS, settings_of(options, model, passes, previous, images, rules), options.overwrite)
-    claim.check()
+    content = settings_of(options, model, passes, previous, images, rules)
+    settings = RunSettings(out / SETTINGS, content, options.overwrite)
+    settings.check()
     cases = [case for part in parts for case in part.files]
     result = final = PredictionTarget(out, model.description.ending, options.save_probabilities)
     if rules:  # the probabilities contradict the label maps after them
         result, final = replace(result, out=out / "before_rules"), replace(result, probabilities=False)
     left = cases if options.overwrite else final.unfinished(cases)
     outcome = Outcome(out, final.label_maps(cases), finished_before=len(cases) - len(left))
-    plan = WorkPlan([], Machine.asked(options), outcome, [out], claim)
+    plan = WorkPlan([], Machine.from_options(options), outcome, [out], settings)
     if not left:
         return plan
     missing = {*(result.unfinished(cases) if rules and not options.overwrite else left)}
     planned = [_steps_of_part(part, missing, out, result, previous, passes) for part in parts]
     steps = [step for part in planned for step in part]
-    folders = previous if isinstance(previous, Sequence) else []
-    files = {case: part.files[case] for part in parts for case in part.files if case in missing}
-    check_models(
-        [(model, passes), *([(previous, passes.of_previous_stage)] if isinstance(previous, TrainedModel) else [])]
-    )
-    check_images(files, folders, model.description.labels, result.ending, options.processes or 1)
+    if steps:
+        first_stage = [(previous, passes.of_previous_stage)] if isinstance(previous, TrainedModel) else []
+        check_models([(model, passes), *first_stage])
+        folders = previous if isinstance(previous, Sequence) else []
+        files = {case: part.files[case] for part in parts for case in part.files if case in missing}
+        check_images(files, folders, model.description.labels, result.ending, options.processes or 1)
     if rules:
         steps.append(RulesStep(result.out, out, rules, images))
     return replace(plan, steps=steps, scratch=[] if options.keep_members else [out / "members"])
@@ -161,43 +164,36 @@ def _steps_of_part(
     Each source of previous label maps, and with `vote` each fold and checkpoint of both stages, is a member of its own
     in `out/members`; of several members, all cases are predicted, and then combined.
     """
-    if not (files := {case: files for case, files in part.files.items() if case in missing}):
+    if not any(case in missing for case in part.files):
         return []
     vote, prefix = passes.combine == "vote", "" if part.fold is None else f"Fold {part.fold}: "
     models = part.model.members if vote else [part.model]
-    first_stage: list[TrainedModel] = []
-    sources: list[Path | None] = [None]
+    first_stage: dict[Path, TrainedModel] = {}
+    sources: list[Path | None] = list(previous) if isinstance(previous, Sequence) else [None]
     if isinstance(previous, TrainedModel):
         own = previous if part.fold is None else previous.only(part.fold)
-        first_stage = own.members if vote else [own]
-        sources = [out / "previous_stage" / (one.label if vote else one.names[2]) for one in first_stage]
-    elif previous is not None:
-        sources = list(previous)
-    combinations = [(source, one) for source in sources for one in models]
-    if len(combinations) > 1:
-        files = dict(part.files)
+        place = out / "previous_stage"
+        first_stage = {place / one.label: one for one in own.members} if vote else {place / own.names[2]: own}
+        sources = list(first_stage)
+    alone = len(sources) * len(models) == 1
+    files = {case: files for case, files in part.files.items() if case in missing or not alone}
     steps: list[Step] = []
-    for number, (folder, one) in enumerate(zip(sources, first_stage, strict=False), start=1):
-        of_several = f" {number} of {len(first_stage)}" if len(first_stage) > 1 else ""
-        target = PredictionTarget(Path(str(folder)), result.ending)
-        steps.append(
-            PredictionStep(
-                f"{prefix}Previous stage{of_several}", one, ImageCases(files), target, passes.of_previous_stage
-            )
-        )
-    if len(combinations) == 1:
-        source, one = combinations[0]
-        return [*steps, PredictionStep(f"{prefix}Predict", one, ImageCases(files, source), result, passes)]
+    for number, (folder, one) in enumerate(first_stage.items(), start=1):
+        description = f"{prefix}Previous stage" + (f" {number} of {len(first_stage)}" if len(first_stage) > 1 else "")
+        target = PredictionTarget(folder, result.ending)
+        steps.append(PredictionStep(description, one, ImageCases(files), target, passes.of_previous_stage))
+    if alone:
+        return [*steps, PredictionStep(f"{prefix}Predict", models[0], ImageCases(files, sources[0]), result, passes)]
     place = out / "members" / ("" if part.fold is None else f"fold_{part.fold}")
-    members = []
-    for number, (source, one) in enumerate(combinations):  # numbered, because sources in two places may share a name
-        name = "__".join([f"{number:02d}", one.label, *(["on", source.name] if source else [])])
-        members.append(PredictionTarget(place / name, result.ending, probabilities=True))
-        description = f"{prefix}Member {number + 1} of {len(combinations)}"
-        steps.append(PredictionStep(description, one, ImageCases(files, source), members[-1], passes))
+    members: list[Path] = []
+    for source, one in product(sources, models):  # numbered, because sources in two places may share a name
+        name = "__".join([f"{len(members):02d}", one.label, *(["on", source.name] if source else [])])
+        members.append(place / name)
+        description = f"{prefix}Member {len(members)} of {len(sources) * len(models)}"
+        target = PredictionTarget(place / name, result.ending, probabilities=True)
+        steps.append(PredictionStep(description, one, ImageCases(files, source), target, passes))
     through = None if part.fold is None else place / "combined"  # `result` holds the cases of other folds as well
-    method, folders = "majority" if vote else "mean", [member.out for member in members]
-    return [*steps, EnsembleStep(method, folders, result, part.model, through=through)]
+    return [*steps, EnsembleStep("majority" if vote else "mean", members, result, part.model, through=through)]
 
 
 def find_previous(options: PredictOptions, model: TrainedModel) -> Previous:

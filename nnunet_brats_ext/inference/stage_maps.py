@@ -35,7 +35,7 @@ def plan_next_stage(options: PredictOptions) -> WorkPlan:
     preprocessed = require_folder("nnUNet_preprocessed") / model.dataset
     jobs = _in_sample(model, preprocessed) if options.in_sample else _out_of_fold(model, preprocessed)
     # Windows as in the trainer's own validation, whose maps these stand beside.
-    machine, passes = Machine.asked(options), replace(Passes.asked(options), tiling=SLIDING)
+    machine, passes = Machine.from_options(options), replace(Passes.from_options(options), tiling=SLIDING)
     steps = []
     for stage in model.next_stages:
         maps = expanded_folder(model.folder / "predicted_next_stage" / stage)

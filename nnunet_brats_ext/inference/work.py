@@ -7,7 +7,7 @@ pools, cross-validation and the maps for a next stage differ in their plans alon
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from nnunet_brats_ext.inference.cases import CaseSource
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.options import PredictOptions
-from nnunet_brats_ext.inference.outputs import Claim, PredictionTarget, Target, locked
+from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings, Target, locked
 from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
 from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.inference.validations import Choice
@@ -31,40 +31,46 @@ from nnunet_brats_ext.training.base import fastest_memory_format
 
 @dataclass(frozen=True)
 class Passes:
-    """How a model sees a case: everything that decides the result. Names are those of `PredictOptions`."""
+    """How a model sees a case, which decides the result; fields as in `PredictOptions`."""
 
     tiling: str = FROM_TRAINER
-    test_time_augmentation: str = FROM_TRAINER
+    symmetries: str = FROM_TRAINER
     combine: str = "logits"
-    tile_step_size: float = 0.5
-    patch_size: tuple[int, ...] | None = None
+    step_size: float = 0.5
+    patch_size: tuple[int, ...] = ()
 
     @classmethod
-    def asked(cls, options: PredictOptions) -> "Passes":
+    def from_options(cls, options: PredictOptions) -> "Passes":
         symmetries = NONE if options.disable_tta else options.symmetries
-        return cls(options.tiling, symmetries, options.combine, options.step_size, options.patch_size or None)
+        return cls(options.tiling, symmetries, options.combine, options.step_size, options.patch_size)
 
     def predictor(self, machine: "Machine") -> BraTSPredictor:
         return BraTSPredictor(
             self.tiling,
-            self.test_time_augmentation,
+            self.symmetries,
             "probabilities" if self.combine == "probabilities" else "logits",
-            self.patch_size or (),
+            self.patch_size,
             machine.low_memory_mb,
             torch.device(machine.device),
-            tile_step_size=self.tile_step_size,
+            tile_step_size=self.step_size,
             perform_everything_on_device=machine.device != "cpu" and machine.low_memory_mb is None,
         )
 
     @property
     def of_previous_stage(self) -> "Passes":
         """Those of the stage before: what its own trainer names, not what is asked for the last one."""
-        return replace(self, tiling=FROM_TRAINER, test_time_augmentation=FROM_TRAINER, patch_size=None)
+        return replace(self, tiling=FROM_TRAINER, symmetries=FROM_TRAINER, patch_size=())
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The same as predict.json notes it."""
-        return asdict(self)
+        """The same under the names that predict.json has had from the first version on."""
+        return {
+            "tiling": self.tiling,
+            "test_time_augmentation": self.symmetries,
+            "combine": self.combine,
+            "tile_step_size": self.step_size,
+            "patch_size": self.patch_size or None,
+        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Machine:
     processes: int = 3
 
     @classmethod
-    def asked(cls, options: PredictOptions) -> "Machine":
+    def from_options(cls, options: PredictOptions) -> "Machine":
         device = find_device(options.device).type
         return cls(device, options.low_memory_mb, options.profile, options.processes)
 
@@ -117,7 +123,7 @@ def check_models(models: Iterable[tuple[TrainedModel, Passes]]) -> None:
 class Step(Protocol):
     """A part of a plan. What an interrupted run has finished of it is not done again."""
 
-    def run(self, machine: Machine, claim: Claim | None, outcome: Outcome) -> None: ...
+    def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -135,16 +141,15 @@ class PredictionStep:
     passes: Passes
     as_in_training: bool = False
 
-    def run(self, machine: Machine, claim: Claim | None, outcome: Outcome) -> None:
+    def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
         names = list(self.cases.names)
         outcome.notes += self.target.prepare(self.model, names)
         left = self.target.unfinished(names)
         if not left:
             return
         if len(left) < len(names):
-            outcome.notes.append(
-                f"{self.description}: {len(names) - len(left)} of {len(names)} cases were there already"
-            )
+            before = f"{len(names) - len(left)} of {len(names)}"
+            outcome.notes.append(f"{self.description}: {before} cases were there already")
         predictor = self.passes.predictor(machine)
         profile = Profile(predictor.device, predictor.meter)
         with profile.step("load"):
@@ -167,9 +172,9 @@ class PredictionStep:
                     data = predictor.stored(data, self.target.out)
                 with profile.step("predict"):
                     logits = predictor.predict_average(data, properties).numpy()
-                if claim:
-                    claim.note()
-                    claim = None
+                if settings:
+                    settings.note()
+                    settings = None
                 with profile.step("write"):
                     behind.run(self.target.write, logits, properties, model, name)
                 del logits  # which the next case would have beside its own
@@ -196,12 +201,12 @@ class EnsembleStep:
     weights: Sequence[float] | None = None
     through: Path | None = None
 
-    def run(self, machine: Machine, claim: Claim | None, outcome: Outcome) -> None:
+    def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
         options: dict[str, Any] = {"weights": self.weights, "processes": machine.processes or 1}
         if self.target.probabilities:
             options["save_probabilities"] = True
-        if claim:
-            claim.note()
+        if settings:
+            settings.note()
         ensemble(self.method, self.folders, self.through or self.target.out, **options)
         if self.through:
             self.target.prepare(self.model, [])
@@ -219,7 +224,7 @@ class RulesStep:
     rules: RuleSet
     images: Path
 
-    def run(self, machine: Machine, claim: Claim | None, outcome: Outcome) -> None:
+    def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
         postprocess(self.source, self.out, self.rules, self.images, machine.processes or 1)
 
 
@@ -235,7 +240,7 @@ class WorkPlan:
     machine: Machine
     outcome: Outcome
     folders: Sequence[Path]
-    claim: Claim | None = None
+    settings: RunSettings | None = None
     scratch: Sequence[Path] = ()
     choice: Choice | None = None
 
@@ -246,11 +251,11 @@ class WorkPlan:
         with ExitStack() as stack:
             for folder in self.folders:
                 stack.enter_context(locked(folder))
-            if self.claim:
-                self.claim.check()  # again, now that no other run writes
-                self.claim.clear()
+            if self.settings:
+                self.settings.check()  # again, now that no other run writes
+                self.settings.clear()
             for step in self.steps:
-                step.run(self.machine, self.claim, self.outcome)
+                step.run(self.machine, self.settings, self.outcome)
             for folder in self.scratch:
                 shutil.rmtree(folder, ignore_errors=True)
         return self.outcome

@@ -15,7 +15,7 @@ from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference.case_files import find_case_files
+from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
 from nnunet_brats_ext.inference.inner_maps import MapNetwork, MapPredictor
@@ -136,7 +136,7 @@ def tilted(world, folder: Path, spacing_mm=(1.1, 0.9, 2.0)) -> list[Path]:
 
 
 def maps_in_image_space(predictor: MapPredictor, folder: Path, world) -> np.ndarray:
-    files = find_case_files(folder, DatasetDescription(world.dataset_json))
+    files = find_image_files(folder, DatasetDescription(world.dataset_json))
     ((_, data, properties),) = ImageCases(files).read(predictor, list(files), Workers(0))
     return predictor.to_image_space(predictor.predict_sliding_window_return_logits(data), properties)
 
