@@ -196,7 +196,7 @@ SNAPSHOTS = ("checkpoint_epoch_1.pth", "checkpoint_epoch_20.pth")
 
 @pytest.fixture
 def model(world) -> Path:
-    """A second stage and a model that stands alone, each with two checkpoints that differ in their gates."""
+    """A second stage and a model without stages, each with two checkpoints that differ in their gates."""
     plans = world.plans | {"plans_name": "AttentionPlans"}
     small = {"inherits_from": "3d_fullres", "patch_size": [32, 32, 32]}
     plans["configurations"] |= {
@@ -282,6 +282,7 @@ def test_a_model_without_previous_stage_is_shown_in_the_frame_of_tilted_images(m
         ("alone", ("--background", "PET"), "--background PET: the images are T1, T1ce, T2, FLAIR"),
         ("alone", ("--slices", "33"), "--slices 33.*1 to 32"),
         ("alone", ("--reference", "{empty}"), "{empty} lacks the label maps"),
+        ("alone", ("-m", "{empty}"), "-m {empty} names the model by its folder"),
     ],
 )
 def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
@@ -296,7 +297,7 @@ def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
 
 
-def test_a_network_without_gates_is_refused_and_told_which_have_some(model, world, tmp_path, capsys):
+def test_a_network_without_gates_is_refused_with_the_names_of_those_that_have_some(model, world, tmp_path, capsys):
     plans = json.loads((model / "plans.json").read_text()) | {"continue_training": False}
     trainer = trainers.BraTSVAETrainer(plans, "alone", 0, world.dataset_json, CPU)
     trainer.initialize()

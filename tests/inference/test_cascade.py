@@ -195,13 +195,13 @@ def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command
         (("--patch-size", "32", "32", "30"), "30 is no multiple of the strides"),
     ],
 )
-def test_what_cannot_be_predicted_is_told_in_a_sentence(changes, sentence, recipe, tmp_path, capsys):
+def test_what_cannot_be_predicted_is_said_in_a_sentence(changes, sentence, recipe, tmp_path, capsys):
     command = ["predict", "-i", str(images(recipe)), "-o", str(tmp_path / "out"), *STAGE_2, "-np", "0", *changes]
     assert main(command) == 1
     assert sentence in capsys.readouterr().err
 
 
-def test_maps_out_of_fold_need_all_folds_and_no_stranger_among_the_maps(recipe, capsys):
+def test_maps_out_of_fold_need_all_folds_and_no_other_maps_beside_them(recipe, capsys):
     assert main(["predict-stage", *STAGE_1, "-f", "0", "-np", "0"]) == 1
     assert "need all 2 folds" in capsys.readouterr().err
     assert main(["predict-stage", *STAGE_1, "-np", "0"]) == 1
@@ -214,8 +214,9 @@ def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):
     command = ["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
     maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
     before = {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")}
-    assert main(command) == 0
-    assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
+    for words in (command, ["predict", "--for-next-stage", *command[1:]]):
+        assert main(words) == 0
+        assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
     os.utime(stage_1(recipe) / "fold_1" / SNAPSHOT_NAMES[0])
     capsys.readouterr()
     assert main(command) == 0

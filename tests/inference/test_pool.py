@@ -180,8 +180,10 @@ def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world
     assert len(rest) == 3, "three models of two cases each, three of them done before"
     assert len(label_maps(out)) == 2
     assert not (out / "members").exists()
-    assert main(command) == 0
-    assert len(rest) == 3, "nothing is left to do"
+    for words in (command, ["predict", *command[1:]]):
+        assert main(words) == 0
+        assert "2 cases are in" in capsys.readouterr().out
+        assert len(rest) == 3, "nothing is left to do, by the old name of the verb or the new one"
 
     assert main([*command, "--best", "1", "--overwrite"]) == 0
     assert len(rest) == 5, "the best of both folds is one and the same model, predicted once"
@@ -230,6 +232,7 @@ TRAIN = "nnUNetv2_train Dataset901_World two 1 -tr BraTSBaselineTrainer -p PoolP
         ("validation/*.npz", ("--cross-validation", "--best", "3"), f"lacks probabilities: {TRAIN} --val --npz\n"),
         ("", ("--best", "5"), "--best 5 of 4 models: choose 1 to 4"),
         ("", ("-f", "0", "2"), "fold_2 lacks checkpoint_final.pth"),
+        ("", ("-f", "all"), "-f all: --models are chosen by the validations of numbered folds"),
         ("", ("--models", "BraTSBaselineTrainer"), "--models BraTSBaselineTrainer: expected TRAINER:CONFIGURATION"),
         ("", ("--models", "BraTSBaselineTrainer:five"), "there are BraTSBaselineTrainer__PoolPlans__four"),
         ("", ("--models", *["BraTSBaselineTrainer:one"] * 2), "given twice among BraTSBaselineTrainer:one, "),
