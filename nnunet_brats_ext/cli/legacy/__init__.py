@@ -25,10 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
         data.add_distill,
         data.add_filter_cases,
         models.add_plan,
-        models.add_predict,
-        models.add_pool,
-        models.add_predict_stage,
-        models.add_attention,
         house.add_run,
         house.add_status,
     ):
