@@ -1,7 +1,7 @@
 """What the plans of a configuration say about its network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pydoc import locate
 from typing import Any
 
@@ -25,12 +25,12 @@ class PlannedNetwork:
     patch_size: Sizes
     conv_op: type[nn.Module]
     strides: tuple[Sizes, ...]
-    features_per_stage: Sizes
-    kernel_sizes: tuple[Sizes, ...]
-    n_conv_per_stage: Sizes | None
-    n_blocks_per_stage: Sizes | None
-    n_conv_per_stage_decoder: Sizes
-    arguments: Mapping[str, Any]
+    features_per_stage: Sizes = ()
+    kernel_sizes: tuple[Sizes, ...] = ()
+    n_conv_per_stage: Sizes | None = None
+    n_blocks_per_stage: Sizes | None = None
+    n_conv_per_stage_decoder: Sizes = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, configuration: ConfigurationManager) -> "PlannedNetwork":
