@@ -26,7 +26,7 @@ from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.predictions.postprocess import apply_rules
 from nnunet_brats_ext.predictions.rule_sets import RuleSet
 from nnunet_brats_ext.storage.parallel import progress_bar
-from nnunet_brats_ext.training.base import fastest_memory_format
+from nnunet_brats_ext.training.seams import fastest_memory_format
 
 
 @dataclass(frozen=True)
