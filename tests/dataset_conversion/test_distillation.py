@@ -324,7 +324,7 @@ def test_what_is_read_and_what_is_not_ours_is_not_overwritten(bench, capsys):
 
 def test_an_interruption_leaves_nothing_behind(bench, capsys, monkeypatch):
     def full(*arguments):
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nnunet_brats_ext.dataset_conversion.distillation.distill.write_json", full)
     assert "No space left" in bench.refusal(capsys)
