@@ -55,8 +55,8 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "dataset_conversion.conversion:ConvertOptions",
             "cli.data:convert",
             "A BraTS release folder becomes a data set in nnUNet_raw. Recognises every release from BraTS 2012 to "
-            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, before "
-            "anything is written.",
+            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, "
+            "before anything is written.",
         ),
         Verb(
             "restore",

@@ -23,7 +23,7 @@ Losses = dict[int, dict[str, float]]  # epoch -> case -> mean training loss
 
 @dataclass(frozen=True)
 class FilterCasesOptions(Options):
-    """What can be asked of a selection of training cases."""
+    """Options of `filter-cases`."""
 
     dataset_id: int = argument("of the data set", metavar="ID", at_least=1, at_most=999)
     trainer: str = option("-tr", metavar="TRAINER", help="that was trained")
@@ -104,9 +104,8 @@ def filter_cases(dataset_id: int, trainer: str, configuration: str, **options: A
 
 def filter_folds(options: FilterCasesOptions) -> FilteredCases:
     """The same with its options in one object."""
-    preprocessed, results = (
-        find_dataset(options.dataset_id, require_folder(name)) for name in ("nnUNet_preprocessed", "nnUNet_results")
-    )
+    preprocessed = find_dataset(options.dataset_id, require_folder("nnUNet_preprocessed"))
+    results = require_folder("nnUNet_results") / preprocessed.name
     plans_file = preprocessed / f"{options.plans_name}.json"
     plans = read_json(plans_file)
     configurations = _configurations(plans, plans_file, options.configuration)

@@ -33,7 +33,7 @@ NAME_MAPPINGS = {"BraTS2018": _2018, "BraTS2019": _2019, "BraTS2020": _2020}
 
 @dataclass(frozen=True)
 class PhantomOptions(Options):
-    """What can be asked of a folder of phantoms."""
+    """Options of `phantom`."""
 
     out: Path = argument("folder to write, with the folders of the release in it", metavar="OUT")
     release: str = option(metavar="NAME", default="BraTS2020", help="whose folders, names and labels")
