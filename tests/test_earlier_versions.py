@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunet_brats_ext.postprocessing.rule_files import find_rules
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.case_filtering import read_case_losses
+from nnunet_brats_ext.predictions.rule_sets import find_rules
 from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, SNAPSHOTS
 from nnunet_brats_ext.workflow.resume import commands_left
 from nnunet_brats_ext.workflow.state import open_run, states_of

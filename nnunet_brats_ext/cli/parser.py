@@ -1,7 +1,7 @@
 """argparse from option dataclasses (`storage.options`): one argument per field, help from the same place."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -59,8 +59,11 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
     flags = spec.flags or (shown_name(field),)
     if spec.aliases:  # argparse would show them all; they share the destination, and `parse` asks for one of them
         parser.add_argument(*flags, dest=field.name, **settings)
-        hidden = {name: value for name, value in settings.items() if name != "help"}
-        parser.add_argument(*spec.aliases, dest=field.name, help=argparse.SUPPRESS, **hidden)
+        hidden = settings | {"help": argparse.SUPPRESS}
+        if not spec.aliases[0].startswith("-"):  # it was positional
+            parser.add_argument(field.name, nargs="?", **hidden | {"type": unless_suppressed(hidden["type"])})
+        else:
+            parser.add_argument(*spec.aliases, dest=field.name, **hidden)
         return
     parser.add_argument(*flags, dest=field.name, required=is_required(field), **settings)
 
@@ -69,6 +72,16 @@ def value_type(kind: Any) -> Any:
     if get_origin(kind) is Literal:
         return type(get_args(kind)[0])
     return kind if kind in (int, float, Path) else str
+
+
+def unless_suppressed(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of a positional argument that may be left out: argparse also converts the mark of one that was."""
+
+    def value(text: str) -> Any:
+        return text if text is argparse.SUPPRESS else kind(text)
+
+    value.__name__ = kind.__name__  # which argparse quotes
+    return value
 
 
 def choices_of(field: Field, kind: Any) -> list[Any] | None:

@@ -94,8 +94,98 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         ),
     ),
     "Training": (),
-    "Prediction": (),
-    "Scores": (),
+    "Prediction": (
+        Verb(
+            "predict",
+            "images -> label maps: all stages, folds and checkpoints of a model in one command",
+            "inference.options:PredictOptions",
+            "cli.models:predict",
+            "nnU-Net's prediction, with the stage before a cascade's second one, the papers' windows and test-time "
+            "augmentations, votes, and post-processing; of test cases, of each fold's own cases, by the best of "
+            "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
+        ),
+        Verb(
+            "attention",
+            "where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
+            "inference.options:AttentionOptions",
+            "cli.models:attention",
+            "The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints in "
+            "rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
+            "that weigh most and least. One folder per case.",
+        ),
+        Verb(
+            "ensemble",
+            "several prediction folders -> one: mean, vote, or the merges of papers",
+            "predictions.ensemble:EnsembleOptions",
+            "cli.predictions:run_ensemble",
+            "mean: of probabilities (.npz), any trainers and heads. majority: of label maps, with the tie rule of Lyu "
+            "and Shu. two-pass: A decides ET and NCR, B oedema. nested: binary models of WT, TC, ET, in this order.",
+        ),
+        Verb(
+            "postprocess",
+            "apply rules to label maps: small ET, small components, ...",
+            "predictions.postprocess:PostprocessOptions",
+            "cli.predictions:run_postprocess",
+            "Rules come from --rules (a JSON file, a name saved beside --model, or a paper), then from --rule, in this "
+            "order.",
+        ),
+        Verb(
+            "uncertainty",
+            "voxel maps of uncertainty per region from several predictions, and their QU-BraTS scores",
+            "predictions.uncertainty_maps:UncertaintyOptions",
+            "cli.predictions:run_uncertainty",
+            "Writes CASE_unc_whole.nii.gz, _core, _enhance with whole numbers from 0 (certain) to 100; with "
+            "--reference also uncertainty.json with QU-BraTS's filtered curves and scores.",
+        ),
+        Verb(
+            "pool",
+            "the old name of `predict --models`",
+            "inference.options:PredictOptions",
+            "cli.models:pool",
+            hidden=True,
+        ),
+        Verb(
+            "predict-stage",
+            "the old name of `predict --for-next-stage`",
+            "inference.options:PredictOptions",
+            "cli.models:predict_stage",
+            hidden=True,
+        ),
+    ),
+    "Scores": (
+        Verb(
+            "evaluate",
+            "scores of predictions, as a BraTS challenge computes them",
+            "evaluation.evaluate:EvaluateOptions",
+            "cli.scores:evaluate",
+            "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
+            "results.csv (one row per case and region) and results_summary.csv.",
+        ),
+        Verb(
+            "rank",
+            "BraTS ranking of several results, with the significance of every lead",
+            "evaluation.ranking:RankOptions",
+            "cli.scores:rank",
+            "Ranks results.json files of `evaluate`, or folders of predictions scored on the way: per case, region "
+            "and metric, averaged. Writes ranking.json and two CSV tables.",
+        ),
+        Verb(
+            "tune",
+            "thresholds of post-processing rules from cross-validation",
+            "evaluation.tune:TuneOptions",
+            "cli.scores:tune",
+            "Chooses rules on all folds but one, tries them on that one, and so on; reports the gain on held-out cases "
+            "with a permutation test; writes rules.json for `postprocess` and rules_report.json.",
+        ),
+        Verb(
+            "report",
+            "one HTML page from results: tables, charts, ranking, pictures of cases, training curves",
+            "evaluation.report.inputs:ReportOptions",
+            "cli.scores:report",
+            "Makes one page that needs no network from results.json files of `evaluate`, one per model, and from "
+            "whatever else is given; what is missing is left out with a sentence.",
+        ),
+    ),
     "Whole papers": (),
 }
 

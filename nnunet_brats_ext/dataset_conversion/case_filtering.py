@@ -12,9 +12,10 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.json_files import read_json, to_json
 from nnunet_brats_ext.storage.nnunet import SPLITS, Split, find_dataset, model_name, read_splits, require_folder
 from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import write_texts
 
 CASE_LOSSES = "case_losses.jsonl"  # in a fold's output folder, one line per epoch
 SPLITS_FILE = "splits_file"  # key of a configuration in the plans, read by BraTSTrainer
@@ -124,9 +125,8 @@ def filter_folds(options: FilterCasesOptions) -> FilteredCases:
         raise UserError(f"{target} holds other folds, which trainings may rest on; --overwrite replaces it")
     if configurations.get(name, entry) != entry:
         raise UserError(f"{plans_file} has another configuration {name!r}; rename it there")
-    write_json(target, filtered)
     configurations[name] = entry
-    write_json(plans_file, plans)
+    write_texts({target: to_json(filtered), plans_file: to_json(plans)})
     return FilteredCases(target, name, folds)
 
 

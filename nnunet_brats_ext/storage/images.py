@@ -21,7 +21,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_brats_ext.brats import BACKGROUND
+from nnunet_brats_ext.brats import BACKGROUND, Head
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.output import writing
 
@@ -194,13 +194,15 @@ def to_integers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def require_labels(labels: np.ndarray, known: Collection[int], path: Path) -> None:
+def require_labels(
+    labels: np.ndarray,
+    known: Collection[int],
+    path: Path,
+    advice: str = "label maps as trained are needed, before `restore`",
+) -> None:
     """An error where a label map holds other labels than these: most often it is not numbered as trained."""
     if others := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {BACKGROUND, *known}):
-        raise UserError(
-            f"{path} holds labels {others}, which are not among {sorted({BACKGROUND, *known})}: "
-            "label maps as trained are needed, before `restore`"
-        )
+        raise UserError(f"{path} holds labels {others}, which are not among {sorted({BACKGROUND, *known})}: {advice}")
 
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -305,10 +307,11 @@ def _to_itk(array: np.ndarray, grid: Grid) -> sitk.Image:
 # ---- probabilities --------------------------------------------------------------------------------------------------
 
 
-def read_probabilities(path: Path) -> np.ndarray:
+def read_probabilities(path: Path, head: Head | None = None) -> np.ndarray:
     """The probabilities (channel, z, y, x) of an .npz file as float32; a file may hold float16 to save space.
 
     Values that are no number, complex or outside [0, 1] are an error: they are no probabilities, but perhaps logits.
+    head: of the network, if known; the channels of a label head must sum to one.
     """
     with _reading_npz(path), np.load(path) as archive:
         stored = archive[PROBABILITIES]
@@ -322,11 +325,19 @@ def read_probabilities(path: Path) -> np.ndarray:
     low, high = float(probabilities.min(initial=0)), float(probabilities.max(initial=0))
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise UserError(f"{path} holds values from {low:g} to {high:g}, which are no probabilities; are they logits?")
+    if head and not head.has_regions:
+        sums = probabilities.sum(0)
+        if np.abs(sums - 1).max(initial=0) > SUM_ROUNDING:
+            raise UserError(
+                f"{path}: the probabilities of the labels {', '.join(head.names)} sum to {sums.min():g} to "
+                f"{sums.max():g} instead of 1; predict that case again"
+            )
     return probabilities
 
 
 PROBABILITIES = "probabilities"  # nnU-Net's name of the array
 ROUNDING = 1e-3  # half precision and resampling leave probabilities a little outside [0, 1]
+SUM_ROUNDING = 1e-2  # and their sum over a few labels that far from 1
 
 
 def probabilities_shape(path: Path) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """Recipes as data: what a YAML file asks to train, to combine and to score, with every name in it checked."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -10,7 +9,7 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.predictions.ensemble import METHODS
-from nnunet_brats_ext.predictions.rule_sets import collect_rules
+from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.workflow.recipe_text import HERE, KeyPath, RecipeText
 
@@ -93,7 +92,7 @@ class Postprocessing:
         """A ValueError tells of rules that are not there, or are none."""
         if self.tune is None:
             return collect_rules(self.rules, self.rule).needs_probabilities
-        return any(step.startswith("unlikely-components") for step in self.tune.get("grid", ()))
+        return any(needs_probabilities(parse_rule(step.split(",")[0])) for step in self.tune.get("grid", ()))
 
 
 @dataclass(frozen=True)
@@ -295,7 +294,7 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Iterator[tuple[KeyPath, 
 def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Iterator[tuple[KeyPath, str]]:
     here, method, number = ("ensembles", ensemble.name), ensemble.method, len(ensemble.of)
     for key in ("weights", "space"):
-        if getattr(ensemble, key) and key not in inspect.signature(METHODS[method]).parameters:
+        if getattr(ensemble, key) and key not in METHODS[method].takes:
             yield (*here, key), f"method {method} takes no `{key}`"
     if ensemble.weights and len(ensemble.weights) != number:
         yield (*here, "weights"), f"{len(ensemble.weights)} weights for {number} members"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_brats_ext.predictions.folders import open_members
+from nnunet_brats_ext.predictions.folders import open_folders
 
 
 def image_file(path, array, **geometry):
@@ -21,8 +21,8 @@ def test_a_reader_that_turns_images_is_refused_for_probabilities(tmp_path):
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "WT": 1}}')
     (tmp_path / "plans.json").write_text('{"image_reader_writer": "NibabelIOWithReorient"}')
     with pytest.raises(ValueError, match="predicted through NibabelIOWithReorient"):
-        open_members([tmp_path], "needed")
-    assert open_members([tmp_path], "ignored")[0].head is None
+        open_folders([tmp_path], "needed")
+    assert open_folders([tmp_path], "ignored")[0].head is None
 
 
 def test_validation_folders_are_explained_by_their_trained_model(tmp_path):
@@ -31,4 +31,4 @@ def test_validation_folders_are_explained_by_their_trained_model(tmp_path):
     image_file(validation / "a.nii.gz", np.zeros((2, 2, 2), np.uint8))
     np.savez(validation / "a.npz", probabilities=np.zeros((2, 2, 2, 2)))
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "WT": 1}}')
-    assert open_members([validation], "needed")[0].head.names == ("background", "WT")
+    assert open_folders([validation], "needed")[0].head.names == ("background", "WT")

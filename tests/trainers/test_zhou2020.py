@@ -27,7 +27,7 @@ from nnunet_brats_ext.architectures.omnet.tasks import CORE, OUTSIDE, TUMOUR
 from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
 from nnunet_brats_ext.predictions.rule_sets import find_rules
-from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
 from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
@@ -600,15 +600,15 @@ def tumours(*volumes: int) -> np.ndarray:
 
 def both_steps(labels: np.ndarray) -> np.ndarray:
     noise = np.random.default_rng(0).normal(size=(4, *labels.shape)).astype(np.float32)
-    return find_rules("zhou2020-kmeans").apply(Case(labels, images=noise))[0]
+    return find_rules("zhou2020-kmeans").apply(RuleInput(labels, images=noise))[0]
 
 
 def test_both_steps_of_post_processing_keep_what_they_promise():
     first = find_rules("zhou2020")
     assert not both_steps(np.zeros((4, 4, 4), np.uint8)).any()
     one = tumours(50)
-    np.testing.assert_array_equal(first.apply(Case(one))[0], one)
-    np.testing.assert_array_equal(first.apply(Case(tumours(200, 20, 19)))[0], tumours(200, 20))
+    np.testing.assert_array_equal(first.apply(RuleInput(one))[0], one)
+    np.testing.assert_array_equal(first.apply(RuleInput(tumours(200, 20, 19)))[0], tumours(200, 20))
     without_et = both_steps(one)
     assert 0 < (without_et == NCR).sum() < 50, "no ET at all is little ET"
     np.testing.assert_array_equal(without_et > 0, one > 0)

@@ -10,7 +10,7 @@ from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern
 from nnunet_brats_ext.dataset_conversion.distillation.sources import Candidate
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
-from nnunet_brats_ext.predictions.heads import convert
+from nnunet_brats_ext.predictions.heads import convert_head
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, read_image, read_probabilities, to_labels
 
@@ -66,4 +66,4 @@ def examine_case(cases: Mapping[str, Candidate], labels: frozenset[int], regions
 def region_probabilities(case: Candidate, regions: Head) -> np.ndarray:
     """The probabilities of a prediction as those of the data set's regions, (region, z, y, x)."""
     assert case.npz is not None and case.head is not None, "opened with its probabilities"
-    return convert(read_probabilities(case.npz), case.head, regions)
+    return convert_head(read_probabilities(case.npz, case.head), case.head, regions)
