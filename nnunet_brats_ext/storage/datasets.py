@@ -14,7 +14,7 @@ from nnunet_brats_ext.storage.nnunet import find_splits
 
 FILE = "dataset.json"
 AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
-NORMALISED = "nonorm"  # how nnU-Net names the normalisation of images that come normalised
+NO_NORMALISATION = "noNorm"  # nnU-Net's name of a channel that it leaves as it is, whatever its capitals
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DatasetDescription:
 
     @classmethod
     def find(cls, *folders: Path) -> "DatasetDescription | None":
-        """That of the first folder that has one."""
+        """The description in the first of some folders that has one."""
         return next((cls.read(folder / FILE) for folder in folders if (folder / FILE).is_file()), None)
 
     # ---- channels --------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class DatasetDescription:
     @property
     def normalised_beforehand(self) -> bool:
         """Whether the images were written normalised, so that nnU-Net leaves them alone."""
-        return any(name.casefold() == NORMALISED for name in self.channel_names)
+        return any(name.casefold() == NO_NORMALISATION.casefold() for name in self.channel_names)
 
     # ---- labels ----------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class DatasetDescription:
 
     @property
     def name(self) -> str:
-        """nnU-Net's name of the data set: that of the folder the file lies in, elsewhere what the file says; or empty.
+        """nnU-Net's name of the data set: that of its folder, elsewhere what the file says; or empty.
 
         nnU-Net finds a data set by its folder, whatever `name` says there.
         """

@@ -94,7 +94,7 @@ class Grid:
         return float(np.max([np.linalg.norm(self.point_mm(corner) - other.point_mm(corner)) for corner in corners]))
 
     def difference(self, other: "Grid", tolerance_mm: float = TOLERANCE_MM) -> str | None:
-        """In what two grids differ, in words; None where no voxel lies farther apart than the tolerance."""
+        """What differs between two grids; None where no voxel lies farther apart than the tolerance."""
         if self.size != other.size:
             return f"size {self.size} against {other.size}"
         shift = self.shift_mm(other)
@@ -172,11 +172,16 @@ def read_image(path: Path) -> Image:
 
 def read_label_map(path: Path) -> tuple[np.ndarray, Grid]:
     """A label map as uint8, whatever number type its file has; a value that is no label (0.5, -1, 256) is an error."""
-    array, grid, _ = read_image(path)
+    image = read_image(path)
+    return to_labels(image.array, path), image.grid
+
+
+def to_labels(array: np.ndarray, path: Path) -> np.ndarray:
+    """The voxels of a label map as uint8; a value that is no label is an error that names the file."""
     labels = array if array.dtype == np.uint8 else array.astype(np.uint8)
     if not np.array_equal(labels, array):
         raise UserError(f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}")
-    return labels, grid
+    return labels
 
 
 def to_integers(values: np.ndarray) -> np.ndarray:

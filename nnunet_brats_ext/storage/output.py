@@ -36,7 +36,7 @@ def _advice(path: Path, error: OSError) -> str:
     """Where a disk is full: how much is left of it, and what to do."""
     if error.errno not in NO_ROOM:
         return ""
-    place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), Path.cwd())
     try:
         free = f" ({shutil.disk_usage(place).free / 1e9:.2f} GB free in {place})"
     except OSError:
@@ -110,7 +110,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 @contextmanager
 def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
-    """A folder whose files move into `out` when the block ends well, and vanish when it does not.
+    """A folder whose files move into `out` when the block ends well, and are removed when it does not.
 
     `out` may exist from an earlier run over the same cases; none of its files that would contradict this run stay.
     It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.
