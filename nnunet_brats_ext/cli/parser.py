@@ -44,7 +44,7 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
             settings["action"] = "append"
     if spec.positional:
         if field.default is not MISSING and not many:
-            settings["nargs"] = "?"
+            settings |= {"nargs": "?", "default": field.default}  # argparse would convert SUPPRESS, which is text
         parser.add_argument(field.name, **settings)
         return
     flags = spec.flags or (shown_name(field),)

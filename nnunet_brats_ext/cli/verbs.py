@@ -30,10 +30,36 @@ class Verb:
 GROUPS: dict[str, tuple[Verb, ...]] = {
     "Setting up": (),
     "Data sets": (),
-    "Training": (),
+    "Training": (
+        Verb(
+            "plan",
+            "nnU-Net's plans -> BraTSPlans: with the papers' configurations, fitted to a GPU's memory",
+            "cli.training:PlanCommandOptions",
+            "cli.training:print_plan",
+            "Keeps nnU-Net's own configurations. The papers' share their preprocessed data, unless a paper resamples. "
+            "Without a budget, patch and batch are the papers'; with one, the batch shrinks first, then the patch. "
+            "Prints what to run next: all commands of a paper or of a trainer on request.",
+        ),
+    ),
     "Prediction": (),
     "Scores": (),
-    "Whole papers": (),
+    "Whole papers": (
+        Verb(
+            "run",
+            "a recipe, from BraTS folder to report and submission, on this machine or a cluster",
+            "workflow.run:RunOptions",
+            "cli.recipes:print_run",
+            "A paper as a graph of nnU-Net's and these commands, run by Snakemake. Started again, it goes on where it "
+            "stopped: finished folds are kept, interrupted ones continued. Every paper has a recipe of its name; "
+            "`compare` puts all side by side; a YAML file is one of yours.",
+        ),
+        Verb(
+            "status",
+            "what of a run is done, running, stopped or failed, with the log of each job",
+            "workflow.status:StatusOptions",
+            "cli.recipes:print_status",
+        ),
+    ),
 }
 
 

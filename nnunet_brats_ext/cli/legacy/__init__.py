@@ -26,7 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
         data.add_phantom,
         data.add_distill,
         data.add_filter_cases,
-        models.add_plan,
         models.add_predict,
         models.add_pool,
         models.add_predict_stage,
@@ -38,8 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
         predictions.add_rank,
         predictions.add_report,
         predictions.add_uncertainty,
-        house.add_run,
-        house.add_status,
     ):
         add_verb(verbs)
     options = parser.parse_args(arguments)
