@@ -53,9 +53,7 @@ def _commands(recipe: Recipe, planned: Planned, folder: str) -> list[str]:
     raw, first = require_folder("nnUNet_raw"), next(iter(recipe.data.values()))
     folds = len(folds_of(dataset, raw / dataset))
     # Other data sets of the recipe follow the first one, whatever the recipe says of its folds.
-    data = {
-        name: replace(one, folds=folds) if one.folds == first.folds else one for name, one in recipe.data.items()
-    }
+    data = {name: replace(one, folds=folds) if one.folds == first.folds else one for name, one in recipe.data.items()}
     models = {name: replace(one, gpus=_gpus(recipe, one, planned)) for name, one in recipe.models.items()}
     numbers = [dataset_id(dataset) + i for i in range(len(data))]
     setting = Setting(

@@ -295,7 +295,9 @@ def test_what_was_changed_and_why_is_said():
 
 
 def test_too_small_a_budget_is_an_error_that_says_what_would_do():
-    with pytest.raises(ValueError, match=r"--gpu-memory-gb 1.5: too little for lyu_stage1: .* 64 x 64 x 64 .* 2\.\d GB"):
+    with pytest.raises(
+        ValueError, match=r"--gpu-memory-gb 1.5: too little for lyu_stage1: .* 64 x 64 x 64 .* 2\.\d GB"
+    ):
         fit(ROWS["lyu_stage1"], BRATS, 1.5)
 
 
@@ -310,17 +312,13 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
     assert "no estimate for strides that differ between the axes" in chosen.reasons
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "batch"),
-    [
-        ("lyu_stage1", (128, 192, 160), 1),
-        ("lyu_stage1", (64, 96, 80), 2),
-        ("lyu_stage2", (128, 128, 128), 2),
-        ("henry", (128, 128, 128), 1),
-        ("henry_b", (64, 96, 80), 2),
-        ("nnunet", (128, 128, 128), 2),
-    ],
-)
+def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
+    """Every configuration at its paper's patch, with as much of its batch as tells the sample's share; two small ones."""
+    papers_own = [(name, row.patch_size or (192, 176), min(row.batch_size, 2)) for name, row in ROWS.items()]
+    return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
+
+
+@pytest.mark.parametrize(("name", "size", "batch"), sizes_to_count())
 def test_the_estimate_is_what_a_step_holds(name, size, batch):
     for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
         counted = count(name, size, batch).peak
