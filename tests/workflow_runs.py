@@ -1,14 +1,21 @@
-"""What tests of several parts of the workflow share: graphs of recipes, a run of jobs that take no time, papers of one's own."""
+"""What tests of the workflow share: graphs of recipes, a run of jobs that take no time, a paper of the user's own."""
 
+import os
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from nnunet_brats_ext.workflow.engine import engine_options, follow
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Job, Setting
 from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
 from nnunet_brats_ext.workflow.resources import Needs
-from nnunet_brats_ext.workflow.state import Run
+from nnunet_brats_ext.workflow.state import Run, open_run  # noqa: F401  for a process that imports this module
 
 SMALL = """title: small
 models:
@@ -55,6 +62,32 @@ def small_run(folder: Path, second: str = WRITE) -> Run:
 
 def start(run: Run) -> bool:
     return follow(run, engine_options(run), lambda line: None)
+
+
+def start_elsewhere(folder: Path) -> psutil.Popen:
+    """The run of a folder in a process of its own, which ends with 0 if a signal stops it."""
+    code = "import pathlib, workflow_runs as this; assert this.start(this.open_run(pathlib.Path.cwd()))"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    return psutil.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": path})
+
+
+def wait_for(there: Callable[[], object], process: psutil.Popen) -> None:
+    """Until something holds, and an error if the process ends before or a long time passes."""
+    for _ in range(3000):
+        if there():
+            return
+        assert process.poll() is None, "the process ended before"
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def kill(process: psutil.Popen) -> None:
+    """End a process and every one below it without a word, as a power cut would."""
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
 
 
 # ---- papers of one's own ---------------------------------------------------------------------------------------------

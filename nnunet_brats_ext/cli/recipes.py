@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from nnunet_brats_ext.workflow.engine import ENGINE_LOG, engine_errors, jobs_left, try_out
 from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import shown_owner
-from nnunet_brats_ext.workflow.recipe_parts import Model, Recipe
+from nnunet_brats_ext.workflow.recipe_parts import Model
 from nnunet_brats_ext.workflow.resources import gpu_memory_gb
 from nnunet_brats_ext.workflow.run import RunOptions, copy_recipe, plan_run, run_recipe
 from nnunet_brats_ext.workflow.state import (

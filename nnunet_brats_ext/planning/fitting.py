@@ -8,7 +8,6 @@ from nnunet_brats_ext.papers import Configuration, Footprint, Sizes
 from nnunet_brats_ext.planning.topology import Topology, deepest_topology, divisors
 from nnunet_brats_ext.storage.errors import UserError
 
-
 PLAIN_UNET = Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387})
 """nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound."""
 

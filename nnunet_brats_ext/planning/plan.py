@@ -196,7 +196,7 @@ def missing_data(planned: Planned) -> Iterator[str]:
 
 def next_commands(planned: Planned) -> Iterator[str]:
     """What makes missing data, and what trains every trainer that a paper has for these configurations."""
-    dataset, name, entries = planned.dataset_id, planned.plans["plans_name"], planned.plans["configurations"]
+    dataset, name = planned.dataset_id, planned.plans["plans_name"]
     for source in missing_data(planned):
         yield f"nnUNetv2_preprocess -d {dataset} -plans_name {name} -c {source}"
     folds = " ".join(map(str, folds_of(planned.file.parent.name)))

@@ -36,7 +36,7 @@ def snakemake(folder: Path) -> list[str]:
 def engine_options(
     run: Run, executor: str = "local", profile: Path | None = None, jobs: int | None = None, gpus: int | None = None
 ) -> list[str]:
-    """Snakemake's own options. What is done and what not is ours to say (`settle`), and Snakemake reads it off times."""
+    """Snakemake's own options. Which jobs are done is decided here (`settle`); Snakemake compares file times."""
     words = ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime"]
     limits = [f"gpu={gpus}"] if gpus is not None else []
     if executor == "local":

@@ -313,7 +313,7 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
 
 
 def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
-    """Every configuration at its paper's patch, with as much of its batch as tells the sample's share; two small ones."""
+    """Every configuration at its paper's patch, one or two samples of its batch; small patches too."""
     papers_own = [(name, row.patch_size or (192, 176), min(row.batch_size, 2)) for name, row in ROWS.items()]
     return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
 
