@@ -6,6 +6,7 @@ prints in the modules named after its group. A verb imports its function when it
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nnunet_brats_ext.storage.errors import UserError
     from nnunet_brats_ext.storage.parallel import progress_shown
 
+    # Of libraries about themselves: users can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(vision)?(\.|$)")
     try:
         if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()

@@ -37,14 +37,15 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
             settings["nargs"] = len(get_args(kind))
             settings["type"] = value_type(get_args(kind)[0])
         elif many and not spec.repeat:
-            settings["nargs"] = "+" if field.default is MISSING or not spec.positional else "*"
+            settings |= {"nargs": "+", "action": "extend"}  # an option given twice adds to itself
         elif spec.const is not None:
             settings |= {"nargs": "?", "const": spec.const}
         if spec.repeat:
             settings["action"] = "append"
     if spec.positional:
-        if field.default is not MISSING and not many:
-            settings |= {"nargs": "?", "default": field.default}  # argparse would convert SUPPRESS, which is text
+        settings.pop("action", None)
+        if field.default is not MISSING:
+            settings |= {"nargs": "*" if many else "?", "default": field.default}
         parser.add_argument(field.name, **settings)
         return
     flags = spec.flags or (shown_name(field),)

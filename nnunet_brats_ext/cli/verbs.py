@@ -28,7 +28,26 @@ class Verb:
 
 
 GROUPS: dict[str, tuple[Verb, ...]] = {
-    "Setting up": (),
+    "Setting up": (
+        Verb(
+            "doctor",
+            "check versions, folders, trainer lookup and labels; say what to do",
+            "cli.setup:DoctorOptions",
+            "cli.setup:doctor",
+        ),
+        Verb(
+            "demo",
+            "the whole way, from a BraTS folder to a scored submission, on synthetic patients",
+            "demo:DemoOptions",
+            "cli.setup:demo",
+        ),
+        Verb(
+            "papers",
+            "the papers, their trainers and configurations; your own ones too",
+            "cli.setup:PapersOptions",
+            "cli.setup:show_papers",
+        ),
+    ),
     "Data sets": (),
     "Training": (
         Verb(
