@@ -1,4 +1,4 @@
-"""The facts of BraTS that everything else rests on: sequences, labels, regions. Imports nothing of ours.
+"""The facts of BraTS: sequences, labels, regions, and how each release numbers them.
 
 Two numberings exist. *As released* is what a challenge hands out and wants back (ET was 4 until 2022). *As trained* is
 nnU-Net's own BraTS numbering and holds everywhere between `convert` and `restore`: 1 ED, 2 NCR, 3 ET, and 4 for the
@@ -84,12 +84,12 @@ _GLIOMA_REGIONS = {"WT": (ED, NCR, ET), "TC": (NCR, ET), "ET": (ET,)}
 _GLIOMA_NAMES = {ED: "ED", NCR: "NCR", ET: "ET"}
 
 LABEL_SCHEMES: Mapping[str, LabelScheme] = {
-    # The first BraTS labelled oedema and core alone; the enhancing part is not told apart from the rest of the core.
+    # The first BraTS labelled oedema and core alone; the enhancing part belongs to the core.
     "glioma_2012": LabelScheme(
         {0: 0, 1: ED, 2: NCR}, {ED: "ED", NCR: "TC"}, {"WT": (ED, NCR), "TC": (NCR,)}, (ED, NCR)
     ),
-    # BraTS 2013 to 2016 told non-enhancing tumour (3) from necrosis (1). Both belong to the core; NET keeps a value of
-    # its own, so that nothing is lost in conversion, and is predicted as NCR, as every later release has it.
+    # BraTS 2013 to 2016 had labels for non-enhancing tumour (3) and for necrosis (1). Both belong to the core. NET has
+    # a value of its own, so that nothing is lost in conversion, and is predicted as NCR, as in every later release.
     "glioma_2013": LabelScheme(
         released={0: 0, 1: NCR, 2: ED, 3: EXTRA, 4: ET},
         names={**_GLIOMA_NAMES, EXTRA: "NET"},

@@ -14,7 +14,7 @@ from nnunet_brats_ext.storage.nnunet import find_splits
 
 FILE = "dataset.json"
 AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
-NORMALISED = "nonorm"  # how nnU-Net names the normalisation of images that come normalised
+NO_NORMALISATION = "noNorm"  # nnU-Net's name of a channel that it leaves as it is, whatever its capitals
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class DatasetDescription:
     @property
     def normalised_beforehand(self) -> bool:
         """Whether the images were written normalised, so that nnU-Net leaves them alone."""
-        return any(name.casefold() == NORMALISED for name in self.channel_names)
+        return any(name.casefold() == NO_NORMALISATION.casefold() for name in self.channel_names)
 
     # ---- labels ----------------------------------------------------------------------------------------------------
 

@@ -172,11 +172,16 @@ def read_image(path: Path) -> Image:
 
 def read_label_map(path: Path) -> tuple[np.ndarray, Grid]:
     """A label map as uint8, whatever number type its file has; a value that is no label (0.5, -1, 256) is an error."""
-    array, grid, _ = read_image(path)
+    image = read_image(path)
+    return to_labels(image.array, path), image.grid
+
+
+def to_labels(array: np.ndarray, path: Path) -> np.ndarray:
+    """The voxels of a label map as uint8; a value that is no label is an error that names the file."""
     labels = array if array.dtype == np.uint8 else array.astype(np.uint8)
     if not np.array_equal(labels, array):
         raise UserError(f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}")
-    return labels, grid
+    return labels
 
 
 def to_integers(values: np.ndarray) -> np.ndarray:

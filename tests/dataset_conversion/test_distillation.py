@@ -26,15 +26,17 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import alike, content_hash, pattern
+from nnunet_brats_ext.dataset_conversion.dataset_folder import RawDataset
+from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern, similar_pairs
 from nnunet_brats_ext.dataset_conversion.distillation.sources import (
     MANUAL,
     Candidate,
-    Dataset,
     channel_order,
+    channels_of,
     excluded,
 )
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.trainers import BraTSBaselineTrainer
 from nnunet_brats_ext.training.sampling import CentredDraws
 from nnunet_brats_ext.training.soft_targets import (
@@ -169,7 +171,7 @@ def test_a_blank_or_binary_channel_identifies_nobody():
 
 
 def similarity(one: np.ndarray, other: np.ndarray) -> float:
-    found = list(alike([pattern(one)[None], pattern(other)[None]], -1.0))
+    found = list(similar_pairs([pattern(one)[None], pattern(other)[None]], -1.0))
     assert [pair[:2] for pair in found] == [(0, 1)]
     return found[0][2]
 
@@ -197,7 +199,7 @@ def test_pairs_are_found_across_blocks_and_blank_channels_do_not_count(monkeypat
     blank = np.zeros((24, 24, 24), np.float16)
     people = [np.stack([pattern(brain(seed)), pattern(brain(seed + 10))]) for seed in range(4)]
     again = np.stack([np.flip(pattern(brain(1)), (0, 2)), blank])
-    assert [pair[:2] for pair in alike([*people, again], 0.8)] == [(1, 4)]
+    assert [pair[:2] for pair in similar_pairs([*people, again], 0.8)] == [(1, 4)]
 
 
 # ---- small decisions -----------------------------------------------------------------------------------------------
@@ -212,23 +214,40 @@ def test_confidence_is_the_distance_from_a_half_in_the_tumour():
     assert confidence(np.full((3, 2, 2, 2), 0.5)) == 0
 
 
-def test_channels_are_matched_by_name():
-    assert channel_order(("FLAIR", "T1", "T1ce", "T2"), ("T1", "T1ce", "T2", "FLAIR")) == [1, 2, 3, 0]
-    with pytest.raises(ValueError, match="T1gd"):
-        channel_order(("FLAIR", "T1", "T1gd", "T2"), ("T1", "T1ce", "T2", "FLAIR"))
+def channels(*names: str, sequences: list[str] | None = None) -> tuple[str, ...]:
+    content = {"channel_names": {str(number): name for number, name in enumerate(names)}, "brats_sequences": sequences}
+    return channels_of(DatasetDescription(content))
+
+
+def test_channels_are_matched_by_what_they_show_whatever_they_are_called():
+    wanted = channels("T1", "T1ce", "T2", "FLAIR")
+    for names in (("FLAIR", "T1", "T1ce", "T2"), ("t2f", "t1n", "T1Gd", "t2w")):
+        assert channel_order(channels(*names), wanted) == [1, 2, 3, 0]
+    with pytest.raises(ValueError, match=r"its channels are .*'ADC'.*, those of the labelled data set .*'T1ce'"):
+        channel_order(channels("FLAIR", "T1", "ADC", "T2"), wanted)
+
+
+def test_normalised_channels_match_such_only():
+    normalised = channels("noNorm", "noNorm", sequences=["FLAIR", "T1"])
+    assert channel_order(normalised, channels("noNorm", "noNorm", sequences=["T1", "FLAIR"])) == [1, 0]
+    with pytest.raises(ValueError, match="'FLAIR, normalised'"):
+        channel_order(normalised, channels("T1", "FLAIR"))
+    unknown = channels("noNorm", "noNorm")
+    assert channel_order(unknown, unknown) == [0, 1], "in their order where nobody says what they show"
 
 
 def test_names_to_exclude_are_read_as_excel_saves_them_and_those_of_no_case_are_told(tmp_path):
     """Excel begins a .csv with a mark, which is no part of the first name."""
     listed = tmp_path / "held_out.csv"
     listed.write_text("BraTS20_Training_001\nBraTS20_Training_02\n", encoding="utf-8-sig")
-    exclusion = excluded([listed], Dataset(tmp_path, {"file_ending": ".nii.gz"}, {}))
+    wanted = RawDataset(tmp_path, DatasetDescription({"file_ending": ".nii.gz"}), {})
+    exclusion = excluded([listed], wanted)
     assert list(exclusion.names) == ["BraTS20_Training_001", "BraTS20_Training_02"]
     cases = [Candidate(f"BraTS20_Training_00{number}", MANUAL, tmp_path, ()) for number in (1, 2)]
     assert exclusion.unknown(cases) == {listed: ["BraTS20_Training_02"]}
     listed.write_text("BraTS20_Training_001\n", encoding="utf-16")
     with pytest.raises(ValueError, match=r"held_out.csv is no list of names: .* save it as UTF-8"):
-        excluded([listed], Dataset(tmp_path, {"file_ending": ".nii.gz"}, {}))
+        excluded([listed], wanted)
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

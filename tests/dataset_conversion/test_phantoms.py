@@ -14,14 +14,19 @@ from nnunet_brats_ext.dataset_conversion.phantoms import Phantom, make_case, wri
 from nnunet_brats_ext.dataset_conversion.phantoms import folder as folder_module
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import (
     CSF,
-    Grid,
+    VoxelGrid,
     field_grid,
     head_grid,
     load_template,
     smooth_noise,
 )
-from nnunet_brats_ext.dataset_conversion.phantoms.case import average, majority
-from nnunet_brats_ext.dataset_conversion.phantoms.tumours import cheapest, draw_kind, is_multifocal, without_crumbs
+from nnunet_brats_ext.dataset_conversion.phantoms.case import block_majority, block_mean
+from nnunet_brats_ext.dataset_conversion.phantoms.tumours import (
+    draw_kind,
+    is_multifocal,
+    lowest_cost,
+    without_small_components,
+)
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK
 
 SMALL = (40, 48, 40)  # voxels of 4 mm
@@ -146,7 +151,7 @@ def test_every_dozen_holds_the_rarer_sorts_and_the_shares_are_those_of_the_table
         assert any(multifocal[start : start + 12])
 
 
-def test_sequences_show_the_tumour_as_mri_does_on_average(phantoms):
+def test_sequences_show_the_tumour_as_mri_does_on_block_mean(phantoms):
     """Means over cases with ET, each relative to the brain around the tumour."""
 
     def shown(sequence, label):
@@ -236,7 +241,7 @@ def test_a_template_is_probabilities_within_the_brain():
 
 
 def test_smooth_noise_has_unit_variance_and_is_the_same_field_at_any_resolution():
-    coarse = Grid((20, 24, 19), 8.0)
+    coarse = VoxelGrid((20, 24, 19), 8.0)
     fields = np.stack([smooth_noise(np.random.default_rng(seed), coarse, 10) for seed in range(300)])
     # 300 draws: the standard error of a variance of 1 is sqrt(2 / 299) = 0.08, over all voxels far less
     assert fields.var(0).mean() == pytest.approx(1, abs=0.03)
@@ -249,23 +254,23 @@ def test_smooth_noise_has_unit_variance_and_is_the_same_field_at_any_resolution(
 def test_averages_and_majorities_are_taken_over_blocks():
     labels = np.zeros((4, 2, 2), np.uint8)
     labels[:2] = np.array([[[0, 0], [0, 1]], [[3, 3], [3, 1]]])  # 0 three times, 3 three times, 1 twice
-    np.testing.assert_array_equal(majority(labels, 2), [[[3]], [[0]]])
-    np.testing.assert_allclose(average(labels == 3, 2), [[[3 / 8]], [[0]]])
-    assert majority(labels, 1) is labels
+    np.testing.assert_array_equal(block_majority(labels, 2), [[[3]], [[0]]])
+    np.testing.assert_allclose(block_mean(labels == 3, 2), [[[3 / 8]], [[0]]])
+    assert block_majority(labels, 1) is labels
 
 
-def test_the_cheapest_voxels_are_as_many_as_asked_for_and_of_the_given_ones():
+def test_the_lowest_cost_voxels_are_as_many_as_asked_for_and_of_the_given_ones():
     cost = np.array([5, 1, 4, 2, 3])
     among = np.array([True, False, True, True, True])
-    np.testing.assert_array_equal(np.flatnonzero(cheapest(cost, among, 2)), [3, 4])
-    assert cheapest(cost, among, 0).sum() == 0
-    assert cheapest(cost, among, 9).sum() == 4
+    np.testing.assert_array_equal(np.flatnonzero(lowest_cost(cost, among, 2)), [3, 4])
+    assert lowest_cost(cost, among, 0).sum() == 0
+    assert lowest_cost(cost, among, 9).sum() == 4
 
 
 def test_crumbs_are_components_under_a_twentieth():
     mask = np.zeros(100, bool)
     mask[:60] = mask[70:74] = mask[80:82] = True  # 60 + 4 + 2 = 66, of which a twentieth is 3.3
-    np.testing.assert_array_equal(np.flatnonzero(without_crumbs(mask)), [*range(60), *range(70, 74)])
+    np.testing.assert_array_equal(np.flatnonzero(without_small_components(mask)), [*range(60), *range(70, 74)])
 
 
 def test_a_folder_is_what_the_release_hands_out(folder):
@@ -343,8 +348,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(folder_module, "as_image", full)
-    with pytest.raises(ValueError, match="0: No space"):
+    monkeypatch.setattr(folder_module, "write_image", full)
+    with pytest.raises(ValueError, match="case 1: No space"):
         write_phantoms(tmp_path / "out", cases=1, shape=(32, 32, 32), anatomy=PROCEDURAL)
     assert list(tmp_path.iterdir()) == []
 
@@ -366,8 +371,8 @@ def test_only_phantoms_are_overwritten_and_only_when_asked(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, told",
     [
-        (["--size", "31", "40", "40"], "size 31 40 40"),
-        (["--cases", "2", "--unlabelled", "3"], "2 cases, 3 of them unlabelled"),
+        (["--size", "31", "40", "40"], "--size 31: expected at least 32"),
+        (["--cases", "2", "--unlabelled", "3"], "--unlabelled 3: expected at most as many as --cases 2"),
         (["--release", "BraTS1999"], "'BraTS1999'"),
     ],
 )

@@ -7,6 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunet_brats_ext.dataset_conversion.convert import Options, convert
+from nnunet_brats_ext.dataset_conversion.restore import restore
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -15,10 +17,8 @@ from release_folders import label_values, sequence_values, write_case
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.convert import Options, convert
 from nnunet_brats_ext.dataset_conversion.dataset_folder import dataset_json
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
-from nnunet_brats_ext.dataset_conversion.restore import restore
 
 REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
 

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from release_folders import label_values, write, write_case
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
-from nnunet_brats_ext.dataset_conversion.cases import inspect
+from nnunet_brats_ext.dataset_conversion.cases import inspect_case
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, find_release
 from nnunet_brats_ext.dataset_conversion.scan import scan
 
@@ -178,7 +178,7 @@ def test_a_wrong_choice_among_the_same_names_shows_in_the_labels(tmp_path):
     case = "BraTS-PED-00001-000"
     write_case(tmp_path, RELEASES["BraTS2024-PED"], case)
     (found,) = scan(tmp_path / "BraTS-PEDs2024_Training", "BraTS2023-PED").cases
-    inspect(found, normalise=False, tolerance_mm=0.1)
+    inspect_case(found, normalise=False, tolerance_mm=0.1)
     assert re.search(
         r"label 4 in \d+ voxels; BraTS2023-PED has \[0, 1, 2, 3\]; it exists in BraTS2024-PED", found.problems[0]
     )
@@ -291,7 +291,7 @@ def test_label_6_of_metastases_2025_means_4(tmp_path):
     labels[0, 0, :3] = 6
     write_case(tmp_path, release, "BraTS-MET-00001-000", labels=labels)
     (found,) = scan(tmp_path).cases
-    assert inspect(found, normalise=False, tolerance_mm=0.1).labels == [0, 1, 2, 3, 4]
+    assert inspect_case(found, normalise=False, tolerance_mm=0.1).labels == [0, 1, 2, 3, 4]
     assert (found.problems, found.remarks) == ([], ["label 6 -> 4 in 3 voxels"])
 
 
@@ -377,7 +377,7 @@ def test_a_broken_table_is_told_only_to_who_names_it(tmp_path):
     table = tmp_path / "notes.csv"
     table.write_text("BraTS_2020_subject_ID,Grade\n" + "x" * 200_000)  # csv takes 131072 characters at most
     assert len(scan(tmp_path).cases) == 1
-    with pytest.raises(ValueError, match=r"notes.csv is no table: field larger than"):
+    with pytest.raises(ValueError, match=r"notes.csv is no CSV table: field larger than"):
         scan(tmp_path, name_mapping=table)
 
 
@@ -401,6 +401,6 @@ def test_a_single_volume_kept_in_four_dimensions_is_read_as_three(tmp_path):
     t2 = nibabel.load(files["T2"])
     nibabel.save(nibabel.Nifti1Image(np.asarray(t2.dataobj)[..., None], t2.affine), files["T2"])
     (found,) = scan(tmp_path).cases
-    inspect(found, normalise=False, tolerance_mm=0.1)
+    inspect_case(found, normalise=False, tolerance_mm=0.1)
     assert nibabel.load(files["T2"]).shape == (8, 9, 10, 1)
     assert found.problems == []

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.cli.legacy import data, house, models, predictions
+from nnunet_brats_ext.cli.legacy import house, models, predictions
 from nnunet_brats_ext.plugin.requirements import require_nnunet
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -19,11 +19,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"nnunet-brats-ext {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     for add_verb in (
-        data.add_convert,
-        data.add_restore,
-        data.add_phantom,
-        data.add_distill,
-        data.add_filter_cases,
         models.add_plan,
         models.add_predict,
         models.add_pool,

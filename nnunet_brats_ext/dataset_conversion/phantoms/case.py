@@ -79,9 +79,9 @@ def make_case(
 
     shown_as = {ED: "ED", NCR: "NCR" if tumour.enhancing_of_core else "solid", ET: "ET", EXTRA: extra}
     regions = {name: labels == label for label, name in shown_as.items() if name and (labels == label).any()}
-    parts = {name: average(part, factor) for name, part in compose(mixture, fine, tissues, regions).items()}
-    mask = average(mask, factor) > 0.5
-    labels = np.where(mask, known_to(scheme, majority(labels, factor)), np.uint8(0))
+    parts = {name: block_mean(part, factor) for name, part in compose(mixture, fine, tissues, regions).items()}
+    mask = block_mean(mask, factor) > 0.5
+    labels = np.where(mask, known_to(scheme, block_majority(labels, factor)), np.uint8(0))
     conspicuity = contrast * protocol.uniform(0.7, 1.2)
     streams = dict(zip(SEQUENCES, protocol.spawn(len(SEQUENCES)), strict=True))
 
@@ -98,13 +98,13 @@ def make_case(
 
 
 def known_to(scheme: LabelScheme, labels: np.ndarray) -> np.ndarray:
-    """The labels that a scheme tells apart: without ET the core is one, without regions the tumour is."""
+    """The labels in the terms of a scheme: without ET the core has one label, without regions the tumour has."""
     if scheme.names[ED] != "ED":
         return (labels > 0).astype(np.uint8)
     return labels if ET in scheme.names else np.where(labels == ET, np.uint8(NCR), labels)
 
 
-def average(field: np.ndarray, factor: int) -> np.ndarray:
+def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
     """The mean over blocks of `factor` voxels along each axis: the partial volume that coarse voxels see."""
     if factor == 1:
         return field
@@ -112,9 +112,9 @@ def average(field: np.ndarray, factor: int) -> np.ndarray:
     return field.reshape(x, factor, y, factor, z, factor).mean((1, 3, 5), dtype=np.float32)
 
 
-def majority(labels: np.ndarray, factor: int) -> np.ndarray:
+def block_majority(labels: np.ndarray, factor: int) -> np.ndarray:
     """The most frequent label of each block; of equally frequent ones the largest, which tends to be the rarer."""
     if factor == 1:
         return labels
     values = np.unique(labels)[::-1]
-    return values[np.argmax([average(labels == value, factor) for value in values], axis=0)]
+    return values[np.argmax([block_mean(labels == value, factor) for value in values], axis=0)]
