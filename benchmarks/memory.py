@@ -7,8 +7,8 @@
 Counted: every storage that a step creates, from forward to optimiser, on tensors that have sizes but no data; so the
 papers' patches need no big machine. In fp32 that is the peak of the whole step. Mixed precision casts as CUDA does,
 where no backward runs without a GPU: its forward is counted, and the surplus of the backward taken from fp32, a bound.
-Neither sees the workspaces of cuDNN nor torch.compile, which nnU-Net uses on CUDA. These are what
-`nnunet_brats_ext.planning.memory` is calibrated with; --device cuda tells how far a real GPU is from them.
+Neither sees the workspaces of cuDNN nor torch.compile, which nnU-Net uses on CUDA. The footprints of the papers'
+configurations come from these counts; --device cuda shows how far a real GPU is from them.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB, Precision
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -30,6 +29,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations
+from nnunet_brats_ext.planning.plan import PLAIN_UNET
 
 CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
@@ -156,12 +158,12 @@ def omnet(size: Sequence[int]) -> Training:
     return Training(network, of_all_tasks, optimizer, CHANNELS, ((1, 1, 1),))
 
 
-NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
+NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' configurations
     "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
     "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
-    "no_new_net": no_new_net,
-    "lachinov_vae": lachinov_vae,
-    "cascaded_unet": cascaded_unet,
+    "lachinov_128": no_new_net,
+    "lachinov_144": lachinov_vae,
+    "lachinov_brain": cascaded_unet,
     "henry": partial(henry, "group", True),
     "henry_b": partial(henry, "instance", False),
     "hashemi_2d": hashemi,
@@ -169,6 +171,13 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {
     "nnunet": nnunet,
 }
 IN_SLICES = {"hashemi_2d"}
+
+
+def footprint_of(name: str) -> Footprint:
+    """The footprint that the planner estimates with."""
+    found = PLAIN_UNET if name == "nnunet" else configurations()[name].footprint
+    assert found is not None, f"{name} has no footprint yet"
+    return found
 
 
 class LiveBytes(TorchDispatchMode):
@@ -242,7 +251,7 @@ def count_mixed(name: str, size: tuple[int, ...], batch: int) -> Count:
     with FakeTensorMode(), LiveBytes() as bytes_:
         training, x, targets = prepare(name, size, batch, "cuda")
         weights = sum(p.numel() for p in training.network.parameters())
-        state = FOOTPRINTS[name].optimiser_state * 4 * weights
+        state = footprint_of(name).optimiser_state * 4 * weights
         try:  # not torch.autocast: it declines where there is no GPU
             torch.set_autocast_enabled("cuda", True)
             torch.set_autocast_dtype("cuda", torch.float16)
@@ -311,7 +320,7 @@ def main() -> None:
         cases = SLICES if name in IN_SLICES else CASES
         for size, batch in [(tuple(options.size), options.batch)] if options.size else cases:
             for precision, count in (("fp32", count_fp32), ("mixed", count_mixed)):
-                peak, footprint = count(name, size, batch).peak, FOOTPRINTS[name]
+                peak, footprint = count(name, size, batch).peak, footprint_of(name)
                 per_voxel = (peak - footprint.constant_bytes(size, precision)) / prod(size) / batch
                 sizes = [footprint.step_bytes(size, batch, precision), peak]
                 if options.device == "cuda":

@@ -25,7 +25,7 @@ from torch import Tensor
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskNetwork
 from nnunet_brats_ext.inference.tilings import Volume, overlap
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
-from nnunet_brats_ext.training.base import fastest_memory_format
+from nnunet_brats_ext.training.seams import fastest_memory_format
 
 CHANNELS, CLASSES = 4, 5
 PATCH, KEPT = (16, 32, 32), (5, 20, 20)

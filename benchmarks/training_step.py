@@ -24,8 +24,8 @@ BATCH, REGIONS, CHANNELS = 1, 3, 4
 def ours(size: tuple[int, ...], device: torch.device) -> nn.Module:
     from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
     from nnunet_brats_ext.architectures.vae import VAEBranch
-    from nnunet_brats_ext.training.base import fastest_memory_format
     from nnunet_brats_ext.training.branches import NetworkWithBranch, VAERegularisation
+    from nnunet_brats_ext.training.seams import fastest_memory_format
 
     network = PreActivationResidualUNet(CHANNELS, REGIONS)
     branch = VAERegularisation(VAEBranch(CHANNELS, network.endpoint_size(size)), CHANNELS)

@@ -3,9 +3,13 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,10 +51,44 @@ class World:
         return json.loads((self.root / "nnUNet_preprocessed" / self.dataset / "nnUNetPlans.json").read_text())
 
 
+@contextlib.contextmanager
+def threads_for_processes() -> Iterator[None]:
+    """nnU-Net's pools of processes become pools of threads: each process takes seconds to import torch."""
+
+    class Context:
+        Pool = ThreadPool
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(multiprocessing, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda method=None: Context())
+        yield
+
+
+def plan_and_preprocess(dataset_id: int, *configurations: str) -> None:
+    """What nnUNetv2_plan_and_preprocess does, for a small network, in this process and with a quick fingerprint."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiments,
+        preprocess,
+    )
+
+    class FewSamples(DatasetFingerprintExtractor):
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **options)
+            self.num_foreground_voxels_for_intensitystats = 1e5  # nnU-Net's 1e8 take half a minute to sort
+
+    with threads_for_processes(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner cannot do with none
+        extract_fingerprint_dataset(dataset_id, FewSamples, num_processes=1, check_dataset_integrity=True)
+        plan_experiments([dataset_id], gpu_memory_target_in_gb=0.1)
+        preprocess([dataset_id], configurations=configurations, num_processes=[1] * len(configurations))
+
+
 @pytest.fixture(scope="session")
 def world_on_disk(tmp_path_factory) -> World:
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
-
     from nnunet_brats_ext.cli import main
 
     world = World(tmp_path_factory.mktemp("world"))
@@ -59,14 +97,11 @@ def world_on_disk(tmp_path_factory) -> World:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         for name, value in world.settings.items():
             patch.setenv(name, value)
-        patch.setenv("nnUNet_n_proc_DA", "1")  # the planner cannot do with none
         release = str(world.root / "release")
         size = ("--size", "32", "36", "32", "--anatomy", "procedural", "--processes", "1")
         assert main(["phantom", release, "--cases", "8", "--unlabelled", "2", *size]) == 0
         assert main(["convert", release, "-d", "901", "--name", "World", "-np", "1"]) == 0
-        extract_fingerprints([901], num_processes=1, check_dataset_integrity=True)
-        plan_experiments([901], gpu_memory_target_in_gb=0.1)
-        preprocess([901], configurations=("3d_fullres", "2d"), num_processes=(1, 1))
+        plan_and_preprocess(901, "3d_fullres", "2d")
     return world
 
 

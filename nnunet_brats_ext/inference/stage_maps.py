@@ -20,8 +20,8 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.output import write_text
 from nnunet_brats_ext.storage.parallel import progress_bar
-from nnunet_brats_ext.training.base import fastest_memory_format
 from nnunet_brats_ext.training.cascade import expanded_folder, expanded_maps, missing_cases
+from nnunet_brats_ext.training.seams import fastest_memory_format
 
 Job = tuple[str, TrainedModel, list[str]]  # name of the map, single fold and checkpoint, cases
 

@@ -5,11 +5,8 @@ from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from nnunet_brats_ext.training.base import OURS
-from nnunet_brats_ext.training.branches import NetworkWithBranch
 from nnunet_brats_ext.training.final_weights import FinalWeights
 from nnunet_brats_ext.training.optimizers import EpochSchedule, cosine
 
@@ -60,8 +57,9 @@ class Cycles:
 class StochasticWeightAveraging(FinalWeights):
     """Ends with the mean of weights along cycles of high learning rates: a mixin for any trainer.
 
-    `num_epochs` counts base and cycles together; the trainer's own optimiser and schedule rule the base, as if that
-    were all. Where the network has batch normalisation, its statistics are taken anew with the mean, over one epoch.
+    `num_epochs` counts base and cycles together; the trainer's own optimiser and schedule are for the base, as if it
+    were the whole training. Where the network has batch normalisation, its statistics are computed for the mean, over
+    one epoch.
     """
 
     averaging: ClassVar[Cycles] = Cycles()
@@ -71,15 +69,9 @@ class StochasticWeightAveraging(FinalWeights):
     def timeline(self) -> Timeline:
         return self.averaging.timeline(self.num_epochs)
 
-    @property
-    def averaged_network(self) -> nn.Module:
-        """What the average is of: the network without a branch that only training needs."""
-        network = self.bare_network
-        return network.network if isinstance(network, NetworkWithBranch) else network
-
     def initialize(self) -> None:
         super().initialize()
-        self.average = AveragedModel(self.averaged_network, torch.device("cpu"))
+        self.average = AveragedModel(self.inference_network, torch.device("cpu"))
 
     def configure_optimizers(self):
         if self.cycle:
@@ -96,7 +88,7 @@ class StochasticWeightAveraging(FinalWeights):
         return self.averaging.learning_rate(epoch, self.timeline.cycles[self.cycle - 1])
 
     def enter(self, cycle: int) -> None:
-        """Begin a cycle, or go back to one, with the optimiser that belongs to it and nothing learnt in that yet."""
+        """Change to a new optimiser of a cycle, or of the base, which is 0."""
         self.cycle = cycle
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
@@ -109,14 +101,14 @@ class StochasticWeightAveraging(FinalWeights):
 
     def on_epoch_end(self) -> None:
         if self.current_epoch + 1 in self.timeline.snapshots:  # before the checkpoint that this epoch may write
-            self.average.update_parameters(self.averaged_network)
+            self.average.update_parameters(self.inference_network)
         super().on_epoch_end()
 
     def conclude(self) -> None:
         if self.average.n_averaged == 0:
             return
         self.print_to_log_file(f"Weight averaging: the mean of {int(self.average.n_averaged)} sets of weights")
-        self.averaged_network.load_state_dict(self.average.module.state_dict())
+        self.inference_network.load_state_dict(self.average.module.state_dict())
         images = (next(self.dataloader_train)["data"] for _ in range(self.num_iterations_per_epoch))
         update_bn(images, self.network, self.device)  # draws none where there is no batch normalisation
 
@@ -124,16 +116,19 @@ class StochasticWeightAveraging(FinalWeights):
 
     def extra_state(self) -> dict[str, Any]:
         average = None if self.concluded else self.average.state_dict()  # in the end it is the network
-        return super().extra_state() | {"cycle": self.cycle, "average": average}
+        own = {"cycle": self.cycle, "average": average, "averaged": int(self.average.n_averaged)}
+        return super().extra_state() | own
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        if not self.was_initialized:
-            self.initialize()
-        stored = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(OURS)
-        self.enter(stored["extra"]["cycle"] if stored else 0)  # nnU-Net fills the optimiser that is there
-        super().load_checkpoint(filename_or_checkpoint)
+    def prepare_for_extra_state(self, state: dict[str, Any]) -> None:
+        super().prepare_for_extra_state(state)
+        self.enter(state.get("cycle", 0))
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         if state["average"] is not None:
             self.average.load_state_dict(state["average"])
+            return
+        self.average.module.load_state_dict(self.inference_network.state_dict())
+        # Version 0.1 did not store how many: those of a whole training of as many epochs.
+        whole = sum(epoch > 0 for epoch in self.averaging.timeline(self.current_epoch).snapshots)
+        self.average.n_averaged.fill_(state.get("averaged", whole))

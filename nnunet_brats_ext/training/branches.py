@@ -1,6 +1,6 @@
 """Branches that a network has only while it trains, and the terms they add to the loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
@@ -16,7 +16,7 @@ class TrainingOutput(NamedTuple):
 
 
 class NetworkWithBranch(nn.Module):
-    """A network that encodes and decodes, and a branch on its features that nobody needs after training.
+    """A network that encodes and decodes, with a branch on its features that only training needs.
 
     Train mode: (b, c, *s) -> TrainingOutput; eval mode: the network's logits. Its state dict is the network's own, so
     that checkpoints load where the branch is never built: in `nnUNetPredictor`, or as pretrained weights.
@@ -43,7 +43,7 @@ class NetworkWithBranch(nn.Module):
 class VAERegularisation(nn.Module):
     """Weighted reconstruction and divergence of a `VAEBranch`, as Myronenko 2018 (https://arxiv.org/abs/1810.11654).
 
-    Rebuilds the first `output_channels` of the input: the images, not the labels of a previous stage behind them.
+    It reconstructs the first `image_channels` of the input, not the labels of a previous stage behind them.
     """
 
     def __init__(self, vae: VAEBranch, image_channels: int, reconstruction_weight: float = 0.1, kl_weight: float = 0.1):
@@ -60,13 +60,13 @@ class VAERegularisation(nn.Module):
         }
 
 
-def vae_beside(trainer: Any, network: Any, **options: Any) -> VAERegularisation:
-    """The branch for a trainer's images and patch, on a network that names its strides, features and `endpoint_size`.
+def vae_regularisation(
+    network: Any, image_channels: int, patch_size: Sequence[int], **options: Any
+) -> VAERegularisation:
+    """The VAE branch for a network that has `strides`, `features_per_stage` and `endpoint_size`, and for a patch size.
 
     options: of `VAEBranch`.
     """
-    image_channels = len(trainer.dataset_json["channel_names"])
-    patch_size = trainer.configuration_manager.patch_size
     vae = VAEBranch(
         image_channels,
         network.endpoint_size(patch_size),

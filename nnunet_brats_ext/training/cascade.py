@@ -1,25 +1,69 @@
 """What the second stage of a cascade needs from the first: label maps of all training cases, one or several each."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.nnunet import SPLITS, model_name, read_splits, train_command
 from nnunet_brats_ext.training.sampling import Case, CaseView
+from nnunet_brats_ext.training.seams import Cases, PlainTrainer
 
 
-def expanded_folder(folder: Path) -> Path:
-    """Where `nnunet_brats predict-stage` leaves several maps per case, a folder each, beside nnU-Net's own one."""
-    return folder.with_name(f"{folder.name}.maps")
+class PreviousStage(PlainTrainer):
+    """Mixin: a second stage finds the maps of a first stage that another trainer has trained, and several per case.
 
+    Of several maps, each draw shows another one; validation cases too have several. nnU-Net knows one map per case,
+    of the same trainer.
+    """
 
-def expanded_maps(folder: Path) -> list[Path]:
-    """The folders of maps that expand the training data of a second stage; none, and it trains on `folder` alone."""
-    maps = expanded_folder(folder)
-    return sorted(path for path in maps.iterdir() if path.is_dir() and path.name[0] != ".") if maps.is_dir() else []
+    previous_stage_maps: Sequence[Path] = ()
+    """The folders of maps, where there are several maps per case."""
+
+    def set_hyperparameters(self) -> None:
+        if self.is_cascaded and nnUNet_results.is_set():
+            self._find_maps()
+        super().set_hyperparameters()
+
+    def _find_maps(self) -> None:
+        previous, plans = self.configuration_manager.previous_stage_name, self.plans_manager.plans_name
+        dataset_results = Path(self.output_folder_base).parent
+        model = dataset_results / model_name(self.previous_stage_trainer, plans, previous)
+        folder = model / "predicted_next_stage" / self.configuration_name
+        self.previous_stage_maps = expanded_maps(folder)
+        if self.previous_stage_maps and not folder.is_dir():
+            folder = self.previous_stage_maps[0]  # for the final validation, which refines one map per case
+        self.folder_with_segs_from_previous_stage: str = str(folder)
+
+    @property
+    def previous_stage_trainer(self) -> str:
+        return self.all_facts().previous_stage or type(self).__name__
+
+    def load_cases(self) -> Cases:
+        training, validation = super().load_cases()
+        if not self.is_cascaded:
+            return training, validation
+        require_previous_stage(
+            Path(self.folder_with_segs_from_previous_stage),
+            [*training.identifiers, *validation.identifiers],
+            Path(self.preprocessed_dataset_folder_base, SPLITS),
+            self.plans_manager.dataset_name,
+            self.previous_stage_trainer,
+            self.plans_manager.plans_name,
+            self.configuration_manager.previous_stage_name,
+        )
+        return self._with_maps(training), self._with_maps(validation)
+
+    def draws_per_epoch(self, cases: nnUNetBaseDataset, training: bool) -> int:
+        return super().draws_per_epoch(cases, training) * (len(self.previous_stage_maps) or 1)
+
+    def _with_maps(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        folders = self.previous_stage_maps
+        versions = [type(cases)(cases.source_folder, list(cases.identifiers), str(folder)) for folder in folders]
+        return DrawnMaps(versions) if versions else cases
 
 
 class DrawnMaps(CaseView):
@@ -37,8 +81,19 @@ class DrawnMaps(CaseView):
         return self.versions[np.random.randint(len(self.versions))].load_case(identifier)
 
 
+def expanded_folder(folder: Path) -> Path:
+    """Where `nnunet_brats predict-stage` writes several maps per case, a folder each, next to nnU-Net's own one."""
+    return folder.with_name(f"{folder.name}.maps")
+
+
+def expanded_maps(folder: Path) -> list[Path]:
+    """The folders of maps that expand the training data of a second stage; without any, it trains on `folder` alone."""
+    maps = expanded_folder(folder)
+    return sorted(path for path in maps.iterdir() if path.is_dir() and path.name[0] != ".") if maps.is_dir() else []
+
+
 def missing_cases(folder: Path, cases: Iterable[str]) -> list[str]:
-    """The cases without a segmentation in the folder where the previous stage leaves them, in any format."""
+    """The cases without a segmentation in the folder where the previous stage writes them, in any format."""
     present = {path.name.split(".")[0] for path in folder.iterdir()} if folder.is_dir() else set()
     return sorted(set(cases) - present)
 
@@ -54,20 +109,15 @@ def require_previous_stage(
     for maps in expanded_maps(folder):
         if missing := missing_cases(maps, cases):
             raise UserError(
-                f"{len(missing)} cases have no segmentation of the previous stage in {maps}: {_shown(missing)}. "
+                f"{len(missing)} cases have no segmentation of the previous stage in {maps}: {shorten(missing)}. "
                 f"Go on with `nnunet_brats predict-stage` as this folder was begun, or delete the folder"
             )
     if not (missing := missing_cases(folder, cases)) or expanded_maps(folder):
         return
-    splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
-    folds = [fold for fold, split in enumerate(splits) if set(missing) & set(split["val"])]
-    commands = [f"nnUNetv2_train {dataset_name} {stage} {fold} -tr {trainer} -p {plans}" for fold in folds]
+    splits = read_splits(splits_file) if splits_file.is_file() else []
+    folds = [str(fold) for fold, split in enumerate(splits) if set(missing) & set(split["val"])]
+    commands = [train_command(dataset_name, stage, fold, trainer, plans) for fold in folds or ["all"]]
     raise UserError(
-        f"{len(missing)} cases have no segmentation of the previous stage in {folder}: {_shown(missing)}. "
-        "Train, or only validate (--val) where training is done, the folds that hold them:\n  "
-        + "\n  ".join(commands or [f"nnUNetv2_train {dataset_name} {stage} all -tr {trainer} -p {plans}"])
+        f"{len(missing)} cases have no segmentation of the previous stage in {folder}: {shorten(missing)}. "
+        "Train, or only validate (--val) where training is done, the folds that hold them:\n  " + "\n  ".join(commands)
     )
-
-
-def _shown(cases: Sequence[str]) -> str:
-    return ", ".join(cases[:10]) + (f" and {len(cases) - 10} more" if len(cases) > 10 else "")

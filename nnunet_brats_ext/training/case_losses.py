@@ -8,14 +8,14 @@ from pathlib import Path
 from torch import distributed
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import CASE_LOSSES, case_losses_line
-from nnunet_brats_ext.training.base import BraTSTrainer
+from nnunet_brats_ext.training.seams import PlainTrainer
 
 
-class CaseLosses(BraTSTrainer):
+class CaseLosses(PlainTrainer):
     """Logs the mean training loss of every case, one line of JSON per epoch; a mixin for any trainer.
 
     Henry et al. 2020 (https://arxiv.org/abs/2011.01045) drop the cases whose loss stays high. In a batch of several
-    cases each is charged with the loss of all. A training that starts anew starts a new file.
+    cases the loss of the batch counts for each of them. A training from the start begins a new file.
     """
 
     def initialize(self) -> None:

@@ -1,4 +1,4 @@
-"""The environment variables that a training of ours reads, and how. Loads no torch: recipes set the same ones."""
+"""The environment variables that our trainings read. Loads no torch, because recipes set the same ones."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates of the papers, built from torch's."""
+"""Learning rates by epoch, and a speed-up of optimisers on GPUs."""
 
 from collections.abc import Callable
 from math import cos, pi
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def count_steps_on_cpu(optimizer: torch.optim.Optimizer) -> None:
-    """Where an optimiser looks at its count of steps itself, as all but fused ones do, and would wait for the GPU."""
+    """Keep an optimiser's step counters on the CPU: all but fused ones read them, and would wait for the GPU."""
     for group in optimizer.param_groups:
         if not group.get("fused") and not group.get("capturable"):
             for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
@@ -17,7 +17,7 @@ def count_steps_on_cpu(optimizer: torch.optim.Optimizer) -> None:
 
 
 class EpochSchedule:
-    """The learning rate of every epoch as a function of it, in the form that nnU-Net asks of a scheduler."""
+    """Learning-rate scheduler with nnU-Net's `step(epoch)`: the rate is a function of the epoch."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, learning_rate: Callable[[int], float]):
         self.optimizer, self.learning_rate = optimizer, learning_rate

@@ -1,4 +1,4 @@
-"""Random numbers of a training: where they start, and how a resumed one goes on with the same."""
+"""The state of all random generators: seeded at the start, stored in checkpoints, restored when training resumes."""
 
 import random
 from typing import Any

@@ -1,8 +1,8 @@
-"""Which patches training sees: views on nnU-Net's cases that steer its data loader without replacing it.
+"""Views on nnU-Net's cases that decide which patches its data loader draws.
 
-For every row of a batch nnU-Net's loader calls `load_case` once, in the order of the rows. Where it is told to show
-foreground it centres the patch on a voxel of the case's `class_locations`. A view that names one voxel there decides
-where the patch lies, anew for every draw and in the loader's own worker processes.
+For every row of a batch nnU-Net's loader calls `load_case` once, in the order of the rows. Where a row is to show
+foreground it centres the patch on a voxel of the case's `class_locations`. A view that lists one voxel there decides
+where the patch lies, for every draw and in the loader's own worker processes.
 """
 
 import os
@@ -18,7 +18,7 @@ Case = tuple[Any, Any, Any, dict]  # data (c, *s), segmentation (1, *s), previou
 
 
 class CaseView(nnUNetBaseDataset):
-    """The cases of another data set, seen differently; a subclass overrides `load_case`."""
+    """Base class of views: the cases of another data set, changed by a subclass that overrides `load_case`."""
 
     def __init__(self, cases: nnUNetBaseDataset):
         super().__init__(cases.source_folder, list(cases.identifiers), cases.folder_with_segs_from_previous_stage)
@@ -57,7 +57,7 @@ class CentredDraws(CaseView):
 
     @abstractmethod
     def draw_centre(self, case: Case) -> Sequence[int] | None:
-        """The voxel of the preprocessed case at index `patch_size // 2` of the patch; None leaves it to chance."""
+        """The voxel of the preprocessed case at index `patch_size // 2` of the patch; None is a random patch."""
 
     def load_case(self, identifier: str) -> Case:
         case = self.cases.load_case(identifier)

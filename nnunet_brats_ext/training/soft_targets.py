@@ -1,4 +1,4 @@
-"""Training on region probabilities that `nnunet_brats distill --targets soft` has left beside a data set.
+"""Training on region probabilities that `nnunet_brats distill --targets soft` has written next to a data set.
 
 nnU-Net's loader cuts a patch out of a case's image and segmentation, and its transforms know a `regression_target`,
 which moves with the image and keeps its intensities. So a view appends the regions to the image's channels, where they
@@ -25,14 +25,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_brats_ext.dataset_conversion.distillation.targets import LEVELS, SOFT_TARGETS
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.training.base import BraTSTrainer
+from nnunet_brats_ext.training.preconditions import SOFT_TARGETS_KEY
 from nnunet_brats_ext.training.sampling import Case, CaseView
+from nnunet_brats_ext.training.seams import Cases, PlainTrainer
 
 Regions = Sequence[int | tuple[int, ...]]
 
 
-class SoftTargets(BraTSTrainer):
-    """A mixin, listed first: where the data set has soft targets, train on them instead of on label maps.
+class SoftTargets(PlainTrainer):
+    """Mixin, listed first: trains on soft targets instead of label maps, where the data set has them.
 
     After Lachinov et al. 2019, https://arxiv.org/abs/2002.03688, who train on label maps. All training targets are
     then probabilities (b, r, *s) in float32, which spatial transforms interpolate; those of cases without soft targets
@@ -41,11 +42,13 @@ class SoftTargets(BraTSTrainer):
     must know a `regression_target`, as batchgeneratorsv2's do.
     """
 
+    keys_read = (SOFT_TARGETS_KEY,)
+
     @property
     def has_soft_targets(self) -> bool:
-        return f"brats_{SOFT_TARGETS}" in self.dataset_json
+        return SOFT_TARGETS_KEY in self.dataset_json
 
-    def get_tr_and_val_datasets(self) -> tuple[nnUNetBaseDataset, nnUNetBaseDataset]:
+    def get_tr_and_val_datasets(self) -> Cases:
         training, validation = super().get_tr_and_val_datasets()
         if not self.has_soft_targets:
             return training, validation
@@ -57,15 +60,15 @@ class SoftTargets(BraTSTrainer):
         return SoftTargetView(training, folder, soft, self.label_manager.foreground_regions), validation
 
     def _preprocess_soft_targets(self, folder: Path) -> set[str]:
-        """Bring the raw soft targets of all folds into the geometry of the preprocessed cases, once; gives the cases.
+        """Bring the raw soft targets of all folds into the geometry of the preprocessed cases, once; returns the cases.
 
-        Where nnUNet_raw is not at hand, what an earlier training has left counts.
+        Where nnUNet_raw is not set, those that an earlier training has written count.
         """
         raw = Path(nnUNet_raw, self.plans_manager.dataset_name, SOFT_TARGETS) if nnUNet_raw.is_set() else folder
         soft = {
             path.stem for path in (raw if raw.is_dir() else folder).glob("[!.]*") if path.suffix in (".npz", ".b2nd")
         }
-        if len(soft) != (expected := self.dataset_json[f"brats_{SOFT_TARGETS}"]["cases"]):
+        if len(soft) != (expected := self.dataset_json[SOFT_TARGETS_KEY]["cases"]):
             raise UserError(
                 f"{raw if raw.is_dir() else folder} holds {len(soft)} of {expected} soft targets; set nnUNet_raw to "
                 "where `nnunet_brats distill` has written the data set"
@@ -117,7 +120,7 @@ def preprocess_case(
     configuration_manager: ConfigurationManager,
     case: str,
 ) -> None:
-    """Write the soft target of one case as nnU-Net's loader wants it: uint8 (r, *s) in blocks, whole or not at all."""
+    """Write the soft target of one case in the format of nnU-Net's loader: uint8 (r, *s) in blocks, in one rename."""
     data, _, _, properties = cases.load_case(case)
     with np.load(raw / f"{case}.npz") as archive:
         levels = archive["probabilities"]

@@ -1,11 +1,5 @@
 """Henry et al. 2020 small enough for a CPU: a sixth of the channels, and learning rates for few steps."""
 
-from collections.abc import Callable
-from functools import partial
-
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
-
 from nnunet_brats_ext.trainers import BraTSDeepSupervisionBTrainer, BraTSDeepSupervisionTrainer
 from nnunet_brats_ext.trainers.henry2020.trainers import HenryTrainer, PipelineA
 from nnunet_brats_ext.training.averaging import Cycles
@@ -15,10 +9,7 @@ class Narrow(HenryTrainer):
     """https://arxiv.org/abs/2011.01045"""
 
     hyperparameters = dict(initial_lr=1e-2)
-
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(super().architecture_for(configuration), features_per_stage=(8, 16, 32, 64))
+    network_options = dict(features_per_stage=(8, 16, 32, 64))
 
 
 class StudyHenryATrainer(Narrow, BraTSDeepSupervisionTrainer):

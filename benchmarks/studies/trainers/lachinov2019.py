@@ -3,18 +3,7 @@
 The cascade is small as it is.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import ClassVar
-
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
-
-from nnunet_brats_ext.trainers import (
-    BraTSNoNewNetTrainer,
-    BraTSResUNetVAETrainer,
-    BraTSStudentTrainer,
-)
+from nnunet_brats_ext.trainers import BraTSNoNewNetTrainer, BraTSResUNetVAETrainer, BraTSStudentTrainer
 from nnunet_brats_ext.trainers.lachinov2019.trainers import LachinovTrainer
 
 
@@ -22,17 +11,13 @@ class Narrow(LachinovTrainer):
     """https://arxiv.org/abs/2002.03688"""
 
     hyperparameters = dict(initial_lr=2e-3)
-    features: ClassVar[Sequence[int]] = (8, 16, 32, 64)
-
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(super().architecture_for(configuration), features_per_stage=cls.features)
+    network_options = dict(features_per_stage=(8, 16, 32, 64))
 
 
 class StudyNoNewNetTrainer(Narrow, BraTSNoNewNetTrainer):
     """https://arxiv.org/abs/2002.03688, the first teacher."""
 
-    features = (8, 16, 32, 64, 128)
+    network_options = dict(features_per_stage=(8, 16, 32, 64, 128))
 
 
 class StudyResUNetVAETrainer(Narrow, BraTSResUNetVAETrainer):

@@ -1,10 +1,6 @@
 """Lyu & Shu 2020 small enough for a CPU: a quarter of the channels, and a learning rate for few steps."""
 
-from collections.abc import Callable
-from functools import partial
-
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
+from dataclasses import replace
 
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSVAETrainer
 from nnunet_brats_ext.trainers.lyu2020.trainers import LyuTrainer
@@ -14,10 +10,7 @@ class Narrow(LyuTrainer):
     """https://arxiv.org/abs/2011.02881"""
 
     hyperparameters = dict(initial_lr=2e-3)
-
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(super().architecture_for(configuration), features_per_stage=(8, 16, 32, 64))
+    network_options = dict(features_per_stage=(8, 16, 32, 64))
 
 
 class StudyVAETrainer(Narrow, BraTSVAETrainer):
@@ -27,7 +20,7 @@ class StudyVAETrainer(Narrow, BraTSVAETrainer):
 class StudyAttentionVAETrainer(Narrow, BraTSAttentionVAETrainer):
     """https://arxiv.org/abs/2011.02881, stage 2."""
 
-    previous_stage_trainer = "StudyVAETrainer"
+    facts = replace(BraTSAttentionVAETrainer.all_facts(), previous_stage="StudyVAETrainer")
 
     def adapt_hyperparameters(self) -> None:
         rate = self.initial_lr

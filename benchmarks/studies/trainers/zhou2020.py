@@ -6,13 +6,12 @@ from nnunet_brats_ext.trainers import BraTSMC1Trainer, BraTSOMNetCGATrainer, Bra
 from nnunet_brats_ext.trainers.zhou2020.trainers import ZhouTrainer
 from nnunet_brats_ext.training.optimizers import EpochSchedule
 
-FEATURES = (8, 16, 32, 64)
-
 
 class Quick(ZhouTrainer):
-    """https://arxiv.org/abs/1906.01796; momentum 0.99 would remember more steps than a study has."""
+    """https://arxiv.org/abs/1906.01796; momentum 0.99 averages over more steps than a study has."""
 
     hyperparameters = dict(initial_lr=5e-2)
+    network_options = dict(features_per_stage=(8, 16, 32, 64))
     augmented = False  # as in the paper
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
@@ -25,16 +24,10 @@ class Quick(ZhouTrainer):
 class StudyMC1Trainer(Quick, BraTSMC1Trainer):
     """https://arxiv.org/abs/1906.01796, MC1."""
 
-    network_options = BraTSMC1Trainer.network_options | dict(features_per_stage=FEATURES)
-
 
 class StudyOMNetTrainer(Quick, BraTSOMNetTrainer):
     """https://arxiv.org/abs/1906.01796, OM-Net."""
 
-    network_options = BraTSOMNetTrainer.network_options | dict(features_per_stage=FEATURES)
-
 
 class StudyOMNetCGATrainer(Quick, BraTSOMNetCGATrainer):
     """https://arxiv.org/abs/1906.01796, OM-Net with cross-task guided attention."""
-
-    network_options = BraTSOMNetCGATrainer.network_options | dict(features_per_stage=FEATURES)

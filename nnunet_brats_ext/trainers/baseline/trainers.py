@@ -1,4 +1,4 @@
-"""The yardstick: nnU-Net itself on our base."""
+"""nnU-Net itself on our base trainer: what the papers are compared with."""
 
 from nnunet_brats_ext.training.base import BraTSTrainer
 

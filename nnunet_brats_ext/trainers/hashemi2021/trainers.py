@@ -3,24 +3,22 @@
 "A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation".
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from nnunet_brats_ext.architectures.plain_unet_2d import FEATURES, BinaryUNet2D, PlainUNet2D
+from nnunet_brats_ext.architectures.plain_unet_2d import BinaryUNet2D, PlainUNet2D
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.hashemi2021.composed_warp import ComposedWarp
 from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
 from nnunet_brats_ext.trainers.hashemi2021.slices import NonEmptySlices, count_slices
 from nnunet_brats_ext.training.base import BraTSTrainer
+from nnunet_brats_ext.training.planned_network import PlannedNetwork
 
 
 class HashemiTrainer(BraTSTrainer):
@@ -34,23 +32,22 @@ class HashemiTrainer(BraTSTrainer):
         enable_deep_supervision=False,
     )
 
-    features_per_stage: ClassVar[tuple[int, ...]] = FEATURES
+    architecture: ClassVar[type[nn.Module]] = PlainUNet2D
     copies: ClassVar[int] = 1  # of every training slice in an epoch
 
     @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        if len(configuration.patch_size) != 2:
+    def check_plans(cls, planned: PlannedNetwork) -> None:
+        if len(planned.patch_size) != 2:
             raise UserError(
-                f"{cls.__name__} segments slices, but the patch {tuple(configuration.patch_size)} is a volume; "
+                f"{cls.__name__} segments slices, but the patch {planned.patch_size} is a volume; "
                 "train it on the configuration 2d, or on hashemi_2d of `nnunet_brats plan`"
             )
-        return partial(
-            cls.network_class(), strides=configuration.pool_op_kernel_sizes, features_per_stage=cls.features_per_stage
-        )
 
     @classmethod
-    def network_class(cls) -> Callable[..., nn.Module]:
-        return PlainUNet2D
+    def build_network(
+        cls, planned: PlannedNetwork, input_channels: int, num_classes: int, deep_supervision: bool
+    ) -> nn.Module:
+        return cls.architecture(input_channels, num_classes, strides=planned.strides, **cls.all_network_options())
 
     def region_loss(self) -> nn.Module:
         return FrequencyWeightedDiceLoss()
@@ -93,12 +90,13 @@ class BinaryTrainer(HashemiTrainer):
     `nnunet_brats ensemble --method nested`.
     """
 
+    architecture = BinaryUNet2D
     region: ClassVar[int]  # its place among the data set's regions, which begin with WT, TC, ET
     final_relu: ClassVar[bool] = False  # True is the authors' network, parts of which stop learning at random
 
     @classmethod
-    def network_class(cls) -> Callable[..., nn.Module]:
-        return partial(BinaryUNet2D, region=cls.region, final_relu=cls.final_relu)
+    def all_network_options(cls) -> dict[str, Any]:
+        return super().all_network_options() | dict(region=cls.region, final_relu=cls.final_relu)
 
     def region_loss(self) -> nn.Module:
         return FrequencyWeightedDiceLoss(region=self.region)

@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2011.01045
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -15,8 +13,6 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
 
 from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
@@ -24,7 +20,7 @@ from nnunet_brats_ext.losses.outputs import MeanOverOutputs
 from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
 from nnunet_brats_ext.trainers.henry2020.transforms import DropChannel, RelativeNoise, ShiftBrain, SwapAndFlip
 from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
-from nnunet_brats_ext.training.base import BraTSTrainer, topology
+from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.case_losses import CaseLosses
 from nnunet_brats_ext.training.final_weights import LowestValidationLoss
 from nnunet_brats_ext.training.optimizers import EpochSchedule, cosine
@@ -40,12 +36,11 @@ class HenryTrainer(BraTSTrainer):
         enable_deep_supervision=False,  # nnU-Net's: here the heads are enlarged to the one target
     )
 
-    norm: ClassVar[Literal["group", "instance"]]
-    attention: ClassVar[bool] = False
+    architecture = DilatedUNet
     squared: ClassVar[bool]
     """Whether the Dice loss squares probabilities and target in its denominator."""
     normalization: ClassVar[str]
-    """What nnU-Net shall do to the images, as its plans call it."""
+    """The normalisation that the images need, under nnU-Net's name for it."""
 
     def initialize(self) -> None:
         super().initialize()
@@ -54,10 +49,6 @@ class HenryTrainer(BraTSTrainer):
                 f"WARNING: {type(self).__name__} is made for {self.normalization} and the plans say {sorted(planned)}. "
                 "Pipeline A takes images from `nnunet_brats convert --normalise percentile-minmax`, pipeline B others."
             )
-
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(DilatedUNet, **topology(configuration), norm=cls.norm, attention=cls.attention)
 
     def region_loss(self) -> MeanOverOutputs:
         return MeanOverOutputs(SoftDiceLoss(1.0, 1.0, squared=self.squared, batch=True))
@@ -69,12 +60,12 @@ class HenryTrainer(BraTSTrainer):
 class PipelineA(HenryTrainer):
     """Pipeline A of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) up to where averaging begins."""
 
-    norm = "group"
+    network_options = dict(norm="group")
     squared = True
     normalization = "NoNormalization"  # the images come scaled to 0..1
 
     augmented_as: ClassVar[Literal["coded", "written"]] = "coded"
-    """As the authors' release augments, or as the paper says."""
+    """The augmentation of the authors' release, or that of the paper."""
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         optimizer, half = Ranger(self.network.parameters(), self.initial_lr), self.num_epochs / 2
@@ -103,7 +94,7 @@ class BraTSDeepSupervisionTrainer(CaseLosses, StochasticWeightAveraging, Pipelin
 class BraTSDeepSupervisionCBAMTrainer(BraTSDeepSupervisionTrainer):
     """Pipeline A of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) with attention (CBAM) in the encoder."""
 
-    attention = True
+    network_options = dict(attention=True)
 
 
 class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTrainer):
@@ -113,7 +104,7 @@ class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTraine
     """
 
     hyperparameters = dict(num_epochs=400)
-    norm = "instance"
+    network_options = dict(norm="instance")
     squared = False
     normalization = "ZScoreNormalization"
 

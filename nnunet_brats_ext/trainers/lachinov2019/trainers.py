@@ -1,7 +1,6 @@
 """Lachinov et al. 2019: three unlike teachers and the student of their ensemble, https://arxiv.org/abs/2002.03688."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -13,7 +12,6 @@ from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet
@@ -24,9 +22,10 @@ from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
 from nnunet_brats_ext.trainers.lachinov2019.transforms import RegionsBecomeSoft, ReplaceChannelsByNoise, ShiftChannels
-from nnunet_brats_ext.training.base import BraTSTrainer, topology
-from nnunet_brats_ext.training.branches import VAERegularisation, vae_beside
+from nnunet_brats_ext.training.base import BraTSTrainer
+from nnunet_brats_ext.training.branches import VAERegularisation, vae_regularisation
 from nnunet_brats_ext.training.optimizers import EpochSchedule
+from nnunet_brats_ext.training.planned_network import PlannedNetwork
 from nnunet_brats_ext.training.soft_targets import SoftTargets, UseSoftTarget
 
 
@@ -83,7 +82,7 @@ class LachinovTrainer(BraTSTrainer):
 
     def get_training_transforms(self, *arguments: Any, **options: Any) -> BasicTransform:
         transforms = super().get_training_transforms(*arguments, **options)
-        if self.has_soft_targets:  # which are soft from the start
+        if isinstance(self, SoftTargets) and self.has_soft_targets:  # which are soft from the start
             return transforms
         soft = RegionsBecomeSoft(self.label_manager.foreground_regions)
         return ComposeTransforms([soft, transforms, UseSoftTarget()])
@@ -100,10 +99,11 @@ class BraTSNoNewNetTrainer(LachinovTrainer):
     The paper's patch is 128^3 with a batch of 2.
     """
 
+    architecture = NoNewUNet
+
     @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        require_more_than_one_voxel(configuration, halvings=4)
-        return partial(NoNewUNet, **topology(configuration))
+    def check_plans(cls, planned: PlannedNetwork) -> None:
+        require_more_than_one_voxel(planned, halvings=4)
 
 
 class BraTSStudentTrainer(SoftTargets, LachinovTrainer):
@@ -113,13 +113,7 @@ class BraTSStudentTrainer(SoftTargets, LachinovTrainer):
     The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2; any patch that the plans' strides allow works.
     """
 
-    head_bias_deviation: ClassVar[float] = 0.0
-
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(
-            PostActivationResidualUNet, **topology(configuration), head_bias_deviation=cls.head_bias_deviation
-        )
+    architecture = PostActivationResidualUNet
 
 
 class StudentRelease:
@@ -132,7 +126,7 @@ class StudentRelease:
     rate_drops = (0.1, 0.5)  # of 160,000 updates: every 16,000
     amsgrad = True
     mirror_z = True
-    head_bias_deviation = 1.0
+    network_options: ClassVar[dict] = dict(head_bias_deviation=1.0)
 
     def region_loss(self) -> nn.Module:
         return DiceAndBCELoss(background_weight=0.01, epsilon=1e-6, factor=0.5)
@@ -144,12 +138,11 @@ class BraTSResUNetVAETrainer(LachinovTrainer):
     The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2. The branch is for training only.
     """
 
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(PostActivationResidualUNet, **topology(configuration))
+    architecture = PostActivationResidualUNet
 
-    def training_branch(self, network: PostActivationResidualUNet) -> VAERegularisation:
-        return vae_beside(self, network, align_corners=False)
+    def training_branch(self, network: nn.Module) -> VAERegularisation:
+        patch_size = self.configuration_manager.patch_size
+        return vae_regularisation(network, self.image_channels, patch_size, align_corners=False)
 
 
 class BraTSCascadedUNetTrainer(LachinovTrainer):
@@ -159,14 +152,14 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
     """
 
     hyperparameters = dict(initial_lr=0.1, weight_decay=1e-5, num_epochs=500)
+    architecture = CascadedUNet
     one_draw_per_case = True
     scale_weights: ClassVar[Sequence[float]] = (0.4, 0.3, 0.2)  # of the losses, the finest scale first
     epochs_per_decay: ClassVar[int] = 1
 
     @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        require_more_than_one_voxel(configuration, halvings=5)
-        return partial(CascadedUNet, **topology(configuration))
+    def check_plans(cls, planned: PlannedNetwork) -> None:
+        require_more_than_one_voxel(planned, halvings=5)
 
     def initialize(self) -> None:
         super().initialize()
@@ -211,13 +204,12 @@ class MXNetParity:
     channel_noise = 0.1
 
 
-def require_more_than_one_voxel(configuration: ConfigurationManager, halvings: int) -> None:
-    """An error where the network's deepest features of a patch are one voxel, which instance normalisation refuses."""
-    strides = configuration.pool_op_kernel_sizes[: 1 + halvings]
-    cumulated = [prod(axis) for axis in zip(*strides, strict=True)]
-    if all(length <= stride for length, stride in zip(configuration.patch_size, cumulated, strict=True)):
+def require_more_than_one_voxel(planned: PlannedNetwork, halvings: int) -> None:
+    """Raise an error where the deepest features of a patch are one voxel, which instance normalisation refuses."""
+    cumulated = [prod(axis) for axis in zip(*planned.strides[: 1 + halvings], strict=True)]
+    if all(length <= stride for length, stride in zip(planned.patch_size, cumulated, strict=True)):
         smallest = [*cumulated[:-1], 2 * cumulated[-1]]
         raise UserError(
-            f"a patch of {tuple(configuration.patch_size)} leaves one voxel at the bottom of the network, where "
+            f"a patch of {planned.patch_size} leaves one voxel at the bottom of the network, where "
             f"instance normalisation needs two; the smallest patch for these strides is {tuple(smallest)}"
         )

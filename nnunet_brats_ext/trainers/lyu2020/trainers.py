@@ -1,7 +1,5 @@
 """Lyu & Shu 2020: a two-stage cascade with VAE regularisation and attention gates, https://arxiv.org/abs/2011.02881."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -10,15 +8,14 @@ from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrig
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet, PreActivationResidualUNet
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.trainers.lyu2020.transforms import ShiftIntensity
 from nnunet_brats_ext.trainers.lyu2020.windows import TumourWindows
-from nnunet_brats_ext.training.base import BraTSTrainer, topology
-from nnunet_brats_ext.training.branches import VAERegularisation, vae_beside
+from nnunet_brats_ext.training.base import BraTSTrainer
+from nnunet_brats_ext.training.branches import VAERegularisation, vae_regularisation
 from nnunet_brats_ext.training.cascade import DrawnMaps
 
 
@@ -33,14 +30,8 @@ class LyuTrainer(BraTSTrainer):
         enable_deep_supervision=False,
     )
 
-    architecture: ClassVar[type[PreActivationResidualUNet]]
-
-    @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(cls.architecture, **topology(configuration))
-
-    def training_branch(self, network: PreActivationResidualUNet) -> VAERegularisation:
-        return vae_beside(self, network)
+    def training_branch(self, network: nn.Module) -> VAERegularisation:
+        return vae_regularisation(network, self.image_channels, self.configuration_manager.patch_size)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)

@@ -1,11 +1,10 @@
 """Zhou et al. 2020: OM-Net, one network for three nested tasks, with cross-task guided attention; and its ablations.
 
 https://arxiv.org/abs/1906.01796. Meant for the configuration `omnet` of `nnunet_brats plan`: patches of 16 x 32 x 32,
-20 per task; on patches much larger, neither the samplers nor the data transfer tell the tasks apart.
+20 per task; on much larger patches, the samplers and the data transfer hardly distinguish the tasks.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -14,16 +13,16 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
+from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskNetwork
+from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
-from nnunet_brats_ext.training.base import BraTSTrainer, topology
+from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.optimizers import EpochSchedule
+from nnunet_brats_ext.training.planned_network import PlannedNetwork
 
 
 def curriculum_phase(epoch: int, epochs: int) -> int:
@@ -45,20 +44,28 @@ class ZhouTrainer(BraTSTrainer):
         oversample_foreground_percent=1.0,  # every patch is centred by `TaskDraws`
     )
     one_draw_per_case = False
-    architecture: ClassVar[type[TaskNetwork]] = OMNet
-    network_options: ClassVar[dict[str, Any]] = {}
+    architecture: ClassVar[type[nn.Module]] = OMNet
     curriculum: ClassVar[bool] = True
     data_transfer: ClassVar[bool] = True
     augmented: ClassVar[bool] = True
     """nnU-Net's augmentation; the paper mentions none, which is off."""
 
     @classmethod
-    def architecture_for(cls, configuration: ConfigurationManager) -> Callable[..., nn.Module]:
-        return partial(cls.architecture, **topology(configuration), **cls.network_options)
+    def build_network(
+        cls, planned: PlannedNetwork, input_channels: int, num_classes: int, deep_supervision: bool
+    ) -> nn.Module:
+        return cls.architecture(
+            input_channels,
+            num_classes,
+            conv_op=planned.conv_op,
+            strides=planned.strides,
+            deep_supervision=deep_supervision,
+            **cls.all_network_options(),
+        )
 
     @property
     def tasks(self) -> int:
-        return self.network_options.get("tasks", len(CLASSES))
+        return self.all_network_options().get("tasks", len(CLASSES))
 
     def initialize(self) -> None:
         require_nested_regions(self.label_manager.foreground_regions, self.dataset_json["labels"])
@@ -79,6 +86,9 @@ class ZhouTrainer(BraTSTrainer):
 
     def _build_loss(self) -> MultiTaskCrossEntropy:
         return MultiTaskCrossEntropy(self.tasks, self.data_transfer)
+
+    def loss_terms(self) -> Mapping[str, Tensor]:
+        return self.loss.latest
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         layers = [m for m in self.network.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)]
@@ -201,7 +211,7 @@ class BraTSMC2Trainer(ZhouTrainer):
 
 
 class BraTSMC3Trainer(ZhouTrainer):
-    """Model cascade of three networks, the yardstick of OM-Net: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
+    """Model cascade of three networks, which OM-Net is compared with: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
     architecture, curriculum, data_transfer = ModelCascade, False, False
     network_options = dict(tasks=3)

@@ -1,0 +1,72 @@
+"""Checkpoints as files: written whole or not at all, and checked before training goes on from them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.output import writing
+
+OURS = "nnunet_brats_ext"  # our key in a checkpoint, next to nnU-Net's
+NEEDED = ("network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")  # nnU-Net's
+
+
+@contextmanager
+def writing_checkpoint(file: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` in one rename when the block ends well; else it is removed."""
+    partial = Path(f"{file}.partial")
+    try:
+        with writing(file):
+            try:
+                yield partial
+            except RuntimeError as error:
+                if "unexpected pos" not in str(error) and "PytorchStreamWriter" not in str(error):
+                    raise
+                raise OSError(f"torch could not write all of it, as on a full disk ({_first_line(error)})") from error
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; one from which no training can go on is an error that names the file."""
+    advice = "Delete it and go on with --c from another checkpoint of its folder, or train this fold again without --c"
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # arbitrary bytes raise arbitrary errors when they are unpickled
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{file} is damaged, or no checkpoint ({reason}). {advice}") from error
+    missing = NEEDED if not isinstance(checkpoint, dict) else [key for key in NEEDED if key not in checkpoint]
+    if missing:
+        raise UserError(f"{file} is no checkpoint to go on from: it lacks {', '.join(missing)}. {advice}")
+    return checkpoint
+
+
+def require_fitting_weights(file: Path, checkpoint: dict[str, Any], network: nn.Module, trainer: str) -> None:
+    """Raise an error that names the file if the network's weights are other than those of the checkpoint."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    stored = {name: tuple(value.shape) for name, value in checkpoint["network_weights"].items()}
+    found = {name if name in expected else name.removeprefix("module."): shape for name, shape in stored.items()}
+    if found == expected:
+        return
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    raise UserError(
+        f"the weights in {file}, of {checkpoint.get('trainer_name', 'an unnamed trainer')}, do not fit the network of "
+        f"{trainer}: {len(differing)} of {len(expected)} differ, such as {shorten(differing, 2)}. Go on with the "
+        "trainer, the plans and the configuration that the checkpoint is of"
+    )
+
+
+def copy_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The network's weights as they are now, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

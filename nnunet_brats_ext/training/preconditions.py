@@ -1,0 +1,42 @@
+"""What is checked and set before a training begins: regions, keys of ours that nobody reads, threads."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
+from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
+from nnunet_brats_ext.storage.errors import UserError
+
+SOFT_TARGETS_KEY = f"brats_{SOFT_TARGETS}"
+READERS = {SPLITS_FILE: "ReducedFolds", SOFT_TARGETS_KEY: "SoftTargets"}  # key of ours -> the mixin that acts on it
+
+
+def require_regions(dataset_json: dict, dataset_name: str) -> None:
+    """Raise an error that says how to get nested regions, where the data set has none."""
+    labels = dataset_json["labels"]
+    if not any(isinstance(region, list | tuple) and len(region) > 1 for region in labels.values()):
+        raise UserError(
+            f"{dataset_name} has no nested regions (labels: {labels}), which BraTS trainers predict. "
+            f"Convert the release with `nnunet_brats convert SOURCE -d ID`, "
+            f"or train these labels with nnU-Net's own `-tr nnUNetTrainer`."
+        )
+
+
+def unread_keys(trainer: type, configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence per key that asks something of a training which this trainer class does not do."""
+    read = {key for one in trainer.__mro__ for key in vars(one).get("keys_read", ())}
+    for place, content in (("the plans' configuration", configuration), ("dataset.json", dataset_json)):
+        for key in sorted(content.keys() & READERS.keys() - read):
+            yield (
+                f"{trainer.__name__} does not act on {key!r} in {place}; "
+                f"`class Mine({READERS[key]}, {trainer.__name__})` does, with the mixin of nnunet_brats_ext.training"
+            )
+
+
+def limit_threads(device: torch.device) -> None:
+    """On a CPU, keep torch to the threads of OMP_NUM_THREADS; nnU-Net takes every core, also those of other jobs."""
+    if device.type == "cpu" and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(threads):
+        torch.set_num_threads(int(threads))

@@ -1,0 +1,53 @@
+"""The second stage of a cascade: it names what the first has not predicted, and trains on what it has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from tiny_trainers import CPU, make_tiny
+
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
+
+
+def cascade(world) -> dict:
+    """Plans with a second configuration that refines the first, on the same preprocessed data."""
+    plans = world.plans
+    plans["configurations"]["first"] = {"inherits_from": "3d_fullres", "next_stage": "second"}
+    plans["configurations"]["second"] = {"inherits_from": "3d_fullres", "previous_stage": "first"}
+    return plans | {"continue_training": False}
+
+
+def test_a_second_stage_names_the_cases_that_the_first_has_not_segmented_and_what_to_run(world):
+    second = BraTSAttentionVAETrainer(cascade(world), "second", 0, world.dataset_json, CPU)
+    second.dataset_class = infer_dataset_class(second.preprocessed_dataset_folder)
+    folder = Path(second.folder_with_segs_from_previous_stage)
+    assert str(folder).endswith("BraTSVAETrainer__nnUNetPlans__first/predicted_next_stage/second")
+    with pytest.raises(UserError, match="6 cases have no segmentation") as caught:
+        second.get_tr_and_val_datasets()
+    commands = str(caught.value).splitlines()[1:]
+    assert commands[0].strip() == f"nnUNetv2_train {world.dataset} first 0 -tr BraTSVAETrainer -p nnUNetPlans"
+    assert len(commands) == 5
+
+
+def test_a_second_stage_trains_on_the_images_and_the_labels_of_the_first(world, monkeypatch):
+    make_tiny(BraTSAttentionVAETrainer, monkeypatch)
+    second = BraTSAttentionVAETrainer(cascade(world), "second", 0, world.dataset_json, CPU)
+    second.dataset_class = dataset_class = infer_dataset_class(second.preprocessed_dataset_folder)
+    folder = Path(second.folder_with_segs_from_previous_stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = dataset_class(second.preprocessed_dataset_folder)
+    for case in data.identifiers:
+        _, segmentation, _, _ = data.load_case(case)
+        dataset_class.save_seg(np.clip(segmentation[0], 0, None).astype(np.uint8), str(folder / case))
+    second.initialize()
+    loader, _ = second.get_dataloaders()
+    batch = next(loader)
+    maps = batch["data"][:, 4:]
+    assert set(maps.unique().tolist()) <= {0, 1}
+    whole_tumour = batch["target"][:, 0].float()
+    assert torch.equal(maps.sum(1), whole_tumour), "ED, NCR and ET of the first stage make its whole tumour"
+    second.network.train()
+    assert np.isfinite(second.train_step(batch)["loss"])
