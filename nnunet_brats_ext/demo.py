@@ -16,12 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -31,7 +28,6 @@ DATASET = "998"
 NAME = f"Dataset{DATASET}_BraTSDemo"
 CONFIGURATION = "3d_fullres"
 OURS, BASELINE = "BraTSVAETrainer", "BraTSBaselineTrainer"
-REGION_COLOURS = {"WT": "gold", "TC": "tomato", "ET": "deepskyblue"}
 # The lines of nnU-Net's output that are shown while it runs.
 NEWS = re.compile(r"Epoch \d+|train_loss -?[\d.]+|Pseudo dice|[Pp]redicting|Preprocessing|fingerprint|\d+%")
 
@@ -209,34 +205,22 @@ def name_of(trainer: str, fold: int) -> str:
 
 def draw_cases(images: Path, label_maps: Mapping[str, Path], out: Path) -> Path:
     """One row per case: the slice with most tumour of T1ce and FLAIR, with the outlines of WT, TC and ET."""
-    import matplotlib
+    from nnunet_brats_ext.evaluation.pictures import HeadImage, PicturePanel, draw_grid, find_slices, read_upright
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    regions = RELEASES["BraTS2020"].scheme
-    in_release = {name: tuple(regions.trained[label] for label in labels) for name, labels in regions.regions.items()}
+    scheme = RELEASES["BraTS2020"].scheme
+    in_release = {name: tuple(scheme.trained[label] for label in labels) for name, labels in scheme.regions.items()}
     cases = sorted(path.name.removesuffix(".nii.gz") for path in label_maps["reference"].glob("*.nii.gz"))
-    figure, axes = plt.subplots(len(cases), len(label_maps) + 1, figsize=(3 * len(label_maps) + 3, 3 * len(cases)))
-    for row, case in zip(np.atleast_2d(axes), cases, strict=True):
-        t1ce, flair = (read(images / f"{case}_{channel:04d}.nii.gz") for channel in (1, 3))
-        maps = {name: read(folder / f"{case}.nii.gz") for name, folder in label_maps.items()}
-        z = int((maps["reference"] > 0).sum((1, 2)).argmax())
-        row[0].imshow(t1ce[z], cmap="gray")
-        row[0].set_title(f"{case}\nT1ce", fontsize=8)
-        for axis, (name, label_map) in zip(row[1:], maps.items(), strict=True):
-            axis.imshow(flair[z], cmap="gray")
-            axis.set_title(name, fontsize=8)
-            for region, mask in to_regions(label_map[z], in_release).items():
-                if mask.any():
-                    axis.contour(mask, levels=[0.5], colors=REGION_COLOURS[region], linewidths=1)
-    for axis in figure.axes:
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    rows = []
+    for case in cases:
+        t1ce, flair = (HeadImage.read(case, images / f"{case}_{channel:04d}.nii.gz") for channel in (1, 3))
+        maps = {name: read_upright(folder / f"{case}.nii.gz")[0] for name, folder in label_maps.items()}
+        index, *_ = find_slices([maps["reference"]], flair.box)
+        grey = flair.grey(flair.crop(flair.image[index]))
+        rows.append(
+            [
+                PicturePanel(t1ce.grey(flair.crop(t1ce.image[index])), "T1ce"),
+                *(PicturePanel(grey, name, flair.crop(labels[index])) for name, labels in maps.items()),
+            ]
+        )
+    draw_grid(rows, cases, in_release).savefig(out)
     return out
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -120,7 +120,40 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "--reference also uncertainty.json with QU-BraTS's filtered curves and scores.",
         ),
     ),
-    "Scores": (),
+    "Scores": (
+        Verb(
+            "evaluate",
+            "scores of predictions, as a BraTS challenge computes them",
+            "evaluation.evaluate:EvaluateOptions",
+            "cli.scores:evaluate",
+            "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
+            "results.csv (one row per case and region) and results_summary.csv.",
+        ),
+        Verb(
+            "rank",
+            "BraTS ranking of several results, with the significance of every lead",
+            "evaluation.ranking:RankOptions",
+            "cli.scores:rank",
+            "Ranks results.json files of `evaluate`, or folders of predictions scored on the way: per case, region "
+            "and metric, averaged. Writes ranking.json and two CSV tables.",
+        ),
+        Verb(
+            "tune",
+            "thresholds of post-processing rules from cross-validation",
+            "evaluation.tune:TuneOptions",
+            "cli.scores:tune",
+            "Chooses rules on all folds but one, tries them on that one, and so on; reports the gain on held-out cases "
+            "with a permutation test; writes rules.json for `postprocess` and rules_report.json.",
+        ),
+        Verb(
+            "report",
+            "one HTML page from results: tables, charts, ranking, pictures of cases, training curves",
+            "evaluation.report.inputs:ReportOptions",
+            "cli.scores:report",
+            "Makes one page that needs no network from results.json files of `evaluate`, one per model, and from "
+            "whatever else is given; what is missing is left out with a sentence.",
+        ),
+    ),
     "Whole papers": (),
 }
 

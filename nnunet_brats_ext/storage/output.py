@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,13 +46,24 @@ def _advice(path: Path, error: OSError) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file at once or not at all; UTF-8."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
+    write_texts({path: text})
+
+
+def write_texts(files: Mapping[Path, str]) -> None:
+    """Write text files that belong together: all of them or, where one cannot be written, none; UTF-8."""
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    try:
+        for path, partial in partials.items():
+            if path.is_dir():
+                raise UserError(f"{path} is a folder, where a file of this name is to be written; choose another place")
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_text(files[path], encoding="utf-8")
+        for path, partial in partials.items():
+            with writing(path):
+                partial.replace(path)
+    finally:
+        for partial in partials.values():
             partial.unlink(missing_ok=True)
 
 
@@ -60,6 +71,14 @@ def refuse_file(folder: Path) -> None:
     """An error where what should become a folder is a file."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"the output folder {folder} is a file; choose another")
+
+
+def require_file_name(path: Path, ending: str = "") -> None:
+    """An error where `-o` names a folder, or a file without the ending: before the work, not after it."""
+    if path.is_dir():
+        raise UserError(f"-o {path} is a folder; name a file{' that ends in ' + ending if ending else ''}")
+    if not path.name.endswith(ending):
+        raise UserError(f"-o {path}: give a file that ends in {ending}")
 
 
 @contextmanager

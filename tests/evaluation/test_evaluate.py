@@ -14,9 +14,11 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation.evaluate import evaluate_folders, find_label_maps, summarise
+from nnunet_brats_ext.evaluation import evaluate_folders
+from nnunet_brats_ext.evaluation.label_maps import find_label_maps
+from nnunet_brats_ext.evaluation.results import summarise_scores
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 
 
 def write(path: Path, labels: np.ndarray, spacing_xyz=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0)) -> Path:
@@ -137,9 +139,10 @@ def test_what_one_side_says_of_its_numbering_does_not_count_for_the_other(folder
 def test_an_output_that_cannot_be_is_refused_before_scoring(out, folders, tmp_path, capsys):
     (tmp_path / "folder.json").mkdir()
     for verb in ("evaluate", "rank", "tune"):
-        with pytest.raises(SystemExit):
-            main([verb, *map(str, folders), "-o", str(tmp_path / out)])
-        assert "give a file that ends in .json" in capsys.readouterr().err
+        assert main([verb, *map(str, folders), "-o", str(tmp_path / out)]) == 1
+        said = capsys.readouterr().err
+        assert f"-o {tmp_path / out}" in said
+        assert "a file that ends in .json" in said
 
 
 def test_copies_of_a_release_with_folders_named_like_files_are_read(tmp_path):
@@ -153,7 +156,7 @@ def test_copies_of_a_release_with_folders_named_like_files_are_read(tmp_path):
         write(inside / name, labels)
         for sequence in ("t1", "t1ce", "t2", "flair"):
             write(case / f"BraTS20_Training_{number:03}_{sequence}.nii", labels)
-    cases = find_label_maps(tmp_path / "MICCAI_BraTS2020_TrainingData")
+    cases = find_label_maps(tmp_path / "MICCAI_BraTS2020_TrainingData").files
     assert sorted(cases) == ["BraTS20_Training_001", "BraTS20_Training_355"]
 
 
@@ -164,7 +167,7 @@ def test_what_a_release_holds_twice_or_under_other_names_is_not_passed_over(tmp_
         write(release / case / f"{case}_seg.nii.gz", labels)
         for sequence in ("t1", "t1ce", "t2", "flair"):
             write(release / case / f"{case}_{sequence}.nii.gz", labels)
-    assert sorted(find_label_maps(release)) == ["BraTS20_Training_001", "House_007"]
+    assert sorted(find_label_maps(release).files) == ["BraTS20_Training_001", "House_007"]
     write(release / "again" / "BraTS20_Training_001" / "BraTS20_Training_001_seg.nii.gz", labels)
     with pytest.raises(ValueError, match="two label maps of case BraTS20_Training_001"):
         find_label_maps(release)
@@ -183,7 +186,7 @@ def test_a_release_of_case_folders_is_found_and_its_images_are_not_taken_for_lab
         for sequence in ("flair", "t1", "seg"):
             write(tmp_path / grade / case / f"{case}_{sequence}.nii.gz", labels)
         (tmp_path / grade / case / f"._{case}_seg.nii.gz").write_bytes(b"left by a Mac")
-    assert list(find_label_maps(tmp_path)) == ["Brats18_A_1", "Brats18_B_1"]
+    assert list(find_label_maps(tmp_path).files) == ["Brats18_A_1", "Brats18_B_1"]
 
 
 def test_missing_and_surplus_cases_are_named_unless_partial(folders):
@@ -198,7 +201,7 @@ def test_missing_and_surplus_cases_are_named_unless_partial(folders):
         path.rename(path.with_name(f"other_{path.name}"))
     with pytest.raises(ValueError, match="share no case; they hold, for example, case_0 and other_case_0"):
         evaluate_folders(*folders, partial=True)
-    with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         evaluate_folders(reference, prediction / "nowhere")
 
 
@@ -216,12 +219,12 @@ def test_all_cases_that_cannot_be_scored_are_named_and_nothing_is_written(folder
     (prediction / "case_2.nii.gz").write_bytes((prediction / "case_2.nii.gz").read_bytes()[:40])
     assert main(["evaluate", *map(str, folders), "-o", str(tmp_path / "results.json"), "-np", "1"]) == 1
     told = capsys.readouterr().err
-    assert "3 of 3 cases cannot be scored" in told
-    assert "case_0: the reference has size (16, 16, 16), but the prediction (16, 16, 15)" in told
+    assert "3 of 3 cases failed" in told
+    assert "case_0: reference and prediction differ in size (16, 16, 16) against (16, 16, 15)" in told
     assert "case_1: " in told
     assert "labels [9.0] are not among [0, 1, 2, 3]" in told
     assert "case_2: " in told
-    assert "cannot be read" in told
+    assert "is no readable image" in told
     assert not (tmp_path / "results.json").exists()
 
 
@@ -231,7 +234,7 @@ def test_all_cases_that_cannot_be_scored_are_named_and_nothing_is_written(folder
 )
 def test_files_on_different_grids_are_an_error(folders, geometry, what):
     write(folders[1] / "case_1.nii.gz", make_case(1)[1], **geometry)
-    with pytest.raises(ValueError, match=f"case_1: the reference has {what}"):
+    with pytest.raises(ValueError, match=f"case_1: reference and prediction differ in {what}"):
         evaluate_folders(*folders)
 
 
@@ -307,8 +310,8 @@ def test_the_summary_is_that_of_its_definition():
     cases = {str(value): {"WT": {"dice": value}} for value in (0.0, 1.0, 2.0, 5.0)}
     # mean 8 / 4; variance of the sample (4 + 1 + 0 + 9) / 3; quartiles between the second and third values
     expected = {"mean": 2.0, "std": np.sqrt(14 / 3), "median": 1.5, "q1": 0.75, "q3": 2.75, "n": 4}
-    assert summarise(cases)["WT"]["dice"] == pytest.approx(expected)
-    assert summarise({"a": {"WT": {"dice": 0.5}}})["WT"]["dice"]["std"] is None
+    assert summarise_scores(cases)["WT"]["dice"] == pytest.approx(expected)
+    assert summarise_scores({"a": {"WT": {"dice": 0.5}}})["WT"]["dice"]["std"] is None
 
 
 @pytest.mark.parametrize("processes", [1, 2])

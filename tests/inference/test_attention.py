@@ -15,9 +15,10 @@ from nnunet_brats_ext import trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.evaluation.pictures import HeadImage
 from nnunet_brats_ext.inference.attention import LOOKS
 from nnunet_brats_ext.inference.cases import find_images, preprocess
-from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
+from nnunet_brats_ext.inference.heat_maps import Panel, colour_scale, draw_panels, heat_over
 from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
 from nnunet_brats_ext.storage.images import read_grid, read_image
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
@@ -316,7 +317,7 @@ def test_the_scale_of_colours_spans_all_maps_and_ends_on_tenths():
 
 def test_high_is_red_low_is_blue_and_outside_the_head_is_black():
     heat = np.array([[0.0, 0.95, 0.95]])
-    low, high, outside = blend(np.full((1, 3), 0.5), heat, np.array([[True, True, False]]), colour_scale([heat]))[0]
+    low, high, outside = heat_over(np.full((1, 3), 0.5), heat, np.array([[True, True, False]]), colour_scale([heat]))[0]
     assert low[2] > low[0]
     assert high[0] > high[2]
     assert not outside.any()
@@ -328,7 +329,7 @@ def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():
     image[:, 10, 8] = 0  # inside the head
     labels = np.zeros((20, 16), np.uint8)
     labels[8:12, 6:10] = 1
-    head = Head("case", image, (1.0, 2.0, 3.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (1, 12))
+    head = HeadImage("case", image, (1.0, 2.0, 3.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (1, 12))
     panels = [[Panel("", labels=labels), Panel("gate 0", np.full((20, 16), share))] for share in (0.2, 0.8)]
     figure = draw_panels(head, 2, ["epoch 1", "epoch 2"], panels, {"WT": (1, 2, 3), "TC": (2, 3)})
     *axes, bar = figure.axes
@@ -382,7 +383,7 @@ def test_a_channel_that_answers_to_the_tumour_alone_weighs_most_for_it():
 def test_the_picture_of_channels_shows_five_largest_and_five_smallest_of_each_weight():
     features = np.arange(1, 13, dtype=np.float32)[:, None, None] * np.ones((12, 20, 16), np.float32)
     image = np.ones((6, 20, 16))
-    head = Head("case", image, (1.0, 1.0, 1.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (0, 1))
+    head = HeadImage("case", image, (1.0, 1.0, 1.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (0, 1))
     ordered = np.arange(12) / 66
     weights = {"m_t": ordered, "m_n": ordered[::-1]}
     figure = draw_channels(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.cli.legacy import house, models, predictions
+from nnunet_brats_ext.cli.legacy import house, models
 from nnunet_brats_ext.plugin.requirements import require_nnunet
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -24,10 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
         models.add_pool,
         models.add_predict_stage,
         models.add_attention,
-        predictions.add_tune,
-        predictions.add_evaluate,
-        predictions.add_rank,
-        predictions.add_report,
         house.add_run,
         house.add_status,
     ):

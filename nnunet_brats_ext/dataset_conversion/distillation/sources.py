@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.dataset_conversion.dataset_folder import RawDataset, read_manifest
 from nnunet_brats_ext.dataset_conversion.scan import patient_id, scan
-from nnunet_brats_ext.predictions.folders import find_cases, open_members
+from nnunet_brats_ext.predictions.folders import find_cases, open_folders
 from nnunet_brats_ext.storage.datasets import FILE as DATASET_JSON
 from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, shorten
@@ -143,10 +143,10 @@ def training_files(dataset: RawDataset) -> dict[str, tuple[list[Path], Path]]:
 def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabilities: str) -> list[Candidate]:
     """The cases of a prediction folder, with the images that were predicted; a prediction without images is an error.
 
-    probabilities: `needed` or `if complete`, as `open_members` takes it. The dataset.json of the prediction says what
+    probabilities: `needed` or `if complete`, as `open_folders` takes it. The dataset.json of the prediction says what
     the channels of the images are, since the model was given them; one beside the images must agree.
     """
-    (member,) = open_members([predictions], probabilities)
+    (member,) = open_folders([predictions], probabilities)
     if member.dataset_json is None:
         raise UserError(f"{predictions} has no {DATASET_JSON}, which says what its labels and channels are")
     predicted, target = DatasetDescription(member.dataset_json, predictions / DATASET_JSON), wanted.description

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGate, AttentionGatedResidualUNet
-from nnunet_brats_ext.inference.heat_maps import Head, Row, draw_rows
+from nnunet_brats_ext.evaluation.pictures import HeadImage
+from nnunet_brats_ext.inference.heat_maps import Row, check_slices, draw_rows
 from nnunet_brats_ext.inference.inner_maps import Case, Look, MapPredictor, Member, View
 from nnunet_brats_ext.storage.images import read_grid, write_image, write_label_map
 
@@ -65,8 +66,8 @@ def show_gates(
 
     members: each with its maps on the preprocessed grid.
     """
-    head = Head.read(case.name, case.image)
-    head.check_slices(slices)  # before any work
+    head = HeadImage.read(case.name, case.image)
+    check_slices(head, slices)  # before any work
     view: GateMaps = predictor.network
     geometry = read_grid(case.image)
     rows = []

@@ -1,4 +1,4 @@
-"""How rules are chosen by cross-validation: never tuned on the cases whose gain is reported.
+"""Nested cross-validation of post-processing rules: the cases whose gain is reported took no part in the choice.
 
 For every fold the rules are chosen on the cases of the other folds and tried on its own; the gain over all cases, each
 held out once, gets a permutation test. Only then all cases choose the rules that are written.
@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.ranking import SMALL_IS_GOOD, rank_values
-from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
+from nnunet_brats_ext.evaluation.metric_facts import is_small_good
+from nnunet_brats_ext.evaluation.ranking import rank_values, sign_flip_p_values
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, parse_rule
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 
-Grid = Sequence[Sequence[Mapping[str, Any]]]  # for every step, the rules of which one or none applies
-Column = tuple[str, str]  # region, metric
+RuleGrid = Sequence[Sequence[Mapping[str, Any]]]  # for every step, the rules of which one or none applies
+ScoreColumn = tuple[str, str]  # region, metric
 
 
 @dataclass(frozen=True)
-class Tuning:
+class RuleSelection:
     """What cross-validation found. Candidate 0 is to leave the predictions as they are.
 
     chosen: fold -> candidate chosen on the other folds. best: chosen on all cases. gains (case): of the objective, each
@@ -44,49 +44,51 @@ class Tuning:
         return bool(self.gains.mean() > 0)
 
 
-def tune_scores(scores: np.ndarray, folds: Sequence[str], columns: Sequence[Column], objective: str) -> Tuning:
+def select_rules(
+    scores: np.ndarray, folds: Sequence[str], columns: Sequence[ScoreColumn], objective: str
+) -> RuleSelection:
     """Choose among candidates by their scores (case, candidate, column); folds names the fold of each case."""
     names = sorted(set(folds))
     if len(names) < 2:
-        raise UserError(f"tuning holds out one fold after the other; there is only {', '.join(names) or 'none'}")
+        raise UserError(f"tuning holds out one fold after the other; there is only {', '.join(names) or 'no fold'}")
     fold_of = np.array(folds)
-    chosen = {name: choose(scores[fold_of != name], columns, objective) for name in names}
+    chosen = {name: best_candidate(scores[fold_of != name], columns, objective) for name in names}
     before = scores[:, 0]
     after = np.stack([case[chosen[fold]] for case, fold in zip(scores, folds, strict=True)])
     gains = gain_per_case(before, after, columns, objective)
-    return Tuning(chosen, choose(scores, columns, objective), gains, before, after)
+    return RuleSelection(chosen, best_candidate(scores, columns, objective), gains, before, after)
 
 
-def choose(scores: np.ndarray, columns: Sequence[Column], objective: str) -> int:
+def best_candidate(scores: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> int:
     """The best candidate of scores (case, candidate, column): by its mean rank among all, or by the mean of a metric.
 
     The first of equals: leaving all as it is comes before any rule, and a rule before a stricter one.
     """
     if objective == "ranking":
-        ranks = rank_values(scores.swapaxes(0, 1), [metric in SMALL_IS_GOOD for _, metric in columns])
+        ranks = rank_values(scores.swapaxes(0, 1), [is_small_good(metric) for _, metric in columns])
         cost = np.nanmean(ranks, axis=(1, 2))
     else:
         picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
-        cost = np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1) * (1 if objective in SMALL_IS_GOOD else -1)
+        cost = np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1) * (1 if is_small_good(objective) else -1)
     return int(np.argmin(np.round(cost, 12)))  # rounded, so that equal candidates stay equal
 
 
-def gain_per_case(before: np.ndarray, after: np.ndarray, columns: Sequence[Column], objective: str) -> np.ndarray:
+def gain_per_case(before: np.ndarray, after: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> np.ndarray:
     """How much better each case (case, column) became: in mean rank between the two, or in the metric.
 
     Where one of the two has no score there is nothing to compare, and no gain.
     """
     if objective == "ranking":
-        ranks = rank_values(np.stack([before, after]), [metric in SMALL_IS_GOOD for _, metric in columns])
+        ranks = rank_values(np.stack([before, after]), [is_small_good(metric) for _, metric in columns])
         difference = ranks[0] - ranks[1]
     else:
         picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
-        difference = (after - before)[:, picked] * (-1 if objective in SMALL_IS_GOOD else 1)
+        difference = (after - before)[:, picked] * (-1 if is_small_good(objective) else 1)
     known = ~np.isnan(difference)
     return np.where(known, difference, 0).sum(1) / np.maximum(known.sum(1), 1)
 
 
-def parse_grid(texts: Sequence[str]) -> Grid:
+def parse_grid(texts: Sequence[str]) -> RuleGrid:
     """`small-et=50,100,500` -> three rules of which one or none applies; several steps apply in their order."""
     grid = []
     for text in texts:
@@ -95,13 +97,13 @@ def parse_grid(texts: Sequence[str]) -> Grid:
     return grid
 
 
-def candidates(grid: Grid, scheme_name: str) -> list[RuleSet]:
+def candidates(grid: RuleGrid, scheme_name: str) -> list[RuleSet]:
     """Every combination of a grid, one rule or none of each step; the first has no rules."""
     options = itertools.product(*([None, *step] for step in grid))
     return [RuleSet(tuple(rule for rule in chosen if rule), scheme_name) for chosen in options]
 
 
-def try_candidates(case: RuleInput, grid: Grid, scheme_name: str) -> tuple[list[np.ndarray], np.ndarray]:
+def try_candidates(case: RuleInput, grid: RuleGrid, scheme_name: str) -> tuple[list[np.ndarray], np.ndarray]:
     """The distinct label maps that the candidates of a grid make of a case, and for each candidate the map it makes.
 
     Most thresholds change nothing or the same, so that there are few maps to score.
