@@ -11,15 +11,17 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_brats_ext import trainers
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation.pictures import HeadImage
-from nnunet_brats_ext.inference.attention import LOOKS
-from nnunet_brats_ext.inference.cases import find_images, preprocess
+from nnunet_brats_ext.inference.case_files import find_image_files
+from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.heat_maps import Panel, colour_scale, draw_panels, heat_over
-from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
+from nnunet_brats_ext.inference.inner_maps import MapNetwork, MapPredictor
+from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.images import read_grid, read_image
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
 from nnunet_brats_ext.trainers.lyu2020.gate_maps import GateMaps
@@ -85,13 +87,17 @@ def test_the_trainers_that_an_error_names_are_those_whose_networks_can_be_shown(
     configuration = plans.get_configuration("2d" if "2D" in name else "3d_fullres")
     with torch.device("meta"):
         network = getattr(trainers, name).build_network_architecture(plans, configuration, 4, 3, False)
-    assert [name in look.trainers for look in LOOKS] == [look.applies(network) for look in LOOKS]
+    named = papers.trainers()[name].attention
+    for paper in papers.find_papers().values():
+        for place in {one.attention for one in paper.trainers if one.attention}:
+            mine = named == place and papers.trainers()[name].paper == paper.key
+            assert paper.load(place).applies(network) == mine
 
 
 # ---- from windows to the image's space -----------------------------------------------------------------------------
 
 
-class CopyOfFlair(View):
+class CopyOfFlair(MapNetwork):
     """Shows the input itself where others show what they make of it, squeezed into (0, 1)."""
 
     num_maps = 1
@@ -114,7 +120,7 @@ def predictor_of(world, view, spacing_mm=None, transpose=(0, 1, 2), network: nn.
     predictor.manual_initialization(
         network or nn.Identity(), manager, manager.get_configuration("3d_fullres"), None, world.dataset_json, "", None
     )
-    predictor.look_through(view)
+    predictor.show_maps(view)
     return predictor
 
 
@@ -131,7 +137,8 @@ def tilted(world, folder: Path, spacing_mm=(1.1, 0.9, 2.0)) -> list[Path]:
 
 
 def maps_in_image_space(predictor: MapPredictor, folder: Path, world) -> np.ndarray:
-    ((_, data, properties),) = preprocess(predictor, find_images(folder, world.dataset_json), None, 0)
+    files = find_image_files(folder, DatasetDescription(world.dataset_json))
+    ((_, data, properties),) = ImageCases(files).read(predictor, list(files), Workers(0))
     return predictor.to_image_space(predictor.predict_sliding_window_return_logits(data), properties)
 
 
@@ -190,7 +197,7 @@ SNAPSHOTS = ("checkpoint_epoch_1.pth", "checkpoint_epoch_20.pth")
 
 @pytest.fixture
 def model(world) -> Path:
-    """A second stage and a model that stands alone, each with two checkpoints that differ in their gates."""
+    """A second stage and a model without stages, each with two checkpoints that differ in their gates."""
     plans = world.plans | {"plans_name": "AttentionPlans"}
     small = {"inherits_from": "3d_fullres", "patch_size": [32, 32, 32]}
     plans["configurations"] |= {
@@ -237,7 +244,7 @@ def test_a_series_of_checkpoints_of_a_second_stage_is_shown_on_the_images_grid(m
     geometry = read_grid(world.raw / "imagesTr" / f"{case}_0000.nii.gz")
     means = {}
     for name in maps | labels:
-        array, own = read_image(out / case / name)
+        array, own, _ = read_image(out / case / name)
         assert geometry.difference(own) is None
         means[name] = array[array != 0].mean()
         if name in maps:
@@ -276,6 +283,7 @@ def test_a_model_without_previous_stage_is_shown_in_the_frame_of_tilted_images(m
         ("alone", ("--background", "PET"), "--background PET: the images are T1, T1ce, T2, FLAIR"),
         ("alone", ("--slices", "33"), "--slices 33.*1 to 32"),
         ("alone", ("--reference", "{empty}"), "{empty} lacks the label maps"),
+        ("alone", ("-m", "{empty}"), "-m {empty} names the model by its folder"),
     ],
 )
 def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
@@ -290,7 +298,7 @@ def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
 
 
-def test_a_network_without_gates_is_refused_and_told_which_have_some(model, world, tmp_path, capsys):
+def test_a_network_without_gates_is_refused_with_the_names_of_those_that_have_some(model, world, tmp_path, capsys):
     plans = json.loads((model / "plans.json").read_text()) | {"continue_training": False}
     trainer = trainers.BraTSVAETrainer(plans, "alone", 0, world.dataset_json, CPU)
     trainer.initialize()

@@ -20,10 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     for add_verb in (
         models.add_plan,
-        models.add_predict,
-        models.add_pool,
-        models.add_predict_stage,
-        models.add_attention,
         house.add_run,
         house.add_status,
     ):

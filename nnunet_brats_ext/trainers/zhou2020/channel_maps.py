@@ -15,7 +15,7 @@ from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention,
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.evaluation.pictures import HeadImage, RegionLabels, read_upright, upright
 from nnunet_brats_ext.inference.heat_maps import Panel, check_slices, choose_slices, draw_panels
-from nnunet_brats_ext.inference.inner_maps import Case, Look, MapPredictor, Member, View
+from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapNetwork, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.images import read_grid, write_label_map
 from nnunet_brats_ext.storage.json_files import to_json
@@ -29,7 +29,7 @@ BAR_COLOURS = ("tomato", "steelblue")
 Weights = dict[str, np.ndarray]  # name of WEIGHTS -> (channels,), summing to 1
 
 
-class ChannelMaps(View):
+class ChannelMaps(MapNetwork):
     """The logits of a guided OM-Net; behind them, per module, the probability that guides it; then the shared features.
 
     (b, c, *s) -> (b, 3 + modules + channels, *s).
@@ -67,9 +67,13 @@ def weigh_channels(features: Tensor, guide: Tensor) -> Weights:
 
 
 def show_channels(
-    case: Case, members: Iterable[tuple[Member, Tensor]], predictor: MapPredictor, out: Path, slices: Sequence[int]
+    case: ShownCase,
+    checkpoints: Iterable[tuple[ShownCheckpoint, Tensor]],
+    predictor: MapPredictor,
+    out: Path,
+    slices: Sequence[int],
 ) -> None:
-    """Write, for every member, MEMBER_channels.json, .csv and .png (bars), and a picture per slice and module.
+    """Write, for every checkpoint, CHECKPOINT_channels.json, .csv and .png (bars), and a picture per slice and module.
 
     The weights are those of the whole case and, as in the paper's figure, those of each slice that is drawn.
     """
@@ -77,14 +81,14 @@ def show_channels(
     check_slices(head, slices)  # before any work
     geometry = read_grid(case.image)
     modules = predictor.network.modules_shown
-    for member, maps in members:
-        titled = replace(head, name=f"{case.name}, {member.label}")
+    for checkpoint, maps in checkpoints:
+        titled = replace(head, name=f"{case.name}, {checkpoint.label}")
         logits, guides, features = maps.float().split([3, len(modules), len(maps) - 3 - len(modules)])
         weights = {
             module: {"case": weigh_channels(features, guide)} for module, guide in zip(modules, guides, strict=True)
         }
         segmentation = predictor.segment(predictor.to_image_space(logits, case.properties))
-        file = out / f"{member.name}_segmentation.nii.gz"
+        file = out / f"{checkpoint.name}_segmentation.nii.gz"
         write_label_map(file, segmentation, geometry)
         labels, _ = read_upright(case.reference or file)
         indices = choose_slices(head, slices, [labels])
@@ -101,9 +105,9 @@ def show_channels(
                 figure = draw_channels(
                     titled, index, responses, guide, labels[index], chosen, module, predictor.regions
                 )
-                figure.savefig(out / f"{member.name}_slice_{index + 1:03d}_{module}.png")
-        write_weights(out / f"{member.name}_channels", weights)
-        draw_weights(weights, titled.name).savefig(out / f"{member.name}_channels.png")
+                figure.savefig(out / f"{checkpoint.name}_slice_{index + 1:03d}_{module}.png")
+        write_weights(out / f"{checkpoint.name}_channels", weights)
+        draw_weights(weights, titled.name).savefig(out / f"{checkpoint.name}_channels.png")
 
 
 def draw_channels(
@@ -172,4 +176,4 @@ def _feature_panel(features: np.ndarray, title: str) -> Panel:
     return Panel(title, features, scale=Normalize(0, max(float(features.max()), 1e-6)))
 
 
-LOOK = Look(has_guidance, ChannelMaps, show_channels)
+ATTENTION = AttentionMaps(has_guidance, ChannelMaps, show_channels)
