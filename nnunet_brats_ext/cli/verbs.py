@@ -93,7 +93,17 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "CONFIGURATION_filtered that trains on them. Validation cases stay as they are.",
         ),
     ),
-    "Training": (),
+    "Training": (
+        Verb(
+            "plan",
+            "nnU-Net's plans -> BraTSPlans: with the papers' configurations, fitted to a GPU's memory",
+            "cli.training:PlanCommandOptions",
+            "cli.training:print_plan",
+            "Keeps nnU-Net's own configurations. The papers' share their preprocessed data, unless a paper resamples. "
+            "Without a budget, patch and batch are the papers'; with one, the batch shrinks first, then the patch. "
+            "Prints what to run next: all commands of a paper or of a trainer on request.",
+        ),
+    ),
     "Prediction": (
         Verb(
             "ensemble",
@@ -186,7 +196,23 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "whatever else is given; what is missing is left out with a sentence.",
         ),
     ),
-    "Whole papers": (),
+    "Whole papers": (
+        Verb(
+            "run",
+            "a recipe, from BraTS folder to report and submission, on this machine or a cluster",
+            "workflow.run:RunOptions",
+            "cli.recipes:print_run",
+            "A paper as a graph of nnU-Net's and these commands, run by Snakemake. Started again, it goes on where it "
+            "stopped: finished folds are kept, interrupted ones continued. Every paper has a recipe of its name; "
+            "`compare` puts all side by side; a YAML file is one of yours.",
+        ),
+        Verb(
+            "status",
+            "what of a run is done, running, stopped or failed, with the log of each job",
+            "workflow.status:StatusOptions",
+            "cli.recipes:print_status",
+        ),
+    ),
 }
 
 
