@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_brats_ext.papers import GIB, Precision, configurations
+from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations
 from nnunet_brats_ext.planning.fitting import PLAIN_UNET
 
 CHANNELS, REGIONS = 4, 3

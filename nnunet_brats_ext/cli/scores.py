@@ -12,7 +12,7 @@ from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
 from nnunet_brats_ext.evaluation.ranking import Ranking, RankOptions, rank_results, save_ranking
 from nnunet_brats_ext.evaluation.results import Results, save_results
 from nnunet_brats_ext.evaluation.tune import TuneOptions, tune_rules
-from nnunet_brats_ext.predictions.rule_sets import describe
+from nnunet_brats_ext.predictions.rule_sets import describe_rule
 
 if TYPE_CHECKING:
     from nnunet_brats_ext.evaluation.report.inputs import ReportOptions
@@ -157,7 +157,7 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
     held_out = report["held_out"]
     table = Table("fold", "cases", "rules from the other folds", "gain", title=f"objective: {report['objective']}")
     for fold, part in report["folds"].items():
-        rules = "; ".join(map(describe, part["rules"])) or "no rule"
+        rules = "; ".join(map(describe_rule, part["rules"])) or "no rule"
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
     table.add_row("all", str(held_out["cases"]), f"p = {held_out['p_value']:.4f}", f"{held_out['gain']:+.4f}")
     console.print(table)
@@ -166,7 +166,7 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
         after = held_out["after"][column]
         scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in (before, after)))
     console.print(scores)
-    chosen = "; ".join(map(describe, report["chosen_on_all"])) or "no rule"
+    chosen = "; ".join(map(describe_rule, report["chosen_on_all"])) or "no rule"
     if report["written"]:
         console.print(f"rules chosen on all cases: {chosen}")
     else:

@@ -23,10 +23,10 @@ from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.inference.validations import Choice
 from nnunet_brats_ext.inference.workers import workers
 from nnunet_brats_ext.predictions.ensemble import ensemble
-from nnunet_brats_ext.predictions.postprocess import postprocess
+from nnunet_brats_ext.predictions.postprocess import apply_rules
 from nnunet_brats_ext.predictions.rule_sets import RuleSet
 from nnunet_brats_ext.storage.parallel import progress_bar
-from nnunet_brats_ext.training.base import fastest_memory_format
+from nnunet_brats_ext.training.seams import fastest_memory_format
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class RulesStep:
     images: Path
 
     def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
-        postprocess(self.source, self.out, self.rules, self.images, machine.processes or 1)
+        apply_rules(self.source, self.out, self.rules, self.images, machine.processes or 1)
 
 
 @dataclass(frozen=True)

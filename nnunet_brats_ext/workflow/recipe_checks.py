@@ -3,7 +3,6 @@
 Each check yields the place in the file and a sentence. `content` is the recipe as it stands in the file.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,15 +70,13 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
 
 
 def _tilings() -> list[str]:
-    from nnunet_brats_ext.inference.predictor import FROM_TRAINER  # torch: only for recipes that name one
-    from nnunet_brats_ext.inference.tilings import tiling_names
+    from nnunet_brats_ext.inference.choices import FROM_TRAINER, tiling_names
 
     return [FROM_TRAINER, *tiling_names()]
 
 
 def _symmetries() -> list[str]:
-    from nnunet_brats_ext.inference.predictor import FROM_TRAINER
-    from nnunet_brats_ext.inference.symmetries import symmetry_names
+    from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names
 
     return [FROM_TRAINER, *symmetry_names()]
 
@@ -141,7 +138,7 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
 def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
     here, method, number = ("ensembles", ensemble.name), ensemble.method, len(ensemble.of)
     for key in ("weights", "space"):
-        if getattr(ensemble, key) and key not in inspect.signature(METHODS[method]).parameters:
+        if getattr(ensemble, key) and key not in METHODS[method].takes:
             yield (*here, key), f"method {method} takes no `{key}`"
     if ensemble.weights and len(ensemble.weights) != number:
         yield (*here, "weights"), f"{len(ensemble.weights)} weights for {number} members"

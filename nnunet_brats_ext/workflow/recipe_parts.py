@@ -1,6 +1,5 @@
 """What a recipe consists of: data sets, models, ensembles, post-processing, evaluation, submission."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +71,7 @@ class Ensemble:
     @property
     def averages(self) -> bool:
         """Whether its method works on probabilities, and saves them on request."""
-        return "save_probabilities" in inspect.signature(METHODS[self.method]).parameters
+        return "save_probabilities" in METHODS[self.method].takes
 
 
 @dataclass(frozen=True)

@@ -146,10 +146,10 @@ def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabi
     probabilities: `needed` or `if complete`, as `open_folders` takes it. The dataset.json of the prediction says what
     the channels of the images are, since the model was given them; one beside the images must agree.
     """
-    (member,) = open_folders([predictions], probabilities)
-    if member.dataset_json is None:
+    (folder,) = open_folders([predictions], probabilities)
+    if folder.description is None:
         raise UserError(f"{predictions} has no {DATASET_JSON}, which says what its labels and channels are")
-    predicted, target = DatasetDescription(member.dataset_json, predictions / DATASET_JSON), wanted.description
+    predicted, target = folder.description, wanted.description
     if predicted.labels != target.labels:
         raise UserError(
             f"{predictions} predicts the labels {sorted(predicted.labels)}, {wanted.folder.name} has "
@@ -167,11 +167,11 @@ def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabi
         raise UserError(f"{predictions}: {error}") from error
     described = (read_manifest(images.parent) or {}).get("cases", {})
     cases = []
-    for case, label in member.cases.items():
+    for case, label in folder.cases.items():
         files = _images(images, case, len(channels), target.ending)
-        npz = member.npz(case) if member.head else None
+        npz = folder.npz(case) if folder.head else None
         ordered = [files[i] for i in order]
-        cases.append(_candidate(case, PSEUDO, predictions, ordered, described, label=label, npz=npz, head=member.head))
+        cases.append(_candidate(case, PSEUDO, predictions, ordered, described, label=label, npz=npz, head=folder.head))
     _require_files(cases)
     return cases
 
