@@ -136,7 +136,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "apply rules to label maps: small ET, small components, ...",
             "predictions.postprocess:PostprocessOptions",
             "cli.predictions:run_postprocess",
-            "Rules come from --rules (a JSON file, a name saved beside --model, or a paper), then from --rule, in this "
+            "Rules come from --rules (a JSON file, a name saved beside -m, or a paper), then from --rule, in this "
             "order.",
         ),
         Verb(
