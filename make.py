@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""From a clean clone: `python3 make.py demo` sets everything up and runs the demo, `python3 make.py test` the tests.
+"""From a clean clone: `python3 make.py demo` runs the demo, `test` the tests, `docs` builds the pages.
 
-Needs nothing but Python 3.10 or newer and a package index. Everything is installed into .venv beside this file.
+Each needs nothing but Python 3.10 or newer and a package index. Everything is installed into .venv beside this file.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 
@@ -47,15 +48,28 @@ def test(arguments: list[str]) -> None:
     if not arguments:
         run(BIN / "ruff", "check", ".")
         run(BIN / "ruff", "format", "--check", ".")
-        run(BIN / "codespell", "nnunet_brats_ext", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md")
+        run(BIN / "codespell", "nnunet_brats_ext", "tests", "docs", "benchmarks", *PAGES)
         run(BIN / "mypy")
         os.environ["OMP_NUM_THREADS"] = "1"  # one core for each of the processes that share the files of tests
         arguments = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
     run(BIN / "python", "-m", "pytest", *arguments)
 
 
+def setup(arguments: list[str]) -> None:
+    """The environment of the tests, without running them."""
+    set_up("test")
+
+
+def docs(arguments: list[str]) -> None:
+    """The pages with an API reference, in site/; a broken link is an error."""
+    set_up("docs")
+    run(BIN / "mkdocs", "build", "--strict", *arguments)
+
+
+COMMANDS = {"demo": demo, "test": test, "setup": setup, "docs": docs}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "test"))
+    parser.add_argument("what", choices=COMMANDS)
     options, rest = parser.parse_known_args()  # whatever follows is for `nnunet_brats demo` or pytest
-    {"demo": demo, "test": test}[options.what](rest)
+    COMMANDS[options.what](rest)

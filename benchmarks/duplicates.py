@@ -1,9 +1,9 @@
-"""How alike `nnunet_brats distill` finds a case and its changed copies, and other people: what --similarity can tell.
+"""How similar `nnunet_brats distill` finds a case to changed copies of it and to other people: what --similarity means.
 
     python benchmarks/duplicates.py T1.nii.gz T1CE.nii.gz T2.nii.gz FLAIR.nii.gz [--other T1 T1CE T2 FLAIR]...
 
-The last rows must stay below the threshold: the two halves of one head, compared without the flips that `alike` tries,
-and other cases.
+The last rows must stay below the threshold: the two halves of one head, compared without the flips that
+`similar_pairs` tries, and other cases.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import binary_erosion, rotate, shift, zoom
 
-from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import alike, content_hash, pattern
+from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern, similar_pairs
 
 
 def interpolated(move: Callable) -> Callable:
@@ -57,14 +57,14 @@ def main() -> None:
     own = patterns(case)
     for name, change in CHANGES.items():
         changed = [change(volume) for volume in case]
-        ((*_, similarity),) = alike([own, patterns(changed)], -1)
+        ((*_, similarity),) = similar_pairs([own, patterns(changed)], -1)
         same = sum(content_hash(a) == content_hash(b) for a, b in zip(case, changed, strict=True))
         print(f"{name:28} similarity {similarity:.3f}, {same} of {len(case)} content hashes equal")
     mirrored = patterns([volume[..., ::-1] for volume in case])
     unflipped = (own.astype(float) * mirrored).sum((1, 2, 3)).mean()
     print(f"{'its mirror image':28} similarity {unflipped:.3f} without flips")
     for other in options.other:
-        ((*_, similarity),) = alike([own, patterns(volumes(other))], -1)
+        ((*_, similarity),) = similar_pairs([own, patterns(volumes(other))], -1)
         print(f"{other[0].name:28} similarity {similarity:.3f}")
 
 

@@ -1,4 +1,4 @@
-"""The facts of BraTS that everything else rests on: sequences, labels, regions. Imports nothing of ours.
+"""The facts of BraTS: sequences, labels, regions, and how each release numbers them.
 
 Two numberings exist. *As released* is what a challenge hands out and wants back (ET was 4 until 2022). *As trained* is
 nnU-Net's own BraTS numbering and holds everywhere between `convert` and `restore`: 1 ED, 2 NCR, 3 ET, and 4 for the
@@ -26,12 +26,12 @@ EXTRA = 4  # as trained: the one further label of a cohort, named in its scheme
 
 @dataclass(frozen=True)
 class Head:
-    """What the channels of a network's output stand for.
+    """What the channels of a network's output mean.
 
     nnU-Net has two heads. A *region head* has one sigmoid per nested region (WT, TC, ET); a *label head* has one
     softmax over the background and every label.
 
-    channels: the labels that each channel stands for; a label head begins with the background, (0,).
+    channels: the labels of each channel; a label head begins with the background, (0,).
     paint: the label that each channel gives to a voxel; nnU-Net's `regions_class_order` for a region head.
     """
 
@@ -84,12 +84,12 @@ _GLIOMA_REGIONS = {"WT": (ED, NCR, ET), "TC": (NCR, ET), "ET": (ET,)}
 _GLIOMA_NAMES = {ED: "ED", NCR: "NCR", ET: "ET"}
 
 LABEL_SCHEMES: Mapping[str, LabelScheme] = {
-    # The first BraTS labelled oedema and core alone; the enhancing part is not told apart from the rest of the core.
+    # The first BraTS labelled oedema and core alone; the enhancing part belongs to the core.
     "glioma_2012": LabelScheme(
         {0: 0, 1: ED, 2: NCR}, {ED: "ED", NCR: "TC"}, {"WT": (ED, NCR), "TC": (NCR,)}, (ED, NCR)
     ),
-    # BraTS 2013 to 2016 told non-enhancing tumour (3) from necrosis (1). Both belong to the core; NET keeps a value of
-    # its own, so that nothing is lost in conversion, and is predicted as NCR, as every later release has it.
+    # BraTS 2013 to 2016 had labels for non-enhancing tumour (3) and for necrosis (1). Both belong to the core. NET has
+    # a value of its own, so that nothing is lost in conversion, and is predicted as NCR, as in every later release.
     "glioma_2013": LabelScheme(
         released={0: 0, 1: NCR, 2: ED, 3: EXTRA, 4: ET},
         names={**_GLIOMA_NAMES, EXTRA: "NET"},
@@ -113,19 +113,19 @@ LABEL_SCHEMES: Mapping[str, LabelScheme] = {
         paint=(ED, NCR, ET, EXTRA),
     ),
     "decathlon": LabelScheme({0: 0, 1: ED, 2: NCR, 3: ET}, _GLIOMA_NAMES, _GLIOMA_REGIONS, (ED, NCR, ET)),
-    # Meningioma before radiotherapy: one target volume, hence no nested regions.
+    # Meningioma before radiotherapy: one target volume, so no nested regions.
     "radiotherapy_2024": LabelScheme({0: 0, 1: 1}, {1: "GTV"}, {"GTV": (1,)}, (1,)),
 }
 
 
 def find_sequence(name: str) -> str | None:
-    """The sequence that a data set calls so, whatever its capitals and signs; None for a name that is not known."""
+    """The sequence of a name in a data set, in any capitals and punctuation; None for a name that is not known."""
     plain = "".join(filter(str.isalnum, name.lower()))
     return next((sequence for sequence, names in SEQUENCE_NAMES.items() if plain in names), None)
 
 
 def remap(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
-    """Replace every label; one that the mapping lacks is an error, never a silent background. Gives uint8."""
+    """Replace every label; one that the mapping lacks is an error and never becomes background. Gives uint8."""
     values = np.unique(labels)
     if unknown := [float(v) for v in values if v not in mapping]:
         raise UserError(f"labels {unknown} are not among {sorted(mapping)}")

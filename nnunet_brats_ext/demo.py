@@ -12,47 +12,49 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.options import Options, argument, option
 
 MARK = ".nnunet_brats_demo"  # a folder that has it was made by the demo and may be made anew
 DATASET = "998"
 NAME = f"Dataset{DATASET}_BraTSDemo"
 CONFIGURATION = "3d_fullres"
-OURS, YARDSTICK = "BraTSVAETrainer", "BraTSBaselineTrainer"
-REGION_COLOURS = {"WT": "gold", "TC": "tomato", "ET": "deepskyblue"}
-# What of nnU-Net's output is worth a glance while it runs.
+OURS, BASELINE = "BraTSVAETrainer", "BraTSBaselineTrainer"
+# The lines of nnU-Net's output that are shown while it runs.
 NEWS = re.compile(r"Epoch \d+|train_loss -?[\d.]+|Pseudo dice|[Pp]redicting|Preprocessing|fingerprint|\d+%")
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much the demo does. The default takes about eight minutes on two cores; tests take less."""
+class DemoOptions(Options):
+    """Where and how much. The default takes about eight minutes on two cores; tests take less."""
 
-    cases: int = 16
-    held_out: int = 4
-    size: Sequence[int] = (40, 48, 40)  # voxels, x y z
-    contrast: float = 1.8  # of tumours, for brief training
-    epochs: int = 8
-    iterations: int = 11  # per epoch
-    folds: Sequence[int] = (0, 1)
-    memory_gb: float = 0.1  # makes nnU-Net plan small patches, that a CPU can train in seconds
+    folder: Path = argument("folder of the demo, made anew", Path("brats_demo"))
+    device: str = option("-device", aliases=("--device",), default="cpu", choices=("cpu", "cuda", "mps"), help="device")
+    cases: int = option(default=16, at_least=4, help="synthetic patients, held-out ones included")
+    held_out: int = option(default=4, at_least=1, help="of them not for training")
+    size: tuple[int, int, int] = option(
+        default=(40, 48, 40), at_least=32, metavar=("X", "Y", "Z"), help="voxels of a head"
+    )
+    contrast: float = option(default=1.8, above=0, help="of tumours, for brief training; 1 is that of patients")
+    epochs: int = option(default=8, at_least=1, help="of each training")
+    iterations: int = option(default=11, at_least=1, help="per epoch")
+    folds: tuple[int, ...] = option(default=(0, 1), at_least=0, at_most=4, help="to train")
+    memory_gb: float = option(default=0.1, above=0, help="makes nnU-Net plan patches that a CPU can train in seconds")
 
 
 class Demo:
     """Runs the commands in a folder of its own, and keeps the full output of each in `logs/`."""
 
-    def __init__(self, folder: Path, scale: Scale, device: str = "cpu"):
-        self.folder, self.scale, self.device = folder.resolve(), scale, device
+    def __init__(self, options: DemoOptions):
+        self.folder, self.scale, self.device = options.folder.resolve(), options, options.device
         self.console = Console(soft_wrap=True, highlight=False)
         self.settings = {
             name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -64,20 +66,20 @@ class Demo:
         self.prepare_folder()
         self.make_data()
         first, folds = self.scale.folds[:1], self.scale.folds
-        for trainer, its_folds in ((OURS, folds), (YARDSTICK, first)):
+        for trainer, its_folds in ((OURS, folds), (BASELINE, first)):
             for fold in its_folds:
                 self.train(trainer, fold)
                 self.predict(trainer, fold)
         self.ensemble(OURS)
         # One fold of each is the fair comparison; the folds together are what one would submit.
-        entries = [OURS, *(name_of(trainer, first[0]) for trainer in (OURS, YARDSTICK))]
+        entries = [OURS, *(name_of(trainer, first[0]) for trainer in (OURS, BASELINE))]
         scores = {entry: self.submit(entry) for entry in entries}
         picture = draw_cases(
             self.folder / "nnUNet_raw" / NAME / "imagesTs",
             {"reference": self.folder / "references"} | {e: self.folder / "submission" / e for e in entries},
             self.folder / "predictions.png",
         )
-        self.tell_scores(scores)
+        self.print_scores(scores)
         self.console.print(f"\npictures: {picture}")
         for curve in sorted(self.folder.glob("nnUNet_results/*/*/*/progress.png")):
             self.console.print(f"          {curve}")
@@ -87,7 +89,7 @@ class Demo:
 
     def prepare_folder(self) -> None:
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / MARK).exists():
-            raise FileExistsError(f"{self.folder} exists and is not of an earlier demo: choose another folder")
+            raise UserError(f"{self.folder} exists and is not of an earlier demo: choose another folder")
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "logs").mkdir(parents=True)
         (self.folder / MARK).touch()
@@ -149,7 +151,7 @@ class Demo:
         )
         return json.loads((self.folder / "scores" / f"{entry}.json").read_text())
 
-    def tell_scores(self, scores: Mapping[str, dict]) -> None:
+    def print_scores(self, scores: Mapping[str, dict]) -> None:
         steps = self.scale.epochs * self.scale.iterations
         table = Table(title=f"Dice on {self.scale.held_out} held-out patients after {steps} steps per fold")
         table.add_column("prediction")
@@ -191,7 +193,7 @@ class Demo:
                 if NEWS.search(line):
                     status.update(line.strip()[-100:].replace("[", r"\["))
         if process.wait() != 0:
-            raise RuntimeError("\n".join([*lines, f"`{shlex.join(words)}` failed; all it said is in {log}"]))
+            raise UserError("\n".join([*lines, f"`{shlex.join(words)}` failed; its whole output is in {log}"]))
         if words[0] == "nnunet_brats":
             self.console.print("\n".join(line for line in lines if line and "━" not in line), markup=False, style="dim")
         self.console.print(f"done in {time.monotonic() - begin:.0f} s", style="green")
@@ -203,34 +205,22 @@ def name_of(trainer: str, fold: int) -> str:
 
 def draw_cases(images: Path, label_maps: Mapping[str, Path], out: Path) -> Path:
     """One row per case: the slice with most tumour of T1ce and FLAIR, with the outlines of WT, TC and ET."""
-    import matplotlib
+    from nnunet_brats_ext.evaluation.pictures import HeadImage, PicturePanel, draw_grid, find_slices, read_upright
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    regions = RELEASES["BraTS2020"].scheme
-    in_release = {name: tuple(regions.trained[label] for label in labels) for name, labels in regions.regions.items()}
+    scheme = RELEASES["BraTS2020"].scheme
+    in_release = {name: tuple(scheme.trained[label] for label in labels) for name, labels in scheme.regions.items()}
     cases = sorted(path.name.removesuffix(".nii.gz") for path in label_maps["reference"].glob("*.nii.gz"))
-    figure, axes = plt.subplots(len(cases), len(label_maps) + 1, figsize=(3 * len(label_maps) + 3, 3 * len(cases)))
-    for row, case in zip(np.atleast_2d(axes), cases, strict=True):
-        t1ce, flair = (read(images / f"{case}_{channel:04d}.nii.gz") for channel in (1, 3))
-        maps = {name: read(folder / f"{case}.nii.gz") for name, folder in label_maps.items()}
-        z = int((maps["reference"] > 0).sum((1, 2)).argmax())
-        row[0].imshow(t1ce[z], cmap="gray")
-        row[0].set_title(f"{case}\nT1ce", fontsize=8)
-        for axis, (name, label_map) in zip(row[1:], maps.items(), strict=True):
-            axis.imshow(flair[z], cmap="gray")
-            axis.set_title(name, fontsize=8)
-            for region, mask in to_regions(label_map[z], in_release).items():
-                if mask.any():
-                    axis.contour(mask, levels=[0.5], colors=REGION_COLOURS[region], linewidths=1)
-    for axis in figure.axes:
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    rows = []
+    for case in cases:
+        t1ce, flair = (HeadImage.read(case, images / f"{case}_{channel:04d}.nii.gz") for channel in (1, 3))
+        maps = {name: read_upright(folder / f"{case}.nii.gz")[0] for name, folder in label_maps.items()}
+        index, *_ = find_slices([maps["reference"]], flair.box)
+        grey = flair.grey(flair.crop(flair.image[index]))
+        rows.append(
+            [
+                PicturePanel(t1ce.grey(flair.crop(t1ce.image[index])), "T1ce"),
+                *(PicturePanel(grey, name, flair.crop(labels[index])) for name, labels in maps.items()),
+            ]
+        )
+    draw_grid(rows, cases, in_release).savefig(out)
     return out
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -14,7 +14,7 @@ ORIGIN_MM = (0.0, -239.0, 0.0)
 
 
 def sequence_values(case: str, sequence: str) -> np.ndarray:
-    """Told apart by case and by sequence: T1 lies in 1000 to 1099, T1ce in 2000 to 2099, ..., with a zero border."""
+    """Different for every case and sequence: T1 in 1000 to 1099, T1ce in 2000 to 2099, ..., with a zero border."""
     values = np.zeros(SIZE[::-1], np.int16)
     random = np.random.default_rng(zlib.crc32(case.encode()))
     values[1:-1, 1:-1, 1:-1] = random.integers(0, 100, (8, 7, 6)) + 1000 * (SEQUENCES.index(sequence) + 1)

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.demo import CONFIGURATION, DATASET, NAME, OURS, YARDSTICK
+from nnunet_brats_ext.demo import BASELINE, CONFIGURATION, DATASET, NAME, OURS
 
 pytestmark = pytest.mark.end_to_end
 MODEL = ("-d", DATASET, "-c", CONFIGURATION, "-tr", OURS)
@@ -47,7 +47,7 @@ def demo(tmp_path_factory) -> Path:
 
 
 def test_the_demo_goes_all_the_way(demo):
-    for entry in (OURS, f"{OURS}_fold0", f"{YARDSTICK}_fold0"):
+    for entry in (OURS, f"{OURS}_fold0", f"{BASELINE}_fold0"):
         results = json.loads((demo / "scores" / f"{entry}.json").read_text())
         assert set(results["summary"]) == {"WT", "TC", "ET"}
         assert len(results["cases"]) == 2

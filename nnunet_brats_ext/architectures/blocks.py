@@ -1,13 +1,84 @@
-"""Parts that two or more networks use. Shapes: b batch, c channels, *s the two or three spatial axes."""
+"""The base class of all networks, and the parts that two or more of them use.
+
+Shapes: b batch, c channels, *s the two or three spatial axes.
+"""
 
 from collections.abc import Sequence
+from math import prod
+from typing import ClassVar, Protocol, runtime_checkable
 
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, maybe_convert_scalar_to_list
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunet_brats_ext.storage.errors import UserError
+
 ConvOp = type[nn.Conv2d] | type[nn.Conv3d]
+Strides = Sequence[int | Sequence[int]]  # per stage, one number or one per axis
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}  # by the number of spatial axes
+
+
+class SegmentationNetwork(nn.Module):
+    """Base class of all networks: images (b, input_channels, *s) -> logits (b, num_classes, *s) in eval mode.
+
+    Every axis of s is a multiple of its cumulated strides. Train mode gives the same, unless a network's docstring
+    states otherwise. All share these arguments; `input_channels` and `num_classes` alone give the paper's network.
+
+    conv_op: `nn.Conv3d` or `nn.Conv2d`.
+    strides: per stage, one number or one per axis; the first stage is at full size.
+    features_per_stage: channels of each stage. As many stages are built as both `strides` and this have.
+    """
+
+    spatial_axes: ClassVar[tuple[int, ...]] = (2, 3)
+    """The numbers of spatial axes that the network can be built for."""
+
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Submodules that only train mode runs, although their weights are stored with all others."""
+
+    strides: list[tuple[int, ...]]
+    """The strides of the stages that were built, one number per axis."""
+
+    def __init__(self, conv_op: ConvOp, strides: Strides, max_stages: int):
+        super().__init__()
+        self.strides = [tuple(maybe_convert_scalar_to_list(conv_op, stride)) for stride in strides][:max_stages]
+        axes = convert_conv_op_to_dim(conv_op)
+        if any(len(stride) != axes for stride in self.strides):
+            raise UserError(
+                f"strides {tuple(strides)} do not fit {conv_op.__name__}: give one number per stage, or {axes} of them"
+            )
+
+    def endpoint_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size of the deepest features for an input of `size`; an axis its strides do not divide is an error."""
+        cumulated = [prod(axis) for axis in zip(*self.strides, strict=True)]
+        if any(length % stride for length, stride in zip(size, cumulated, strict=True)):
+            raise UserError(
+                f"size {tuple(size)} is not a multiple of the cumulated strides {tuple(cumulated)}: "
+                "choose a patch size that is, or other strides"
+            )
+        return tuple(length // stride for length, stride in zip(size, cumulated, strict=True))
+
+
+@runtime_checkable
+class EncoderDecoder(Protocol):
+    """What a network must offer so that `NetworkWithBranch` can put a training-only branch beside it.
+
+    A network of one's own needs no base class for that, only these attributes and methods.
+    """
+
+    strides: list[tuple[int, ...]]
+    """Per stage and axis, the first stage at full size."""
+
+    features_per_stage: tuple[int, ...]
+    """Channels of the features that `encode` gives."""
+
+    def endpoint_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size of the last features that `encode` gives for an input of `size`."""
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The features of every stage, from full size to the deepest."""
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits from the features of `encode`."""
 
 
 class PreActivationBlock(nn.Module):

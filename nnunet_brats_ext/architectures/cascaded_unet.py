@@ -1,4 +1,4 @@
-"""The cascade of multi-encoder U-Nets of Lachinov et al. 2018 (https://arxiv.org/abs/1810.04008), a teacher in 2019.
+"""The cascade of multi-encoder U-Nets of Lachinov et al. 2018, https://arxiv.org/abs/1810.04008; a teacher in 2019.
 
 Facts from the papers and the authors' release of 2018, with which it agrees in every layer; written from scratch.
 """
@@ -7,21 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from dynamic_network_architectures.building_blocks.helper import (
-    convert_conv_op_to_dim,
     get_matching_convtransp,
     get_matching_instancenorm,
+    get_matching_pool_op,
 )
 from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.blocks import ConvOp
+from nnunet_brats_ext.architectures.blocks import ConvOp, SegmentationNetwork, Strides
+from nnunet_brats_ext.storage.errors import UserError
 
 EPSILON = 1e-3  # of instance normalisation, MXNet's default
 
 
 class GroupedPreActivationBlock(nn.Module):
-    """Pre-activation residual block whose groups of channels never mix; (b, c, *s) -> (b, c, *s), c % groups == 0.
+    """Pre-activation residual block of grouped convolutions: He et al. 2016, https://arxiv.org/abs/1603.05027.
 
-    He et al. 2016, https://arxiv.org/abs/1603.05027, with instance normalisation: norm, ReLU, conv, twice, plus input.
+    (b, c, *s) -> (b, c, *s): twice instance norm, ReLU, conv, plus the input; c % groups == 0, and groups do not mix.
     """
 
     def __init__(self, conv_op: ConvOp, channels: int, groups: int = 1):
@@ -42,11 +43,11 @@ class GroupedPreActivationBlock(nn.Module):
 class MultiEncoderUNet(nn.Module):
     """One scale of the cascade: an encoder per modality, fused by their maximum at every level, and one decoder.
 
-    (b, input_channels, *s), context maps by level (b, num_labels, *(s / strides down to that level))
+    Images (b, input_channels, *s) and context maps by level (b, num_labels, *(s / strides down to that level))
     -> label logits (b, num_labels, *s).
 
     features: of each encoder at full size; doubled at every level. strides: of the downsamplings, per axis.
-    context_levels: where the decoder also sees the softmax maps of a coarser scale.
+    context_levels: levels whose decoder stage takes the softmax maps of a coarser scale as well.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class MultiEncoderUNet(nn.Module):
     ):
         super().__init__()
         self.modalities, self.context_levels = input_channels, tuple(context_levels)
-        widths = [features * 2**level for level in range(len(strides) + 1)]  # per modality, hence after the fusion
+        widths = [features * 2**level for level in range(len(strides) + 1)]  # per modality, and after the fusion
         stem = conv_op(input_channels, input_channels * features, 3, padding=1, groups=input_channels)
         stages = [nn.Sequential(stem, self._grouped_block(conv_op, features))]
         for narrow, wide, stride in zip(widths[:-1], widths[1:], strides, strict=True):
@@ -70,7 +71,7 @@ class MultiEncoderUNet(nn.Module):
             stages.append(nn.Sequential(downsample, nn.Dropout(dropout), self._grouped_block(conv_op, wide)))
         self.encoder_stages = nn.ModuleList(stages)
 
-        # From the bottom to the top, as forward runs; the decoder is twice as wide as an encoder.
+        # The decoder's lists run from the bottom to the top, as its forward does; it is twice as wide as an encoder.
         transposed = get_matching_convtransp(conv_op)
         levels = range(len(strides) - 1, -1, -1)
         below = [widths[-1], *(2 * widths[level] for level in levels)]
@@ -103,38 +104,43 @@ class MultiEncoderUNet(nn.Module):
         return self.head(x)
 
 
-class CascadedUNet(nn.Module):
+class CascadedUNet(SegmentationNetwork):
     """Third teacher of Lachinov et al. 2019, https://arxiv.org/abs/2002.03688: three scales, from coarse to fine.
 
-    Z-scores (b, input_channels, *s), 0 outside the brain. Eval mode: region logits (b, num_classes, *s). Train mode:
-    the logits of background and labels, (b, 1 + num_classes, *), of every scale from full size downwards.
+    The images are z-scores, 0 outside the brain. Train mode gives the logits of background and labels,
+    (b, 1 + num_classes, *), of every scale, from full size downwards. The deepest features of every scale must have two
+    voxels or more, or instance normalisation fails in train mode.
 
-    Inside, it predicts labels that exclude each other. `regions` (region, label) says which labels each region
-    holds; a region's logit is that of the summed probability of its labels, so that nnU-Net's sigmoid gives this sum.
-    It starts as strictly nested regions, the first the largest, and is stored with the weights.
+    Inside, it predicts labels that exclude each other. A region's logit is that of the summed probability of its
+    labels, so that nnU-Net's sigmoid gives this sum. The arguments are those of `SegmentationNetwork`, but for:
 
-    strides: per stage and axis, the first stage at full size. Scale i sees the image average-pooled by the strides of
-    i stages, is as deep as the next `max_downsamplings` strides, and hands its softmax maps, with their gradient, to
-    the decoders of the finer scales, where these have its size. A scale for which no stride is left is not built.
+    strides: scale i takes the image average-pooled by the strides of i stages, and its depth is the next
+    `max_downsamplings` strides. Its softmax maps, with their gradient, enter the decoders of the finer scales where
+    these have its size. A scale for which no stride is left is not built.
     features: of each encoder, by scale, the finest first.
+
+    >>> CascadedUNet(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 32, 32, 64)).shape
+    torch.Size([1, 3, 32, 32, 64])
     """
 
     regions: Tensor
+    """Which labels each region holds, (region, label) bool; stored with the weights. Starts as nested regions, the
+    largest first."""
 
     def __init__(
         self,
         input_channels: int,
         num_classes: int,
         conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = ((1, 1, 1), *[(2, 2, 2)] * 5),
+        strides: Strides = (1, 2, 2, 2, 2, 2),
         features: Sequence[int] = (4, 8, 16),
         max_downsamplings: int = 3,
         dropout: float = 0.1,
     ):
-        super().__init__()
-        halvings = [tuple(stride) for stride in strides][1:]
+        super().__init__(conv_op, strides, len(features) + max_downsamplings)
+        halvings = self.strides[1:]
         if not halvings:
-            raise ValueError(f"a cascade over scales needs a downsampling, but the strides are {tuple(strides)}")
+            raise UserError(f"strides {tuple(strides)} have no downsampling: a cascade over scales needs two stages")
         scales = range(min(len(features), len(halvings)))
         self.register_buffer("regions", torch.ones(num_classes, num_classes).triu().bool())
         depths = [halvings[scale : scale + max_downsamplings] for scale in scales]
@@ -145,7 +151,7 @@ class CascadedUNet(nn.Module):
             )
             for scale in scales
         )  # fmt: skip
-        pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[convert_conv_op_to_dim(conv_op)]
+        pool = get_matching_pool_op(conv_op, pool_type="avg")
         self.poolings = nn.ModuleList(pool(stride) for stride in halvings[: len(self.scales) - 1])
         self.apply(_initialise)
 

@@ -4,16 +4,28 @@ Facts from the paper and the authors' release; written from scratch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from math import gcd, prod
 from typing import Literal
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from dynamic_network_architectures.building_blocks.helper import (
+    convert_conv_op_to_dim,
+    get_matching_instancenorm,
+    get_matching_pool_op,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_brats_ext.architectures.blocks import INTERPOLATION, ConvOp, ProjectAndUpsample
+from nnunet_brats_ext.architectures.blocks import (
+    INTERPOLATION,
+    ConvOp,
+    ProjectAndUpsample,
+    SegmentationNetwork,
+    Strides,
+)
+from nnunet_brats_ext.storage.errors import UserError
 
 NormOp = Callable[[int], nn.Module]
 
@@ -25,11 +37,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def norm_op(norm: Literal["group", "instance"], conv_op: ConvOp) -> NormOp:
-    """What builds a normalisation of so many channels, with learnt scale and shift and without running statistics."""
+    """The constructor of a normalisation from its number of channels, learnt and without running statistics."""
     if norm == "group":
         return group_norm
-    instance_norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[convert_conv_op_to_dim(conv_op)]
-    return lambda channels: instance_norm(channels, affine=True)
+    if norm == "instance":
+        return partial(get_matching_instancenorm(conv_op), affine=True)
+    raise UserError(f"norm is {norm!r}: choose 'group' or 'instance'")
 
 
 class ConvUnit(nn.Sequential):
@@ -44,10 +57,10 @@ class ConvUnit(nn.Sequential):
 
 
 class ConvolutionalBlockAttention(nn.Module):
-    """CBAM: Woo et al. 2018, https://arxiv.org/abs/1807.06521, first along channels, then in space; as Henry et al.
+    """CBAM: Woo et al. 2018, https://arxiv.org/abs/1807.06521, first along channels, then in space, as Henry et al.
 
-    (b, c, *s) -> (b, c, *s), every value scaled within (0, 1). A ReLU before the last sigmoid, which the CBAM paper
-    has not, keeps the spatial gate at 0.5 or more.
+    (b, c, *s) -> (b, c, *s), every value scaled within (0, 1). A ReLU before the last sigmoid, which is not in the CBAM
+    paper, keeps the spatial gate at 0.5 or more.
     """
 
     def __init__(self, conv_op: ConvOp, channels: int, norm: NormOp, reduction: int = 16):
@@ -66,35 +79,39 @@ class ConvolutionalBlockAttention(nn.Module):
         return x * self.spatial_gate(extremes).sigmoid()
 
 
-class DilatedUNet(nn.Module):
-    """U-Net with dilated convolutions below its last stage and heads on its decoder: Henry et al. 2020.
+class DilatedUNet(SegmentationNetwork):
+    """U-Net of Henry et al. 2020, https://arxiv.org/abs/2011.01045: dilated bottom, deep supervision at full size.
 
-    (b, input_channels, *s) -> logits (b, num_classes, *s) in eval mode. In train mode a list of them: the output, then
-    those of the heads, from the deepest up, all at full size. Every axis of s a multiple of its cumulated strides.
-    The heads belong to the weights also where they are not computed.
+    Train mode gives a list of logits (b, num_classes, *s): the output, then those of the heads on the decoder, from the
+    deepest up, all enlarged to full size. The heads' weights are stored, although eval mode does not use them.
+    The arguments are those of `SegmentationNetwork`; strides are those of poolings.
 
-    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
-    `features_per_stage` have. A pooling of these strides precedes every stage but the first.
+    norm: "group" (pipeline A) or "instance" (pipeline B).
     attention: a `ConvolutionalBlockAttention` behind every stage of the encoder and both parts of the bottom.
+
+    >>> DilatedUNet(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 16, 24, 32)).shape
+    torch.Size([1, 3, 16, 24, 32])
     """
+
+    training_only = ("heads",)
 
     def __init__(
         self,
         input_channels: int,
         num_classes: int,
         conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        strides: Strides = (1, 2, 2, 2),
         features_per_stage: Sequence[int] = (48, 96, 192, 384),
         norm: Literal["group", "instance"] = "group",
         attention: bool = False,
     ):
-        super().__init__()
-        self.strides = strides = [tuple(stride) for stride in strides][: len(features_per_stage)]
-        widths = list(features_per_stage)[: len(strides)]
-        # What each level hands on to the one above; the first has none above it.
+        super().__init__(conv_op, strides, len(features_per_stage))
+        widths = list(features_per_stage)[: len(self.strides)]
+        # The channels that each level gives to the one above, and the first to the output.
         above = [widths[0], *widths[:-1]]
         build_norm = norm_op(norm, conv_op)
-        self.max_pool = {2: functional.max_pool2d, 3: functional.max_pool3d}[convert_conv_op_to_dim(conv_op)]
+        max_pool = get_matching_pool_op(conv_op, pool_type="max")
+        self.poolings = nn.ModuleList(max_pool(stride, stride=stride) for stride in self.strides[1:])
         self.interpolation = INTERPOLATION[convert_conv_op_to_dim(conv_op)]
 
         def stage(*channels: int, dilation: int = 1, attentive: bool = False) -> nn.Sequential:
@@ -109,22 +126,23 @@ class DilatedUNet(nn.Module):
         deepest = widths[-1]
         self.bottom = stage(deepest, deepest, deepest, dilation=2, attentive=attention)
         self.merge = stage(2 * deepest, above[-1], attentive=attention)
-        # From the deepest to the top, as forward goes.
+        # The decoder's lists run from the bottom to the top, as its forward does.
         self.decoder_stages = nn.ModuleList(
             stage(2 * wide, wide, narrow) for wide, narrow in zip(widths[-2::-1], above[-2::-1], strict=True)
         )
         self.output = conv_op(above[0], num_classes, 1)
-        scales = [[prod(axis) for axis in zip(*strides[: level + 1], strict=True)] for level in range(len(strides))]
+        levels = range(1, len(self.strides) + 1)
+        scales = [[prod(axis) for axis in zip(*self.strides[:level], strict=True)] for level in levels]
         self.heads = nn.ModuleList(
             ProjectAndUpsample(conv_op, width, num_classes, scale, align_corners=True)
             for width, scale in zip([deepest, *above[:0:-1]], [scales[-1], *scales[:0:-1]], strict=True)
         )
-        self.apply(initialise)
+        self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         skips = [self.encoder_stages[0](x)]
-        for stage, stride in zip(self.encoder_stages[1:], self.strides[1:], strict=True):
-            skips.append(stage(self.max_pool(skips[-1], stride, stride)))
+        for pooling, stage in zip(self.poolings, self.encoder_stages[1:], strict=True):
+            skips.append(stage(pooling(skips[-1])))
         supervised = [self.bottom(skips[-1])]
         x = self.merge(torch.cat([skips[-1], supervised[0]], dim=1))
         for stage, skip, stride in zip(self.decoder_stages, skips[-2::-1], self.strides[:0:-1], strict=True):
@@ -138,7 +156,7 @@ class DilatedUNet(nn.Module):
         return [logits, *(head(features) for head, features in zip(self.heads, supervised, strict=True))]
 
 
-def initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module) -> None:
     """Kaiming's normal initialisation by fan-out for convolutions: He et al. 2015, https://arxiv.org/abs/1502.01852."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

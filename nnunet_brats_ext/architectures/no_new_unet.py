@@ -8,18 +8,18 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_brats_ext.architectures.blocks import INTERPOLATION, ConvOp
+from nnunet_brats_ext.architectures.blocks import INTERPOLATION, ConvOp, SegmentationNetwork, Strides
 
 
-class NoNewUNet(nn.Module):
+class NoNewUNet(SegmentationNetwork):
     """Plain U-Net with strided convolutions: Lachinov et al. 2019, https://arxiv.org/abs/2002.03688, after No New-Net.
 
-    (b, input_channels, *s) -> logits (b, num_classes, *s); every axis of s a multiple of its cumulated strides, and
-    more than one voxel left at the bottom, or instance normalisation has nothing to normalise.
+    The deepest features must have two voxels or more, or instance normalisation fails in train mode.
     The number of features is halved before each linear upsampling, so that both halves of a concatenation are equal.
+    The arguments are those of `SegmentationNetwork`.
 
-    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
-    `features_per_stage` have.
+    >>> NoNewUNet(input_channels=4, num_classes=3)(torch.zeros(1, 4, 16, 16, 32)).shape
+    torch.Size([1, 3, 16, 16, 32])
     """
 
     def __init__(
@@ -27,14 +27,13 @@ class NoNewUNet(nn.Module):
         input_channels: int,
         num_classes: int,
         conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        strides: Strides = (1, 2, 2, 2, 2),
         features_per_stage: Sequence[int] = (30, 60, 120, 240, 480),
     ):
-        super().__init__()
-        self.strides = [tuple(stride) for stride in strides][: len(features_per_stage)]
+        super().__init__(conv_op, strides, len(features_per_stage))
         features = list(features_per_stage)[: len(self.strides)]
         self.mode = INTERPOLATION[convert_conv_op_to_dim(conv_op)]
-        # What a stage hands upwards has the width of the stage above it; the topmost keeps its own.
+        # A stage gives the one above as many channels as that has; the topmost keeps its own.
         upwards = [features[0], *features[:-1]]
 
         entering = [input_channels, *features[:-1]]
@@ -43,7 +42,7 @@ class NoNewUNet(nn.Module):
             nn.Sequential(_unit(conv_op, narrow, width, stride), _unit(conv_op, width, last))
             for narrow, width, last, stride in zip(entering, features, leaving, self.strides, strict=True)
         )
-        # From the bottom to the top, as forward runs.
+        # The decoder's lists run from the bottom to the top, as its forward does.
         self.decoder_stages = nn.ModuleList(
             nn.Sequential(_unit(conv_op, 2 * width, width), _unit(conv_op, width, upward))
             for width, upward in zip(features[-2::-1], upwards[-2::-1], strict=True)

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunet_brats_ext.architectures.blocks import SegmentationNetwork, Strides
+from nnunet_brats_ext.storage.errors import UserError
+
 ABSENT_LOGIT = -20.0  # sigmoid 2e-9: background, and finite in half precision under nnU-Net's weighted sums of patches
 FEATURES = (64, 128, 256, 512, 1024)
-HALVED_FOUR_TIMES = ((1, 1), *((2, 2),) * 4)
+STRIDES = (1, 2, 2, 2, 2)
 
 
 def double_conv(input_channels: int, output_channels: int) -> nn.Sequential:
-    """Twice: 3x3 convolution of the reflected image, batch normalisation, ReLU."""
+    """Two 3x3 convolutions with reflected borders, each with batch normalisation and ReLU."""
     layers: list[nn.Module] = []
     for width in (input_channels, output_channels):
         layers += [
@@ -26,26 +29,27 @@ def double_conv(input_channels: int, output_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class PlainUNet2D(nn.Module):
-    """U-Net 3C of Hashemi et al. 2021: a plain 2-D U-Net with batch normalisation and reflected borders.
+class PlainUNet2D(SegmentationNetwork):
+    """U-Net 3C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): 2-D, batch norm, reflected borders.
 
-    (b, input_channels, h, w) -> logits (b, num_classes, h, w); h and w multiples of their cumulated strides, and twice
-    these at least, because a map of one pixel has nothing to reflect.
+    Height and width must be at least twice their cumulated strides, because one pixel cannot be reflected.
+    The arguments are those of `SegmentationNetwork`, without `conv_op`; strides are those of poolings.
 
-    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
-    `features_per_stage` have.
+    >>> PlainUNet2D(input_channels=4, num_classes=3)(torch.zeros(1, 4, 32, 48)).shape
+    torch.Size([1, 3, 32, 48])
     """
+
+    spatial_axes = (2,)
 
     def __init__(
         self,
         input_channels: int,
         num_classes: int,
-        strides: Sequence[Sequence[int]] = HALVED_FOUR_TIMES,
+        strides: Strides = STRIDES,
         features_per_stage: Sequence[int] = FEATURES,
     ):
-        super().__init__()
-        steps = [tuple(stride) for stride in strides][1 : len(features_per_stage)]
-        features = tuple(features_per_stage)[: 1 + len(steps)]
+        super().__init__(nn.Conv2d, strides, len(features_per_stage))
+        features, steps = tuple(features_per_stage)[: len(self.strides)], self.strides[1:]
         self.poolings = nn.ModuleList(nn.MaxPool2d(step) for step in steps)
         self.encoder_stages = nn.ModuleList(map(double_conv, (input_channels, *features), features))
         # The decoder's lists run from the bottom to the top, as its forward does.
@@ -63,33 +67,39 @@ class PlainUNet2D(nn.Module):
             skips.append(x)
             x = stage(pool(x))
         for upsample, stage in zip(self.upsamplings, self.decoder_stages, strict=True):
-            x = torch.cat([upsample(x), skips.pop()], dim=1)  # popped, so that inference drops it after use
+            x = torch.cat([upsample(x), skips.pop()], dim=1)  # pop, so that inference frees it after use
             x = stage(x)
         return self.head(x)
 
 
 class BinaryUNet2D(PlainUNet2D):
-    """U-Net 2C of Hashemi et al. 2021: one region against its complement, seen from outside as all regions.
+    """U-Net 2C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): one region against its complement.
 
     Two channels, foreground and background, are trained; the softmax over them is the sigmoid of their difference. That
-    difference is the logit of `region`; the other `num_classes - 1` channels are background everywhere, so that what
-    nnU-Net does with regions holds for one.
+    difference is the logit of `region`. The other `num_classes - 1` channels are background everywhere, so that nnU-Net
+    can treat it as a network of all regions. The arguments are those of `PlainUNet2D` and:
 
-    region: its index among the data set's regions; one that they lack is an error.
+    region: its index among the data set's regions, from 0.
     final_relu: the authors' ReLU before the softmax. Where both channels are below zero, no gradient passes.
+
+    >>> BinaryUNet2D(input_channels=4, num_classes=3, region=1)(torch.zeros(1, 4, 32, 32)).shape
+    torch.Size([1, 3, 32, 32])
     """
 
     def __init__(
         self,
         input_channels: int,
         num_classes: int,
-        region: int,
+        region: int = 0,
         final_relu: bool = False,
-        strides: Sequence[Sequence[int]] = HALVED_FOUR_TIMES,
+        strides: Strides = STRIDES,
         features_per_stage: Sequence[int] = FEATURES,
     ):
         if not 0 <= region < num_classes:
-            raise ValueError(f"region {region} is none of the data set's {num_classes} regions (counted from 0)")
+            raise UserError(
+                f"region {region} is none of the data set's {num_classes} regions: "
+                f"choose one from 0 to {num_classes - 1}"
+            )
         super().__init__(input_channels, 2, strides, features_per_stage)
         self.final_relu = final_relu
         self.others = (region, num_classes - 1 - region)  # regions before and after ours

@@ -1,71 +1,83 @@
-"""The encoder-decoder of Myronenko 2018 (https://arxiv.org/abs/1810.11654) as Lyu & Shu build it for BraTS 2020.
+"""Residual U-Nets: what they share, and the two of Lyu & Shu for BraTS 2020 after Myronenko 2018.
 
-Facts from the paper (https://arxiv.org/abs/2011.02881) and the authors' release; written from scratch.
+Facts from the papers (https://arxiv.org/abs/2011.02881, https://arxiv.org/abs/1810.11654) and the authors' release;
+written from scratch.
 """
 
-from collections.abc import Sequence
-from math import prod
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, get_matching_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_brats_ext.architectures.blocks import INTERPOLATION, ConvOp, PreActivationBlock, ProjectAndUpsample
+from nnunet_brats_ext.architectures.blocks import (
+    INTERPOLATION,
+    ConvOp,
+    PreActivationBlock,
+    ProjectAndUpsample,
+    SegmentationNetwork,
+    Strides,
+)
+
+Resampling = Callable[[int, int, tuple[int, ...]], nn.Module]  # from input channels, output channels and stride
 
 
-class PreActivationResidualUNet(nn.Module):
-    """Stage-1 network of Lyu & Shu 2020: pre-activation residual blocks, additive skips, one output at full size.
+class ResidualUNet(SegmentationNetwork):
+    """Base class of U-Nets whose stages are residual blocks; a subclass gives the layers and joins the skips.
 
-    (b, input_channels, *s) -> logits (b, num_classes, *s); every axis of s a multiple of its cumulated strides.
-
-    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
-    `features_per_stage` have.
+    n_blocks_per_stage: of the encoder; the decoder has one per stage.
+    stem, downsample, upsample: make a layer from its input channels, output channels and stride.
+    block, merge, head: make a layer from the channels of its stage; merge is for `join`, where that needs a layer.
+    dropout: a layer behind the stem.
     """
+
+    features_per_stage: tuple[int, ...]
+    """Channels of the stages that were built."""
 
     def __init__(
         self,
         input_channels: int,
-        num_classes: int,
-        conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
-        features_per_stage: Sequence[int] = (32, 64, 128, 256),
-        n_blocks_per_stage: Sequence[int] = (1, 2, 2, 4),
-        dropout: float = 0.2,
+        conv_op: ConvOp,
+        strides: Strides,
+        features_per_stage: Sequence[int],
+        n_blocks_per_stage: Sequence[int],
+        *,
+        stem: Resampling,
+        downsample: Resampling,
+        block: Callable[[int], nn.Module],
+        upsample: Resampling,
+        head: Callable[[int], nn.Module],
+        merge: Callable[[int], nn.Module] | None = None,
+        dropout: nn.Module | None = None,
     ):
-        super().__init__()
-        strides = [tuple(stride) for stride in strides][: len(features_per_stage)]
-        features = self.features_per_stage = tuple(features_per_stage)[: len(strides)]
-        self.strides = strides
-        whole_channels = {2: nn.Dropout2d, 3: nn.Dropout3d}[convert_conv_op_to_dim(conv_op)]
-
-        self.stem = conv_op(input_channels, features[0], 3, stride=strides[0], padding=1, bias=False)
-        self.dropout = whole_channels(dropout)
-        self.downsamplings = nn.ModuleList(
-            conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False)
-            for narrow, wide, stride in zip(features[:-1], features[1:], strides[1:], strict=True)
-        )
+        super().__init__(conv_op, strides, len(features_per_stage))
+        widths = self.features_per_stage = tuple(features_per_stage)[: len(self.strides)]
+        steps = [(*pair, stride) for pair, stride in zip(pairwise(widths), self.strides[1:], strict=True)]
+        # The order in which layers are made is that of weights in checkpoints: it must not change.
+        self.stem = stem(input_channels, widths[0], self.strides[0])
+        self.dropout = dropout or nn.Identity()
+        self.downsamplings = nn.ModuleList(downsample(*step) for step in steps)
         self.encoder_stages = nn.ModuleList(
-            nn.Sequential(*(PreActivationBlock(conv_op, width) for _ in range(n_blocks)))
-            for width, n_blocks in zip(features, n_blocks_per_stage, strict=False)
+            nn.Sequential(*(block(width) for _ in range(n_blocks)))
+            for width, n_blocks in zip(widths, n_blocks_per_stage, strict=False)
         )
         # The decoder's lists run from the bottom to the top, as its forward does.
-        self.upsamplings = nn.ModuleList(
-            ProjectAndUpsample(conv_op, wide, narrow, stride, align_corners=True)
-            for wide, narrow, stride in zip(features[:0:-1], features[-2::-1], strides[:0:-1], strict=True)
-        )
-        self.decoder_stages = nn.ModuleList(PreActivationBlock(conv_op, width) for width in features[-2::-1])
-        self.head = conv_op(features[0], num_classes, 1)
+        self.upsamplings = nn.ModuleList(upsample(wide, narrow, stride) for narrow, wide, stride in steps[::-1])
+        if merge is not None:
+            self.merges = nn.ModuleList(merge(narrow) for narrow, _, _ in steps[::-1])
+        self.decoder_stages = nn.ModuleList(block(narrow) for narrow, _, _ in steps[::-1])
+        self.head = head(widths[0])
 
-    def endpoint_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The size of the deepest features for an input of `size`; an axis its strides do not divide is an error."""
-        cumulated = [prod(axis) for axis in zip(*self.strides, strict=True)]
-        if any(length % stride for length, stride in zip(size, cumulated, strict=True)):
-            raise ValueError(f"size {tuple(size)} is not a multiple of the cumulated strides {tuple(cumulated)}")
-        return tuple(length // stride for length, stride in zip(size, cumulated, strict=True))
+    @abstractmethod
+    def join(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
+        """The input of a decoder stage (level 0 is the deepest), from the encoder's features and the stage below."""
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """The features of every stage, from full size to the endpoint."""
+        """The features of every stage, from full size to the deepest."""
         x = self.encoder_stages[0](self.dropout(self.stem(x)))
         features = [x]
         for downsample, stage in zip(self.downsamplings, self.encoder_stages[1:], strict=True):
@@ -76,16 +88,53 @@ class PreActivationResidualUNet(nn.Module):
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """Logits from the features of `encode`."""
         x = features[-1]
-        for level, (upsample, stage) in enumerate(zip(self.upsamplings, self.decoder_stages, strict=True)):
-            x = stage(upsample(x) + self.connect(level, features[-2 - level], x))
+        for level, stage in enumerate(self.decoder_stages):
+            x = stage(self.join(level, features[-2 - level], x))
         return self.head(x)
-
-    def connect(self, level: int, skip: Tensor, gate: Tensor) -> Tensor:
-        """What a level of the decoder (0 is the deepest) adds of the encoder; `gate` is what it upsamples."""
-        return skip
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+
+class PreActivationResidualUNet(ResidualUNet):
+    """Stage-1 network of Lyu & Shu 2020, https://arxiv.org/abs/2011.02881: pre-activation blocks and additive skips.
+
+    The arguments are those of `SegmentationNetwork` and `ResidualUNet`. dropout: of whole channels, behind the stem.
+
+    >>> PreActivationResidualUNet(input_channels=4, num_classes=3)(torch.zeros(1, 4, 16, 24, 32)).shape
+    torch.Size([1, 3, 16, 24, 32])
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        conv_op: ConvOp = nn.Conv3d,
+        strides: Strides = (1, 2, 2, 2),
+        features_per_stage: Sequence[int] = (32, 64, 128, 256),
+        n_blocks_per_stage: Sequence[int] = (1, 2, 2, 4),
+        dropout: float = 0.2,
+    ):
+        def strided(narrow: int, wide: int, stride: tuple[int, ...]) -> nn.Module:
+            return conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False)
+
+        whole_channels = {2: nn.Dropout2d, 3: nn.Dropout3d}[convert_conv_op_to_dim(conv_op)]
+        super().__init__(
+            input_channels,
+            conv_op,
+            strides,
+            features_per_stage,
+            n_blocks_per_stage,
+            stem=strided,
+            downsample=strided,
+            block=partial(PreActivationBlock, conv_op),
+            upsample=partial(ProjectAndUpsample, conv_op, align_corners=True),
+            head=lambda width: conv_op(width, num_classes, 1),
+            dropout=whole_channels(dropout),
+        )
+
+    def join(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
+        return self.upsamplings[level](below) + skip
 
 
 class AttentionGate(nn.Module):
@@ -98,7 +147,7 @@ class AttentionGate(nn.Module):
 
     def __init__(self, conv_op: ConvOp, channels: int, gate_channels: int, stride: Sequence[int]):
         super().__init__()
-        batch_norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[convert_conv_op_to_dim(conv_op)]
+        batch_norm = get_matching_batchnorm(conv_op)
         self.theta = nn.Sequential(conv_op(channels, channels, stride, stride=stride), batch_norm(channels))
         self.phi = nn.Sequential(conv_op(gate_channels, channels, 1), batch_norm(channels))
         self.psi = nn.Sequential(nn.ReLU(inplace=True), conv_op(channels, 1, 1), batch_norm(1), nn.Sigmoid())
@@ -115,18 +164,25 @@ class AttentionGate(nn.Module):
 
 
 class AttentionGatedResidualUNet(PreActivationResidualUNet):
-    """Stage-2 network of Lyu & Shu 2020: that of stage 1 with an attention gate on every skip connection.
+    """Stage-2 network of Lyu & Shu 2020, https://arxiv.org/abs/2011.02881: stage 1 with an attention gate on each skip.
 
-    Takes the same arguments. Each gate listens to the decoder's features below it; the deepest to the endpoint.
+    Takes the arguments of `PreActivationResidualUNet`. The gating signal is the stage below in the decoder, and the
+    deepest features of the encoder for the first.
+
+    >>> AttentionGatedResidualUNet(input_channels=7, num_classes=3).eval()(torch.zeros(1, 7, 16, 16, 16)).shape
+    torch.Size([1, 3, 16, 16, 16])
     """
 
-    def __init__(self, input_channels: int, num_classes: int, conv_op: ConvOp = nn.Conv3d, **topology: Any):
-        super().__init__(input_channels, num_classes, conv_op, **topology)
+    gates: nn.ModuleList
+    """An `AttentionGate` per level of the decoder, the deepest first."""
+
+    def __init__(self, input_channels: int, num_classes: int, conv_op: ConvOp = nn.Conv3d, **options: Any):
+        super().__init__(input_channels, num_classes, conv_op, **options)
         widths, strides = self.features_per_stage, self.strides
         self.gates = nn.ModuleList(
             AttentionGate(conv_op, narrow, wide, stride)
             for wide, narrow, stride in zip(widths[:0:-1], widths[-2::-1], strides[:0:-1], strict=True)
         )
 
-    def connect(self, level: int, skip: Tensor, gate: Tensor) -> Tensor:
-        return self.gates[level](skip, gate)
+    def join(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
+        return self.upsamplings[level](below) + self.gates[level](skip, below)

@@ -6,6 +6,7 @@ prints in the modules named after its group. A verb imports its function when it
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -27,10 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nnunet-brats-ext {__version__}")
         return 0
     if (verb := find_verb(words[0])) is None:
-        from nnunet_brats_ext.cli import legacy  # until every verb is in `verbs`
-
-        return legacy.main(words)
-    if verb is None:
         known = [one.name for verbs in GROUPS.values() for one in verbs if not one.hidden]
         close = get_close_matches(words[0], known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -41,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nnunet_brats_ext.storage.errors import UserError
     from nnunet_brats_ext.storage.parallel import progress_shown
 
+    # Of libraries about themselves: users can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(vision)?(\.|$)")
     try:
         if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()

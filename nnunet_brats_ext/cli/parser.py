@@ -1,7 +1,7 @@
 """argparse from option dataclasses (`storage.options`): one argument per field, help from the same place."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,7 +20,15 @@ def build_parser(options: type[Options], prog: str, description: str) -> argpars
 
 def parse(options: type[Options], prog: str, description: str, words: Sequence[str]) -> Options:
     """The options that a command line gives; argparse itself ends the process where it cannot be read."""
-    return options(**vars(build_parser(options, prog, description).parse_args(words)))
+    parser = build_parser(options, prog, description)
+    given = vars(parser.parse_args(words))
+    if missing := [shown_name(field) for field in fields(options) if is_required(field) and field.name not in given]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return options(**given)
+
+
+def is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
@@ -37,30 +45,43 @@ def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
             settings["nargs"] = len(get_args(kind))
             settings["type"] = value_type(get_args(kind)[0])
         elif many and not spec.repeat:
-            settings["nargs"] = "+" if field.default is MISSING or not spec.positional else "*"
+            settings |= {"nargs": "+", "action": "extend"}  # an option given twice adds to itself
         elif spec.const is not None:
             settings |= {"nargs": "?", "const": spec.const}
         if spec.repeat:
             settings["action"] = "append"
     if spec.positional:
-        if field.default is not MISSING and not many:
-            settings["nargs"] = "?"
+        settings.pop("action", None)
+        if field.default is not MISSING:
+            settings |= {"nargs": "*" if many else "?", "default": field.default}
         parser.add_argument(field.name, **settings)
         return
     flags = spec.flags or (shown_name(field),)
-    required = field.default is MISSING and field.default_factory is MISSING
-    if spec.aliases:  # argparse would show them all; they share the destination and are checked together
+    if spec.aliases:  # argparse would show them all; they share the destination, and `parse` asks for one of them
         parser.add_argument(*flags, dest=field.name, **settings)
-        hidden = {name: value for name, value in settings.items() if name != "help"}
-        parser.add_argument(*spec.aliases, dest=field.name, help=argparse.SUPPRESS, **hidden)
+        hidden = settings | {"help": argparse.SUPPRESS}
+        if not spec.aliases[0].startswith("-"):  # it was positional
+            parser.add_argument(field.name, nargs="?", **hidden | {"type": unless_suppressed(hidden["type"])})
+        else:
+            parser.add_argument(*spec.aliases, dest=field.name, **hidden)
         return
-    parser.add_argument(*flags, dest=field.name, required=required, **settings)
+    parser.add_argument(*flags, dest=field.name, required=is_required(field), **settings)
 
 
 def value_type(kind: Any) -> Any:
     if get_origin(kind) is Literal:
         return type(get_args(kind)[0])
     return kind if kind in (int, float, Path) else str
+
+
+def unless_suppressed(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of a positional argument that may be left out: argparse also converts the mark of one that was."""
+
+    def value(text: str) -> Any:
+        return text if text is argparse.SUPPRESS else kind(text)
+
+    value.__name__ = kind.__name__  # which argparse quotes
+    return value
 
 
 def choices_of(field: Field, kind: Any) -> list[Any] | None:
@@ -80,7 +101,7 @@ def described(field: Field) -> str:
     """The help of a field, with its default where that says something."""
     text = spec_of(field).help
     default = field.default
-    if default in (MISSING, None, False, True, (), "") or "default" in text:
+    if default is MISSING or default in (None, (), "") or isinstance(default, bool) or "default" in text:
         return text.replace("%", "%%")
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{text} (default: {shown})".replace("%", "%%")

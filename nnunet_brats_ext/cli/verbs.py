@@ -28,12 +28,191 @@ class Verb:
 
 
 GROUPS: dict[str, tuple[Verb, ...]] = {
-    "Setting up": (),
-    "Data sets": (),
-    "Training": (),
-    "Prediction": (),
-    "Scores": (),
-    "Whole papers": (),
+    "Setting up": (
+        Verb(
+            "doctor",
+            "check versions, folders, trainer lookup and labels; say what to do",
+            "cli.setup:DoctorOptions",
+            "cli.setup:doctor",
+        ),
+        Verb(
+            "demo",
+            "the whole way, from a BraTS folder to a scored submission, on synthetic patients",
+            "demo:DemoOptions",
+            "cli.setup:demo",
+        ),
+        Verb(
+            "papers",
+            "the papers, their trainers and configurations; your own ones too",
+            "cli.setup:PapersOptions",
+            "cli.setup:show_papers",
+        ),
+    ),
+    "Data sets": (
+        Verb(
+            "convert",
+            "a BraTS release folder -> a data set in nnUNet_raw",
+            "dataset_conversion.conversion:ConvertOptions",
+            "cli.data:run_convert",
+            "A BraTS release folder becomes a data set in nnUNet_raw. Recognises every release from BraTS 2012 to "
+            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, "
+            "before anything is written.",
+        ),
+        Verb(
+            "restore",
+            "predictions -> a submission: the release's labels, names and headers",
+            "dataset_conversion.restoration:RestoreOptions",
+            "cli.data:run_restore",
+            "Predictions become a submission with the release's labels, names and headers. Works on predictions of "
+            "imagesTs and on those of cross-validation. What the challenge would refuse is listed for all cases, and "
+            "then nothing is written.",
+        ),
+        Verb(
+            "phantom",
+            "synthetic gliomas in BraTS form, deterministic by seed",
+            "dataset_conversion.phantoms.folder:PhantomOptions",
+            "cli.data:run_phantom",
+        ),
+        Verb(
+            "distill",
+            "manual labels + predictions on unlabelled cases -> one data set, to train a student on",
+            "dataset_conversion.distillation.distill:DistillOptions",
+            "cli.data:run_distill",
+            "Manual labels and predictions on unlabelled cases become one data set, to train a student on. "
+            "Pseudo-labelled cases only train. Cases with the same images as an excluded or a labelled one are left "
+            "out, whatever their names. After Lachinov et al. 2019.",
+        ),
+        Verb(
+            "filter-cases",
+            "train again without the cases that a complete training could not learn (Henry 2020)",
+            "dataset_conversion.case_filtering:FilterCasesOptions",
+            "cli.data:run_filter_cases",
+            "Reads the log of case losses of each fold's training, and removes from that fold's training cases those "
+            "whose mean loss over the last epochs exceeds the mean of all cases by some standard deviations. Writes "
+            "the reduced folds beside splits_final.json, with the removed cases in them, and a configuration "
+            "CONFIGURATION_filtered that trains on them. Validation cases stay as they are.",
+        ),
+    ),
+    "Training": (
+        Verb(
+            "plan",
+            "nnU-Net's plans -> BraTSPlans: with the papers' configurations, fitted to a GPU's memory",
+            "cli.training:PlanCommandOptions",
+            "cli.training:print_plan",
+            "Keeps nnU-Net's own configurations. The papers' share their preprocessed data, unless a paper resamples. "
+            "Without a budget, patch and batch are the papers'; with one, the batch shrinks first, then the patch. "
+            "Prints what to run next: all commands of a paper or of a trainer on request.",
+        ),
+    ),
+    "Prediction": (
+        Verb(
+            "predict",
+            "images -> label maps: all stages, folds and checkpoints of a model in one command",
+            "inference.options:PredictOptions",
+            "cli.models:predict",
+            "nnU-Net's prediction, with the stage before a cascade's second one, the papers' windows and test-time "
+            "augmentations, votes, and post-processing; of test cases, of each fold's own cases, by the best of "
+            "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
+        ),
+        Verb(
+            "attention",
+            "where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
+            "inference.options:AttentionOptions",
+            "cli.models:attention",
+            "The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints in "
+            "rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
+            "that weigh most and least. One folder per case.",
+        ),
+        Verb(
+            "ensemble",
+            "several prediction folders -> one: mean, vote, or the merges of papers",
+            "predictions.ensemble:EnsembleOptions",
+            "cli.predictions:run_ensemble",
+            "mean: of probabilities (.npz), any trainers and heads. majority: of label maps, with the tie rule of Lyu "
+            "and Shu. two-pass: A decides ET and NCR, B oedema. nested: binary models of WT, TC, ET, in this order.",
+        ),
+        Verb(
+            "postprocess",
+            "apply rules to label maps: small ET, small components, ...",
+            "predictions.postprocess:PostprocessOptions",
+            "cli.predictions:run_postprocess",
+            "Rules come from --rules (a JSON file, a name saved beside --model, or a paper), then from --rule, in this "
+            "order.",
+        ),
+        Verb(
+            "uncertainty",
+            "voxel maps of uncertainty per region from several predictions, and their QU-BraTS scores",
+            "predictions.uncertainty_maps:UncertaintyOptions",
+            "cli.predictions:run_uncertainty",
+            "Writes CASE_unc_whole.nii.gz, _core, _enhance with whole numbers from 0 (certain) to 100; with "
+            "--reference also uncertainty.json with QU-BraTS's filtered curves and scores.",
+        ),
+        Verb(
+            "pool",
+            "the old name of `predict --models`",
+            "inference.options:PredictOptions",
+            "cli.models:pool",
+            hidden=True,
+        ),
+        Verb(
+            "predict-stage",
+            "the old name of `predict --for-next-stage`",
+            "inference.options:PredictOptions",
+            "cli.models:predict_stage",
+            hidden=True,
+        ),
+    ),
+    "Scores": (
+        Verb(
+            "evaluate",
+            "scores of predictions, as a BraTS challenge computes them",
+            "evaluation.evaluate:EvaluateOptions",
+            "cli.scores:evaluate",
+            "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
+            "results.csv (one row per case and region) and results_summary.csv.",
+        ),
+        Verb(
+            "rank",
+            "BraTS ranking of several results, with the significance of every lead",
+            "evaluation.ranking:RankOptions",
+            "cli.scores:rank",
+            "Ranks results.json files of `evaluate`, or folders of predictions scored on the way: per case, region "
+            "and metric, averaged. Writes ranking.json and two CSV tables.",
+        ),
+        Verb(
+            "tune",
+            "thresholds of post-processing rules from cross-validation",
+            "evaluation.tune:TuneOptions",
+            "cli.scores:tune",
+            "Chooses rules on all folds but one, tries them on that one, and so on; reports the gain on held-out cases "
+            "with a permutation test; writes rules.json for `postprocess` and rules_report.json.",
+        ),
+        Verb(
+            "report",
+            "one HTML page from results: tables, charts, ranking, pictures of cases, training curves",
+            "evaluation.report.inputs:ReportOptions",
+            "cli.scores:report",
+            "Makes one page that needs no network from results.json files of `evaluate`, one per model, and from "
+            "whatever else is given; what is missing is left out with a sentence.",
+        ),
+    ),
+    "Whole papers": (
+        Verb(
+            "run",
+            "a recipe, from BraTS folder to report and submission, on this machine or a cluster",
+            "workflow.run:RunOptions",
+            "cli.recipes:print_run",
+            "A paper as a graph of nnU-Net's and these commands, run by Snakemake. Started again, it goes on where it "
+            "stopped: finished folds are kept, interrupted ones continued. Every paper has a recipe of its name; "
+            "`compare` puts all side by side; a YAML file is one of yours.",
+        ),
+        Verb(
+            "status",
+            "what of a run is done, running, stopped or failed, with the log of each job",
+            "workflow.status:StatusOptions",
+            "cli.recipes:print_status",
+        ),
+    ),
 }
 
 

@@ -1,7 +1,7 @@
-"""One case: look at all its files, say what is wrong with them, then lay them into an nnU-Net data set.
+"""One case: its files are inspected, then written into an nnU-Net data set.
 
-Both halves run in worker processes. Inspecting reads every file whole and writes nothing; laying links the images whose
-bytes serve as they are and writes the rest.
+Both run in worker processes. Inspecting reads every file in full and writes nothing; writing links the images whose
+bytes serve as they are and writes the others.
 """
 
 import os
@@ -15,38 +15,36 @@ import numpy as np
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release
-from nnunet_brats_ext.dataset_conversion.scan import Case
+from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, Image, ending, read_image, to_integers, write_image
+
+LINKS = ("auto", "hard", "symbolic", "copy")  # how an image gets into a data set; auto: the first that works
 
 
 @dataclass
 class Inspection:
-    """What a case's files hold. `rewrite` names the sequences whose bytes cannot serve as they are."""
+    """What a case's files hold.
 
-    case: Case
+    sha256: role -> of the source file. identifying: those of images that are not zero everywhere, for images that are
+    may be equal by chance. labels: as released, background included. rewrite: sequences whose bytes cannot serve as
+    they are. bytes_to_write: at most.
+    """
+
+    case: ReleaseCase
     grid: Grid | None = None
-    sha256: dict[str, str] = field(default_factory=dict)  # role -> of the source file
-    identifying: list[str] = field(default_factory=list)  # those of images that are not zero everywhere, as many may be
-    labels: list[int] = field(default_factory=list)  # as released, background included
+    sha256: dict[str, str] = field(default_factory=dict)
+    identifying: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
     rewrite: set[str] = field(default_factory=set)
-    bytes_to_write: int = 0  # at most
+    bytes_to_write: int = 0
 
 
-def inspect(case: Case, normalise: bool, tolerance_mm: float) -> Inspection:
-    """Read all files of a case; what is wrong goes to `case.problems`, what is odd but harmless to `case.remarks`."""
+def inspect_case(case: ReleaseCase, normalise: bool, tolerance_mm: float) -> Inspection:
+    """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`."""
     release = RELEASES[case.release]
     found = Inspection(case)
-    images: dict[str, Image] = {}
-    for role in (role for role in release.roles if role in case.files):
-        try:
-            image = read_image(case.files[role])
-            found.sha256[role] = image.sha256
-            if role != LABEL and image.array.any():
-                found.identifying.append(image.sha256)
-            images |= _unstack(image, role, release)
-        except UserError as error:
-            case.problems.append(f"{role}: {error}")
+    images = _read_files(case, release, found)
     for role, image in images.items():
         grid = image.grid
         found.grid = found.grid or grid
@@ -64,6 +62,21 @@ def inspect(case: Case, normalise: bool, tolerance_mm: float) -> Inspection:
     return found
 
 
+def _read_files(case: ReleaseCase, release: Release, found: Inspection) -> dict[str, Image]:
+    """Role -> image, of all files that can be read, each sequence of a 4-D file by itself."""
+    images: dict[str, Image] = {}
+    for role in (role for role in release.roles if role in case.files):
+        try:
+            image = read_image(case.files[role])
+            found.sha256[role] = image.sha256
+            if role != LABEL and image.array.any():
+                found.identifying.append(image.sha256)
+            images |= _unstack(image, role, release)
+        except UserError as error:
+            case.problems.append(f"{role}: {error}")
+    return images
+
+
 def _unstack(image: Image, role: str, release: Release) -> dict[str, Image]:
     """The image under its role, or each sequence of a 4-D file; any other number of dimensions is an error."""
     size = "x".join(map(str, image.grid.size))
@@ -78,15 +91,18 @@ def _unstack(image: Image, role: str, release: Release) -> dict[str, Image]:
     return {role: image}
 
 
-def _compare(case: Case, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float) -> None:
+def _compare(
+    case: ReleaseCase, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float
+) -> None:
+    """Note where the grid of an image is not that of the case's first one."""
     if not grid.finite:
-        case.problems.append(f"header of {role} has numbers that are infinite or none")
+        case.problems.append(f"header of {role} has numbers that are infinite or no number")
     elif grid.size != reference.size:
         sizes = ["x".join(map(str, size)) for size in (grid.size, reference.size)]
         case.problems.append(f"{role} has {sizes[0]} voxels, {reference_role} {sizes[1]}")
     elif not _equal_for_nnunet(grid, reference):
         shift = grid.shift_mm(reference)
-        if not shift <= tolerance_mm:  # nor is what is no number
+        if not shift <= tolerance_mm:  # true for NaN, too
             case.problems.append(
                 f"{role} lies up to {shift:.3g} mm away from {reference_role}, more than the {tolerance_mm:g} tolerated"
             )
@@ -95,7 +111,7 @@ def _compare(case: Case, role: str, grid: Grid, reference: Grid, reference_role:
 
 
 def _equal_for_nnunet(grid: Grid, reference: Grid) -> bool:
-    """Whether nnU-Net, which compares by `np.allclose`, takes two headers for the same: else one is written anew."""
+    """Whether nnU-Net, which compares by `np.allclose`, takes two headers for the same; if not, one is written anew."""
     return grid.size == reference.size and all(
         np.allclose(getattr(grid, name), getattr(reference, name)) for name in ("spacing_mm", "origin_mm", "direction")
     )
@@ -117,7 +133,7 @@ def _inspect_label(image: Image, release: Release, found: Inspection) -> None:
     found.bytes_to_write += _compressed(image.array, 1)
 
 
-def _unknown_label(value: int, count: int, release: Release, case: Case) -> str:
+def _unknown_label(value: int, count: int, release: Release, case: ReleaseCase) -> str:
     others = [other.name for other in RELEASES.values() if other.is_case(case.name) and value in other.scheme.released]
     advice = f"; it exists in {', '.join(others)}: is this that release?" if others else ""
     return f"label {value} in {count} voxels; {release.name} has {sorted(release.scheme.released)}{advice}"
@@ -128,8 +144,8 @@ def _compressed(values: np.ndarray, itemsize: int) -> int:
     return int(np.count_nonzero(values)) * itemsize + values.size // 100 + 1000
 
 
-def lay(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
-    """Put an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs."""
+def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
+    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs."""
     case, release, grid = found.case, RELEASES[found.case.release], found.grid
     assert grid is not None, "a case without problems has images"
     stacked = {}
@@ -139,23 +155,23 @@ def lay(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
     for number, sequence in enumerate(release.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
         if sequence not in found.rewrite:
-            place(case.files[sequence], target, link)
+            link_file(case.files[sequence], target, link)
             continue
         array = (stacked[sequence] if stacked else read_image(case.files[sequence])).array
         write_image(target, min_max_of_percentiles(array) if normalise else array, grid)
     if case.labelled:
-        labels = remap(to_integers(read_image(case.files[LABEL]).array), numbering(release))
+        labels = remap(to_integers(read_image(case.files[LABEL]).array), label_mapping(release))
         write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
 
 
-def numbering(release: Release) -> Mapping[int, int]:
+def label_mapping(release: Release) -> Mapping[int, int]:
     """Label in the release's files, stray ones included -> label as trained."""
     released = release.scheme.released
     return {**released, **{stray: released[meant] for stray, meant in release.stray_labels.items()}}
 
 
-def place(source: Path, target: Path, link: str) -> None:
-    """Give a file a second place: by a hard link, a symbolic link or a copy; `auto` takes the first that works."""
+def link_file(source: Path, target: Path, link: str) -> None:
+    """Give a file a second place, by one of `LINKS`."""
     source = source.resolve()
     ways: dict[str, Callable] = {"hard": os.link, "symbolic": os.symlink, "copy": shutil.copyfile}
     errors = []

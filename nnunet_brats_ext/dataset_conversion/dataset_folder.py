@@ -1,37 +1,72 @@
-"""The folder of a data set that we made: is it finished, may it be replaced, how does it appear whole."""
+"""The folder of a data set in nnUNet_raw: its descriptions, whether it is finished, how it is replaced."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.releases import Release
-from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
 
+CASE_KEYS = {"labelled", "patient", "known_as", "grade", "site", "files", "grid"}  # of a case in a manifest
 
-def is_finished(dataset: Path, fingerprint: str) -> bool:
-    """Whether a data set of ours has this fingerprint, and none of its files, or of what they link to, is gone."""
-    description, manifest = dataset / "dataset.json", dataset / MANIFEST
-    if not (description.is_file() and manifest.is_file()) or read_json(manifest).get("fingerprint") != fingerprint:
-        return False
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A data set in nnUNet_raw.
+
+    description: its dataset.json. manifest: that of `convert` or `distill`; empty where neither made the data set.
+    """
+
+    folder: Path
+    description: DatasetDescription
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> "RawDataset":
+        return cls(folder, DatasetDescription.read(folder), read_manifest(folder) or {})
+
+    @property
+    def cases(self) -> Mapping[str, Mapping[str, Any]]:
+        """Case -> what the manifest says of it."""
+        return self.manifest.get("cases", {})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What `convert` or `distill` noted about a data set; None where neither made it."""
+    if not (path := folder / MANIFEST).is_file():
+        return None
+    manifest = read_json(path)
+    cases = manifest.get("cases")
+    if not isinstance(cases, dict) or not all(isinstance(c, dict) and c.keys() >= CASE_KEYS for c in cases.values()):
+        raise UserError(f"{path} lists no cases as `nnunet_brats convert` does; convert the data set again")
+    return manifest
+
+
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Whether the data set of this fingerprint is there, and none of its files, or of what they link to, is missing."""
     try:
-        about_all = DatasetDescription.read(description)
-        names = [f"_{channel:04d}{about_all.ending}" for channel in range(len(about_all.channel_names))]
-    except UserError:  # edited or damaged
+        dataset = RawDataset.open(folder)
+        if dataset.manifest.get("fingerprint") != fingerprint:
+            return False
+        ending = dataset.description.ending
+        channels = range(len(dataset.description.channel_names))
+    except UserError:  # not there, edited or damaged
         return False
     files = []
-    for case, about in read_json(manifest)["cases"].items():
-        images = dataset / ("imagesTr" if about["labelled"] else "imagesTs")
-        files += [images / f"{case}{name}" for name in names]
-        files += [dataset / "labelsTr" / f"{case}{about_all.ending}"] if about["labelled"] else []
+    for case, about in dataset.cases.items():
+        images = folder / ("imagesTr" if about["labelled"] else "imagesTs")
+        files += [images / f"{case}_{channel:04d}{ending}" for channel in channels]
+        files += [folder / "labelsTr" / f"{case}{ending}"] if about["labelled"] else []
     return all(file.exists() for file in files)
 
 
 def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) -> None:
-    """Refuse to replace a data set that holds what is to be read, is none of ours, or was not to be replaced."""
+    """An error where a data set must not be replaced: it holds sources, is not ours, or `overwrite` is not set."""
     if not target.exists():
         return
     if inside := next((path for path in sources if path.resolve().is_relative_to(target.resolve())), None):
@@ -47,13 +82,14 @@ def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) ->
 def dataset_json(release: Release, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
-    Channels that come normalised are all called noNorm, since nnU-Net chooses the normalisation by the name.
+    nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.
     """
     scheme = release.scheme
     nested = any(len(labels) > 1 for labels in scheme.regions.values())
+    names = [NO_NORMALISATION if normalise else sequence for sequence in release.sequences]
     return {
         "name": name,
-        "channel_names": {str(i): "noNorm" if normalise else sequence for i, sequence in enumerate(release.sequences)},
+        "channel_names": {str(channel): shown for channel, shown in enumerate(names)},
         "labels": scheme.nnunet_labels(),
         **({"regions_class_order": list(scheme.paint)} if nested else {}),
         "numTraining": training_cases,
@@ -77,8 +113,13 @@ def publish_folder(growing: Path, target: Path, overwrite: bool, fingerprint: st
             target.replace(old)
     try:
         growing.replace(target)
-    except OSError:
-        if not target.exists() and old.exists():
-            old.replace(target)
-        if not is_finished(target, fingerprint):
+    except OSError as error:
+        if not target.exists():
+            if old.exists():
+                old.replace(target)
             raise
+        if not is_finished(target, fingerprint):
+            raise UserError(
+                f"{target} was made by another run in the meantime, and is another data set; start again with "
+                "another ID -d, or replace it with --overwrite"
+            ) from error

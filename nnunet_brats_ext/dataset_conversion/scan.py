@@ -1,6 +1,6 @@
-"""Find the files of a release in a folder, whatever it is nested in, and pair them into cases.
+"""Finding the files of a release in a folder, whatever it is nested in, and grouping them into cases.
 
-Nothing is opened here but, where names and folders leave two releases possible, the header of one image.
+Only names are read. One image header is opened where names and folders leave two releases possible.
 """
 
 import csv
@@ -22,8 +22,11 @@ JUNK = "__MACOSX"  # beside dot files, which include `._*` and `.DS_Store`
 
 
 @dataclass
-class Case:
-    """The files of one case, by role, with what is known about the patient, what is odd and what is wrong."""
+class ReleaseCase:
+    """The files of one case of a release, by role.
+
+    remarks: what is unusual and does no harm. problems: what must be solved before the case can be converted.
+    """
 
     name: str
     release: str
@@ -41,13 +44,13 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder, the release found in it, and why it was taken for that one."""
+class ReleaseFolder:
+    """A folder and the release found in it; `evidence` says how the release was recognised."""
 
     root: Path
     release: Release
     evidence: str
-    cases: list[Case]
+    cases: list[ReleaseCase]
     unrecognised: list[Path]
 
 
@@ -64,11 +67,11 @@ class _File:
 
 def scan(
     root: Path, release: str | None = None, overlays: Sequence[Path] = (), name_mapping: Path | None = None
-) -> Source:
+) -> ReleaseFolder:
     """Every case below `root`, in the order of their names. An overlay's files replace those of the same case and role.
 
     A folder that holds no release, several, or one of several that it might be, is an error that says what was seen.
-    With `release`, files that their own name or a folder in `root` gives to another one are left alone.
+    With `release`, files that belong to another one by their own name or a folder in `root` are left out.
     """
     tables: list[Path] = []
     files = list(_files(root, 0, tables))
@@ -79,33 +82,24 @@ def scan(
     files = [file for file in files if file.path not in others]
     for rank, overlay in enumerate(overlays, start=1):
         files += _files(overlay, rank, tables)
-    cases, left = _pair(files, chosen)
+    cases, left = _group(files, chosen)
     if not cases and others:
         path, other = next(iter(others.items()))
         raise UserError(
-            f"no case in {root} belongs to {chosen.name}; {path}, for one, is of {other} by its name or folder. "
+            f"no case in {root} belongs to {chosen.name}; {path}, for example, is of {other} by its name or folder. "
             "If that is wrong, convert that folder itself"
         )
     if not cases:
         raise UserError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
     _remark_lost_labels(cases, root)
-    rows = []
-    for table in tables:
-        with suppress(ValueError):  # no table of ours, since it was not named
-            rows += _rows(table)
-    if name_mapping:
-        if not (mapped := _rows(name_mapping)):
-            raise UserError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
-        rows += mapped
-    _describe_patients(cases, chosen, rows)
-    return Source(root, chosen, evidence, cases, unrecognised + left)
+    _describe_patients(cases, chosen, _patient_rows(tables, name_mapping))
+    return ReleaseFolder(root, chosen, evidence, cases, unrecognised + left)
 
 
 def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
-    """The image files below a folder; tables are put aside. Links are followed, but never round in a circle."""
+    """The image files below a folder; tables go into `tables`. Links are followed, each folder once."""
     if not root.is_dir():
-        unpack = "; unpack it first" if root.is_file() else ""
-        raise UserError(f"{root} is not a folder{unpack}")
+        raise UserError(f"{root} is not a folder; unpack it first" if root.is_file() else f"{root} does not exist")
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, onerror=_fail, followlinks=True):
         if (real := os.path.realpath(folder)) in visited:
@@ -124,14 +118,14 @@ def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
 
 
 def _fail(error: OSError) -> NoReturn:
-    """A folder that cannot be read may hold cases, which would vanish without a word."""
+    """A folder that cannot be read may hold cases, so it is an error and not skipped."""
     raise error
 
 
 def _of_others(paths: Sequence[Path], asked: Release) -> Mapping[Path, str]:
     """File -> the releases that it belongs to by its own name or a folder's, where the one asked for is none of them.
 
-    The folder of the source itself is not asked: whoever names it with a release says what it holds.
+    The name of the source folder itself does not count: the user has said what it holds.
     """
     others = {}
     for path in paths:
@@ -172,16 +166,17 @@ def _decide(root: Path, paths: Sequence[Path]) -> tuple[Release, str]:
     if len(possible) > 1:
         choices = "".join(f"\n  --release {name:<18} labels {_numbering(RELEASES[name])}" for name in sorted(possible))
         raise UserError(
-            f"cases like {min(cases)} exist in several releases, and no folder tells which these are; say it:{choices}"
+            f"cases like {min(cases)} exist in several releases, and no folder name says which these are; name one:"
+            f"{choices}"
         )
     return RELEASES[min(possible)], evidence
 
 
 def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[frozenset[str], str]:
-    """The candidates that folder names or, failing that, the grid leave, and which of them spoke.
+    """The candidates that are left by folder names or, without such names, by the grid; and the evidence in words.
 
-    The nearest folder wins; folders above the source are not asked, they may be named after anything.
-    A grid decides only if it is one release's own and all others are known to have another.
+    The nearest folder wins; folders above the source do not count. A grid decides only where the grids of all
+    candidates are known and one fits.
     """
     if len(candidates) == 1:
         return candidates, "by the names of its files"
@@ -198,7 +193,7 @@ def _narrow(root: Path, candidates: frozenset[str], path: Path) -> tuple[frozens
 
 
 def _by_folder(candidates: frozenset[str], folders: Sequence[str]) -> tuple[frozenset[str], str]:
-    """The one candidate that the nearest folder gives away, and that folder; without one, all and nothing."""
+    """The one candidate that the nearest folder name hints at, and that folder; without a hint, all and no folder."""
     for folder in reversed(folders):
         hints = {name: RELEASES[name].hint for name in candidates}
         hinted = [name for name, hint in hints.items() if hint and re.search(hint, folder, re.IGNORECASE)]
@@ -214,9 +209,17 @@ def _shape(path: Path) -> tuple[int, ...] | None:
         return None
 
 
-def _pair(found: Sequence[_File], release: Release) -> tuple[list[Case], list[Path]]:
-    """Cases by name. Where several files claim a role, an overlay or a correction wins; equals are a problem."""
-    claims: dict[str, dict[str, list[tuple[tuple[int, ...], _File]]]] = defaultdict(lambda: defaultdict(list))
+@dataclass(frozen=True)
+class _Match:
+    """A file that holds a role of a case. rank: the higher one wins."""
+
+    file: _File
+    rank: tuple[int, ...]
+
+
+def _group(found: Sequence[_File], release: Release) -> tuple[list[ReleaseCase], list[Path]]:
+    """Cases by name, and the files that belong to none."""
+    matches: dict[str, dict[str, list[_Match]]] = defaultdict(lambda: defaultdict(list))
     unrecognised = []
     order = {kind: number for number, kind in enumerate(release.kinds)}
     for file in found:
@@ -227,37 +230,35 @@ def _pair(found: Sequence[_File], release: Release) -> tuple[list[Case], list[Pa
         case, kind = match
         corrected = release.superseding and re.search(release.superseding, file.path.parent.as_posix(), re.IGNORECASE)
         rank = (file.rank, int(bool(corrected)), order[kind])
-        claims[case][release.kinds[kind]].append((rank, file))
-    for name in [name for name, claimed in claims.items() if all(_overlaid(files) for files in claimed.values())]:
-        # An overlay corrects cases of the source; what it holds of others is no case of this conversion.
-        unrecognised += [file.absolute for files in claims.pop(name).values() for _, file in files]
-    return [_choose(name, release, claims[name]) for name in sorted(claims)], unrecognised
+        matches[case][release.kinds[kind]].append(_Match(file, rank))
+    for name, roles in list(matches.items()):
+        if all(match.file.rank > 0 for files in roles.values() for match in files):
+            # An overlay corrects cases of the source; a case that only the overlay has is not converted.
+            unrecognised += [match.file.absolute for files in matches.pop(name).values() for match in files]
+    return [_choose(name, release, matches[name]) for name in sorted(matches)], unrecognised
 
 
-def _overlaid(claimed: Sequence[tuple[tuple[int, ...], _File]]) -> bool:
-    return all(file.rank > 0 for _, file in claimed)
-
-
-def _choose(name: str, release: Release, claims: dict[str, list[tuple[tuple[int, ...], _File]]]) -> Case:
-    case = Case(name, release.name)
-    for role, claimed in claims.items():
-        claimed.sort(key=lambda claim: claim[0])
-        rank, file = claimed[-1]
-        case.files[role] = file.absolute
-        if len(claimed) > 1 and claimed[-2][0] == rank:
-            paths = ", ".join(str(other.path) for level, other in claimed if level == rank)
+def _choose(name: str, release: Release, matches: dict[str, list[_Match]]) -> ReleaseCase:
+    """The file of each role: an overlay or a correction wins; two files of one rank are a problem."""
+    case = ReleaseCase(name, release.name)
+    for role, files in matches.items():
+        *others, chosen = sorted(files, key=lambda match: match.rank)
+        path = chosen.file.path
+        case.files[role] = chosen.file.absolute
+        if others and others[-1].rank == chosen.rank:
+            paths = ", ".join(str(match.file.path) for match in (*others, chosen) if match.rank == chosen.rank)
             case.problems.append(f"duplicate {role}: {paths}; keep one")
-        elif len(claimed) > 1:
-            case.remarks.append(f"{role} from {file.path} supersedes {claimed[-2][1].path}")
-        elif file.path.name in release.misnamed:
-            case.remarks.append(f"{role} was misnamed {file.path.name}")
+        elif others:
+            case.remarks.append(f"{role} from {path} supersedes {others[-1].file.path}")
+        elif path.name in release.misnamed:
+            case.remarks.append(f"{role} was misnamed {path.name}")
     if missing := [role for role in release.roles if role not in case.files and role != LABEL]:
         case.problems.append(f"no {' and no '.join(missing)}")
     return case
 
 
-def _remark_lost_labels(cases: Sequence[Case], root: Path) -> None:
-    """A case of a training folder without a label, among others that have one, has more likely lost it."""
+def _remark_lost_labels(cases: Sequence[ReleaseCase], root: Path) -> None:
+    """Remark on cases of a training folder that have no label while others have one."""
     above = str(root.resolve())
     if any(case.labelled for case in cases):
         for case in cases:
@@ -266,7 +267,7 @@ def _remark_lost_labels(cases: Sequence[Case], root: Path) -> None:
                 case.remarks.append("no label although it lies in a training folder")
 
 
-def _describe_patients(cases: Sequence[Case], release: Release, rows: Sequence[dict[str, str]]) -> None:
+def _describe_patients(cases: Sequence[ReleaseCase], release: Release, rows: Sequence[dict[str, str]]) -> None:
     """Patient, grade and site of each case: from its name, its folders, and the tables that come with a release."""
     by_case: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
@@ -293,6 +294,21 @@ def patient_id(case: str) -> str:
     return next((release.patient(case) for release in RELEASES.values() if release.is_case(case)), case)
 
 
+def _patient_rows(tables: Sequence[Path], name_mapping: Path | None) -> list[dict[str, str]]:
+    """The rows of all tables of patients, those of the one that the user has named last."""
+    rows = []
+    for table in tables:
+        with suppress(UserError):  # the user did not name it, so it need not be a table of patients
+            rows += _rows(table)
+    if name_mapping:
+        if not name_mapping.is_file():
+            raise UserError(f"--name-mapping {name_mapping}: no such file")
+        if not (mapped := _rows(name_mapping)):
+            raise UserError(f"{name_mapping} has no column such as BraTS_2020_subject_ID, or no row")
+        rows += mapped
+    return rows
+
+
 def _rows(table: Path) -> list[dict[str, str]]:
     """The rows of a `name_mapping*.csv` or `partitioning_*.csv`, without their empty cells; of other tables none."""
     with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
@@ -300,7 +316,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
         try:
             names, rows = [name or "" for name in reader.fieldnames or ()], list(reader)
         except csv.Error as error:
-            raise UserError(f"{table} is no table: {error}; save it as .csv again") from error
+            raise UserError(f"{table} is no CSV table: {error}; save it as .csv again") from error
     if not any(re.fullmatch(r"Subject_ID|BraTS_20\d\d_subject_ID", name) for name in names):
         return []
     cells = ({key: value.strip() for key, value in row.items() if key and value} for row in rows)

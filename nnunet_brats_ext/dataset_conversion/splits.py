@@ -1,24 +1,26 @@
-"""Cross-validation folds that keep a patient together and each fold alike in grade.
+"""Cross-validation folds: the cases of a patient stay in one fold, and every fold has its share of each grade.
 
-nnU-Net's own folds go by case, so that the time points of one patient land on both sides of a fold.
+nnU-Net's own folds go by case, so that time points of one patient train and validate the same fold.
 First the pure functions, then those that read and write splits_final.json.
 """
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_brats_ext.dataset_conversion.scan import Case
+from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
+from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, SPLITS, Split, find_splits, nnunet_folder, read_splits
 
 
 def group_patients(identities: Mapping[str, Collection[str]]) -> dict[str, str]:
     """Case -> patient: cases that share any identity, directly or through other cases, are one patient.
 
-    identities: case -> all names its patient goes by; at least one. The patient is called by the first in the alphabet.
+    identities: case -> all names of its patient, at least one. The patient gets the first of them in the alphabet.
     """
     parent: dict[str, str] = {}
 
@@ -46,7 +48,7 @@ def assign_folds(
 
     Deterministic on every platform and version: patients of one size come in the order of a hash of seed and name.
     No fold stays empty while there are as many patients as folds.
-    patients: case -> patient; strata: case -> stratum; fixed: patients whose fold is decided, say by another data set.
+    patients: case -> patient; strata: case -> stratum; fixed: patients whose fold another data set has decided.
     """
     cases_of: dict[str, list[str]] = defaultdict(list)
     for case in sorted(patients):
@@ -85,12 +87,12 @@ def _shuffled(name: str, seed: int) -> str:
 
 
 def split_cases(
-    cases: Sequence[Case], patients: Mapping[str, str], folds: int, seed: int, model: Path | None = None
+    cases: Sequence[ReleaseCase], patients: Mapping[str, str], folds: int, seed: int, model: Path | None = None
 ) -> list[Split]:
     """The folds of the labelled cases: stratified by grade or else by site, fewer where there are fewer patients.
 
-    With the folder of another data set as `model`, its patients stay in the folds they have there. One patient alone
-    gives no folds.
+    model: the folder of another data set, whose patients stay in the folds they have there. One patient alone gives no
+    folds.
     """
     labelled = [case for case in cases if case.labelled]
     patient_of = {case.name: patients[case.name] for case in labelled}
@@ -106,10 +108,10 @@ def split_cases(
 
 def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
     """How many folds a data set has, and the folds of each patient under each of their names."""
-    found = find_splits(dataset.name, dataset)
-    if found is None or not (dataset / MANIFEST).is_file():
+    found, manifest = find_splits(dataset.name, dataset), read_manifest(dataset)
+    if found is None or manifest is None:
         raise UserError(f"{dataset} has no {SPLITS} and {MANIFEST}, which --same-patients-as follows; convert it again")
-    (path, splits), cases = found, read_json(dataset / MANIFEST)["cases"]
+    (path, splits), cases = found, manifest["cases"]
     folds: dict[str, set[int]] = defaultdict(set)
     for fold, split in enumerate(splits):
         for case in split["val"]:
@@ -121,36 +123,47 @@ def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
 
 
 def _follow(
-    cases: Sequence[Case], patients: Mapping[str, str], elsewhere: Mapping[str, set[int]], model: Path
+    cases: Sequence[ReleaseCase], patients: Mapping[str, str], elsewhere: Mapping[str, set[int]], model: Path
 ) -> dict[str, int]:
-    """Patient -> the fold they have elsewhere; a patient with two there cannot be followed."""
+    """Patient -> the fold that the other data set has them in; a patient with two folds there is an error."""
     folds: dict[str, set[int]] = defaultdict(set)
     for case in cases:
         for name in (case.patient, *case.known_as):
             folds[patients[case.name]] |= elsewhere.get(name, set())
-    if torn := sorted(patient for patient, found in folds.items() if len(found) > 1):
-        shared = ", ".join(case.name for case in cases if patients[case.name] == torn[0])
+    if split := sorted(patient for patient, found in folds.items() if len(found) > 1):
+        shared = ", ".join(case.name for case in cases if patients[case.name] == split[0])
         raise UserError(
-            f"{model.name} has {len(torn)} patients in several folds: {shared}, for one, share a patient or an image "
-            f"here. Leave cases out, or convert {model.name} again with the --name-mapping that knows its patients"
+            f"{model.name} has {len(split)} patients in several folds: {shared}, for example, share a patient or an "
+            f"image here. Leave cases out, or convert {model.name} again with a --name-mapping that lists its patients"
         )
     return {patient: found.pop() for patient, found in folds.items() if found}
 
 
-def publish_splits(dataset: Path, wanted: int, overwrite: bool) -> str:
-    """Copy the folds of a data set to where nnU-Net reads them; gives a sentence on what became of them."""
-    if not (dataset / SPLITS).is_file():
-        return "[bold red]none[/]: they need two patients with labels; train with fold `all`"
-    splits, preprocessed = read_splits(dataset / SPLITS), nnunet_folder("nnUNet_preprocessed")
-    number = str(len(splits))
-    if len(splits) != wanted:
-        number = f"[bold red]{len(splits)} instead of {wanted}[/], because there are fewer patients or as asked"
-    if preprocessed is None:
-        return f"{number}; nnUNet_preprocessed is not set, so copy {dataset / SPLITS} there before you train"
+@dataclass(frozen=True)
+class PublishedFolds:
+    """The folds of a data set, and where nnU-Net reads them.
+
+    number: 0 where there are fewer than two patients with labels. wanted: as asked for. source: beside the data set.
+    place: where nnU-Net reads them; None where nnUNet_preprocessed is not set. others_kept: other folds were there
+    before, and stayed.
+    """
+
+    number: int
+    wanted: int
+    source: Path
+    place: Path | None = None
+    others_kept: bool = False
+
+
+def publish_splits(dataset: Path, wanted: int, overwrite: bool) -> PublishedFolds:
+    """Copy the folds of a data set to where nnU-Net reads them; other folds that are there stay, unless overwritten."""
+    source, preprocessed = dataset / SPLITS, nnunet_folder("nnUNet_preprocessed")
+    splits = read_splits(source) if source.is_file() else []
+    if preprocessed is None or not splits:
+        return PublishedFolds(len(splits), wanted, source)
     place = preprocessed / dataset.name / SPLITS
     there = read_splits(place) if place.is_file() else None
-    if there not in (None, splits) and not overwrite:
-        return f"[bold red]{place} holds other folds and was kept[/]; copy {dataset / SPLITS} there to use these"
-    if there != splits:  # jobs that train read it
+    others_kept = there not in (None, splits) and not overwrite
+    if there != splits and not others_kept:  # a file that is right is not written: running trainings read it
         write_json(place, splits)
-    return f"{number}, in {place}"
+    return PublishedFolds(len(splits), wanted, source, place, others_kept)

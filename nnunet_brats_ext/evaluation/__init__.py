@@ -1,0 +1,30 @@
+"""Scores as the BraTS challenges compute them: of two masks, of a case, of folders; rankings, and a report.
+
+    from nnunet_brats_ext.evaluation import dice, evaluate_case, evaluate_folders, hd95
+
+    dice(reference == 3, prediction == 3)
+    hd95(reference == 3, prediction == 3, spacing_mm=(1.0, 1.0, 1.0))
+    evaluate_case(reference, prediction, (1.0, 1.0, 1.0), preset="brats2023")["ET"]["lesionwise_dice"]
+    evaluate_folders("labelsTs", "predictions")["summary"]["WT"]["dice"]["mean"]
+
+Arrays are (z, y, x), spacings in mm in the same order.
+"""
+
+from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
+from nnunet_brats_ext.evaluation.metrics import dice, hd95, nsd, sensitivity, specificity
+from nnunet_brats_ext.evaluation.presets import PRESETS, Preset, find_preset
+from nnunet_brats_ext.evaluation.scoring import evaluate_case, lesionwise
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "dice",
+    "evaluate_case",
+    "evaluate_folders",
+    "find_preset",
+    "hd95",
+    "lesionwise",
+    "nsd",
+    "sensitivity",
+    "specificity",
+]

@@ -1,6 +1,6 @@
-"""Lesion-wise scoring: a region is cut into lesions, these are matched, and each is scored for itself.
+"""Lesion-wise scores: a region is cut into lesions, these are matched, and each is scored on its own.
 
-Two families: lesions joined by dilation (BraTS 2023 and 2024) and one-to-one matching of components (2026).
+There are two ways: lesions joined by dilation (BraTS 2023 and 2024), and one-to-one matching of components (2026).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from nnunet_brats_ext.evaluation.boxes import Box, cut_box, join_boxes, share_boxes
 from nnunet_brats_ext.evaluation.presets import DilationRule, MatchingRule
 
-Scores = Mapping[str, float]  # metric -> value
+MetricValues = Mapping[str, float]  # metric -> value
 _TOUCHING_EVERYWHERE = np.ones((3, 3, 3), bool)  # 26 neighbours
 
 
@@ -31,16 +31,16 @@ class Lesions:
     reach: np.ndarray
 
 
-class Scorer(NamedTuple):
+class LesionScoring(NamedTuple):
     """How lesions of a case are scored.
 
     pair: the scores of a reference lesion and its prediction, two masks. agreed: those where there is nothing to score.
     missed: those of a false negative or positive.
     """
 
-    pair: Callable[[np.ndarray, np.ndarray], Scores]
-    agreed: Scores
-    missed: Scores
+    pair: Callable[[np.ndarray, np.ndarray], MetricValues]
+    agreed: MetricValues
+    missed: MetricValues
     voxel_mm3: float
 
 
@@ -55,7 +55,7 @@ def find_lesions(mask: np.ndarray, box: Box, dilation: int) -> Lesions:
     As dilations of different lesions are then never connected, the components of the dilated mask are the dilations
     of the lesions, and one labelling serves both. `box` must leave room for the dilation within the volume.
     """
-    reach = find_components(dilate(mask, dilation))
+    reach = find_components(dilate_mask(mask, dilation))
     return Lesions(box, np.where(mask, reach, 0), reach)
 
 
@@ -70,7 +70,7 @@ def drop_small(lesions: Lesions, max_voxels: float) -> Lesions:
 def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
     """Join the lesions whose first touching lesion among `others` is the same one, as the script of BraTS 2024 does.
 
-    The first is the one whose dilation comes first in (x, y, z) order. Lesions that share only a later one stay apart.
+    The first is the one whose dilation comes first in (x, y, z) order. Lesions that share a later one stay separate.
     """
     if lesions.numbers.max(initial=0) < 2:
         return lesions
@@ -89,7 +89,7 @@ def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
 
 
 def score_by_dilation(
-    reference: Lesions, prediction: np.ndarray, rule: DilationRule, scorer: Scorer
+    reference: Lesions, prediction: np.ndarray, rule: DilationRule, scoring: LesionScoring
 ) -> dict[str, float]:
     """Mean scores over reference lesions and false positives, and their counts n_tp, n_fp, n_fn.
 
@@ -100,20 +100,20 @@ def score_by_dilation(
     claims = _overlaps(reference.reach, prediction)
     pair_masks = _PairMasks(reference.numbers, prediction)
     scores, n_tp = [], 0
-    for lesion in np.flatnonzero(sizes[1:] * scorer.voxel_mm3 > rule.min_volume) + 1:
+    for lesion in np.flatnonzero(sizes[1:] * scoring.voxel_mm3 > rule.min_volume) + 1:
         components = claims.get(int(lesion), {})
         n_tp += bool(components)
-        scores.append(scorer.pair(*pair_masks(int(lesion), list(components))) if components else scorer.missed)
+        scores.append(scoring.pair(*pair_masks(int(lesion), list(components))) if components else scoring.missed)
     n_fn = len(scores) - n_tp
     claimed = set().union(*claims.values())
     n_fp = len(set(np.flatnonzero(_sizes(prediction)).tolist()) - claimed)
     if rule.false_positives_count:
-        scores += [scorer.missed] * n_fp
-    return {**(_mean(scores) if scores else scorer.agreed), "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
+        scores += [scoring.missed] * n_fp
+    return {**(_mean(scores) if scores else scoring.agreed), "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
 
 
 def score_by_matching(
-    reference: np.ndarray, prediction: np.ndarray, rule: MatchingRule, scorer: Scorer
+    reference: np.ndarray, prediction: np.ndarray, rule: MatchingRule, scoring: LesionScoring
 ) -> dict[str, float]:
     """Mean scores over one-to-one matched components of two boolean masks, and the counts n_tp, n_fp, n_fn of all."""
     reference, prediction = find_components(reference), find_components(prediction)
@@ -125,16 +125,16 @@ def score_by_matching(
     matched = [(i, j) for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True) if dice[i, j] > 0]
     n_tp, n_fp, n_fn = len(matched), len(predicted_sizes) - len(matched), len(sizes) - len(matched)
     pair_masks = _PairMasks(reference, prediction)
-    counts = sizes * scorer.voxel_mm3 >= rule.min_volume
-    scores = [scorer.pair(*pair_masks(i + 1, [j + 1])) for i, j in matched if counts[i]]
+    counts = sizes * scoring.voxel_mm3 >= rule.min_volume
+    scores = [scoring.pair(*pair_masks(i + 1, [j + 1])) for i, j in matched if counts[i]]
     if rule.unmatched_count:
-        scores += [scorer.missed] * (int(counts.sum()) - len(scores) + n_fp)
+        scores += [scoring.missed] * (int(counts.sum()) - len(scores) + n_fp)
     nothing = not counts.any() if rule.min_volume else not n_tp + n_fp + n_fn
-    means = scorer.agreed if nothing else _mean(scores) if scores else scorer.missed
+    means = scoring.agreed if nothing else _mean(scores) if scores else scoring.missed
     return {**means, "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
 
 
-def dilate(mask: np.ndarray, iterations: int) -> np.ndarray:
+def dilate_mask(mask: np.ndarray, iterations: int) -> np.ndarray:
     """Dilate a boolean mask (z, y, x) by the 18 neighbours in faces and edges, again and again, within the array."""
     bits = np.packbits(mask, axis=-1, bitorder="little")  # an eighth of the memory to pass over
     for _ in range(iterations):
@@ -179,7 +179,7 @@ def _touching_pairs(lesions: Lesions, others: Lesions) -> set[tuple[int, int]]:
     """Pairs of a lesion and one of `others` that overlap or meet in a face or an edge."""
     box = share_boxes(lesions.box, others.box)  # both have room for a dilation, so that all that touches is in it
     own, other = (cut_box(found.numbers, found.box, box) for found in (lesions, others))
-    voxels = np.argwhere((own != 0) & dilate(other != 0, 1)) + 1
+    voxels = np.argwhere((own != 0) & dilate_mask(other != 0, 1)) + 1
     around = np.pad(other, 1)
     return {
         (one, two)
@@ -204,5 +204,5 @@ class _PairMasks:
         return self.reference[box] == lesion, np.isin(self.prediction[box], components)
 
 
-def _mean(scores: Sequence[Scores]) -> dict[str, float]:
+def _mean(scores: Sequence[MetricValues]) -> dict[str, float]:
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}

@@ -1,13 +1,128 @@
-"""Reductions: from voxel counts and surface distances to the numbers that challenges report.
+"""Metrics: of two masks in one call each, and the reductions of counts and surface distances behind them."""
 
-Distances are those of two masks that are not empty; what an empty mask scores is a rule of the preset.
-"""
-
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances
+from nnunet_brats_ext.evaluation.boxes import find_box
+from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, surfel_surface_distances, voxel_surface_distances
+from nnunet_brats_ext.storage.errors import UserError
+
+# ---- metrics of two masks -------------------------------------------------------------------------------------------
+
+
+def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Dice of two masks; two empty masks agree (1), one empty mask scores 0, as BraTS has them.
+
+    reference, prediction: boolean masks of one shape. Dice 1945, https://doi.org/10.2307/1932409.
+    """
+    return _count("dice", reference, prediction).dice()
+
+
+def sensitivity(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Share of the reference that is predicted; of an empty reference 0, or 1 if the prediction is empty too.
+
+    reference, prediction: boolean masks of one shape. Also called recall or true positive rate.
+    """
+    return _count("sensitivity", reference, prediction).sensitivity()
+
+
+def specificity(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Share of the voxels outside the reference that are not predicted; 1 where the reference fills the array.
+
+    reference, prediction: boolean masks of one shape. It depends on how much background surrounds the tumour.
+    """
+    return _count("specificity", reference, prediction).specificity()
+
+
+def hd95(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    variant: Literal["directed", "pooled", "surfels"] = "directed",
+    penalty_mm: float = inf,
+) -> float:
+    """95th percentile of the Hausdorff distance in mm; 0 for two empty masks, `penalty_mm` if only one is empty.
+
+    reference, prediction: boolean masks of one shape, (z, y, x). spacing_mm: of the same axes.
+    variant: `directed` is the larger of the two directed percentiles over border voxels (MONAI, CaPTk, BraTS 2017-21);
+        `pooled` the percentile of both directions in one list (MedPy, panoptica, nnU-Net v1, BraTS 2026); `surfels`
+        weighs surface elements by their area (DeepMind's surface-distance, BraTS 2023-25), in three axes only.
+    penalty_mm: in BraTS the diagonal of the volume until 2021, 374 in 2023; later years are in `presets`.
+
+    The variants differ by more than rounding: Maier-Hein et al. 2024, https://doi.org/10.1038/s41592-023-02151-z.
+    """
+    return _measure("hd95", HD95, variant, reference, prediction, spacing_mm, agreed=0.0, missed=penalty_mm)
+
+
+def nsd(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = 1.0,
+    variant: Literal["surfels", "voxels", "balanced"] = "surfels",
+) -> float:
+    """Normalised surface Dice, the share of both surfaces within `tolerance_mm`; 1 for two empty masks, 0 for one.
+
+    Nikolov et al. 2021, https://doi.org/10.2196/26151.
+
+    reference, prediction: boolean masks of one shape, (z, y, x). spacing_mm: of the same axes.
+    variant: `surfels` weighs surface elements by their area (the paper, DeepMind's surface-distance), in three axes
+        only; `voxels` counts border voxels (MONAI); `balanced` is the mean of the two borders' shares (nnU-Net v1,
+        panoptica, BraTS 2024 and 2026).
+    """
+    return _measure(
+        "nsd", NSD, variant, reference, prediction, spacing_mm, agreed=1.0, missed=0.0, tolerance_mm=tolerance_mm
+    )
+
+
+def _count(name: str, reference: np.ndarray, prediction: np.ndarray) -> "Overlap":
+    reference, prediction = check_masks(name, reference, prediction)
+    return Overlap.of(reference, prediction, reference.size)
+
+
+def _measure(
+    name: str,
+    variants: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]],
+    variant: str,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    agreed: float,
+    missed: float,
+    **parameters: float,
+) -> float:
+    reference, prediction = check_masks(name, reference, prediction)
+    if variant not in variants:
+        raise UserError(f"{name}: no variant {variant!r}; there are {', '.join(variants)}")
+    spacing = tuple(map(float, spacing_mm))
+    if len(spacing) != reference.ndim or not all(0 < size < inf for size in spacing):
+        raise UserError(f"{name}: spacing_mm {spacing} should be {reference.ndim} positive numbers, one for each axis")
+    surfaces, reduce = variants[variant]
+    if surfaces is surfel_surface_distances and reference.ndim != 3:
+        raise UserError(f"{name}: surfels need masks of three axes, these have {reference.ndim}")
+    box = find_box(reference | prediction)
+    reference, prediction = reference[box], prediction[box]
+    filled = reference.any(), prediction.any()
+    if not all(filled):
+        return missed if any(filled) else agreed
+    return reduce(surfaces(reference, prediction, spacing), **parameters)
+
+
+def check_masks(name: str, reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, if they are boolean and of one shape. name: of the metric, for the error."""
+    masks = np.asarray(reference), np.asarray(prediction)
+    for mask in masks:
+        if mask.dtype != bool:
+            raise UserError(f"{name} compares boolean masks, not {mask.dtype}; cut one out with `labels == 3`")
+    if masks[0].shape != masks[1].shape:
+        raise UserError(f"{name}: the reference has shape {masks[0].shape}, but the prediction {masks[1].shape}")
+    return masks
+
+
+# ---- counts ---------------------------------------------------------------------------------------------------------
 
 
 class Overlap(NamedTuple):
@@ -27,29 +142,29 @@ class Overlap(NamedTuple):
 
     @property
     def empty(self) -> str | None:
-        """Which of the two masks is empty: "both", "reference", "prediction" or none of them."""
+        """Which of the two masks is empty: "both", "reference", "prediction" or None."""
         reference, prediction = self.tp + self.fn == 0, self.tp + self.fp == 0
         if reference and prediction:
             return "both"
         return "reference" if reference else "prediction" if prediction else None
 
+    def dice(self, agreed: float = 1.0) -> float:
+        """Twice the shared voxels over the sum of both; two empty masks score `agreed`."""
+        total = 2 * self.tp + self.fp + self.fn
+        return 2 * self.tp / total if total else agreed
 
-def dice(overlap: Overlap, agreed: float = 1.0) -> float:
-    """Twice the shared voxels over the sum of both; two empty masks score `agreed`."""
-    total = 2 * overlap.tp + overlap.fp + overlap.fn
-    return 2 * overlap.tp / total if total else agreed
+    def sensitivity(self) -> float:
+        """Share of the reference that is found; of an empty reference 0, or 1 if both are empty."""
+        positives = self.tp + self.fn
+        return self.tp / positives if positives else float(self.fp == 0)
+
+    def specificity(self) -> float:
+        """Share of the voxels outside the reference that the prediction leaves out; 1 where there is no outside."""
+        negatives = self.tn + self.fp
+        return self.tn / negatives if negatives else 1.0
 
 
-def sensitivity(overlap: Overlap) -> float:
-    """Share of the reference that is found; of an empty reference nothing is found (0), unless both are empty (1)."""
-    positives = overlap.tp + overlap.fn
-    return overlap.tp / positives if positives else float(overlap.fp == 0)
-
-
-def specificity(overlap: Overlap) -> float:
-    """Share of the voxels outside the reference that the prediction leaves out; 1 where there is no outside."""
-    negatives = overlap.tn + overlap.fp
-    return overlap.tn / negatives if negatives else 1.0
+# ---- reductions of the surface distances of two masks that are not empty --------------------------------------------
 
 
 def directed_hd95(distances: SurfaceDistances) -> float:
@@ -96,7 +211,17 @@ def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None
     A tolerance of None is the finest spacing.
     """
     tolerance_mm = min(distances.spacing_mm) if tolerance_mm is None else tolerance_mm
-    return (
-        float(np.mean(distances.from_reference <= tolerance_mm) + np.mean(distances.from_prediction <= tolerance_mm))
-        / 2
-    )
+    near = [distances.from_reference <= tolerance_mm, distances.from_prediction <= tolerance_mm]
+    return float(np.mean(near[0]) + np.mean(near[1])) / 2
+
+
+HD95: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]] = {
+    "directed": (voxel_surface_distances, directed_hd95),
+    "pooled": (voxel_surface_distances, pooled_hd95),
+    "surfels": (surfel_surface_distances, surfel_hd95),
+}
+NSD: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]] = {
+    "surfels": (surfel_surface_distances, surfel_dice),
+    "voxels": (voxel_surface_distances, border_dice),
+    "balanced": (voxel_surface_distances, balanced_border_dice),
+}

@@ -12,19 +12,8 @@ from functools import partial
 from math import inf, nan
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES, NCR
-from nnunet_brats_ext.evaluation.metrics import (
-    Overlap,
-    balanced_border_dice,
-    border_dice,
-    dice,
-    directed_hd95,
-    pooled_hd95,
-    sensitivity,
-    specificity,
-    surfel_dice,
-    surfel_hd95,
-)
-from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, surfel_surface_distances, voxel_surface_distances
+from nnunet_brats_ext.evaluation.metrics import HD95, NSD, Overlap
+from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances
 from nnunet_brats_ext.storage.errors import UserError
 
 
@@ -78,9 +67,9 @@ class MatchingRule:
 
 
 _OVERLAPS: Mapping[str, Callable[[Overlap], float]] = {
-    "dice": dice,
-    "sensitivity": sensitivity,
-    "specificity": specificity,
+    "dice": Overlap.dice,
+    "sensitivity": Overlap.sensitivity,
+    "specificity": Overlap.specificity,
 }
 
 
@@ -88,6 +77,7 @@ _OVERLAPS: Mapping[str, Callable[[Overlap], float]] = {
 class Preset:
     """All that one challenge fixes about scoring one cohort.
 
+    name, cohort: as results name them.
     scheme: name in `LABEL_SCHEMES` of the numbering of the cohort's released files.
     regions: name -> labels as trained.
     measures: metric -> how it is made of surface distances.
@@ -108,44 +98,45 @@ class Preset:
     disjoint_is_missed: bool = False
     lesions: Mapping[str, DilationRule | MatchingRule] = field(default_factory=dict)
     unscored: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    name: str = "custom"
+    cohort: str = "custom"
 
 
-def _nsd(
-    surfaces: Callable[..., SurfaceDistances], reduce: Callable[..., float], tolerance_mm: float | None
-) -> Measure:
+def _hd95(variant: str) -> Measure:
+    return Measure(*HD95[variant], agreed=0.0, missed=inf)
+
+
+def _nsd(variant: str, tolerance_mm: float | None) -> Measure:
+    surfaces, reduce = NSD[variant]
     return Measure(surfaces, partial(reduce, tolerance_mm=tolerance_mm), agreed=1.0, missed=0.0)
-
-
-def _hd95(surfaces: Callable[..., SurfaceDistances], reduce: Callable[[SurfaceDistances], float]) -> Measure:
-    return Measure(surfaces, reduce, agreed=0.0, missed=inf)
 
 
 # NSD was no metric of a challenge before 2024; up to then it is measured on the surface of the year's own HD95.
 _MEASURES_2020 = {
-    "hd95": _hd95(voxel_surface_distances, directed_hd95),
-    "hd95_pooled": _hd95(voxel_surface_distances, pooled_hd95),
-    "nsd": _nsd(voxel_surface_distances, border_dice, 1.0),
+    "hd95": _hd95("directed"),
+    "hd95_pooled": _hd95("pooled"),
+    "nsd": _nsd("voxels", 1.0),
 }
 _MEASURES_2023 = {
-    "hd95": _hd95(surfel_surface_distances, surfel_hd95),
-    "nsd": _nsd(surfel_surface_distances, surfel_dice, 1.0),
+    "hd95": _hd95("surfels"),
+    "nsd": _nsd("surfels", 1.0),
 }
-# 2024 took HD95 from one library and NSD from another, hence two kinds of surface.
+# 2024 took HD95 from one library and NSD from another, so there are two kinds of surface.
 _MEASURES_2024 = {
-    "hd95": _hd95(surfel_surface_distances, surfel_hd95),
-    "nsd": _nsd(voxel_surface_distances, balanced_border_dice, 1.0),
-    "nsd_0.5mm": _nsd(voxel_surface_distances, balanced_border_dice, 0.5),
+    "hd95": _hd95("surfels"),
+    "nsd": _nsd("balanced", 1.0),
+    "nsd_0.5mm": _nsd("balanced", 0.5),
 }
 # Nothing to find and nothing found is no score at all in 2026. Whole regions are measured without their spacing, for
 # which panoptica's NSD tolerates half a voxel; lesions are measured with it, and tolerate one (the finest spacing).
 # Where no lesion is matched, its parser leaves the lesion-wise HD95 infinite (metastases excepted); here it is 373.
 _MEASURES_2026 = {
-    "hd95": replace(_hd95(voxel_surface_distances, pooled_hd95), agreed=nan),
-    "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, 0.5), agreed=nan),
+    "hd95": replace(_hd95("pooled"), agreed=nan),
+    "nsd": replace(_nsd("balanced", 0.5), agreed=nan),
 }
 _PAIR_MEASURES_2026 = {
     **_MEASURES_2026,
-    "nsd": replace(_nsd(voxel_surface_distances, balanced_border_dice, None), agreed=nan),
+    "nsd": replace(_nsd("balanced", None), agreed=nan),
 }
 
 _GLIOMA = LABEL_SCHEMES["glioma_2023"].regions
@@ -175,7 +166,7 @@ def _preset_2026(
         regions,
         _MEASURES_2026,
         penalty_mm=373,
-        overlaps={"dice": partial(dice, agreed=nan)},
+        overlaps={"dice": partial(Overlap.dice, agreed=nan)},
         whole_in_voxels=True,
         disjoint_is_missed=True,
         lesions=dict.fromkeys(regions, rule),
@@ -231,18 +222,28 @@ _BRATS_2026 = {
     "goat": _preset_2026("glioma_2023", _GLIOMA),
 }
 
-PRESETS: Mapping[str, Mapping[str, Preset]] = {
+_YEARS = {
     **{f"brats{year}": _BRATS_2020 for year in range(2017, 2022)},
     "brats2023": _BRATS_2023,
     "brats2024": _BRATS_2024,
     "brats2026": _BRATS_2026,
 }
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    year: {cohort: replace(preset, name=year, cohort=cohort) for cohort, preset in cohorts.items()}
+    for year, cohorts in _YEARS.items()
+}
+COHORTS = tuple(dict.fromkeys(cohort for cohorts in PRESETS.values() for cohort in cohorts))
 
 
-def find_preset(name: str, cohort: str = "gli") -> Preset:
-    """The preset of a challenge year and cohort; an unknown one is a ValueError that lists those there are."""
-    if name not in PRESETS:
-        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    if cohort not in PRESETS[name]:
-        raise UserError(f"{name} has no cohort {cohort!r}; it has {', '.join(PRESETS[name])}")
-    return PRESETS[name][cohort]
+def find_preset(preset: str | Preset, cohort: str = "gli") -> Preset:
+    """The preset of a challenge year and cohort, by name; a Preset stands for itself.
+
+    An unknown name is a UserError that lists those there are.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise UserError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    if cohort not in PRESETS[preset]:
+        raise UserError(f"{preset} has no cohort {cohort!r}; it has {', '.join(PRESETS[preset])}")
+    return PRESETS[preset][cohort]

@@ -1,12 +1,9 @@
-"""Who is better, as BraTS ranks its entries: Bakas et al. 2018, https://arxiv.org/abs/1811.02629.
+"""The ranking of BraTS: Bakas et al. 2018, https://arxiv.org/abs/1811.02629.
 
 In every case, for every region and metric, the entries are ranked; an entry's rank in a case is the mean of these, and
 its final score the mean over cases. A permutation test says which differences may be chance.
 """
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,24 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from scipy.stats import rankdata
+from scipy.stats import permutation_test, rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
-from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
-from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, is_small_good
+from nnunet_brats_ext.evaluation.presets import COHORTS, PRESETS, Preset
+from nnunet_brats_ext.evaluation.results import CaseScores, Results, read_results
+from nnunet_brats_ext.storage.csv_files import to_csv
+from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.json_files import to_json
+from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import require_file_name, write_texts
 
-Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # case -> region -> metric -> value
+EXACT_UP_TO = 16  # cases: 65,536 sign patterns
+BATCH = 1000  # permutations at a time, which bounds the memory
 
-SMALL_IS_GOOD = ("hd95", "hd95_pooled", "lesionwise_hd95", "n_fp", "n_fn")
-WHOLE = ("dice", "hd95")  # what BraTS ranked until 2022
-LESIONWISE = ("lesionwise_dice", "lesionwise_hd95")  # and from 2023 on
-LONGEST_NAME = 24  # on screen, before it takes several lines
-METRICS_SHOWN = {"lesionwise_dice": "LW dice", "lesionwise_hd95": "LW hd95"}  # on narrow screens
+
+@dataclass(frozen=True)
+class RankOptions(Options):
+    """What `nnunet_brats rank` can be asked for."""
+
+    sources: tuple[Path, ...] = argument("results.json files, or folders of predictions", metavar="RESULTS")
+    names: tuple[str, ...] | None = option(default=None, help="what to call them; default: where their paths differ")
+    metrics: tuple[str, ...] | None = option(
+        default=None, help="what to rank by; default: lesion-wise Dice and HD95 if there are, else dice hd95"
+    )
+    reference: Path | None = option(default=None, help="reference label maps, to score folders")
+    preset: str = option(default="brats2020", choices=PRESETS, help="to score folders: as for `evaluate`")
+    cohort: str = option(default="gli", choices=COHORTS, help="to score folders: as for `evaluate`")
+    labels: str | None = option(default=None, help="to score folders: as for `evaluate`")
+    permutations: int = option(default=100_000, at_least=1, help="of the test, where there are too many to try all")
+    out: Path = option("-o", default=Path("ranking.json"), help="the file to write, with two CSV tables beside it")
+    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_file_name(self.out, ".json")
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ def rank_values(values: np.ndarray, small_is_good: Sequence[bool]) -> np.ndarray
 
 
 def rank_entries(
-    entries: Mapping[str, Scores], metrics: Sequence[str] | None = None, permutations: int = 100_000
+    entries: Mapping[str, CaseScores], metrics: Sequence[str] | None = None, permutations: int = 100_000
 ) -> Ranking:
     """Rank two or more entries over the same cases and regions.
 
@@ -80,7 +95,7 @@ def rank_entries(
     only some entries have are an error.
     """
     if len(entries) < 2:
-        raise UserError(f"a ranking takes two entries or more, got {', '.join(entries) or 'none'}")
+        raise UserError(f"a ranking takes two entries or more, got {', '.join(entries) or 'nothing'}")
     cases, regions = _shared_cases_and_regions(entries)
     everywhere = [scores[case][region] for scores in entries.values() for case in cases for region in regions]
     metrics = metrics or (LESIONWISE if all(LESIONWISE[0] in one for one in everywhere) else WHOLE)
@@ -90,7 +105,7 @@ def rank_entries(
             raise UserError(f"{', '.join(lacking)} lacks the metric {metric}; choose among {', '.join(everywhere[0])}")
     columns = tuple((region, metric) for region in regions for metric in metrics)
     values = score_array(list(entries.values()), cases, columns)
-    ranks = rank_values(values, [metric in SMALL_IS_GOOD for _, metric in columns])
+    ranks = rank_values(values, [is_small_good(metric) for _, metric in columns])
     unranked = np.isnan(ranks[0])
     ranked = ~unranked.all(1)
     if not ranked.any():
@@ -104,89 +119,97 @@ def rank_entries(
     return Ranking(tuple(entries), cases, columns, case_ranks, means, p_values, int(unranked.sum()))
 
 
-def score_array(entries: Sequence[Scores], cases: Sequence[str], columns: Sequence[tuple[str, str]]) -> np.ndarray:
+def score_array(entries: Sequence[CaseScores], cases: Sequence[str], columns: Sequence[tuple[str, str]]) -> np.ndarray:
     """Scores as (entry, case, column), NaN where there is none."""
     table = [[[entry[case][region][metric] for region, metric in columns] for case in cases] for entry in entries]
     return np.array(table, dtype=np.float64)  # None becomes NaN
 
 
-def load_entries(
-    sources: Sequence[Path],
-    reference: Path | None = None,
+def sign_flip_p_values(differences: np.ndarray, permutations: int = 100_000) -> np.ndarray:
+    """The chance of a mean as large as the observed one if the sign of every case's difference were random.
+
+    differences (case, comparison) -> p (comparison), one-sided: small where the mean is clearly above zero. Up to
+    `EXACT_UP_TO` cases all sign patterns are counted; beyond, `permutations` are drawn, and the observed pattern counts
+    as one of them, so that no p is zero. Differences that are all zero give 1.
+    """
+    if len(differences) == 1:  # SciPy asks for two observations; a difference of zero changes nothing
+        differences = np.vstack([differences, np.zeros_like(differences)])
+    scale = np.abs(differences).sum(0).clip(1e-300)
+
+    def mean(signs: np.ndarray, axis: int) -> np.ndarray:
+        return np.round(signs @ differences / scale, 9)  # rounded: equal sums stay equal
+
+    # The sample is the signs, so that all comparisons share the permutations of one call.
+    found = permutation_test(
+        (np.ones(len(differences)),),
+        mean,
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=np.inf if len(differences) <= EXACT_UP_TO else permutations,
+        batch=BATCH,
+        random_state=np.random.default_rng(0),
+    )
+    return found.pvalue
+
+
+def rank_results(
+    sources: Sequence[Path | str],
     names: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    reference: Path | str | None = None,
+    preset: str | Preset = "brats2020",
+    cohort: str = "gli",
+    labels: str | Sequence[str] | None = None,
+    permutations: int = 100_000,
+    processes: int | None = 1,
+) -> Ranking:
+    """Rank results.json files and folders of predictions; the latter are scored against `reference` on the way.
+
+    names, metrics: as for `load_results` and `rank_entries`. The rest scores folders, as in `evaluate_folders`.
+    """
+    evaluation = dict(preset=preset, cohort=cohort, labels=labels, processes=processes)
+    results = load_results(sources, names, reference, **evaluation)
+    return rank_entries({name: one["cases"] for name, one in results.items()}, metrics, permutations)
+
+
+def load_results(
+    sources: Sequence[Path | str],
+    names: Sequence[str] | None = None,
+    reference: Path | str | None = None,
     **evaluation: Any,
-) -> dict[str, Scores]:
-    """Name -> scores, from results.json files and from prediction folders, which are scored against `reference`.
+) -> dict[str, Results]:
+    """Name -> results, from results.json files and from prediction folders, which are scored against `reference`.
 
     names: by default the part of the paths in which they differ. evaluation: as `evaluate_folders` takes it. Results
     of different presets or cohorts are an error.
     """
-    if names is not None and len(names) != len(sources):
-        raise UserError(f"{len(names)} names for {len(sources)} results")
+    paths = [Path(source) for source in sources]
+    if names is not None and len(names) != len(paths):
+        raise UserError(f"--names {' '.join(names)}: {len(names)} names for {len(paths)} results")
     if names is not None and (twice := [name for name, times in Counter(names).items() if times > 1]):
         raise UserError(f"--names {' '.join(names)}: {', '.join(twice)} is given twice")
     found = []
-    for source in sources:
-        if not source.is_dir():
-            found.append(read_json(source))
+    for path in paths:
+        if not path.is_dir():
+            found.append(read_results(path))
         elif reference is None:
-            raise UserError(f"{source} is a folder of predictions: give --reference to score it")
+            raise UserError(f"{path} is a folder of predictions: give --reference to score it")
         else:
-            found.append(evaluate_folders(reference, source, progress=True, **evaluation))
-    kinds = {str(source): (one.get("preset"), one.get("cohort")) for source, one in zip(sources, found, strict=True)}
+            found.append(evaluate_folders(reference, path, **evaluation))
+    kinds = {str(path): f"{one['preset']} {one['cohort']}" for path, one in zip(paths, found, strict=True)}
     if len(set(kinds.values())) > 1:
-        raise UserError(f"results of different presets or cohorts: {kinds}")
-    if bad := [str(source) for source, one in zip(sources, found, strict=True) if not one.get("cases")]:
-        raise UserError(f"{', '.join(bad)} holds no cases; `nnunet_brats evaluate` writes such files")
-    return dict(zip(names or _short_names(sources), [one["cases"] for one in found], strict=True))
+        listed = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
+        raise UserError(f"results of different presets or cohorts: {listed}")
+    return dict(zip(names or _short_names(paths), found, strict=True))
 
 
-def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
-    """The entries from the best on, and the chance of each lead, whose columns go by place.
+def save_ranking(ranking: Ranking, path: Path | str) -> list[Path]:
+    """Write `path` (JSON) and beside it the same as two CSV tables: the entries from the best on, and the p-values.
 
-    As many columns stand side by side as the console has room for; the rest follows below.
+    All three or none of them are written.
     """
-    console = console or Console()
-    columns = [[f"{ranking.scores[i]:.3f}" for i in ranking.order]]
-    for j, (_, metric) in enumerate(ranking.columns):
-        digits = 2 if "hd95" in metric else 4
-        columns.append([f"{ranking.means[i][j]:.{digits}f}" for i in ranking.order])
-    headings = ["mean\nrank", *(f"{region}\n{METRICS_SHOWN.get(metric, metric)}" for region, metric in ranking.columns)]
-    _print_columns(f"BraTS ranking over {len(ranking.cases)} cases", ranking, headings, columns, console)
-    leads = [["" if i == j else f"{ranking.p_values[i, j]:.4f}" for i in ranking.order] for j in ranking.order]
-    title = "permutation test: one-sided p of the row's lead over the column"
-    _print_columns(title, ranking, list(map(str, range(1, len(leads) + 1))), leads, console)
-    if ranking.left_out:
-        console.print(f"not ranked for want of a score: {ranking.left_out} times case x region x metric")
-
-
-def _print_columns(
-    title: str, ranking: Ranking, headings: Sequence[str], columns: Sequence[Sequence[str]], console: Console
-) -> None:
-    names = [ranking.entries[i] for i in ranking.order]
-    name_width = min(max(map(len, names)), LONGEST_NAME)
-    blocks: list[list[tuple[str, Sequence[str]]]] = [[]]
-    left = room = console.width - name_width - 8
-    for heading, column in zip(headings, columns, strict=True):
-        width = 2 + max(map(len, [*heading.split("\n"), *column]))
-        if width > left and blocks[-1]:
-            blocks.append([])
-            left = room
-        left -= width
-        blocks[-1].append((heading, column))
-    for number, block in enumerate(blocks):
-        table = Table(box=SIMPLE_HEAD, collapse_padding=True, title_justify="left", title=None if number else title)
-        table.add_column("", no_wrap=True)
-        table.add_column("entry", overflow="fold", max_width=name_width)
-        for heading, _ in block:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row, name in enumerate(names):
-            table.add_row(str(row + 1), name, *(column[row] for _, column in block))
-        console.print(table)
-
-
-def save_ranking(ranking: Ranking, path: Path) -> list[Path]:
-    """Write `path` (JSON) and beside it the same as two CSV tables: the entries from the best on, and the p-values."""
+    path = Path(path)
     entries = [ranking.entries[i] for i in ranking.order]
     columns = [f"{region} {metric}" for region, metric in ranking.columns]
     rows = [
@@ -203,14 +226,17 @@ def save_ranking(ranking: Ranking, path: Path) -> list[Path]:
         for c, case in enumerate(ranking.cases)
     }
     content = {"ranking": rows, "p_values": p_values, "left_out": ranking.left_out, "cases": case_ranks}
-    table, matrix = path.with_suffix(".csv"), path.with_name(f"{path.stem}_p_values.csv")
-    write_text(path, json.dumps(content, indent=2) + "\n")
-    write_text(table, _as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
-    write_text(matrix, _as_csv([["", *entries], *([a, *(p_values[a].get(b, "") for b in entries)] for a in entries)]))
-    return [path, table, matrix]
+    matrix = [["", *entries], *([a, *(p_values[a].get(b, "") for b in entries)] for a in entries)]
+    files = {
+        path: to_json(content),
+        path.with_suffix(".csv"): to_csv([list(rows[0]), *(list(row.values()) for row in rows)]),
+        path.with_name(f"{path.stem}_p_values.csv"): to_csv(matrix),
+    }
+    write_texts(files)
+    return list(files)
 
 
-def _shared_cases_and_regions(entries: Mapping[str, Scores]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _shared_cases_and_regions(entries: Mapping[str, CaseScores]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     first, *others = entries.items()
     cases = tuple(first[1])
     regions = tuple(first[1][cases[0]])
@@ -221,7 +247,7 @@ def _shared_cases_and_regions(entries: Mapping[str, Scores]) -> tuple[tuple[str,
             (name, first[0], sorted(set(scores) - set(cases))),
         ):
             if gone:
-                problems.append(f"{there} lacks {len(gone)} cases of {here}: {', '.join(gone)}")
+                problems.append(f"{there} lacks {len(gone)} cases of {here}: {shorten(gone)}")
         if not problems and set(scores[cases[0]]) != set(regions):
             problems.append(f"{name} has the regions {list(scores[cases[0]])}, {first[0]} has {list(regions)}")
     if problems:
@@ -230,7 +256,7 @@ def _shared_cases_and_regions(entries: Mapping[str, Scores]) -> tuple[tuple[str,
 
 
 def _short_names(sources: Sequence[Path]) -> list[str]:
-    """What tells paths apart: the last part, or as many of the last parts as it takes."""
+    """Short names of paths: the last part, or as many of the last parts as make them differ."""
     parts = [source.with_suffix("").parts if source.suffix == ".json" else source.parts for source in sources]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-depth:]) for one in parts]
@@ -242,9 +268,3 @@ def _short_names(sources: Sequence[Path]) -> list[str]:
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _as_csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -1,90 +1,111 @@
-"""What `evaluate` found, as files (JSON for programs, CSV for spreadsheets) and as a table on screen."""
+"""What `evaluate` found, as files: results.json for programs, which is read again, and CSV tables for spreadsheets."""
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.numbering import TRAINED
+from nnunet_brats_ext.storage.csv_files import to_csv
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import JsonEntry, to_json
+from nnunet_brats_ext.storage.output import write_texts
 
-_COUNTS = ("n_tp", "n_fp", "n_fn")
-
-
-def save_results(results: Mapping[str, Any], path: Path) -> list[Path]:
-    """Write `path` (JSON) and beside it two tables, one row per case and region and one per region and metric."""
-    cases = path.with_suffix(".csv")
-    summary = path.with_name(f"{path.stem}_summary.csv")
-    write_text(path, json.dumps(results, indent=2, allow_nan=False))
-    write_text(cases, _as_csv(_case_rows(results)))
-    write_text(summary, _as_csv(_summary_rows(results)))
-    return [path, cases, summary]
+Results = dict[str, Any]  # preset, cohort, labels, cases, empty, summary: the content of results.json
+CaseScores = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # case -> region -> metric -> value
 
 
-def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the summary: mean ± standard deviation and median of all cases or the values of one, and sums of counts.
+def summarise_scores(cases: CaseScores) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{case: {region: {metric: value}}} -> {region: {metric: {"mean", "std", "median", "q1", "q3", "n"}}}.
 
-    Regions are columns, as many side by side as the console has room for.
+    Cases without a score (None) do not count; n is how many do. The standard deviation is the sample's, None for one.
     """
-    console = console or Console()
-    summary, n = results["summary"], len(results["cases"])
-    console.print(
-        f"[bold]{results['preset']}[/bold] ({results['cohort']}), "
-        + (f"{n} cases: mean ± standard deviation (median)" if n > 1 else "1 case")
-    )
-    names = {metric: _row_name(metric, n) for metric in next(iter(summary.values()))}
-    cells = {region: [_cell(metric, metrics[metric], n) for metric in names] for region, metrics in summary.items()}
-    widest = max(len(cell) for column in cells.values() for cell in column) + 3
-    side_by_side = max((console.width - max(map(len, names.values())) - 3) // widest, 1)
-    for start in range(0, len(cells), side_by_side):
-        shown = list(cells)[start : start + side_by_side]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", no_wrap=True)
-        for region in shown:
-            table.add_column(region, justify="right", no_wrap=True)
-        for name, *row in zip(names.values(), *(cells[region] for region in shown), strict=True):
-            table.add_row(name, *row)
-        console.print(table)
-    _print_empty(results["empty"], list(summary), n, console)
+    values: dict[str, dict[str, list[float]]] = {}
+    for regions in cases.values():
+        for region, metrics in regions.items():
+            for metric, value in metrics.items():
+                column = values.setdefault(region, {}).setdefault(metric, [])
+                if value is not None:
+                    column.append(value)
+    return {
+        region: {metric: _describe(column) for metric, column in metrics.items()} for region, metrics in values.items()
+    }
 
 
-def _print_empty(empty: Mapping[str, Mapping[str, str]], regions: Sequence[str], n: int, console: Console) -> None:
-    for where, meaning in (
-        ("prediction", "missed altogether"),
-        ("reference", "invented altogether"),
-        ("both", "absent, and not predicted"),
-    ):
-        counts = {region: sum(flags.get(region) == where for flags in empty.values()) for region in regions}
-        if found := [f"{region} in {count}" for region, count in counts.items() if count]:
-            console.print(f"{meaning}: {', '.join(found)} of {n} {'cases' if n > 1 else 'case'}")
+def _describe(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {**dict.fromkeys(("mean", "std", "median", "q1", "q3")), "n": 0}
+    q1, median, q3 = np.percentile(values, (25, 50, 75)).tolist()
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "median": median, "q1": q1, "q3": q3, "n": len(values)}
 
 
-def _row_name(metric: str, n: int) -> str:
-    if metric in _COUNTS:
-        return f"{metric} (sum)" if n > 1 else metric
-    return f"{metric} (mm)" if "hd95" in metric else metric
+# ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def _cell(metric: str, statistics: Mapping[str, float | None], n: int) -> str:
-    mean, std, median = (statistics[name] for name in ("mean", "std", "median"))
-    if mean is None:
-        return "-"
-    if metric in _COUNTS:
-        return f"{mean * (statistics['n'] or 0):.0f}"
-    digits = 2 if "hd95" in metric else 5 if metric == "specificity" else 4 if n == 1 else 3
-    if n == 1:
-        return f"{mean:.{digits}f}"
-    fewer = f" n={statistics['n']}" if statistics["n"] != n else ""
-    spread = f" ± {std:.{digits}f}" if std is not None else ""
-    return f"{mean:.{digits}f}{spread} ({median:.{digits}f}){fewer}"
+def read_results(path: Path) -> Results:
+    """The content of a results.json, with the summary computed anew.
+
+    A missing entry, a value that is no number, or a score out of its range, such as a Dice of 5, is a UserError that
+    names file and entry. All cases have the regions and metrics of the first.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the results.json that `nnunet_brats evaluate` writes")
+    content = JsonEntry.read(path)
+    cases: dict[str, dict[str, dict[str, float | None]]] = {}
+    for case, regions in content["cases"].items():
+        cases[case] = {
+            region: {metric: _score(value, metric) for metric, value in metrics.items()}
+            for region, metrics in regions.items()
+        }
+        _require_same_columns(regions, cases[case], next(iter(cases.values())))
+    if not (summary := summarise_scores(cases)):
+        raise UserError(f"{path} holds no cases; `nnunet_brats evaluate` writes such files")
+    marked = content.get("empty", {}).items()
+    return {
+        "preset": content["preset"].text(),
+        "cohort": content.get("cohort", "gli").text(),
+        "labels": content.get("labels", TRAINED).text(),
+        "cases": cases,
+        "empty": {case: {region: where.text() for region, where in regions.items()} for case, regions in marked},
+        "summary": summary,
+    }
 
 
-def _case_rows(results: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
+def _score(entry: JsonEntry, metric: str) -> float | None:
+    facts = facts_of_metric(metric)
+    return None if entry.value is None else entry.number(facts.lowest, facts.highest)
+
+
+def _require_same_columns(entry: JsonEntry, regions: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """An error where a case lacks a region or metric of the first case, or has another one."""
+    pairs = [(entry, regions, first), *((entry[r], regions[r], first[r]) for r in first if r in regions)]
+    for place, here, there in pairs:
+        if here.keys() != there.keys():
+            raise UserError(f"{place} has {', '.join(here)}, but the first case {', '.join(there)}")
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def save_results(results: Results, path: Path | str) -> list[Path]:
+    """Write `path` (JSON) and beside it two tables, one row per case and region and one per region and metric.
+
+    All three or none of them are written.
+    """
+    path = Path(path)
+    files = {
+        path: to_json(results),
+        path.with_suffix(".csv"): to_csv(_case_rows(results)),
+        path.with_name(f"{path.stem}_summary.csv"): to_csv(_summary_rows(results)),
+    }
+    write_texts(files)
+    return list(files)
+
+
+def _case_rows(results: Results) -> Iterable[Sequence[Any]]:
     regions = next(iter(results["cases"].values()))
     metrics = list(next(iter(regions.values())))
     yield ("case", "region", "empty", *metrics)
@@ -94,14 +115,8 @@ def _case_rows(results: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
             yield (case, region, empty, *(scores[metric] for metric in metrics))
 
 
-def _summary_rows(results: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
+def _summary_rows(results: Results) -> Iterable[Sequence[Any]]:
     yield ("region", "metric", "mean", "std", "median", "q1", "q3", "n")
     for region, metrics in results["summary"].items():
         for metric, statistics in metrics.items():
             yield (region, metric, *statistics.values())
-
-
-def _as_csv(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -1,112 +1,131 @@
-"""`nnunet_brats tune`: cross-validation predictions in, the rules that help on held-out cases out."""
+"""Tune post-processing rules: cross-validation predictions in, the rules that help on held-out cases out."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from nnunet_brats_ext.evaluation.presets import Preset, find_preset
-from nnunet_brats_ext.evaluation.ranking import LESIONWISE, WHOLE
-from nnunet_brats_ext.evaluation.scoring import evaluate_case
-from nnunet_brats_ext.evaluation.tuning import (
-    Column,
-    Grid,
-    Tuning,
+from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE
+from nnunet_brats_ext.evaluation.presets import COHORTS, PRESETS, Preset, find_preset
+from nnunet_brats_ext.evaluation.rule_selection import (
+    RuleGrid,
+    RuleSelection,
+    ScoreColumn,
     candidates,
     parse_grid,
+    select_rules,
     try_candidates,
-    tune_scores,
 )
-from nnunet_brats_ext.predictions.folders import Member, find_cases, open_members, problems_between
-from nnunet_brats_ext.predictions.postprocess import images_of_rules, load_case
-from nnunet_brats_ext.predictions.rule_sets import RuleSet, describe
-from nnunet_brats_ext.storage.errors import UserError, refuse
+from nnunet_brats_ext.evaluation.scoring import evaluate_case
+from nnunet_brats_ext.predictions.folders import PredictionFolder, find_cases, open_folders, problems_between
+from nnunet_brats_ext.predictions.postprocess import read_rule_input, with_images_for
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, save_rules
+from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import read_label_map
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.json_files import to_json
+from nnunet_brats_ext.storage.nnunet import read_splits
+from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import require_file_name, write_texts
 from nnunet_brats_ext.storage.parallel import for_each_case
 
 DEFAULT_GRID = ("small-et=10,20,50,100,200,300,500,1000", "small-components:WT=10,20,50,100,200,500,1000")
 
 
-def tune(
-    reference: Path,
-    predictions: Path,
-    out: Path,
-    grid_texts: Sequence[str] = DEFAULT_GRID,
-    objective: str = "ranking",
-    preset: str = "brats2020",
-    cohort: str = "gli",
-    splits: Path | None = None,
-    images: Path | None = None,
-    processes: int | None = None,
-) -> RuleSet:
-    """Tune on cross-validation predictions and write the rules, and beside them `*_report.json`.
+@dataclass(frozen=True)
+class TuneOptions(Options):
+    """What `nnunet_brats tune` can be asked for.
 
-    predictions: the folder of a trained model (with fold_0/validation and so on), or a folder of label maps with
-    `splits`, the splits_final.json that tells their folds. reference: their label maps as trained, as labelsTr.
-    objective: `ranking` or a metric. Rules that do not help on held-out cases are not written: the file has none.
+    predictions: with `splits` one folder of label maps. objective: a Preset's metric, or the ranking of its year.
     """
-    rules = find_preset(preset, cohort)
-    grid = parse_grid(grid_texts)
-    options = candidates(grid, rules.scheme)
-    everything = RuleSet(tuple(rule for step in grid for rule in step), rules.scheme)
-    columns = scored_columns(rules, objective)
-    folds = find_folds(predictions, splits, "needed" if everything.needs_probabilities else "ignored")
+
+    reference: Path = argument("reference label maps as trained, such as labelsTr", metavar="REFERENCE")
+    predictions: Path = argument("folder of a trained model with fold_*/validation", metavar="PREDICTIONS")
+    out: Path = option("-o", default=Path("rules.json"), help="the rules, with *_report.json beside them")
+    splits: Path | None = option(default=None, help="splits_final.json, if predictions is one folder of label maps")
+    grid: tuple[str, ...] = option(
+        default=DEFAULT_GRID,
+        metavar="RULE=V,V,...",
+        help="what to try, in this order: small-et=50,100,500 small-components:WT=10,50 "
+        "unlikely-components:ET=0.6,0.7 oedema-to-core; of every step one or none is chosen",
+    )
+    objective: str = option(default="ranking", help="ranking, or a metric such as dice")
+    preset: str = option(default="brats2020", choices=PRESETS, help="as for `evaluate`")
+    cohort: str = option(default="gli", choices=COHORTS, help="as for `evaluate`")
+    images: Path | None = option(default=None, help="images as nnU-Net names them, for oedema-to-core")
+    save: str | None = option(
+        default=None, metavar="NAME", help="save the rules beside the trained model too, so named"
+    )
+    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_file_name(self.out, ".json")
+
+
+class TunedRules(NamedTuple):
+    """The rules, none where they do not help on held-out cases, the report on them, and the files of both."""
+
+    rules: RuleSet
+    report: dict[str, Any]
+    files: list[Path]
+
+
+def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, **options: Any) -> TunedRules:
+    """Choose rules by cross-validation and write them, and beside them `*_report.json`.
+
+    reference: label maps as trained, as labelsTr. predictions: the folder of a trained model (with fold_0/validation
+    and so on), or a folder of label maps with `splits`, the splits_final.json that says which fold each case is of.
+    options: as in `TuneOptions`.
+    """
+    asked = TuneOptions(reference, predictions, out, **options)  # type: ignore[arg-type]
+    preset = find_preset(asked.preset, asked.cohort)
+    grid = parse_grid(asked.grid)
+    rule_sets = candidates(grid, preset.scheme)
+    everything = RuleSet(tuple(rule for step in grid for rule in step), preset.scheme)
+    columns = scored_columns(preset, asked.objective)
+    folds = find_folds(asked.predictions, asked.splits, "needed" if everything.needs_probabilities else "ignored")
+    folds = {fold: with_images_for(everything, member, asked.images) for fold, member in folds.items()}
     members = {case: member for member in folds.values() for case in member.cases}
     fold_of = [fold for fold, member in folds.items() for _ in member.cases]
-    references = find_references(reference, members)
-    channels: dict[str, list[Path]] = {}
-    if everything.needs_images:
-        for member in folds.values():
-            channels |= images_of_rules(member, images)
+    references = find_references(asked.reference, members)
 
-    work = partial(_score_case, members, channels, references, everything, grid, columns, preset, cohort)
-    scores = for_each_case(work, list(members), "Tune", processes)
-    tuning = tune_scores(np.stack(list(scores.values())), fold_of, columns, objective)
-    final = options[tuning.best] if tuning.helps else options[0]
-    report = describe_tuning(tuning, options, fold_of, columns, objective)
-    report |= {"preset": preset, "cohort": cohort, "grid": list(grid_texts)}
-    write_text(out, final.to_json())
-    write_text(out.with_name(f"{out.stem}_report.json"), json.dumps(report, indent=2) + "\n")
-    print_report(report)
-    return final
+    work = partial(_score_case, members, references, everything, grid, columns, preset)
+    scores = for_each_case(work, list(members), "Tune", asked.processes)
+    selection = select_rules(np.stack(list(scores.values())), fold_of, columns, asked.objective)
+    final = rule_sets[selection.best] if selection.helps else rule_sets[0]
+    report = describe_selection(selection, rule_sets, fold_of, columns, asked.objective)
+    report |= {"preset": asked.preset, "cohort": asked.cohort, "grid": list(asked.grid)}
+    files = {asked.out: final.to_json(), asked.out.with_name(f"{asked.out.stem}_report.json"): to_json(report)}
+    write_texts(files)
+    saved = [save_rules(final, asked.predictions, asked.save)] if asked.save else []
+    return TunedRules(final, report, [*files, *saved])
 
 
-def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> dict[str, Member]:
+def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> dict[str, PredictionFolder]:
     """Fold -> its held-out predictions; a case in two folds is an error, as it would be tuned on."""
     if splits is None:
         folders = sorted(predictions.glob("fold_[0-9]*/validation"))
         if not folders:
             raise UserError(f"{predictions} has no fold_0/validation: give the folder of a trained model, or --splits")
-        folds = {path.parent.name: open_members([path], probabilities)[0] for path in folders}
+        folds = {path.parent.name: open_folders([path], probabilities)[0] for path in folders}
     else:
-        member = open_members([predictions], probabilities)[0]
-        held_out = _read_splits(splits)
+        member = open_folders([predictions], probabilities)[0]
+        held_out = [set(split["val"]) for split in read_splits(splits)]
         every = {f"fold_{i}": {c: p for c, p in member.cases.items() if c in cases} for i, cases in enumerate(held_out)}
         folds = {fold: replace(member, cases=cases) for fold, cases in every.items() if cases}
-        if strangers := sorted(set(member.cases) - set().union(*held_out)):
-            raise UserError(f"{splits} holds out none of {', '.join(strangers)}, predicted in {predictions}")
+        if unknown := sorted(set(member.cases) - set().union(*held_out)):
+            raise UserError(f"{splits} holds out none of {shorten(unknown)}, predicted in {predictions}")
     times = Counter(case for member in folds.values() for case in member.cases)
     if twice := sorted(case for case, count in times.items() if count > 1):
-        raise UserError(f"held out in two folds: {', '.join(twice)}")
+        raise UserError(f"held out in two folds: {shorten(twice)}; keep each case in one")
     return folds
 
 
-def _read_splits(path: Path) -> list[set[str]]:
-    try:
-        return [set(split["val"]) for split in json.loads(path.read_text())]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{path} is no splits_final.json, a list of {{"train": [...], "val": [...]}}') from error
-
-
-def find_references(folder: Path, members: Mapping[str, Member]) -> dict[str, Path]:
+def find_references(folder: Path, members: Mapping[str, PredictionFolder]) -> dict[str, Path]:
     """Case -> reference label map, on the same grid as its prediction; the folder may hold more cases."""
     references = {case: path for case, path in find_cases(folder).items() if case in members}
     predictions = {case: member.cases[case] for case, member in members.items()}
@@ -114,8 +133,8 @@ def find_references(folder: Path, members: Mapping[str, Member]) -> dict[str, Pa
     return references
 
 
-def scored_columns(preset: Preset, objective: str) -> list[Column]:
-    """The columns that a tuning looks at: those of the preset year's ranking, and the objective's."""
+def scored_columns(preset: Preset, objective: str) -> list[ScoreColumn]:
+    """Region and metric of the scores to look at: those of the preset year's ranking, and the objective."""
     nothing = np.zeros((1, 1, 1), np.uint8)
     known = next(iter(evaluate_case(nothing, nothing, preset=preset).values()))
     if objective not in ("ranking", *known):
@@ -127,28 +146,30 @@ def scored_columns(preset: Preset, objective: str) -> list[Column]:
 
 
 def _score_case(
-    members: Mapping[str, Member],
-    channels: Mapping[str, Sequence[Path]],
+    members: Mapping[str, PredictionFolder],
     references: Mapping[str, Path],
     rules: RuleSet,
-    grid: Grid,
-    columns: Sequence[Column],
-    preset: str,
-    cohort: str,
+    grid: RuleGrid,
+    columns: Sequence[ScoreColumn],
+    preset: Preset,
     case: str,
 ) -> np.ndarray:
-    loaded = load_case(members[case], rules, channels, case)
+    loaded = read_rule_input(members[case], rules, case)
     reference, its_grid = read_label_map(references[case])
     maps, made = try_candidates(loaded, grid, rules.scheme_name)
     scores = []
     for labels in maps:
-        regions = evaluate_case(reference, labels, its_grid.spacing_mm[::-1], preset, cohort)
+        regions = evaluate_case(reference, labels, its_grid.spacing_mm[::-1], preset)
         scores.append([regions[region][metric] for region, metric in columns])
     return np.array(scores, dtype=np.float64)[made]
 
 
-def describe_tuning(
-    tuning: Tuning, options: Sequence[RuleSet], folds: Sequence[str], columns: Sequence[Column], objective: str
+def describe_selection(
+    selection: RuleSelection,
+    rule_sets: Sequence[RuleSet],
+    folds: Sequence[str],
+    columns: Sequence[ScoreColumn],
+    objective: str,
 ) -> dict[str, Any]:
     """The report as JSON: per fold and over all held-out cases the gain, and the scores before and after."""
 
@@ -158,43 +179,19 @@ def describe_tuning(
         return {name: float(v.mean()) if v.size else None for name, v in zip(names, known, strict=True)}
 
     def part(cases: np.ndarray) -> dict[str, Any]:
-        gain = float(tuning.gains[cases].mean())
-        return {"cases": int(cases.sum()), "gain": gain, "before": means(tuning.before[cases])} | {
-            "after": means(tuning.after[cases])
+        gain = float(selection.gains[cases].mean())
+        return {"cases": int(cases.sum()), "gain": gain, "before": means(selection.before[cases])} | {
+            "after": means(selection.after[cases])
         }
 
     fold_of = np.asarray(folds)
     return {
         "objective": objective,
         "folds": {
-            fold: {"rules": list(map(dict, options[choice].rules)), **part(fold_of == fold)}
-            for fold, choice in tuning.chosen.items()
+            fold: {"rules": list(map(dict, rule_sets[choice].rules)), **part(fold_of == fold)}
+            for fold, choice in selection.chosen.items()
         },
-        "held_out": {**part(np.ones(len(folds), dtype=bool)), "p_value": tuning.p_value},
-        "chosen_on_all": list(map(dict, options[tuning.best].rules)),
-        "written": tuning.helps,
+        "held_out": {**part(np.ones(len(folds), dtype=bool)), "p_value": selection.p_value},
+        "chosen_on_all": list(map(dict, rule_sets[selection.best].rules)),
+        "written": selection.helps,
     }
-
-
-def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """A row per fold, with the rules that the other folds chose, and a sentence on what was written."""
-    console = console or Console()
-    held_out = report["held_out"]
-    table = Table("fold", "cases", "rules from the other folds", "gain", title=f"objective: {report['objective']}")
-    for fold, part in report["folds"].items():
-        rules = "; ".join(map(describe, part["rules"])) or "none"
-        table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
-    table.add_row("all", str(held_out["cases"]), f"p = {held_out['p_value']:.4f}", f"{held_out['gain']:+.4f}")
-    console.print(table)
-    scores = Table("held out", "before", "after")
-    for column, before in held_out["before"].items():
-        after = held_out["after"][column]
-        scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in (before, after)))
-    console.print(scores)
-    chosen = "; ".join(map(describe, report["chosen_on_all"])) or "none"
-    if report["written"]:
-        console.print(f"rules chosen on all cases: {chosen}")
-    else:
-        console.print(
-            f"no rules written: on held-out cases they do not help (all cases together would choose {chosen})"
-        )

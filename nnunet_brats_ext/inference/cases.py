@@ -1,114 +1,83 @@
-"""Cases on their way through a model: images in, preprocessed by nnU-Net, predictions out, each written whole."""
+"""Cases on their way into a network, preprocessed by nnU-Net: from image files, or from its data for training."""
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing.pool import AsyncResult
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import sleep
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nnunetv2.inference.data_iterators import PreprocessAdapter, preprocessing_iterator_fromfiles
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.file_path_utilities import check_workers_alive_and_busy
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from torch import Tensor
 
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.inference.case_files import CaseFiles
+from nnunet_brats_ext.inference.workers import Workers
 
-
-def find_images(folder: Path, dataset_json: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Case name -> its channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... in order, none missing."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of images")
-    ending = dataset_json["file_ending"]
-    lists = create_lists_from_splitted_dataset_folder(str(folder), ending)
-    if not lists:
-        raise UserError(f"{folder} holds no images named CASE_0000{ending}, as `nnunet_brats convert` makes them")
-    cases = {Path(files[0]).name[: -len(f"_0000{ending}")]: files for files in lists}
-    expected = len(dataset_json["channel_names"])
-    if short := [f"{case} ({len(files)})" for case, files in cases.items() if len(files) != expected]:
-        raise UserError(f"{folder}: the model needs {expected} channels per case; not so: {', '.join(short)}")
-    return cases
+PreprocessedCase = tuple[str, Tensor, dict[str, Any]]
+"""Name; images (c, z, y, x) in fp32 and behind them the one-hot labels of a previous stage; nnU-Net's properties."""
 
 
-def preprocess(
-    predictor: nnUNetPredictor, cases: Mapping[str, list[str]], previous_stage: Path | None, processes: int
-) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
-    """Name, preprocessed data and properties of each case; in this process if `processes` is 0, else ahead in others.
+class CaseSource(Protocol):
+    """Some cases, and how to read them."""
 
-    previous_stage: folder of the label maps that a second stage refines; they come one-hot behind the images.
-    """
-    names, files = list(cases), list(cases.values())
-    ending = predictor.dataset_json["file_ending"]
-    previous = [str(previous_stage / f"{name}{ending}") if previous_stage else None for name in names]
-    settings = (predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager)
-    if processes:
-        items = preprocessing_iterator_fromfiles(
-            files, previous, names, *settings, processes, predictor.device.type == "cuda"
-        )
-    else:
-        items = PreprocessAdapter(files, previous, settings[2].preprocessor_class(verbose=False), names, *settings)
-    for item in items:  # of which nothing here holds the data, so that whoever takes them can let them go
-        yield item["ofile"], item.pop("data").to(torch.float32), item["data_properties"]
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
+        """Those of these names, one by one, preprocessed for the predictor's model."""
 
 
-def write_prediction(
-    logits: np.ndarray, properties: dict, predictor_settings: tuple, out: Path, case: str, save_probabilities: bool
-) -> None:
-    """Write CASE.nii.gz, with CASE.npz and CASE.pkl on request; the label map last, so that it means "complete"."""
-    configuration_manager, plans_manager, dataset_json = predictor_settings
-    partial = out / f".partial-{case}"
-    ending = dataset_json["file_ending"]
-    export_prediction_from_logits(
-        logits, properties, configuration_manager, plans_manager, dataset_json, str(partial), save_probabilities
+@dataclass(frozen=True)
+class ImageCases:
+    """Cases as image files. previous: folder of the label maps that a second stage refines."""
+
+    files: CaseFiles
+    previous: Path | None = None
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self.files)
+
+    def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
+        ending = predictor.dataset_json["file_ending"]
+        settings = predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager
+        previous = {name: str(self.previous / f"{name}{ending}") if self.previous else None for name in names}
+        items = ((name, [str(file) for file in self.files[name]], previous[name]) for name in names)
+        for case in ahead.map(partial(_preprocess, settings), items):
+            # Nothing here keeps the data, so that who takes them can free their memory.
+            yield case["name"], torch.from_numpy(case.pop("data")), case["properties"]
+
+
+def _preprocess(settings: tuple, item: tuple[str, list[str], str | None]) -> dict[str, Any]:
+    plans_manager, dataset_json, configuration_manager = settings
+    name, files, previous = item
+    preprocessor = configuration_manager.preprocessor_class(verbose=False)
+    case = next(
+        PreprocessAdapter([files], [previous], preprocessor, [name], plans_manager, dataset_json, configuration_manager)
     )
-    for suffix in ([".npz", ".pkl"] if save_probabilities else []) + [ending]:
-        Path(f"{partial}{suffix}").replace(out / f"{case}{suffix}")
+    # An array, because torch sends tensors to other processes through /dev/shm, which is small in containers.
+    data = case["data"].to(torch.float32).numpy()
+    return {"name": name, "data": data, "properties": case["data_properties"]}
 
 
-def is_complete(out: Path, case: str, ending: str, save_probabilities: bool) -> bool:
-    suffixes = [ending, ".npz", ".pkl"] if save_probabilities else [ending]
-    return all((out / f"{case}{suffix}").is_file() for suffix in suffixes)
+@dataclass(frozen=True)
+class TrainingCases:
+    """Cases that nnU-Net has preprocessed for training. folder: of the data set in nnUNet_preprocessed."""
 
+    names: Sequence[str]
+    folder: Path
 
-class Background:
-    """Functions run in other processes, no more waiting than there are workers; in this one if there are none."""
-
-    def __init__(self, processes: int):
-        self.pool = multiprocessing.get_context("spawn").Pool(processes) if processes else None
-        self.workers = list(self.pool._pool) if self.pool else []  # type: ignore[attr-defined]
-        self.results: list[AsyncResult] = []
-
-    def run(self, function: Any, *arguments: Any) -> None:
-        if self.pool is None:
-            function(*arguments)
-            return
-        while check_workers_alive_and_busy(self.pool, self.workers, self.results, allowed_num_queued=2):
-            sleep(0.05)
-        self.results.append(self.pool.apply_async(function, arguments))
-
-    def finish(self) -> None:
-        for result in self.results:
-            while not result.ready():
-                if not all(worker.is_alive() for worker in self.workers):
-                    raise UserError("a writing process was killed, most likely for want of memory; try fewer: -np")
-                result.wait(0.1)
-            result.get()
-
-
-@contextmanager
-def background(processes: int) -> Iterator[Background]:
-    work = Background(processes)
-    try:
-        yield work
-        work.finish()
-    finally:
-        if work.pool is not None:
-            work.pool.terminate()
-
-
-def previous_labels_missing(folder: Path, cases: Sequence[str], ending: str) -> list[str]:
-    return [case for case in cases if not (folder / f"{case}{ending}").is_file()]
+    def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
+        place = str(self.folder / predictor.configuration_manager.data_identifier)
+        cases = infer_dataset_class(place)(place, list(names))
+        for name in names:
+            image, _, previous, properties = cases.load_case(name)
+            image = image[:]
+            if previous is not None:
+                labels = predictor.label_manager.foreground_labels
+                image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=image.dtype)))
+            yield name, torch.from_numpy(image), properties

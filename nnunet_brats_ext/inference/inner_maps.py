@@ -1,4 +1,4 @@
-"""What a network computes inside, voxel by voxel: stitched over windows as nnU-Net stitches logits, in image space."""
+"""Maps of what a network computes inside, stitched over windows as nnU-Net stitches logits, on the images' grid."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,14 +12,17 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 
 from nnunet_brats_ext.brats import BACKGROUND
+from nnunet_brats_ext.inference.choices import NONE, SLIDING
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
-from nnunet_brats_ext.inference.tilings import SLIDING
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 
 
 @dataclass(frozen=True)
-class Case:
-    """A case to look into. image: of the sequence to draw. reference: label map to outline. properties: nnU-Net's."""
+class ShownCase:
+    """A case to show maps of.
+
+    image: of the sequence to draw. reference: label map to outline. properties: nnU-Net's.
+    """
 
     name: str
     sequence: str
@@ -29,15 +32,15 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One checkpoint of one fold: what its files begin with, and what to write beside its pictures."""
+class ShownCheckpoint:
+    """One checkpoint of one fold. name: what its files begin with. label: what is written beside its pictures."""
 
     name: str
     label: str
 
 
-class View(nn.Module):
-    """Shows maps of a network in place of its logits: (b, c, *s) -> (b, num_maps, *s). Its weights are the network's.
+class MapNetwork(nn.Module):
+    """A network that gives maps of another in place of its logits: (b, c, *s) -> (b, num_maps, *s), by its weights.
 
     A subclass sets `num_maps` and overrides `forward`; the network's logits come first.
     """
@@ -55,34 +58,29 @@ class View(nn.Module):
         return self.network.load_state_dict(state_dict, *args, **kwargs)
 
 
-class Look(NamedTuple):
-    """A way to look into one kind of network; a paper names its own in `paper.py`.
+class AttentionMaps(NamedTuple):
+    """How to show where one kind of network looks; a paper names its own in `paper.py`.
 
-    applies: whether a network is of that kind. view: what wraps it. show: what writes files and pictures of a case.
+    applies: whether a network is of that kind. wrap: makes it give its maps. show: writes files and pictures of a case.
     """
 
     applies: Callable[[nn.Module], bool]
-    view: Callable[[Any], View]
+    wrap: Callable[[Any], MapNetwork]
     show: Callable[..., None]
 
 
 class MapPredictor(BraTSPredictor):
-    """A predictor that stitches the maps of a `View`; `predict_each` then gives the maps of each checkpoint.
+    """A predictor that stitches the maps of a `MapNetwork`; `predict_each` then gives the maps of each checkpoint.
 
     Nothing is averaged over mirror images: the maps of a mirrored image are not those of the image.
     """
 
     def __init__(self, device: torch.device, tiling: str = SLIDING):
-        super().__init__(tiling=tiling, test_time_augmentation="none", device=device)
+        super().__init__(tiling, NONE, device=device)
 
-    @property
-    def bare_network(self) -> nn.Module:
-        """The module behind torch.compile, which would compile the hooks of a view away."""
-        return getattr(self.network, "_orig_mod", self.network)
-
-    def look_through(self, view: Callable[[Any], View]) -> None:
-        """Show maps of the loaded network from now on."""
-        self.network = view(self.bare_network)
+    def show_maps(self, wrap: Callable[[Any], MapNetwork]) -> None:
+        """Predict maps of the loaded network from now on; not compiled, which would leave out the hooks of maps."""
+        self.network = wrap(self.bare_network)
 
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:

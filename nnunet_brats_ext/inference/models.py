@@ -1,19 +1,30 @@
-"""Trained models as nnU-Net leaves them: folders of folds, and of the stage before them."""
+"""Trained models as nnU-Net leaves them: folders of folds, and the stage before them. Loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
 from nnunet_brats_ext import papers
+from nnunet_brats_ext.inference.options import ModelOptions
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.nnunet import FINAL, model_name, names_of_model, trained_folds
+from nnunet_brats_ext.storage.nnunet import (
+    FINAL,
+    find_dataset,
+    model_name,
+    names_of_model,
+    require_folder,
+    trained_folds,
+)
+
+PLANS = "plans.json"
+Fold = int | str
+"""The number of a fold, or `all`."""
 
 
 @dataclass(frozen=True)
@@ -21,45 +32,97 @@ class TrainedModel:
     """One trainer on one configuration: some of its folds, and some checkpoints of each."""
 
     folder: Path
-    folds: tuple[int | str, ...]
+    folds: tuple[Fold, ...]
     checkpoints: tuple[str, ...] = (FINAL,)
 
-    @property
+    @cached_property
     def plans(self) -> dict[str, Any]:
-        return read_json(self.folder / "plans.json")
+        return read_json(self.folder / PLANS)
 
-    @property
-    def file_ending(self) -> str:
-        return read_json(self.folder / "dataset.json")["file_ending"]
+    @cached_property
+    def description(self) -> DatasetDescription:
+        """What the data set was that it was trained on."""
+        return DatasetDescription.read(self.folder)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, str, str]:
-        """Trainer, plans and configuration."""
-        return names_of_model(self.folder)
+        """Trainer, plans and configuration: of the folder's name, or of a checkpoint where that is another."""
+        if self.folder.name.count("__") == 2 or not self.folds:
+            return names_of_model(self.folder)
+        from nnunet_brats_ext.inference.checkpoints import names_of_checkpoint  # loads torch
+
+        return names_of_checkpoint(self.files[0])
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set, as nnU-Net has it."""
+        return str(self.plans.get("dataset_name") or self.folder.parent.name)
 
     @property
     def previous_stage(self) -> str | None:
-        return self.plans["configurations"][self.names[2]].get("previous_stage")
+        """The configuration whose label maps it refines."""
+        return self._configuration.get("previous_stage")
+
+    @property
+    def next_stages(self) -> tuple[str, ...]:
+        """The configurations that refine its label maps."""
+        named = self._configuration.get("next_stage") or ()
+        return (named,) if isinstance(named, str) else tuple(named)
+
+    @cached_property
+    def _configuration(self) -> dict[str, Any]:
+        """Its configuration in the plans, with what it inherits."""
+        name = self.names[2]
+        left, resolved = dict(self.plans.get("configurations", {})), dict[str, Any]()
+        while name is not None:
+            if name not in left:
+                known = ", ".join(self.plans.get("configurations", {}))
+                raise UserError(f"{self.folder / PLANS} has no configuration {name!r}; it has {known}")
+            own = left.pop(name)
+            resolved = {**own, **resolved}
+            name = own.get("inherits_from")
+        return resolved
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of all its checkpoints, fold by fold for each name."""
+        return [self.folder / f"fold_{fold}" / name for name in self.checkpoints for fold in self.folds]
 
     @property
     def members(self) -> list[TrainedModel]:
         """Each fold with each checkpoint, as a model of its own."""
-        return [TrainedModel(self.folder, (fold,), (name,)) for name in self.checkpoints for fold in self.folds]
+        return [replace(self, folds=(fold,), checkpoints=(name,)) for name in self.checkpoints for fold in self.folds]
 
     @property
     def label(self) -> str:
-        """What to call a single member: fold_0__checkpoint_final."""
+        """A name for files of one member: fold_0__checkpoint_final."""
         return "__".join(
             [f"fold_{'_'.join(map(str, self.folds))}", *(name.removesuffix(".pth") for name in self.checkpoints)]
         )
 
+    @property
+    def short_name(self) -> str:
+        """The name that --models has for it."""
+        trainer, _, configuration = self.names
+        return f"{trainer}:{configuration}"
+
+    @property
+    def file_stamps(self) -> dict[str, Any]:
+        """Size and time of change of each checkpoint, by which one training differs from another."""
+        return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in self.files}
+
+    def only(self, fold: Fold) -> TrainedModel:
+        """The same with one of its folds."""
+        if fold not in self.folds:
+            raise UserError(
+                f"fold {fold} of {self.folder} is not among those chosen, {', '.join(map(str, self.folds))}"
+            )
+        return replace(self, folds=(fold,))
+
     def previous_model(
-        self,
-        trainer: str | None = None,
-        folds: Sequence[int | str] | None = None,
-        checkpoints: Sequence[str] = (FINAL,),
+        self, trainer: str | None = None, folds: Sequence[Fold] = (), checkpoints: Sequence[str] = (FINAL,)
     ) -> TrainedModel:
-        """The model of the stage before, by the trainer that this one's class names unless told otherwise."""
+        """The model of the stage before; trainer: default the one that this model's trainer names."""
         own_trainer, plans, _ = self.names
         if trainer is None:
             trainer = papers.find_trainer(own_trainer).previous_stage or own_trainer
@@ -67,36 +130,58 @@ class TrainedModel:
         return open_model(folder, folds, checkpoints)
 
 
+def chosen_model(options: ModelOptions) -> TrainedModel:
+    """The model that the options name, with `-m` or with `-d`, `-tr` and `-c`."""
+    names = {"-d": options.dataset, "-tr": options.trainer, "-c": options.configuration}
+    given = [flag for flag, value in names.items() if value is not None]
+    if options.model:
+        if given:
+            raise UserError(f"-m {options.model} names the model by its folder; leave out {' '.join(given)}")
+        return open_model(options.model.absolute(), fold_names(options.folds), options.checkpoints)
+    if missing := [flag for flag in names if flag not in given]:
+        raise UserError(f"{' '.join(missing)} missing: a model is named by -d, -tr and -c, or by its folder with -m")
+    dataset, trainer, configuration = map(str, names.values())
+    folds = fold_names(options.folds)
+    return find_model(dataset, trainer, configuration, options.plans, folds, options.checkpoints)
+
+
+def fold_names(words: Sequence[str | int], flag: str = "-f") -> tuple[Fold, ...]:
+    """Folds as they are given: numbers, or `all`."""
+    if wrong := [word for word in map(str, words) if not word.isdecimal() and word != "all"]:
+        raise UserError(f"{flag} {wrong[0]}: expected the number of a fold, or all")
+    return tuple(word if word == "all" else int(word) for word in words)
+
+
 def find_model(
     dataset: str,
     trainer: str,
     configuration: str,
     plans: str = "nnUNetPlans",
-    folds: Sequence[int | str] | None = None,
+    folds: Sequence[Fold] | None = (),
     checkpoints: Sequence[str] = (FINAL,),
 ) -> TrainedModel:
-    """A model in nnUNet_results; the errors say what is there instead."""
-    if not nnUNet_results.is_set():
-        raise UserError("nnUNet_results is not set: it is the folder of trained models")
-    dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdecimal() else dataset)
-    return open_model(Path(nnUNet_results, dataset_name, model_name(trainer, plans, configuration)), folds, checkpoints)
+    """A model in nnUNet_results; the errors list what is there instead."""
+    place = find_dataset(dataset, require_folder("nnUNet_results"))
+    return open_model(place / model_name(trainer, plans, configuration), folds, checkpoints)
 
 
-def open_model(
-    folder: Path, folds: Sequence[int | str] | None = None, checkpoints: Sequence[str] = (FINAL,)
-) -> TrainedModel:
-    """A model by its folder. folds: None takes all numbered ones that hold the first checkpoint."""
-    if not (folder / "plans.json").is_file():
+def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Sequence[str] = (FINAL,)) -> TrainedModel:
+    """A model by its folder, whose checkpoints exist.
+
+    folds: empty takes all numbered ones that hold the first checkpoint; None leaves them to be chosen later.
+    """
+    if not (folder / PLANS).is_file():
         others = sorted(path.name for path in folder.parent.glob("*__*__*")) if folder.parent.is_dir() else []
         there = f"there are {', '.join(others)}" if others else "nothing is trained there yet"
         raise UserError(f"{folder} is no trained model; in {folder.parent} {there}")
     if folds is None:
-        folds = trained_folds(folder, checkpoints[0])
-        if not folds:
-            raise UserError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
-    for fold in folds:
-        for name in checkpoints:
-            if not (file := folder / f"fold_{fold}" / name).is_file():
-                there = ", ".join(sorted(path.name for path in file.parent.glob("*.pth"))) or "no checkpoint"
-                raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
-    return TrainedModel(folder, tuple(folds), tuple(checkpoints))
+        return TrainedModel(folder, (), tuple(checkpoints))
+    chosen = tuple(folds) or trained_folds(folder, checkpoints[0])
+    if not chosen:
+        raise UserError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
+    model = TrainedModel(folder, chosen, tuple(checkpoints))
+    for file in model.files:
+        if not file.is_file():
+            there = ", ".join(sorted(path.name for path in file.parent.glob("*.pth"))) or "no checkpoint"
+            raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
+    return model

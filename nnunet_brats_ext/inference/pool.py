@@ -1,138 +1,141 @@
-"""`nnunet_brats pool`: of several models the best of each fold, and the mean of the probabilities of all of these.
+"""Of several models the best of each fold, and the mean of the probabilities of all of these.
 
 Henry et al. 2020 (https://arxiv.org/abs/2011.01045) train three candidates per fold and keep two of them.
 """
 
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Column, Table
-
-from nnunet_brats_ext.inference.cases import find_images, is_complete
-from nnunet_brats_ext.inference.models import TrainedModel
-from nnunet_brats_ext.inference.predict import Mode, claim, console, described, predict
-from nnunet_brats_ext.inference.validations import Scores, read_scores, refuse_without_probabilities, validation_folder
-from nnunet_brats_ext.predictions.ensemble import ensemble
+from nnunet_brats_ext.inference.case_files import check_images, find_image_files
+from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.models import TrainedModel, find_model, fold_names
+from nnunet_brats_ext.inference.options import PredictOptions
+from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
+from nnunet_brats_ext.inference.validations import (
+    choose_best,
+    read_scores,
+    refuse_without_probabilities,
+    validation_folder,
+)
+from nnunet_brats_ext.inference.work import (
+    EnsembleStep,
+    Machine,
+    Outcome,
+    Passes,
+    PredictionStep,
+    Step,
+    WorkPlan,
+    check_models,
+)
 from nnunet_brats_ext.predictions.folders import find_cases
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
 
-POOL = "pool.json"
+SETTINGS = "pool.json"
+BEST = 2
 
 
-def choose(scores: Scores, best: int) -> dict[int, list[str]]:
-    """Fold -> the names of its `best` models by score, the best first; of equals those that are given first."""
-    if not 1 <= best <= len(scores):
-        raise UserError(f"--best {best} of {len(scores)} models: choose 1 to {len(scores)}")
-    folds = next(iter(scores.values()))
-    return {fold: sorted(scores, key=lambda name: -scores[name][fold])[:best] for fold in folds}
+def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
+    """Average the probabilities of the best models of each fold, each chosen model and fold alike.
 
-
-def pool(
-    models: Sequence[TrainedModel],
-    out: Path,
-    images: Path | None,
-    mode: Mode,
-    best: int = 2,
-    folds: Sequence[int] = (),
-    save_probabilities: bool = False,
-    overwrite: bool = False,
-    keep_members: bool = False,
-) -> None:
-    """Average the probabilities of the `best` models of each fold into `out`, each chosen model and fold alike.
-
-    models: their folders; which folds of each enter is chosen here, among `folds` or all that any of them has.
-    images: a folder that all chosen ones predict; None averages what they have predicted for the cases of their own
-    folds, the cross-validation. `out/pool.json` tells the choice and the scores. An interrupted run goes on.
+    Which folds of a model enter is chosen among those asked for, or all that any model has. All chosen ones predict the
+    images; for the cross-validation, what they have predicted for the cases of their own folds is averaged instead.
+    `pool.json` in the output folder holds the choice and the scores.
     """
-    mode = replace(mode, combine="probabilities")
-    models = [replace(model, checkpoints=(FINAL,)) for model in models]  # the one that nnU-Net's validation is of
+    machine, passes = Machine.from_options(options), replace(Passes.from_options(options), combine="probabilities")
+    models = [_find(word, options) for word in options.models]
     if len({model.folder for model in models}) < len(models):
-        raise UserError(f"a model is given twice among {', '.join(_shown(model.folder.name) for model in models)}")
-    folds = sorted({*folds} or {fold for model in models for fold in trained_folds(model.folder)})
-    scores = read_scores(models, folds, [] if images else ["--npz"])
-    chosen = choose(scores, best)
-    members = [replace(model, folds=tuple(f for f in folds if model.folder.name in chosen[f])) for model in models]
+        raise UserError(f"a model is given twice among {', '.join(model.short_name for model in models)}")
+    asked = [fold for fold in fold_names(options.folds) if isinstance(fold, int)]
+    if len(asked) < len(options.folds):
+        raise UserError("-f all: --models are chosen by the validations of numbered folds")
+    folds = sorted(
+        {fold for fold in asked if isinstance(fold, int)}
+        or {fold for model in models for fold in trained_folds(model.folder)}
+    )
+    scores = read_scores(models, folds, ["--npz"] if options.cross_validation else [])
+    choice = choose_best(scores, options.best or BEST)
+    members = [replace(one, folds=tuple(f for f in folds if one.folder.name in choice.chosen[f])) for one in models]
     members = [member for member in members if member.folds]
-    if images is None:
+    if options.cross_validation:
         refuse_without_probabilities(members)
-    cases = find_images(images, read_json(models[0].folder / "dataset.json")) if images else {}
-    settings = {
-        "images": str(images.resolve()) if images else None,
-        "best": best,
+    content = {
+        "images": str(options.images.resolve()) if options.images else None,
+        "best": options.best or BEST,
         "scores": scores,
-        "chosen": chosen,
-        "models": [described(member) for member in members],
-        **(mode.deciding if images else {}),
+        "chosen": choice.chosen,
+        "models": [member.file_stamps for member in members],
+        **({} if options.cross_validation else passes.settings),
     }
-    claim(out / POOL, settings, overwrite)
-    show_choice(scores, chosen)
-    if images:
-        predict_pool(images, cases, out, members, mode, save_probabilities, keep_members)
-    else:
-        average_validations(out, members, folds, mode.processes or 1, save_probabilities)
+    settings = RunSettings(out / SETTINGS, content, options.overwrite)
+    settings.check()
+    target = PredictionTarget(out, members[0].description.ending, options.save_probabilities)
+    plan = WorkPlan((), machine, Outcome(out), [out], settings, choice=choice)
+    if options.cross_validation:
+        return _average_validations(plan, target, members, folds, options)
+    return _predict_images(plan, target, members, passes, options)
 
 
-def predict_pool(
-    images: Path,
-    cases: Collection[str],
-    out: Path,
+def _find(word: str, options: PredictOptions) -> TrainedModel:
+    trainer, _, configuration = word.partition(":")
+    if not configuration:
+        raise UserError(f"--models {word}: expected TRAINER:CONFIGURATION")
+    if options.dataset is None:
+        raise UserError("-d missing: the number or name of the data set that --models were trained on")
+    # The final checkpoint is the one that nnU-Net's validation is of.
+    return find_model(options.dataset, trainer, configuration, options.plans, None, [FINAL])
+
+
+def _predict_images(
+    plan: WorkPlan,
+    target: PredictionTarget,
     members: Sequence[TrainedModel],
-    mode: Mode,
-    save_probabilities: bool,
-    keep_members: bool,
-) -> None:
+    passes: Passes,
+    options: PredictOptions,
+) -> WorkPlan:
     """Each model once, by the mean over its folds; then their mean, where each counts as often as it has folds."""
-    ending = members[0].file_ending
-    if all(is_complete(out, case, ending, save_probabilities) for case in cases):
-        console.print(f"{len(cases)} cases are in {out} already; --overwrite predicts them anew")
-        return
-    folders = [out / "members" / member.folder.name for member in members]
+    if options.images is None:
+        raise UserError("-i missing: the folder of images; or --cross-validation")
+    files = find_image_files(options.images, members[0].description)
+    plan.outcome.label_maps |= target.label_maps(files)
+    if not options.overwrite and not target.unfinished(list(files)):
+        plan.outcome.finished_before = len(files)
+        return plan
+    check_models((member, passes) for member in members)
+    check_images(files, processes=options.processes or 1)
+    steps: list[Step] = []
+    folders = [target.out / "members" / member.folder.name for member in members]
     for member, folder in zip(members, folders, strict=True):
-        previous = member.previous_model() if member.previous_stage else None
-        predict(images, folder, member, mode, previous, save_probabilities=True)
-    weights = [len(member.folds) for member in members]
-    options = dict(weights=weights, save_probabilities=save_probabilities, processes=mode.processes or 1)
-    ensemble("mean", folders, out, **options)
-    if not keep_members:
-        shutil.rmtree(out / "members")
-    console.print(f"{len(cases)} cases by the mean of {sum(weights)} folds of {len(members)} models, in {out}")
+        previous = None
+        if member.previous_stage:
+            first = member.previous_model()
+            check_models([(first, passes.of_previous_stage)])
+            previous = folder / "previous_stage" / first.names[2]
+            own = PredictionTarget(previous, target.ending)
+            steps.append(PredictionStep("Previous stage", first, ImageCases(files), own, passes.of_previous_stage))
+        own = PredictionTarget(folder, target.ending, probabilities=True)
+        steps.append(PredictionStep(member.short_name, member, ImageCases(files, previous), own, passes))
+    steps.append(EnsembleStep("mean", folders, target, members[0], [len(member.folds) for member in members]))
+    return replace(plan, steps=steps, scratch=[] if options.keep_members else [target.out / "members"])
 
 
-def average_validations(
-    out: Path, members: Sequence[TrainedModel], folds: Sequence[int], processes: int, save_probabilities: bool
-) -> None:
+def _average_validations(
+    plan: WorkPlan,
+    target: PredictionTarget,
+    members: Sequence[TrainedModel],
+    folds: Sequence[int],
+    options: PredictOptions,
+) -> WorkPlan:
     """The cases of each fold by the mean over the models chosen in it, none of which has trained on them."""
-    ending = members[0].file_ending
+    steps = []
     for fold in folds:
         validations = [validation_folder(member, fold) for member in members if fold in member.folds]
-        cases = find_cases(validations[0], ending)
-        if all(is_complete(out, case, ending, save_probabilities) for case in cases):
-            console.print(f"fold {fold}: {len(cases)} cases are in {out} already")
+        cases = find_cases(validations[0], target.ending)
+        plan.outcome.label_maps |= target.label_maps(cases)
+        if not options.overwrite and not target.unfinished(list(cases)):
+            plan.outcome.finished_before += len(cases)
             continue
-        part = out / "members" / f"fold_{fold}"
-        ensemble("mean", validations, part, save_probabilities=save_probabilities, processes=processes)
-        for path in part.iterdir():
-            if path.suffix != ".json":
-                path.replace(out / path.name)
-    shutil.rmtree(out / "members", ignore_errors=True)
-    for name in ("dataset.json", "plans.json"):
-        shutil.copyfile(members[0].folder / name, out / name)
-
-
-def show_choice(scores: Scores, chosen: Mapping[int, Sequence[str]]) -> None:
-    folds = (f"fold {fold}" for fold in chosen)
-    table = Table(Column("model", overflow="fold"), *folds, title="Dice in validation; * enters the pool")
-    for name, dice in scores.items():
-        marks = {fold: " *" if name in names else "  " for fold, names in chosen.items()}
-        table.add_row(_shown(name), *(f"{dice[fold]:.4f}{mark}" for fold, mark in marks.items()))
-    console.print(table)
-
-
-def _shown(model: str) -> str:
-    """A model's folder as the command names it."""
-    trainer, _, configuration = model.split("__")
-    return f"{trainer}:{configuration}"
+        part = target.out / "members" / f"fold_{fold}"
+        steps.append(EnsembleStep("mean", validations, target, members[0], through=part))
+    return replace(plan, steps=steps, scratch=[target.out / "members"])

@@ -1,8 +1,9 @@
 """nnU-Net's predictor with what the papers do differently: tilings, symmetries, several checkpoints of a fold."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from functools import cache, partial
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -10,86 +11,139 @@ from typing import Any, cast
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from torch import Tensor
+from torch import Tensor, nn
 
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.inference.checkpoints import Weights, check_checkpoint, check_weights
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling
+from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import average_probabilities, find_symmetries, logits_of, probabilities_of
-from nnunet_brats_ext.inference.tilings import SLIDING, StoredVolume, Volume, find_tiling, predict_padded, slices
-from nnunet_brats_ext.papers import facts_of_class
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, probabilities_of
+from nnunet_brats_ext.inference.tilings import StoredVolume, Volume, predict_padded, predict_slices
+from nnunet_brats_ext.papers import Prediction
+from nnunet_brats_ext.storage.errors import UserError, raise_problems
+from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
 
-FROM_TRAINER = "paper"
 
-
-class Weights(Sequence[dict[str, Any]]):
-    """The weights of several checkpoints; kept in memory, or left in their files, mapped whenever their turn comes."""
-
-    def __init__(self, files: Sequence[Path], keep: bool = True):
-        self.files = list(files)
-        self.read = cache(self._read) if keep else partial(self._read, mmap=True)
-
-    @staticmethod
-    def _read(file: Path, mmap: bool = False) -> dict[str, Any]:
-        return torch.load(file, map_location="cpu", weights_only=False, mmap=mmap)["network_weights"]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.read(self.files[index])
+def find_device(asked: str | None = None) -> torch.device:
+    """The device of that name; None is a GPU where torch sees one, else the CPU. A UserError where there is none."""
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if asked is None:
+        return torch.device("cuda" if there["cuda"]() else "cpu")
+    if asked in there and not there[asked]():
+        raise UserError(f"-device {asked}: torch sees no such device on this machine; use -device cpu")
+    return torch.device(asked)
 
 
 class BraTSPredictor(nnUNetPredictor):
     """nnUNetPredictor (https://doi.org/10.1038/s41592-020-01008-z) that can tile and average as a paper does.
 
-    tiling: `sliding` (nnU-Net's), a name of `TILINGS`, or `paper`, what the trainer names. test_time_augmentation:
-    likewise a name of `MODES`. `sliding` with `mirror` and logits averaged is nnU-Net, bit for bit.
+    Used as nnU-Net's: `initialize_from_trained_model_folder`, then any of `predict_from_files`,
+    `predict_from_files_sequential`, `predict_from_list_of_npy_arrays` and `predict_single_npy_array`.
+
+    tiling: `sliding` (nnU-Net's), another name of `choices.tiling_names()`, or `paper`, what the model's trainer names.
+    symmetries: likewise of `choices.symmetry_names()`. `sliding` with `mirror` and logits averaged is nnU-Net, bit for
+    bit.
     average: `logits`, as nnU-Net does over folds, or `probabilities`.
+    patch_size: of windows, where it is not that of training.
     memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
+    options: those of nnUNetPredictor.
     """
 
     def __init__(
         self,
         tiling: str = FROM_TRAINER,
-        test_time_augmentation: str = FROM_TRAINER,
+        symmetries: str = FROM_TRAINER,
         average: str = "logits",
-        patch_size: Sequence[int] | None = None,
+        patch_size: Sequence[int] = (),
         memory_budget_mb: float | None = None,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
     ):
-        with redirect_stdout(StringIO()):  # nnU-Net tells of what is not asked for
-            super().__init__(device=device, allow_tqdm=False, **options)
-        self.tiling, self.test_time_augmentation, self.average = tiling, test_time_augmentation, average
+        with redirect_stdout(StringIO()):  # nnU-Net prints what it changes in its defaults
+            super().__init__(device=device, **{"allow_tqdm": False, **options})
+        self.requested_tiling, self.requested_symmetries, self.average = tiling, symmetries, average
         self.requested_patch_size, self.memory_budget_mb = patch_size, memory_budget_mb
         self.meter = MemoryMeter(device)  # before anything of size is in memory
-        self.properties: dict[str, Any] = {}  # of the case at hand
+        self.properties: dict[str, Any] = {}  # nnU-Net's, of the case at hand
         self.checkpoints: list[Path] = []
+        self._adopt(Prediction())
 
-    def load(self, model: Path, folds: Sequence[int | str], checkpoints: Sequence[str]) -> None:
-        """Make ready the checkpoints of these names in these folds of a trained model's folder."""
-        self.checkpoints = [model / f"fold_{fold}" / name for name in checkpoints for fold in folds]
-        if missing := [str(file) for file in self.checkpoints if not file.is_file()]:
-            raise UserError(f"no trained model in {', '.join(missing)}; train it, or choose -f and -chk")
-        with redirect_stdout(StringIO()):  # and of where it looks for the trainer
-            self.initialize_from_trained_model_folder(str(model), [folds[0]], checkpoints[0])
-            trainer = recursive_find_trainer_class_by_name(self.trainer_name)
+    # ---- a model ---------------------------------------------------------------------------------------------------
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str | Path,
+        use_folds: Sequence[int | str] | int | str | None = None,
+        checkpoint_name: str = FINAL,
+    ) -> None:
+        """nnU-Net's own call: make ready one checkpoint of some folds; None is all that have it."""
+        folder = Path(model_training_output_dir)
+        if use_folds is None:
+            folds: Sequence[int | str] = trained_folds(folder, checkpoint_name)
+        else:
+            folds = [use_folds] if isinstance(use_folds, int | str) else use_folds
+        self.load(folder, folds, [checkpoint_name])
+
+    def load(self, folder: Path, folds: Sequence[int | str], checkpoints: Sequence[str]) -> None:
+        """Make ready the checkpoints of these names in these folds of a trained model's folder.
+
+        A UserError names every checkpoint that is missing, damaged, or of another model.
+        """
+        model = TrainedModel(folder, tuple(folds), tuple(checkpoints))
+        if not model.files:
+            raise UserError(f"no fold of {folder} holds {' '.join(checkpoints)}; train it, or choose -f and -chk")
+        self.checkpoints = model.files
+        self._check(lambda file: check_checkpoint(file, model.names))
+        try:
+            with redirect_stdout(StringIO()):  # it prints where it looks for the trainer
+                super().initialize_from_trained_model_folder(str(folder), [folds[0]], checkpoints[0])
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            first, *_ = (line.strip() for line in str(error).splitlines()[1:])
+            raise UserError(f"{model.files[0]} does not fit its network: {first[:200]}") from error
+        self._check(lambda file: check_weights(file, self.bare_network))
         self.list_of_parameters = Weights(self.checkpoints, keep=self.memory_budget_mb is None)
         self._release_weights()
-        style = facts_of_class(trainer).prediction
-        if self.tiling == FROM_TRAINER:
-            self.tiling = style.tiling
-            tiling = find_tiling(self.tiling)
-            if tiling and tiling.needs_previous_stage and self.configuration_manager.previous_stage_name is None:
-                self.tiling = SLIDING  # a second stage's trainer, trained alone
-        if self.test_time_augmentation == FROM_TRAINER:
-            self.test_time_augmentation = style.symmetries
-        kept = style.kept or ()
-        fits = len(kept) == len(self.patch_size) and all(k <= n for k, n in zip(kept, self.patch_size, strict=True))
-        self.kept = kept if fits else tuple(max(1, n // 2) for n in self.patch_size)
+        self._adopt(papers.find_trainer(self.trainer_name).prediction)
         if self.requested_patch_size:
             self._resize(self.requested_patch_size)
+
+    def manual_initialization(self, network: nn.Module, *arguments: Any, **named: Any) -> None:
+        """nnU-Net's own call: a network that is built already, its plans, and the name of its trainer."""
+        super().manual_initialization(network, *arguments, **named)
+        self._adopt(papers.find_trainer(self.trainer_name).prediction if self.trainer_name else Prediction())
+
+    def _check(self, check: Callable[[Path], None]) -> None:
+        problems = []
+        for file in self.checkpoints:
+            try:
+                check(file)
+            except UserError as error:
+                problems.append(str(error))
+        raise_problems("checkpoints that cannot be used", problems)
+
+    def _adopt(self, own: Prediction) -> None:
+        """Tile and average as requested, where that is `paper` as the trainer does; nothing of another model stays."""
+        self.tiling = own.tiling if self.requested_tiling == FROM_TRAINER else self.requested_tiling
+        self.symmetries = own.symmetries if self.requested_symmetries == FROM_TRAINER else self.requested_symmetries
+        self.kept: tuple[int, ...] = own.kept or ()
+        if self.configuration_manager is None:
+            return
+        tiling = find_tiling(self.tiling)
+        if tiling and tiling.needs_previous_stage and self.configuration_manager.previous_stage_name is None:
+            if self.requested_tiling != FROM_TRAINER:
+                raise UserError(f"--tiling {self.tiling} looks at the previous stage, which this model does not have")
+            self.tiling = SLIDING  # the trainer of a second stage, trained alone
+        fits = len(self.kept) == len(self.patch_size)
+        if not fits or any(kept > size for kept, size in zip(self.kept, self.patch_size, strict=True)):
+            self.kept = tuple(max(1, size // 2) for size in self.patch_size)
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The module behind torch.compile."""
+        return getattr(self.network, "_orig_mod", self.network)
 
     @property
     def exclusive(self) -> bool:
@@ -124,20 +178,7 @@ class BraTSPredictor(nnUNetPredictor):
             self._take(weights)
             yield self.predict_sliding_window_return_logits(data).to("cpu")
         self._release_weights()
-
-    def _take(self, weights: dict[str, Any]) -> None:
-        """Give the network these weights; with a budget not as a copy, but themselves, from their file when used."""
-        network = getattr(self.network, "_orig_mod", self.network)
-        network.load_state_dict(weights, assign=self.memory_budget_mb is not None)
-
-    def _release_weights(self) -> None:
-        """With a budget, let go of what the network has read; it is mapped anew."""
-        if self.memory_budget_mb is not None:
-            self._take(self.list_of_parameters[0])
-
-    def stored(self, data: Tensor, folder: Path) -> Tensor:
-        """A preprocessed case in a file in `folder`, if a budget lets it be read slice by slice; else as it is."""
-        return cast(Tensor, StoredVolume(data, folder)) if self._fits_slices(data) else data
+        self.properties = {}
 
     def predict_average(self, data: Tensor, properties: dict[str, Any]) -> Tensor:
         """The average over all checkpoints, as logits."""
@@ -146,9 +187,36 @@ class BraTSPredictor(nnUNetPredictor):
             share = probabilities_of(logits, self.exclusive, axis=0) if self.average == "probabilities" else logits
             total = share if total is None else total + share  # not in place: they are inference tensors
         assert total is not None
-        if len(self.checkpoints) > 1:
-            total /= len(self.checkpoints)
+        if (count := len(self.list_of_parameters)) > 1:
+            total = total / count
         return logits_of(total, self.exclusive) if self.average == "probabilities" else total
+
+    def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
+        """nnU-Net's own step of all its calls: the average over all checkpoints, as logits."""
+        return self.predict_average(data, self.properties)
+
+    def predict_from_data_iterator(self, data_iterator: Any, *arguments: Any, **named: Any) -> list[Any]:
+        """nnU-Net's own loop, in which tilings see the properties of each case."""
+
+        def noted() -> Iterator[dict[str, Any]]:
+            for item in data_iterator:
+                self.properties = item["data_properties"]
+                yield item
+
+        return super().predict_from_data_iterator(noted(), *arguments, **named)
+
+    def _take(self, weights: dict[str, Any]) -> None:
+        """Give the network these weights; with a budget not a copy, but those in the file, which are read when used."""
+        self.bare_network.load_state_dict(weights, assign=self.memory_budget_mb is not None)
+
+    def _release_weights(self) -> None:
+        """With a budget, free the memory of what the network has read, by mapping it again."""
+        if self.memory_budget_mb is not None:
+            self._take(self.list_of_parameters[0])
+
+    def stored(self, data: Tensor, folder: Path) -> Tensor:
+        """A preprocessed case in a file in `folder`, if a budget lets it be read slice by slice; else as it is."""
+        return cast(Tensor, StoredVolume(data, folder)) if self._fits_slices(data) else data
 
     @torch.inference_mode()
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
@@ -156,15 +224,17 @@ class BraTSPredictor(nnUNetPredictor):
         tiling = find_tiling(self.tiling)
         if tiling is None and not by_slices:
             return super().predict_sliding_window_return_logits(input_image)
-        predict = partial(slices, slices_at_once=self._slices_within_budget) if tiling is None else tiling
-        self.network: torch.nn.Module = self.network.to(self.device).eval()
+        predict = partial(predict_slices, slices_at_once=self._slices_within_budget) if tiling is None else tiling
+        self.network: nn.Module = self.network.to(self.device).eval()
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             try:
                 return predict(self._predict_windows, self._volume(input_image))
             except torch.OutOfMemoryError:
                 if tiling is None or not tiling.may_exceed_memory:
                     raise
-        print("a whole brain does not fit on the device: sliding window instead, from here on")
+        warnings.warn(
+            f"the tiling {self.tiling} does not fit on the device; sliding windows instead, from here on", stacklevel=2
+        )
         self.tiling = SLIDING
         return super().predict_sliding_window_return_logits(input_image)
 
@@ -173,16 +243,16 @@ class BraTSPredictor(nnUNetPredictor):
         frugal = self.tiling == SLIDING and self.memory_budget_mb is not None
         return frugal and len(self.patch_size) == 2 and covers
 
-    def _slices_within_budget(self, predict_slices: Callable[[int], object]) -> int:
+    def _slices_within_budget(self, predict: Callable[[int], object]) -> int:
         """How many slices fit, by what one and two of them take beyond what is in memory already."""
         assert self.memory_budget_mb is not None
         budget, before = self.memory_budget_mb * MB, self.meter.now()
         with self.meter.peak() as one:
-            predict_slices(1)
+            predict(1)
         if one[0] + (one[0] - before) > budget:
             return 1
         with self.meter.peak() as two:
-            predict_slices(2)
+            predict(2)
         # A CPU's allocator keeps what the first took, so that the second seems to need less than it does.
         each = max(two[0] - one[0], (one[0] - before) // 2, 1)
         return 1 + int((budget - one[0]) // each)
@@ -192,7 +262,7 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
-        symmetries = find_symmetries(self.test_time_augmentation)
+        symmetries = find_symmetries(self.symmetries)
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)
         # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.

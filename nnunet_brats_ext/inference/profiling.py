@@ -1,6 +1,5 @@
 """Time and memory of a prediction, case by case, so that a clinic can see whether its machine suffices."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,10 +9,8 @@ from time import perf_counter
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.json_files import write_json
 
 MB = 2**20
 SAMPLING_S = 0.005
@@ -99,24 +96,7 @@ class Profile:
             "load": shown(self.load),
             "cases": {case: {step: shown(s) for step, s in steps.items()} for case, steps in self.cases.items()},
         }
-        write_text(file, json.dumps(content, indent=2) + "\n")
-
-    def show(self, console: Console, title: str) -> None:
-        """Print a table, a row per case, then one for loading the model and one over all."""
-        steps = list(dict.fromkeys(step for each in self.cases.values() for step in each))
-        table = Table(title=f"{title}, on {self.describe_device()}")
-        table.add_column("case", overflow="fold")
-        for step in steps:
-            table.add_column(f"{step} [s]", justify="right")
-        table.add_column("peak [MB]", justify="right")
-        for case, each in self.cases.items():
-            peak = max(peak for _, peak in each.values())
-            table.add_row(case, *(f"{each[step][0]:.2f}" for step in steps), f"{peak / MB:.0f}")
-        total = [sum(each[step][0] for each in self.cases.values()) / len(self.cases) for step in steps]
-        table.add_section()
-        table.add_row("loading the model", *("" for _ in steps), f"{self.load[1] / MB:.0f}")
-        table.add_row("mean; highest", *(f"{seconds:.2f}" for seconds in total), f"{self.peak_mb:.0f}")
-        console.print(table)
+        write_json(file, content)
 
     def describe_device(self) -> str:
         if self.device.type == "cuda":

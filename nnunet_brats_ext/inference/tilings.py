@@ -1,7 +1,7 @@
-"""How a preprocessed volume is cut into what a network sees at once, and put together again.
+"""How a preprocessed volume is cut into the parts that a network sees at once, and put together again.
 
-nnU-Net's sliding window stays nnU-Net's, so here it is no `Tiling`. A tiling that only one paper has lies with the
-paper, which names it in `paper.py`.
+nnU-Net's sliding window stays nnU-Net's, so it is no `Tiling` here. A tiling that only one paper has lies with the
+paper, which names it in `paper.py`; the names of all are in `choices`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,15 +17,12 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nnunet_brats_ext import papers
 from nnunet_brats_ext.storage.errors import UserError
-
-SLIDING = "sliding"  # nnU-Net's own
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A case as nnU-Net has preprocessed it, and what a tiling has to know of its model.
+    """A case as nnU-Net has preprocessed it, and what a tiling needs to know about its model.
 
     data: (c, z, y, x), the images first, then the one-hot labels of a previous stage. properties: nnU-Net's, of the
     case. divisor: what sizes have to be multiples of, per axis of the patch. regions: the labels of each region, as
@@ -46,7 +43,7 @@ class Volume:
 class StoredVolume:
     """A volume (c, z, y, x) in fp32 that lies in a file of `folder`; indexed like a tensor, it reads what is asked for.
 
-    The file has no name, and goes with the last reference or with the process.
+    The file has no name; it is deleted with the last reference or with the process.
     """
 
     def __init__(self, data: Tensor, folder: Path):
@@ -63,7 +60,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class Tiling(ABC):
-    """One way to predict a whole volume; it says of itself what a predictor has to know."""
+    """One way to predict a whole volume. Its class attributes are all that a predictor knows about it."""
 
     needs_previous_stage: ClassVar[bool] = False
     """Whether it looks at the labels of a previous stage; a model without one is predicted by sliding windows."""
@@ -77,7 +74,7 @@ class Tiling(ABC):
 
 
 class WholeBrain(Tiling):
-    """One pass over everything that nnU-Net's crop to the brain has left, as Henry 2020 and Lachinov 2019 predict.
+    """One pass over the whole volume after nnU-Net's crop to the brain, as Henry 2020 and Lachinov 2019 predict.
 
     Padded with zeros at the high end of each axis to what the network can halve. A network of slices takes them one
     by one. Statistics of normalisation layers are then those of a whole brain, unlike in a window.
@@ -92,6 +89,9 @@ class WholeBrain(Tiling):
         return torch.stack(slices, dim=1)
 
 
+WHOLE_BRAIN = WholeBrain()
+
+
 def predict_padded(predict: Predict, x: Tensor, divisor: Sequence[int]) -> Tensor:
     """Padded with zeros at the high end of the last axes to multiples of the divisor, and cut back."""
     sizes = x.shape[-len(divisor) :]
@@ -101,11 +101,14 @@ def predict_padded(predict: Predict, x: Tensor, divisor: Sequence[int]) -> Tenso
     return predict(pad(x, padding) if any(missing) else x)[inside]
 
 
-def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[[int], object]], int]) -> Tensor:
+def predict_slices(
+    predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[[int], object]], int]
+) -> Tensor:
     """Whole slices for a 2-D network, as many at once as memory allows, padded as nnU-Net pads a slice to its patch.
 
-    slices_at_once: told how to predict so many slices, it says how many to. The logits are in half precision, as those
-    of nnU-Net's sliding window; where a patch covers the slice, its weights divide out, and label maps are the same.
+    slices_at_once: given a function that predicts a number of slices, returns how many to predict at once. The logits
+    are in half precision, as those of nnU-Net's sliding window; where a patch covers the slice, its weights divide
+    out, and label maps are the same.
     """
     if any(size > extent for size, extent in zip(volume.data.shape[2:], volume.patch_size, strict=True)):
         raise UserError(f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}")
@@ -116,32 +119,12 @@ def slices(predict: Predict, volume: Volume, slices_at_once: Callable[[Callable[
         return predict(padded)[..., y, x].movedim(0, 1)
 
     depth = volume.data.shape[1]
-    # Filled, so that it is in memory before the rest of it is shared out.
+    # Filled with zeros, so that its memory is in use before `slices_at_once` measures what is left.
     logits = torch.zeros((volume.outputs, *volume.data.shape[1:]), dtype=torch.half)
     count = slices_at_once(lambda number: predict_rows(0, number))
     for z in range(0, depth, count):
         logits[:, z : z + count] = predict_rows(z, count)
     return logits
-
-
-SHARED: dict[str, Tiling | None] = {SLIDING: None, "brain": WholeBrain()}
-"""The tilings that no single paper owns; None is nnU-Net's sliding window."""
-
-
-def tiling_names() -> list[str]:
-    return [*SHARED, *papers.tilings()]
-
-
-def find_tiling(name: str) -> Tiling | None:
-    """A tiling by its name, None for nnU-Net's sliding window; an unknown name is an error that lists all."""
-    if name in SHARED:
-        return SHARED[name]
-    own = papers.tilings()
-    if name not in own:
-        every = tiling_names()
-        raise UserError(f"--tiling {name}: there are {', '.join(every)}{papers.did_you_mean(name, every)}")
-    paper, place = own[name]
-    return paper.load(place)
 
 
 def window(start: Sequence[int], extent: Sequence[int], leading: int = 1) -> tuple[slice, ...]:

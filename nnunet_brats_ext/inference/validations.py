@@ -1,6 +1,7 @@
-"""nnU-Net's own validations of a model's folds: their scores and predictions, and what makes those that are missing."""
+"""nnU-Net's own validations of a model's folds, and the choice among several models by their Dice in it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.predictions.folders import find_cases
 from nnunet_brats_ext.storage.errors import UserError, refuse
 from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.nnunet import FINAL
+from nnunet_brats_ext.storage.nnunet import FINAL, train_command
 
 
 class Validation(NamedTuple):
@@ -18,11 +19,28 @@ class Validation(NamedTuple):
 
 
 CHOOSE = "choose in all of these folds (-f names fewer)"
-Scores = Mapping[str, Mapping[int, float]]  # model -> fold -> Dice of the foreground in its validation
+DiceByFold = Mapping[str, Mapping[int, float]]
+"""Model -> fold -> Dice of the foreground in its validation."""
 
 
-def read_scores(models: Sequence[TrainedModel], folds: Sequence[int], options: Sequence[str] = ()) -> Scores:
-    """What nnU-Net's validations say of each model and fold; one error names all that are missing, and their commands.
+@dataclass(frozen=True)
+class Choice:
+    """Of several models those that are best in each fold. chosen: fold -> names of models, the best first."""
+
+    scores: DiceByFold
+    chosen: Mapping[int, Sequence[str]]
+
+
+def choose_best(scores: DiceByFold, best: int) -> Choice:
+    """The `best` models of each fold by score; of equals those that are given first."""
+    if not 1 <= best <= len(scores):
+        raise UserError(f"--best {best} of {len(scores)} models: choose 1 to {len(scores)}")
+    folds = next(iter(scores.values()))
+    return Choice(scores, {fold: sorted(scores, key=lambda name: -scores[name][fold])[:best] for fold in folds})
+
+
+def read_scores(models: Sequence[TrainedModel], folds: Sequence[int], options: Sequence[str] = ()) -> DiceByFold:
+    """The Dice of each model and fold in nnU-Net's validation; one error lists what is missing, and its commands.
 
     options: more that these commands should have.
     """
@@ -39,7 +57,7 @@ def refuse_without_probabilities(members: Sequence[TrainedModel]) -> None:
     problems = []
     for member in members:
         for fold in member.folds:
-            validation, ending = validation_folder(member, fold), member.file_ending
+            validation, ending = validation_folder(member, fold), member.description.ending
             if not all((validation / f"{case}.npz").is_file() for case in find_cases(validation, ending)):
                 problems.append(f"{validation} lacks probabilities: {_command(member, fold, '--val', '--npz')}")
     refuse(problems, "average the validations")
@@ -48,10 +66,16 @@ def refuse_without_probabilities(members: Sequence[TrainedModel]) -> None:
 def _read(model: TrainedModel, fold: int) -> Validation:
     file = validation_folder(model, fold) / "summary.json"
     summary = read_json(file)
-    dice = summary["foreground_mean"]["Dice"]
+    try:
+        dice = float(summary["foreground_mean"]["Dice"])
+        cases = frozenset(Path(one["prediction_file"]).name for one in summary["metric_per_case"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is no summary of nnU-Net's validation: {error!r}; validate again with --val"
+        ) from error
     if isnan(dice):
         raise UserError(f"{file} has no Dice of the foreground: one of the regions is in none of its cases")
-    return Validation(dice, frozenset(Path(one["prediction_file"]).name for one in summary["metric_per_case"]))
+    return Validation(dice, cases)
 
 
 def _lack(model: TrainedModel, fold: int, options: Sequence[str]) -> str | None:
@@ -67,8 +91,7 @@ def _lack(model: TrainedModel, fold: int, options: Sequence[str]) -> str | None:
 
 def _command(model: TrainedModel, fold: int | str, *options: str) -> str:
     trainer, plans, configuration = model.names
-    dataset = model.folder.parent.name
-    return " ".join(["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer, "-p", plans, *options])
+    return train_command(model.folder.parent.name, configuration, fold, trainer, plans, options)
 
 
 def validation_folder(model: TrainedModel, fold: int | str) -> Path:

@@ -1,10 +1,11 @@
-"""Cross-entropies of regions, and their sum with the soft Dice."""
+"""Binary cross-entropy of regions, and its sum with the soft Dice."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
+from nnunet_brats_ext.losses.precision import wide
 
 
 class WeightedBCELoss(nn.Module):
@@ -21,8 +22,8 @@ class WeightedBCELoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            logits, target = logits.to(wide), target.to(wide)
+            logits = wide(logits)
+            target = target.to(logits.dtype)
             tumour, background = self._log(logits), self._log(-logits)
             return -(target * tumour + self.background_weight * (1 - target) * background).mean()
 

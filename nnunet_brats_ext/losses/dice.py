@@ -1,10 +1,11 @@
-"""Soft Dice of regions, in the variants that the papers state."""
+"""Soft Dice of regions, in the variants of the papers."""
 
 from collections.abc import Sequence
 
 import torch
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
+
+from nnunet_brats_ext.losses.precision import wide
 
 
 class SoftDiceLoss(nn.Module):
@@ -15,8 +16,8 @@ class SoftDiceLoss(nn.Module):
         dice = (2 sum(p t) + smooth_numerator) / (sum(p^2) + sum(t^2) + smooth_denominator),
 
     without the squares if `squared` is off; `squared_target` decides for t alone, which matters where t is between 0
-    and 1. A region that is empty in target and prediction has dice
-    smooth_numerator / smooth_denominator; with smooth_numerator = 0 it adds a constant 1 and no gradient.
+    and 1. A region that is empty in target and prediction has the dice smooth_numerator / smooth_denominator; with
+    smooth_numerator = 0 it adds a constant 1 and no gradient.
 
     batch: sum over the batch as well (and over the ranks of a distributed run), rather than average dice over it.
     weights: one per region, summing to 1; equal if None.
@@ -38,9 +39,9 @@ class SoftDiceLoss(nn.Module):
         self.batch, self.weights = batch, weights
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast(logits.device.type, enabled=False):  # half precision overflows at 65,504 voxels
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            return 1 - self.dice(logits.to(wide).sigmoid(), target.to(wide))
+        with torch.autocast(logits.device.type, enabled=False):
+            probabilities = wide(logits).sigmoid()
+            return 1 - self.dice(probabilities, target.to(probabilities.dtype))
 
     def dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
         """The weighted Dice of probabilities, a scalar; for networks whose regions are sums of label probabilities."""
@@ -54,7 +55,10 @@ class SoftDiceLoss(nn.Module):
 
     @staticmethod
     def sum_over_batch(x: Tensor) -> Tensor:
+        """The sum over the batch and, with the gradient, over all ranks of a distributed run: (b, r) -> (1, r)."""
         x = x.sum(0, keepdim=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            from nnunetv2.utilities.ddp_allgather import AllGatherGrad  # here, so that losses load without nnU-Net
+
             x = AllGatherGrad.apply(x).sum(0)
         return x

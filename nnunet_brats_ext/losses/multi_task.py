@@ -1,4 +1,4 @@
-"""The loss of OM-Net: Zhou et al. 2020, https://arxiv.org/abs/1906.01796, with online training data transfer."""
+"""The loss of OM-Net, with online training data transfer: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,16 @@ from torch.nn import functional
 
 from nnunet_brats_ext.architectures.omnet.networks import TaskOutput
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES, CORE, ET, TUMOUR
+from nnunet_brats_ext.losses.precision import wide
 
-# A patch of an earlier task also trains this task where these labels fill at least this share of its voxels.
+# By task: a patch of an earlier task also trains this one if these labels fill at least this share of its voxels.
 TRANSFER = {1: (TUMOUR, 0.4), 2: (CORE, 0.5)}
 
 
 def selected_rows(labels: Tensor, task: int, rows_per_task: int, data_transfer: bool = True) -> Tensor:
-    """Which rows train a task: labels (n, *s), the last `rows_per_task` rows its own data -> booleans (n,).
+    """Which rows train a task: labels (n, *s), of which the last `rows_per_task` rows are its own data -> bool (n,).
 
-    Its own always do; those before them only by the rules of data transfer.
+    Its own rows always do; those before them only by the rules of data transfer.
     """
     own = torch.arange(len(labels), device=labels.device) >= len(labels) - rows_per_task
     if not data_transfer or task not in TRANSFER:
@@ -27,7 +28,7 @@ def selected_rows(labels: Tensor, task: int, rows_per_task: int, data_transfer: 
 
 
 def mean_over_rows(rows: Tensor, selected: Tensor) -> Tensor:
-    """The mean of the selected rows (n,), of all ranks together once DistributedDataParallel averages gradients."""
+    """The mean of the selected rows (n,); over all ranks, once DistributedDataParallel has averaged the gradients."""
     count = selected.sum().to(rows.dtype)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
@@ -36,16 +37,19 @@ def mean_over_rows(rows: Tensor, selected: Tensor) -> Tensor:
 
 
 class MultiTaskCrossEntropy(nn.Module):
-    """The sum of the tasks' cross-entropies, each averaged over the voxels of the rows that train it.
+    """The sum of the tasks' cross-entropies, each averaged over the rows that train it: Zhou et al. 2020.
 
-    output: a TaskOutput. target: [regions, labels (b, 1, *s) of the five classes]; b is `tasks` blocks of one size.
-    Gives a scalar in fp32. `latest` keeps the value of each task for the log.
+    TaskOutput, target [regions, labels (b, 1, *s) of the five classes] -> scalar, fp32 or wider; b is `tasks` blocks of
+    one size. In a distributed run the means are those of all ranks.
     """
+
+    latest: dict[str, Tensor]
+    """The loss of each task in the latest call, by name, for the log."""
 
     def __init__(self, tasks: int = len(CLASSES), data_transfer: bool = True):
         super().__init__()
         self.tasks, self.data_transfer = tasks, data_transfer
-        self.latest: dict[str, Tensor] = {}
+        self.latest = {}
 
     def forward(self, output: TaskOutput, target: Sequence[Tensor]) -> Tensor:
         labels = target[1][:, 0].long()
@@ -57,7 +61,7 @@ class MultiTaskCrossEntropy(nn.Module):
             selected = selected_rows(seen, task, rows, self.data_transfer)
             truth = (seen == ET).long() if CLASSES[task] == 2 else seen
             with torch.autocast(scores.device.type, enabled=False):
-                voxels = functional.cross_entropy(scores.float(), truth, reduction="none")
+                voxels = functional.cross_entropy(wide(scores), truth, reduction="none")
             losses[f"task {task + 1}"] = mean_over_rows(voxels.flatten(1).mean(1), selected)
         self.latest = {name: value.detach() for name, value in losses.items()}
         return torch.stack(list(losses.values())).sum()

@@ -1,4 +1,4 @@
-"""One loss for networks with several outputs of full size."""
+"""A loss for networks with several outputs of full size."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class MeanOverOutputs(nn.Module):
-    """The plain mean of a loss over outputs of one size: Henry et al. 2020, https://arxiv.org/abs/2011.01045.
+    """The mean of a loss over outputs of full size: Henry et al. 2020, https://arxiv.org/abs/2011.01045.
 
-    outputs, a list of (b, r, *s) or, in eval mode, one of them; target (b, r, *s) -> scalar. Unlike nnU-Net's deep
-    supervision, which shrinks the target to each output, the outputs have been enlarged to the target.
+    outputs, a list of (b, r, *s) or, in eval mode, one of them; target (b, r, *s) -> scalar. nnU-Net's deep supervision
+    shrinks the target to the outputs; here the network has enlarged the outputs to the target.
     """
 
     def __init__(self, loss: nn.Module):

@@ -1,8 +1,9 @@
-"""`nnunet_brats doctor`: is everything set, found and consistent, and how to mend what is not."""
+"""`nnunet_brats doctor`: is everything set, found and consistent, and what to do where it is not."""
 
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 
-from nnunet_brats_ext import plugin
+from nnunet_brats_ext import papers, plugin
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
-from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.nnunet import MANIFEST
+from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.nnunet import MANIFEST, nnunet_folder
 
 FOLDERS = {
     "nnUNet_raw": "converted datasets",
@@ -27,37 +26,33 @@ FOLDERS = {
 }
 
 
+LEAST_FREE_GB, LEAST_SHARED_GB = 1.0, 1.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `mend` says what to do, and is empty where all is well."""
+    """What one check found; `fix` says what to do, and is empty where nothing is wrong."""
 
     subject: str
     state: str
-    mend: str = ""
+    fix: str = ""
 
 
-def examine() -> int:
-    """Run every check and print it; returns 1 if something needs mending, else 0."""
-    console = Console(soft_wrap=True)
+def examine() -> Iterator[Finding]:
+    """What every check finds, in order."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         check_versions,
         check_device,
         check_folders,
+        check_shared_memory,
         check_hook,
         check_trainers,
         check_labels,
         check_datasets,
     )
-    ill = 0
     for check in checks:
-        for finding in check():
-            mark = "[red] x[/red]" if finding.mend else "[green]ok[/green]"
-            console.print(f"{mark} [bold]{escape(finding.subject)}[/bold]: {escape(finding.state)}", highlight=False)
-            if finding.mend:
-                ill += 1
-                console.print(f"   [yellow]-> {escape(finding.mend)}[/yellow]", highlight=False)
-    console.print("All is well." if not ill else f"{ill} to mend.", style="bold")
-    return int(ill > 0)
+        yield from check()
 
 
 def check_versions() -> Iterator[Finding]:
@@ -85,8 +80,19 @@ def check_folders() -> Iterator[Finding]:
             yield Finding(name, "not set", f"export {name}=/a/folder/for/{name}   ({content})")
         elif not os.access(folder, os.W_OK | os.X_OK):
             yield Finding(name, f"{folder} is missing or not writable", f"mkdir -p '{folder}' or set another {name}")
+        elif (free_gb := shutil.disk_usage(folder).free / 1e9) < LEAST_FREE_GB:
+            yield Finding(name, f"{folder} has {free_gb:.2f} GB free", f"make room, or set another {name}")
         else:
-            yield Finding(name, folder)
+            yield Finding(name, f"{folder}, {free_gb:.0f} GB free")
+
+
+def check_shared_memory() -> Iterator[Finding]:
+    """Loader processes hand batches over through /dev/shm; containers often give it 64 MB."""
+    if SHARED_MEMORY.is_dir():
+        size_gb = shutil.disk_usage(SHARED_MEMORY).total / 1e9
+        small = size_gb < LEAST_SHARED_GB
+        fix = "start the container with --shm-size=8g (docker) or --ipc=host, or train with nnUNet_n_proc_DA=0"
+        yield Finding("shared memory", f"{SHARED_MEMORY} has {size_gb:.2f} GB", fix if small else "")
 
 
 def fresh_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -112,26 +118,27 @@ def check_hook() -> Iterator[Finding]:
 
 
 def check_trainers() -> Iterator[Finding]:
+    """Does nnU-Net find every trainer of every paper, and the very class of this package?"""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     from nnunet_brats_ext import trainers
 
-    for name in trainers.__all__:
+    found = {}
+    for name in papers.trainers():
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells every module it looks at
-                found = recursive_find_trainer_class_by_name(name)
+            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints every module it looks at
+                found[name] = recursive_find_trainer_class_by_name(name)
         except (RuntimeError, ImportError) as error:
             yield Finding(name, f"not found by nnU-Net: {error}", "see the start-up hook above")
-            continue
-        if found is getattr(trainers, name):
-            yield Finding(name, "found by nnU-Net")
-        else:
-            source = getattr(sys.modules.get(found.__module__), "__file__", found.__module__)
+    for name, trainer in found.items():
+        if name in trainers.OURS and trainer is not getattr(trainers, name):
+            source = getattr(sys.modules.get(trainer.__module__), "__file__", trainer.__module__)
             yield Finding(name, f"nnU-Net finds another class of this name in {source}", "rename or remove that class")
+    yield Finding("trainers", f"nnU-Net finds {len(found)} of {len(papers.trainers())}")
 
 
 def round_trip(scheme: LabelScheme, dataset_json: dict) -> str:
-    """What nnU-Net's label handling turns wrong on the way label -> regions -> label; empty if nothing."""
+    """What nnU-Net's label handling changes on the way label -> regions -> label; empty if nothing."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
@@ -160,18 +167,24 @@ def check_labels() -> Iterator[Finding]:
 
 
 def check_datasets() -> Iterator[Finding]:
-    """The same for every dataset in nnUNet_raw that `nnunet_brats convert` has written."""
-    for path in sorted(Path(os.environ.get("nnUNet_raw", "/nowhere")).glob("Dataset*/dataset.json")):
-        ours = (path.parent / MANIFEST).is_file()
+    """The same for every data set in nnUNet_raw that `nnunet_brats convert` wrote, and whether its files exist."""
+    raw = nnunet_folder("nnUNet_raw")
+    for path in sorted(raw.glob("Dataset*/dataset.json")) if raw else ():
+        dataset = path.parent
+        ours = (dataset / MANIFEST).is_file()
         again = "it was edited or is damaged" + ("; the command that made it writes it anew with --overwrite" * ours)
+        if dangling := [link for link in sorted(dataset.glob("*/*")) if link.is_symlink() and not link.exists()]:
+            where = f"{len(dangling)} links lead nowhere, such as {dangling[0]} -> {dangling[0].readlink()}"
+            yield Finding(dataset.name, where, "bring the source of the conversion back, or convert it again")
+            continue
         try:
-            dataset_json = read_json(path)
-            release = RELEASES.get(dataset_json.get("brats_release", ""))
-            trouble = round_trip(release.scheme, dataset_json) if release else ""
-        except Exception as error:  # of nnU-Net's own kinds, assertions among them; the other data sets are still due
-            yield Finding(path.parent.name, f"{path} cannot be used: {type(error).__name__}: {error}", again)
+            description = DatasetDescription.read(path)
+            release = RELEASES.get(description.release or "")
+            trouble = round_trip(release.scheme, dict(description.content)) if release else ""
+        except Exception as error:  # nnU-Net raises its own kinds, assertions among them; other data sets still count
+            yield Finding(dataset.name, f"{path} cannot be used: {type(error).__name__}: {error}", again)
             continue
         if trouble:
-            yield Finding(path.parent.name, trouble, again)
+            yield Finding(dataset.name, trouble, again)
         elif release:
-            yield Finding(path.parent.name, "its labels survive the way through regions and back")
+            yield Finding(dataset.name, "its labels survive the way through regions and back")

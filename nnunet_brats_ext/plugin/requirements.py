@@ -14,14 +14,14 @@ def requirements() -> list[Requirement]:
 
 
 def complaint(requirement: Requirement) -> str | None:
-    """A sentence with the command that mends it, or None if the requirement is met."""
-    mend = f"run: pip install '{requirement}'"
+    """A sentence with the command that fixes it, or None if the requirement is met."""
+    fix = f"run: pip install '{requirement}'"
     try:
         installed = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return f"{requirement} is needed and {requirement.name} is not installed; {mend}"
+        return f"{requirement} is needed and {requirement.name} is not installed; {fix}"
     if not requirement.specifier.contains(installed, prereleases=True):
-        return f"{requirement} is needed and {requirement.name} {installed} is installed; {mend}"
+        return f"{requirement} is needed and {requirement.name} {installed} is installed; {fix}"
     return None
 
 

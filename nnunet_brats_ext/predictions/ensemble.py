@@ -1,240 +1,297 @@
 """Prediction folders in, one prediction folder out, with the files that nnU-Net itself would write.
 
-Each method is a function of one case that returns its label map and, where it has some, its probabilities.
+A method looks at all folders once and says how it combines a case (`Combination`); `METHODS` is the table of them.
 """
 
-import inspect
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES, Head
-from nnunet_brats_ext.predictions import fusion as rules
-from nnunet_brats_ext.predictions.folders import Member, open_members, problems_with_heads
-from nnunet_brats_ext.predictions.heads import convert, label_probabilities, paint
-from nnunet_brats_ext.storage.errors import UserError, refuse
-from nnunet_brats_ext.storage.images import read_grid, read_probabilities, require_labels, write_label_map
-from nnunet_brats_ext.storage.output import staged
+from nnunet_brats_ext.predictions import fusion
+from nnunet_brats_ext.predictions.folders import (
+    PLANS,
+    PredictionFolder,
+    open_folders,
+    problems_with_heads,
+)
+from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
+from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
+from nnunet_brats_ext.storage.images import read_grid, require_labels, write_label_map
+from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.options import Options, option, shown_name
+from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
-AS_TRAINED = tuple(GLIOMA.paint)  # the order of a vote's labels where no dataset.json tells another
 
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
 
 
-def ensemble(method: str, inputs: Sequence[Path], out: Path, **options: Any) -> None:
-    """Run one of `METHODS`; an option that the method does not know is an error."""
-    function = METHODS[method]
-    if strangers := sorted(set(options) - set(inspect.signature(function).parameters)):
-        raise UserError(f"method {method} takes no {', '.join(strangers)}")
-    function(inputs, out, **options)
+@dataclass(frozen=True)
+class EnsembleOptions(Options):
+    """Options of `ensemble`; those that not every method takes are None, or False, where they are not given."""
 
-
-def ensemble_mean(
-    inputs: Sequence[Path],
-    out: Path,
-    weights: Sequence[float] | None = None,
-    space: str = "regions",
-    save_probabilities: bool = False,
-    dtype: str = "float32",
-    processes: int | None = None,
-) -> None:
-    """Average the probabilities of members, each with its own trainer, head and folds; equal weights by default.
-
-    space: where members of both heads meet, `regions` (sigmoid probabilities, threshold 0.5) or `labels` (normalised
-    to one, the largest wins). Members with one kind of head only are averaged in that head, as nnU-Net does.
-    dtype: of the probabilities that are saved; sums are always float32.
-    """
-    members = open_members(inputs, "needed")
-    heads = {member.folder: member.head for member in members if member.head}
-    mixed = len({head.has_regions for head in heads.values()}) == 2
-    if mixed:
-        source, target = next((f, h) for f, h in heads.items() if h.has_regions == (space == "regions"))
-    else:
-        source, target = next(iter(heads.items()))
-    refuse(problems_with_heads(members, target), f"average with {source}")
-    reference = next(member for member in members if member.folder == source)
-    function = partial(_mean_of_case, members, _weights(weights, members), target)
-    settings = {"method": "mean", "weights": weights, "space": "regions" if target.has_regions else "labels"}
-    write_predictions(function, members, reference, out, settings, dtype if save_probabilities else None, processes)
-
-
-def ensemble_majority(
-    inputs: Sequence[Path],
-    out: Path,
-    weights: Sequence[float] | None = None,
-    order: Sequence[int] | None = None,
-    processes: int | None = None,
-) -> None:
-    """Vote over label maps; probabilities settle ties where every member has them for every case.
-
-    order: the tumour labels from the outermost to the innermost; by default the first member's dataset.json tells,
-    or 1 2 3. `2 1 4` votes over label maps in the numbering of BraTS until 2022.
-    """
-    members = open_members(inputs, "if complete")
-    declared = (members[0].dataset_json or {}).get("regions_class_order")
-    labels = tuple(order or declared or AS_TRAINED)
-    refuse(
-        [
-            f"{member.folder} has probabilities for the labels {sorted(member.head.labels)}, the vote is over {labels}"
-            for member in members
-            if member.head and set(member.head.labels) != set(labels)
-        ],
-        "ensemble",
+    inputs: tuple[Path, ...] = option("-i", help="prediction folders")
+    out: Path = option("-o", help="output folder")
+    method: str = option(default="mean", choices=lambda: METHODS, help="how to combine them")
+    weights: tuple[float, ...] | None = option(
+        default=None, at_least=0, below=inf, metavar="X", help="one per folder (mean, majority); default: all alike"
     )
-    ties = "own voters' mean probability" if members[0].head else "innermost label"
-    settings = {"method": "majority", "weights": weights, "order": labels, "ties": ties}
-    function = partial(_vote_of_case, members, _weights(weights, members), labels)
-    write_predictions(function, members, members[0], out, settings, processes=processes)
+    space: str | None = option(
+        default=None,
+        choices=("regions", "labels"),
+        help="where region heads and label heads meet (mean); default: regions",
+    )
+    order: tuple[int, ...] | None = option(
+        default=None,
+        at_least=1,
+        at_most=255,
+        help="labels from the outermost to the innermost (majority); default: as trained, 1 2 3",
+    )
+    save_probabilities: bool = option(
+        "--save_probabilities",
+        default=False,
+        aliases=("--save-probabilities",),
+        help="write .npz and .pkl too (mean, nested)",
+    )
+    dtype: str | None = option(
+        default=None, choices=("float32", "float16"), help="of saved probabilities; default: float32"
+    )
+    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
 
 
-def ensemble_two_pass(inputs: Sequence[Path], out: Path, processes: int | None = None) -> None:
-    """Let the first folder of label maps decide ET and NCR, the second oedema against background (Henry et al.)."""
-    if len(inputs) != 2:
-        raise UserError(f"two-pass takes two folders, the first deciding ET and NCR; got {len(inputs)}")
-    members = open_members(inputs, "ignored")
-    function = partial(_two_pass_of_case, members)
-    write_predictions(function, members, members[0], out, {"method": "two-pass"}, processes=processes)
+@dataclass(frozen=True)
+class Combination:
+    """What a method makes of its folders.
 
-
-def ensemble_nested(
-    inputs: Sequence[Path],
-    out: Path,
-    save_probabilities: bool = False,
-    dtype: str = "float32",
-    processes: int | None = None,
-) -> None:
-    """Fuse three binary models, given in the order WT, TC, ET, into one label map by strict nesting (Hashemi et al.).
-
-    A folder whose dataset.json names its region (such as `"TC": [2, 3]`) is read as that region; in one with a single
-    label, or without dataset.json, all but background counts. Where all three have probabilities these are fused.
+    function: case -> label map and, where the method has some, probabilities. reference: the folder that gives grids,
+    plans.json and .pkl. description: the dataset.json of the result. settings: for ensemble.json.
     """
-    if len(inputs) != 3:
-        raise UserError(f"nested takes three folders, of WT, TC and ET in this order; got {len(inputs)}")
-    members = open_members(inputs, "if complete")
-    labels = [_region_labels(member, region) for member, region in zip(members, GLIOMA.regions, strict=True)]
-    function = partial(_nested_of_case, members, labels)
-    scheme = {"labels": GLIOMA.nnunet_labels(), "regions_class_order": list(GLIOMA.paint)}
-    fused = {"file_ending": ".nii.gz", **(members[0].dataset_json or {}), **scheme}
-    reference = replace(members[0], dataset_json=fused)
-    settings = {"method": "nested"}
-    write_predictions(function, members, reference, out, settings, dtype if save_probabilities else None, processes)
+
+    function: Callable[[str], Predicted]
+    reference: PredictionFolder
+    description: DatasetDescription | None
+    settings: Mapping[str, Any]
 
 
-METHODS: Mapping[str, Callable[..., None]] = {
-    "mean": ensemble_mean,
-    "majority": ensemble_majority,
-    "two-pass": ensemble_two_pass,
-    "nested": ensemble_nested,
-}
+@dataclass(frozen=True)
+class Method:
+    """One way to combine prediction folders.
 
-
-def write_predictions(
-    function: Callable[[str], Predicted],
-    members: Sequence[Member],
-    reference: Member,
-    out: Path,
-    settings: Mapping[str, Any],
-    dtype: str | None = None,
-    processes: int | None = None,
-) -> None:
-    """Run `function` on every case and write a folder that nnU-Net's own commands take as a prediction.
-
-    Geometry, dataset.json, plans.json and the .pkl of each case come from `reference`; `ensemble.json` tells what was
-    done. dtype: of the probabilities to save; None saves none.
+    prepare: folders and options -> how a case is combined. probabilities: whether it uses them, as `open_folders` takes
+    it. takes: the options that not every method has. roles: what each folder is for, in their order; empty where any
+    number of folders count alike.
     """
-    cases = list(reference.cases)
-    if dtype and any(member.head is None for member in members):
-        raise UserError("there are no probabilities to save: not every member has .npz and dataset.json")
-    if dtype and (missing := [c for c in cases if not (reference.folder / f"{c}.pkl").is_file()]):
-        raise UserError(f"{reference.folder} lacks the .pkl beside the .npz of {', '.join(missing)}")
-    folders = [member.folder for member in members]
-    ending = (reference.dataset_json or {}).get("file_ending", ".nii.gz")
-    with staged(out, cases, folders, ending) as stage:
-        work = partial(_write_case, function, reference, stage, ending, dtype)
-        for_each_case(work, cases, "Ensemble", processes)
-        settings = {**settings, "members": [str(folder) for folder in folders]}
-        (stage / "ensemble.json").write_text(json.dumps(settings, indent=2) + "\n")
-        if reference.dataset_json:
-            (stage / "dataset.json").write_text(json.dumps(reference.dataset_json, indent=4) + "\n")
-        if (reference.folder / "plans.json").is_file():
-            shutil.copyfile(reference.folder / "plans.json", stage / "plans.json")
+
+    prepare: Callable[[Sequence[PredictionFolder], EnsembleOptions], Combination]
+    probabilities: str
+    takes: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
 
 
-def _write_case(
-    function: Callable[[str], Predicted], reference: Member, stage: Path, ending: str, dtype: str | None, case: str
-) -> None:
-    labels, probabilities = function(case)
-    if dtype and probabilities is not None:
-        np.savez_compressed(stage / f"{case}.npz", probabilities=probabilities.astype(dtype))
-        shutil.copyfile(reference.folder / f"{case}.pkl", stage / f"{case}.pkl")
-    write_label_map(stage / f"{case}{ending}", labels, read_grid(reference.cases[case]))
+def ensemble(inputs: Sequence[Path | str], out: Path | str, **options: Any) -> dict[str, Any]:
+    """Combine prediction folders into one; options as in `EnsembleOptions`. Gives the content of ensemble.json.
+
+    The folder that is written is one that nnU-Net's own commands take, with .npz and .pkl if probabilities are saved.
+    An option that the method does not take is an error.
+    """
+    given = EnsembleOptions(**dict(options, inputs=inputs, out=out))
+    method = METHODS[given.method]
+    _check_options(given, method)
+    folders = open_folders(given.inputs, method.probabilities)
+    combination = method.prepare(folders, given)
+    reference = combination.reference
+    if given.save_probabilities:
+        _check_savable(folders, reference)
+    dtype = (given.dtype or "float32") if given.save_probabilities else None
+    settings = {"method": given.method, **combination.settings, "members": [str(folder.path) for folder in folders]}
+    with staged(given.out, list(reference.cases), given.inputs, reference.ending) as stage:
+        work = partial(_write_case, combination, stage, dtype)
+        for_each_case(work, reference.cases, "Ensemble", given.processes)
+        write_json(stage / "ensemble.json", settings)
+        if combination.description:
+            write_json(stage / "dataset.json", combination.description.content)
+        if (plans := reference.path / PLANS).is_file():
+            shutil.copyfile(plans, stage / PLANS)
+    return settings
 
 
-def _mean_of_case(members: Sequence[Member], weights: Sequence[float], target: Head, case: str) -> Predicted:
-    one_at_a_time = (convert(read_probabilities(m.npz(case)), m.head, target) for m in members if m.head)
-    probabilities = rules.mean(one_at_a_time, weights)
+# ---- methods --------------------------------------------------------------------------------------------------------
+
+
+def _mean(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
+    """The mean of probabilities. Folders with one kind of head only are averaged in that head, as nnU-Net does.
+
+    Where both kinds meet, `space` decides: regions (sigmoid probabilities, threshold 0.5) or labels (normalised to one,
+    the largest wins). Sums are float32 whatever is saved.
+    """
+    mixed = len({folder.head.has_regions for folder in folders if folder.head}) == 2
+    regions = (options.space or "regions") == "regions"
+    reference = next(one for one in folders if one.head and (not mixed or one.head.has_regions == regions))
+    target = reference.head
+    assert target is not None
+    refuse(problems_with_heads(folders, target), f"average with {reference.path}")
+    settings = {"weights": options.weights, "space": "regions" if target.has_regions else "labels"}
+    function = partial(_mean_of_case, folders, options.weights, target)
+    return Combination(function, reference, reference.description, settings)
+
+
+def _mean_of_case(
+    folders: Sequence[PredictionFolder], weights: Sequence[float] | None, target: Head, case: str
+) -> Predicted:
+    one_at_a_time = (_converted(folder, target, case) for folder in folders)
+    probabilities = fusion.mean(one_at_a_time, weights)
     return paint(probabilities, target), probabilities
 
 
-def _vote_of_case(members: Sequence[Member], weights: Sequence[float], labels: Sequence[int], case: str) -> Predicted:
-    one_at_a_time = ((m.label_map(case), _label_probabilities(m, labels, case)) for m in members)
-    return rules.majority(one_at_a_time, labels, weights), None
+def _converted(folder: PredictionFolder, target: Head, case: str) -> np.ndarray:
+    _, _, probabilities = folder.read(case)
+    assert probabilities is not None and folder.head is not None, "opened with its probabilities"
+    return convert_head(probabilities, folder.head, target)
 
 
-def _label_probabilities(member: Member, labels: Sequence[int], case: str) -> np.ndarray | None:
-    if member.head is None:
-        return None
-    probabilities = label_probabilities(read_probabilities(member.npz(case)), member.head)
-    return probabilities[[member.head.labels.index(label) for label in labels]]
+def _majority(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
+    """The vote of label maps; probabilities settle ties where every folder has them."""
+    first = folders[0]
+    labels = options.order or (first.description.paint if first.description else ()) or fusion.TUMOUR_LABELS
+    problems = [
+        f"{folder.path} has probabilities for the labels {sorted(folder.head.labels)}, the vote is over {list(labels)}"
+        for folder in folders
+        if folder.head and set(folder.head.labels) != set(labels)
+    ]
+    refuse(problems, "vote")
+    ties = "own voters' mean probability" if first.head else "innermost label"
+    settings = {"weights": options.weights, "order": labels, "ties": ties}
+    function = partial(_majority_of_case, folders, options.weights, labels)
+    return Combination(function, first, first.description, settings)
 
 
-def _two_pass_of_case(members: Sequence[Member], case: str) -> Predicted:
-    known = (members[0].dataset_json or {}).get("regions_class_order") or AS_TRAINED
-    first, second = maps = [member.label_map(case) for member in members]
-    for member, labels in zip(members, maps, strict=True):
-        require_labels(labels, known, member.cases[case])
-    return rules.two_pass(first, second), None
+def _majority_of_case(
+    folders: Sequence[PredictionFolder], weights: Sequence[float] | None, labels: Sequence[int], case: str
+) -> Predicted:
+    one_at_a_time = (_vote(folder, labels, case) for folder in folders)
+    return fusion.majority(one_at_a_time, labels, weights), None
 
 
-def _nested_of_case(members: Sequence[Member], labels: Sequence[tuple[int, ...] | None], case: str) -> Predicted:
-    if all(member.head for member in members):
-        regions = [_region_probability(member, chosen, case) for member, chosen in zip(members, labels, strict=True)]
-        probabilities = rules.nested(np.stack(regions))
-        return rules.paint_masks(probabilities > 0.5), probabilities
-    maps = [member.label_map(case) for member in members]
-    masks = [m != BACKGROUND if c is None else np.isin(m, c) for m, c in zip(maps, labels, strict=True)]
-    return rules.paint_masks(rules.nested(np.stack(masks))), None
+def _vote(folder: PredictionFolder, labels: Sequence[int], case: str) -> fusion.LabelVote:
+    label_map, _, probabilities = folder.read(case)
+    require_labels(label_map, labels, folder.cases[case], "a vote over other labels needs --order")
+    if probabilities is None or folder.head is None:
+        return label_map
+    of_labels = label_probabilities(probabilities, folder.head)
+    return label_map, of_labels[[folder.head.labels.index(label) for label in labels]]
 
 
-def _region_labels(member: Member, region: str) -> tuple[int, ...] | None:
-    """The labels of a region in a member's numbering; None where everything but background is that region."""
-    declared = dict((member.dataset_json or {}).get("labels", {}))
-    if region in declared:
-        return tuple(np.atleast_1d(declared[region]).tolist())
-    if len(others := sorted(set(declared) - {"background", "ignore"})) > 1:
-        raise UserError(f"{member.folder} has no region {region} but {', '.join(others)}; which of them is meant?")
-    return None
+def _two_pass(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
+    """The first folder of label maps decides ET and NCR, the second oedema against background."""
+    first = folders[0]
+    return Combination(partial(_two_pass_of_case, folders), first, first.description, {})
 
 
-def _region_probability(member: Member, labels: tuple[int, ...] | None, case: str) -> np.ndarray:
-    probabilities = read_probabilities(member.npz(case))
-    channels = member.head.channels if member.head else ()
+def _two_pass_of_case(folders: Sequence[PredictionFolder], case: str) -> Predicted:
+    description = folders[0].description
+    known = (description.paint if description else ()) or fusion.TUMOUR_LABELS
+    first, second = maps = [folder.read(case).labels for folder in folders]
+    for folder, labels in zip(folders, maps, strict=True):
+        require_labels(labels, known, folder.cases[case])
+    return fusion.two_pass(first, second), None
+
+
+def _nested(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
+    """Three binary models of WT, TC, ET become one label map; their probabilities are fused where all have them.
+
+    A folder whose dataset.json names its region (such as `"TC": [2, 3]`) is read as that region; in one with a single
+    label, or without dataset.json, all but background counts.
+    """
+    labels = [_labels_of_region(folder, region) for folder, region in zip(folders, GLIOMA.regions, strict=True)]
+    first = folders[0]
+    content = {"file_ending": first.ending, **(first.description.content if first.description else {})}
+    content |= {"labels": GLIOMA.nnunet_labels(), "regions_class_order": list(GLIOMA.paint)}
+    settings = {"fused": "probabilities" if first.head else "label maps"}
+    return Combination(partial(_nested_of_case, folders, labels), first, DatasetDescription(content), settings)
+
+
+def _nested_of_case(
+    folders: Sequence[PredictionFolder], labels: Sequence[tuple[int, ...] | None], case: str
+) -> Predicted:
+    regions = np.stack([_region(folder, chosen, case) for folder, chosen in zip(folders, labels, strict=True)])
+    fused = fusion.nested(regions)
+    return (fusion.paint_masks(fused), None) if fused.dtype == bool else (fusion.paint_masks(fused > 0.5), fused)
+
+
+def _region(folder: PredictionFolder, labels: tuple[int, ...] | None, case: str) -> np.ndarray:
+    """The probability of one region, or its mask in a folder of label maps; labels: None is all but background."""
+    label_map, _, probabilities = folder.read(case)
+    if probabilities is None or folder.head is None:
+        return label_map != BACKGROUND if labels is None else np.isin(label_map, labels)
+    channels = folder.head.channels
     if labels in channels:
         return probabilities[channels.index(labels)]
     wanted = [i for i, (label, *_) in enumerate(channels) if label != BACKGROUND and (not labels or label in labels)]
     return probabilities[wanted].sum(0)
 
 
-def _weights(weights: Sequence[float] | None, members: Sequence[Member]) -> Sequence[float]:
-    weights = weights or [1.0] * len(members)
-    if len(weights) != len(members) or min(weights) < 0 or not sum(weights) > 0:
-        raise UserError(f"weights {list(weights)} do not fit {len(members)} members: one number each, none below zero")
-    return weights
+def _labels_of_region(folder: PredictionFolder, region: str) -> tuple[int, ...] | None:
+    """The labels of a region in the numbering of a folder; None where everything but background is that region."""
+    declared = folder.description.declared if folder.description else {}
+    if region in declared:
+        return declared[region]
+    if len(others := sorted(set(declared) - {"background"})) > 1:
+        raise UserError(
+            f"{folder.path} is read as {region}, but its dataset.json has {', '.join(others)}: give the folder of a "
+            f"model of {region} alone, or one whose dataset.json names it, such as {GLIOMA.nnunet_labels()[region]}"
+        )
+    return None
+
+
+METHODS: Mapping[str, Method] = {
+    "mean": Method(_mean, "needed", ("weights", "space", "save_probabilities", "dtype")),
+    "majority": Method(_majority, "if complete", ("weights", "order")),
+    "two-pass": Method(_two_pass, "ignored", roles=("for ET and NCR", "for oedema")),
+    "nested": Method(_nested, "if complete", ("save_probabilities", "dtype"), roles=tuple(GLIOMA.regions)),
+}
+
+
+# ---- checks and files -----------------------------------------------------------------------------------------------
+
+
+def _check_options(options: EnsembleOptions, method: Method) -> None:
+    special = {name for one in METHODS.values() for name in one.takes}
+    for field in fields(options):
+        if field.name in special - {*method.takes} and getattr(options, field.name) != field.default:
+            raise UserError(f"--method {options.method} takes no {shown_name(field)}")
+    folders = len(options.inputs)
+    if method.roles and len(method.roles) != folders:
+        roles = ", ".join(method.roles)
+        raise UserError(f"--method {options.method} takes {len(method.roles)} folders ({roles}), not {folders}")
+    if options.weights is not None:
+        fusion.check_weights(options.weights)
+        if len(options.weights) != folders:
+            raise UserError(f"--weights {len(options.weights)} numbers for {folders} folders: give one for each")
+
+
+def _check_savable(folders: Sequence[PredictionFolder], reference: PredictionFolder) -> None:
+    if without := [str(folder.path) for folder in folders if folder.head is None]:
+        raise UserError(
+            f"--save_probabilities: there are none to save, since {', '.join(without)} has no .npz or no dataset.json"
+        )
+    if missing := [case for case in reference.cases if not (reference.path / f"{case}.pkl").is_file()]:
+        raise UserError(f"{reference.path} lacks the .pkl beside the .npz of {shorten(missing)}; predict them again")
+
+
+def _write_case(combination: Combination, stage: Path, dtype: str | None, case: str) -> None:
+    labels, probabilities = combination.function(case)
+    reference = combination.reference
+    if dtype and probabilities is not None:
+        with writing(npz := stage / f"{case}.npz"):
+            np.savez_compressed(npz, probabilities=probabilities.astype(dtype))
+        shutil.copyfile(reference.path / f"{case}.pkl", stage / f"{case}.pkl")
+    write_label_map(stage / f"{case}{reference.ending}", labels, read_grid(reference.cases[case]))

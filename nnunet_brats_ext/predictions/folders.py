@@ -1,72 +1,126 @@
-"""Prediction folders, looked at in full before anything is computed."""
+"""Prediction folders: opened and checked in full before anything is computed, then read case by case."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.predictions.heads import check_convertible
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, refuse
-from nnunet_brats_ext.storage.images import probabilities_shape, read_grid, read_label_map
+from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
+from nnunet_brats_ext.storage.images import (
+    Grid,
+    probabilities_shape,
+    read_grid,
+    read_image,
+    read_label_map,
+    read_probabilities,
+)
 from nnunet_brats_ext.storage.json_files import read_json
+
+ENDING = ".nii.gz"  # where no dataset.json names another
+PLANS = "plans.json"
+
+
+class CasePrediction(NamedTuple):
+    """One case of a prediction folder: label map (z, y, x), grid, and probabilities (channel, z, y, x) if opened so."""
+
+    labels: np.ndarray
+    grid: Grid
+    probabilities: np.ndarray | None
 
 
 @dataclass(frozen=True)
-class Member:
-    """One prediction folder of an ensemble.
+class PredictionFolder:
+    """A folder of label maps CASE.nii.gz, as nnU-Net writes it, perhaps with probabilities CASE.npz.
 
-    cases: case -> label map. head: of its probabilities; None for a member of which only label maps are used.
+    cases: case -> label map. description: its dataset.json; in fold_N/validation, that of the trained model.
+    head: of its probabilities; None if only label maps are used. images: case -> image files, channel by channel, once
+    `with_images` has found them.
     """
 
-    folder: Path
+    path: Path
     cases: Mapping[str, Path]
-    dataset_json: Mapping[str, Any] | None = None
+    description: DatasetDescription | None = None
     head: Head | None = None
+    images: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
-    def label_map(self, case: str) -> np.ndarray:
-        return read_label_map(self.cases[case])[0]
+    @property
+    def ending(self) -> str:
+        declared = self.description is not None and "file_ending" in self.description.content
+        return self.description.ending if self.description and declared else ENDING
 
     def npz(self, case: str) -> Path:
-        return self.folder / f"{case}.npz"
+        return self.path / f"{case}.npz"
 
-    def has_probabilities(self) -> bool:
-        return all(self.npz(case).is_file() for case in self.cases)
+    @property
+    def cases_without_probabilities(self) -> list[str]:
+        return [case for case in self.cases if not self.npz(case).is_file()]
+
+    @property
+    def has_some_probabilities(self) -> bool:
+        return 0 < len(self.cases_without_probabilities) < len(self.cases)
+
+    def read(self, case: str) -> CasePrediction:
+        """Every file of a case, each in full: damage is noticed also in one that a method could do without."""
+        labels, grid = read_label_map(self.cases[case])
+        return CasePrediction(labels, grid, read_probabilities(self.npz(case), self.head) if self.head else None)
+
+    def read_images(self, case: str) -> np.ndarray:
+        """The images of a case, (channel, z, y, x), as float32."""
+        return np.stack([read_image(path).array.astype(np.float32, copy=False) for path in self.images[case]])
+
+    def with_images(self, images: Path, purpose: str) -> "PredictionFolder":
+        """The folder with its images CASE_0000.nii.gz and so on; they must be on the grids of the label maps.
+
+        purpose: what an error says cannot be done.
+        """
+        pattern = f"_[0-9][0-9][0-9][0-9]{self.ending}"
+        found = {case: sorted(images.glob(f"{case}{pattern}")) for case in self.cases}
+        counts = {len(paths) for paths in found.values()}
+        if len(counts) > 1 or not min(counts):
+            few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]
+            raise UserError(f"{images} lacks images CASE_0000{self.ending} and so on of {shorten(few)}")
+        channels = {f"channel {i}": {case: paths[i] for case, paths in found.items()} for i in range(counts.pop())}
+        refuse(problems_between({str(self.path): self.cases, **channels}), purpose)
+        return replace(self, images=found)
 
 
-def open_members(folders: Sequence[Path], probabilities: str) -> list[Member]:
-    """Look at every file of every member before anything is computed; one error names all that does not fit.
+def open_folders(folders: Sequence[Path], probabilities: str) -> list[PredictionFolder]:
+    """Check every file of several prediction folders by its header; one error names all that does not fit.
 
-    probabilities: `needed`, `ignored`, or `if complete`: used if every member has them for all its cases.
+    probabilities: `needed`; `if complete`, that is, used if all folders have them; or `ignored`. Where they may be
+    used, a folder that has them for some of its cases only is an error.
 
     Checked are: the same cases, the same grids, and with probabilities that each case has some, on its label map's
-    grid, with channels that its dataset.json explains.
+    grid, with channels that dataset.json explains.
     """
+    if not folders:
+        raise UserError("no prediction folder is given")
     if len(folders) != len({folder.resolve() for folder in folders}):
         raise UserError(f"a folder is given twice among {', '.join(map(str, folders))}")
-    members = []
-    for folder in folders:
-        dataset_json = _settings(folder, "dataset.json")
-        ending = (dataset_json or {}).get("file_ending", ".nii.gz")
-        members.append(Member(folder, find_cases(folder, ending), dataset_json))
-    complete = all(member.dataset_json and member.has_probabilities() for member in members)
+    opened = [_open(folder) for folder in folders]
     problems: list[str] = []
-    if probabilities == "needed" or (probabilities == "if complete" and complete):
-        for i, member in enumerate(members):
-            members[i], found = _with_head(member)
+    used = probabilities == "needed"
+    if probabilities == "if complete":
+        problems += [_partly_missing(one) for one in opened if one.has_some_probabilities]
+        used = all(one.description and not one.cases_without_probabilities for one in opened)
+    if used:
+        for i, one in enumerate(opened):
+            opened[i], found = _with_head(one)
             problems += found
-    problems += problems_between({str(member.folder): member.cases for member in members})
+    problems += problems_between({str(one.path): one.cases for one in opened})
     refuse(problems, "use these folders")
-    return members
+    return opened
 
 
-def find_cases(folder: Path, ending: str = ".nii.gz") -> dict[str, Path]:
+def find_cases(folder: Path, ending: str = ENDING) -> dict[str, Path]:
     """Case name -> file, for the files of a folder with this ending; none at all is an error."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        raise UserError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     cases = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"[!.]*{ending}"))}
     if not cases:
         raise UserError(f"{folder} holds no file that ends in {ending}")
@@ -82,7 +136,7 @@ def problems_between(folders: Mapping[str, Mapping[str, Path]]) -> list[str]:
     problems = []
     for name, cases in folders.items():
         if missing := [case for case in every if case not in cases]:
-            problems.append(f"{name} lacks {len(missing)} of {len(every)} cases: {', '.join(missing)}")
+            problems.append(f"{name} lacks {len(missing)} of {len(every)} cases: {shorten(missing)}")
     for case in every:
         holders = [name for name in folders if case in folders[name]]
         reference = read_grid(folders[holders[0]][case])
@@ -92,64 +146,59 @@ def problems_between(folders: Mapping[str, Mapping[str, Path]]) -> list[str]:
     return problems
 
 
-def images_of_cases(member: Member, images: Path, purpose: str) -> dict[str, list[Path]]:
-    """Case -> its image files CASE_0000.nii.gz and so on, channel by channel, on the grid of the label maps.
-
-    purpose: what an error says cannot be done.
-    """
-    found = {case: sorted(images.glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz")) for case in member.cases}
-    counts = {len(paths) for paths in found.values()}
-    if len(counts) > 1 or not min(counts):
-        few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]
-        raise UserError(f"{images} lacks images CASE_0000.nii.gz and so on of {', '.join(few)}")
-    channels = {f"channel {i}": {case: paths[i] for case, paths in found.items()} for i in range(counts.pop())}
-    refuse(problems_between({str(member.folder): member.cases, **channels}), purpose)
-    return found
-
-
-def problems_with_heads(members: Sequence[Member], target: Head) -> list[str]:
-    """The members whose probabilities cannot be brought to a common head."""
+def problems_with_heads(folders: Sequence[PredictionFolder], target: Head) -> list[str]:
+    """The folders whose probabilities cannot be brought to a common head."""
     problems = []
-    for member in members:
-        if member.head:
+    for folder in folders:
+        if folder.head:
             try:
-                check_convertible(member.head, target)
+                check_convertible(folder.head, target)
             except UserError as error:
-                problems.append(f"{member.folder}: {error}")
+                problems.append(f"{folder.path}: {error}")
     return problems
 
 
-def _with_head(member: Member) -> tuple[Member, list[str]]:
-    """The member with the head of its probabilities, and what is wrong with them."""
-    folder = member.folder
-    if member.dataset_json is None:
-        return member, [f"{folder} has no dataset.json, which tells what the channels of its probabilities are"]
-    if missing := [case for case in member.cases if not member.npz(case).is_file()]:
-        hint = "predict with --save_probabilities"
-        return member, [f"{folder} lacks the probabilities of {', '.join(missing)}: {hint}"]
-    plans = _settings(folder, "plans.json") or {}
-    reader = member.dataset_json.get("overwrite_image_reader_writer") or plans.get("image_reader_writer", "")
+def _open(path: Path) -> PredictionFolder:
+    description = DatasetDescription.find(*_places(path))
+    folder = PredictionFolder(path, {}, description)
+    return replace(folder, cases=find_cases(path, folder.ending))
+
+
+def _places(path: Path) -> list[Path]:
+    """Where dataset.json and plans.json of a folder lie; of fold_0/validation and the like, in the trained model."""
+    fold = path.absolute().parent
+    return [path, fold.parent] if path.name == "validation" and fold.name.startswith("fold_") else [path]
+
+
+def _partly_missing(folder: PredictionFolder) -> str:
+    missing = folder.cases_without_probabilities
+    return (
+        f"{folder.path} has probabilities, but none of {shorten(missing)}: predict with --save_probabilities, or move "
+        "all .npz away to use label maps only"
+    )
+
+
+def _with_head(folder: PredictionFolder) -> tuple[PredictionFolder, list[str]]:
+    """The folder with the head of its probabilities, and what is wrong with them."""
+    path, description = folder.path, folder.description
+    if description is None:
+        return folder, [f"{path} has no dataset.json, which says what the channels of its probabilities are"]
+    if missing := folder.cases_without_probabilities:
+        return folder, [f"{path} lacks the probabilities of {shorten(missing)}: predict with --save_probabilities"]
+    plans = [read_json(place / PLANS) for place in _places(path) if (place / PLANS).is_file()]
+    reader = description.content.get("overwrite_image_reader_writer") or str(
+        plans[0].get("image_reader_writer") if plans else ""
+    )
     if "Reorient" in reader:
-        return member, [f"{folder} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
-    shapes = {case: probabilities_shape(member.npz(case)) for case in member.cases}
+        return folder, [f"{path} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
+    shapes = {case: probabilities_shape(folder.npz(case)) for case in folder.cases}
     problems = []
     for case, shape in shapes.items():
-        if shape[1:] != (expected := read_grid(member.cases[case]).shape):
-            problems.append(f"{member.npz(case)} has probabilities of shape {shape[1:]}, its label map {expected}")
+        if shape[1:] != (expected := read_grid(folder.cases[case]).shape):
+            problems.append(f"{folder.npz(case)} has probabilities of shape {shape[1:]}, its label map {expected}")
     if len(channels := sorted({shape[0] for shape in shapes.values()})) > 1:
-        return member, [*problems, f"{folder} mixes probabilities of {channels} channels"]
+        return folder, [*problems, f"{path} mixes probabilities of {channels} channels"]
     try:
-        head = DatasetDescription(member.dataset_json, folder / "dataset.json").head(channels[0])
+        return replace(folder, head=description.head(channels[0])), problems
     except UserError as error:
-        return member, [*problems, str(error)]
-    return replace(member, head=head), problems
-
-
-def _settings(folder: Path, name: str) -> dict[str, Any] | None:
-    """dataset.json or plans.json of a folder; for fold_0/validation and the like, that of the trained model."""
-    fold = folder.absolute().parent
-    model = [fold.parent] if folder.name == "validation" and fold.name.startswith("fold_") else []
-    for place in (folder, *model):
-        if (place / name).is_file():
-            return read_json(place / name)
-    return None
+        return folder, [*problems, str(error)]

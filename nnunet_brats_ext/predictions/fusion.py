@@ -1,45 +1,55 @@
-"""How members become one prediction: pure rules on arrays (z, y, x), in the numbering as trained."""
+"""How several predictions become one: pure functions of arrays (z, y, x), in the numbering as trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
+from typing import TypeVar
 
 import numpy as np
 
 from nnunet_brats_ext.brats import BACKGROUND, ED, LABEL_SCHEMES
 from nnunet_brats_ext.storage.errors import UserError
 
-REGION_LABELS = LABEL_SCHEMES["glioma_2017"].paint  # of WT, TC, ET
+TUMOUR_LABELS = LABEL_SCHEMES["glioma_2017"].paint  # ED, NCR, ET: from the outermost to the innermost, WT to ET
+
+Member = TypeVar("Member")
+LabelVote = np.ndarray | tuple[np.ndarray, np.ndarray | None]  # label map, and the probability of each label if known
 
 
-def mean(members: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """The weighted mean of probability arrays of one shape, as float32; the weights need not sum to one.
+def mean(members: Iterable[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """The weighted mean of probability arrays of one shape, as float32; no members are an error.
 
-    Members are taken from the iterable one at a time and dropped, so that memory does not grow with their number.
+    weights: one per member, of any sum; None weighs all alike. Members are taken from the iterable one at a time and
+    dropped, so that memory does not grow with their number.
     """
-    total = None
-    for member, weight in zip(members, weights, strict=True):
+    total, sum_of_weights = None, 0.0
+    for member, weight in _weighted(members, weights):
         scaled = np.multiply(member, weight, dtype=np.float32)
         total = scaled if total is None else np.add(total, scaled, out=total)
+        sum_of_weights += weight
     if total is None:
         raise UserError("a mean needs at least one member")
-    total /= np.float32(sum(weights))
+    total /= np.float32(sum_of_weights)
     return total
 
 
 def majority(
-    members: Iterable[tuple[np.ndarray, np.ndarray | None]], labels: Sequence[int], weights: Sequence[float]
+    members: Iterable[LabelVote],
+    labels: Sequence[int] = TUMOUR_LABELS,
+    weights: Sequence[float] | None = None,
 ) -> np.ndarray:
     """The most frequent label of each voxel, with the tie rule of Lyu and Shu 2020 (https://arxiv.org/abs/2011.02881).
 
-    members: each a label map and, where known, the probability of each of `labels`, (label, z, y, x).
+    members: label maps, or pairs of a label map and the probability of each of `labels`, (label, z, y, x).
     labels: the tumour labels from the outermost to the innermost, such as ED, NCR, ET.
 
-    Background gives way to a tumour label with as many votes. Between tumour labels the larger mean probability
-    decides, each label's taken over those members that voted for it. Where that is equal too, as it is without
-    probabilities, the innermost label wins: nnU-Net paints it last, and BraTS lets ET overrule the rest.
+    Between background and a tumour label with as many votes the tumour label wins. Between tumour labels the larger
+    mean probability decides, each label's taken over those members that voted for it. Where that is equal too, as it is
+    without probabilities, the innermost label wins: nnU-Net paints it last, and BraTS lets ET overrule the rest.
     Equal votes are exact as long as weights are whole numbers. A label outside `labels` is an error.
     """
     votes = support = None
-    for (label_map, probabilities), weight in zip(members, weights, strict=True):
+    for member, weight in _weighted(members, weights):
+        label_map, probabilities = member if isinstance(member, tuple) else (member, None)
         if votes is None or support is None:
             votes = np.zeros((len(labels) + 1, *label_map.shape), dtype=np.float32)
             support = np.zeros((len(labels), *label_map.shape), dtype=np.float32)
@@ -51,8 +61,8 @@ def majority(
             if probabilities is not None and label != BACKGROUND:
                 support[channel - 1][voted] += np.float32(weight) * probabilities[channel - 1][voted]
         if known < label_map.size:
-            strangers = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *labels})
-            raise UserError(f"labels {strangers} are not among the expected {[BACKGROUND, *labels]}")
+            others = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *labels})
+            raise UserError(f"labels {others} are not among the expected {[BACKGROUND, *labels]}")
     if votes is None or support is None:
         raise UserError("a vote needs at least one member")
     most = votes.max(0)
@@ -86,6 +96,19 @@ def nested(regions: np.ndarray) -> np.ndarray:
 def paint_masks(regions: np.ndarray) -> np.ndarray:
     """The label map of nested masks WT, TC, ET, (3, z, y, x)."""
     labels = np.zeros(regions.shape[1:], dtype=np.uint8)
-    for mask, label in zip(regions, REGION_LABELS, strict=True):
+    for mask, label in zip(regions, TUMOUR_LABELS, strict=True):
         labels[mask] = label
     return labels
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """An error where weights are infinite, not a number, below zero, or all zero."""
+    if not all(isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
+        raise UserError(f"weights {list(weights)}: give finite numbers from 0 on, one of them above 0")
+
+
+def _weighted(members: Iterable[Member], weights: Sequence[float] | None) -> Iterator[tuple[Member, float]]:
+    if weights is None:
+        return ((member, 1.0) for member in members)
+    check_weights(weights)
+    return zip(members, weights, strict=True)

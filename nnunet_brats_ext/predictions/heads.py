@@ -1,4 +1,4 @@
-"""What the channels of a member's probabilities mean, and how members with different heads meet in one space.
+"""Conversion of probabilities between region heads and label heads, and from probabilities to label maps.
 
 Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) averaged region heads and label heads; see `brats.Head`.
 """
@@ -10,21 +10,18 @@ from nnunet_brats_ext.storage.errors import UserError
 
 
 def check_convertible(source: Head, target: Head) -> None:
-    """Raise where `convert` would have to invent a channel: one head knows a label or region that the other lacks."""
+    """An error where `convert_head` would have to invent a channel: one head has a label that the other lacks."""
     if source.has_regions == target.has_regions:
-        same = dict(zip(source.channels, source.paint, strict=True)) == dict(
-            zip(target.channels, target.paint, strict=True)
-        )
+        same = _painted(source) == _painted(target)
     else:
         same = set(source.labels) == set(target.labels)
     if not same:
         raise UserError(
-            f"channels {list(source.names)} for labels {list(source.channels)} cannot become "
-            f"{list(target.names)} for labels {list(target.channels)}"
+            f"the channels {_shown(source)} cannot become {_shown(target)}: they are of different labels or regions"
         )
 
 
-def convert(probabilities: np.ndarray, source: Head, target: Head) -> np.ndarray:
+def convert_head(probabilities: np.ndarray, source: Head, target: Head) -> np.ndarray:
     """Bring probabilities (channel, z, y, x) from one head to another; the same head returns the array itself.
 
     Labels become regions by summing the labels of each region. Regions become labels as in `label_probabilities`,
@@ -72,3 +69,11 @@ def paint(probabilities: np.ndarray, head: Head) -> np.ndarray:
     for channel, label in zip(probabilities, head.paint, strict=True):
         labels[channel > 0.5] = label
     return labels
+
+
+def _painted(head: Head) -> dict[tuple[int, ...], int]:
+    return dict(zip(head.channels, head.paint, strict=True))
+
+
+def _shown(head: Head) -> str:
+    return ", ".join(f"{name} {list(labels)}" for name, labels in zip(head.names, head.channels, strict=True))

@@ -1,93 +1,134 @@
-"""A folder of label maps in, a folder of mended label maps out."""
+"""Rules on a folder: label maps in, label maps out."""
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from nnunet_brats_ext.brats import SEQUENCES
-from nnunet_brats_ext.predictions.folders import Member, images_of_cases, open_members, problems_with_heads
-from nnunet_brats_ext.predictions.heads import convert
-from nnunet_brats_ext.predictions.rule_sets import RuleSet, describe
-from nnunet_brats_ext.predictions.rules import Case
-from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES
+from nnunet_brats_ext.predictions.folders import PLANS, PredictionFolder, open_folders, problems_with_heads
+from nnunet_brats_ext.predictions.heads import convert_head
+from nnunet_brats_ext.predictions.rule_sets import DEFAULT_SCHEME, RuleSet, collect_rules, rules_file, save_rules
+from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError, refuse
-from nnunet_brats_ext.storage.images import (
-    read_grid,
-    read_image,
-    read_label_map,
-    read_probabilities,
-    require_labels,
-    write_label_map,
-)
-from nnunet_brats_ext.storage.output import staged
+from nnunet_brats_ext.storage.images import read_grid, require_labels, write_label_map
+from nnunet_brats_ext.storage.options import Options, option
+from nnunet_brats_ext.storage.output import staged, write_text
 from nnunet_brats_ext.storage.parallel import for_each_case
 
 
-def postprocess(
-    predictions: Path, out: Path, rule_set: RuleSet, images: Path | None = None, processes: int | None = None
-) -> None:
-    """Apply rules to every label map of a folder; prints how many cases and voxels each of them changed.
+@dataclass(frozen=True)
+class PostprocessOptions(Options):
+    """Options of `postprocess`."""
 
-    images: nnU-Net's `imagesTs` with CASE_0000.nii.gz and so on, for rules that look at them. Probabilities are read
-    from the .npz of the same folder, for rules that weigh them; they are not copied, because they would contradict
-    the new label maps.
+    predictions: Path = option("-i", aliases=("IN",), help="folder of label maps as trained")
+    out: Path = option("-o", help="output folder")
+    rules: tuple[str, ...] = option(
+        default=(),
+        metavar="RULES",
+        help="files, names of rules saved beside --model, or published rules, such as lyu2020",
+    )
+    rule: tuple[str, ...] = option(
+        default=(),
+        metavar="RULE",
+        help="single rules, after those: small-et=500 (voxels), small-et=0.5ml, small-components:WT=50, "
+        "small-region:TC=20, unlikely-components:ET=0.6 (mean probability), oedema-to-core",
+    )
+    scheme: str | None = option(
+        default=None,
+        choices=LABEL_SCHEMES,
+        metavar="SCHEME",
+        help=f"whose regions --rule names; default {DEFAULT_SCHEME}",
+    )
+    model: Path | None = option(
+        default=None, help="folder of a trained model, beside which rules are found and saved by name"
+    )
+    save: str | None = option(default=None, metavar="NAME", help="save the rules beside --model under this name")
+    images: Path | None = option(default=None, help="images as nnU-Net names them, for rules that look at them")
+    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What rules changed in a folder. voxels: case -> how many each rule changed. saved: the file of the rules."""
+
+    rule_set: RuleSet
+    voxels: Mapping[str, Sequence[int]]
+    saved: Path | None = None
+
+
+def postprocess(predictions: Path | str, out: Path | str, **options: Any) -> Changes:
+    """Apply rules, given by name or one by one, to every label map of a folder; options as in `PostprocessOptions`.
+
+    Probabilities are read from the .npz of the same folder, for rules that look at them; they are not copied, because
+    they would contradict the new label maps.
     """
-    member = open_members([predictions], "needed" if rule_set.needs_probabilities else "ignored")[0]
-    cases = list(member.cases)
-    channels = images_of_rules(member, images) if rule_set.needs_images else {}
-    refuse(problems_with_heads([member], rule_set.scheme.head), "postprocess")
-    ending = (member.dataset_json or {}).get("file_ending", ".nii.gz")
-    with staged(out, cases, [predictions], ending) as stage:
-        work = partial(_write_case, member, rule_set, channels, stage, ending)
-        changed = for_each_case(work, cases, "Postprocess", processes)
-        (stage / "postprocessing_rules.json").write_text(rule_set.to_json())
-        for name in ("dataset.json", "plans.json"):
+    given = PostprocessOptions(**dict(options, predictions=predictions, out=out))
+    rule_set = collect_rules(given.rules, given.rule, given.model, given.scheme)
+    if given.save is not None:  # what is wrong here is said before the work
+        if given.model is None:
+            raise UserError(f"--save {given.save} needs --model, the folder beside which the rules are saved")
+        rules_file(given.model, given.save)
+    changes = apply_rules(given.predictions, given.out, rule_set, given.images, given.processes)
+    if given.save is None or given.model is None:
+        return changes
+    return replace(changes, saved=save_rules(rule_set, given.model, given.save))
+
+
+def apply_rules(
+    predictions: Path, out: Path, rule_set: RuleSet, images: Path | None = None, processes: int | None = None
+) -> Changes:
+    """Apply a rule set to every label map of a folder; `postprocess` for rules that were read already."""
+    (folder,) = open_folders([predictions], "needed" if rule_set.needs_probabilities else "ignored")
+    folder = with_images_for(rule_set, folder, images)
+    refuse(problems_with_heads([folder], rule_set.scheme.head), "postprocess")
+    with staged(out, list(folder.cases), [predictions], folder.ending) as stage:
+        work = partial(_write_case, folder, rule_set, stage)
+        voxels = for_each_case(work, folder.cases, "Postprocess", processes)
+        write_text(stage / "postprocessing_rules.json", rule_set.to_json())
+        for name in ("dataset.json", PLANS):
             if (predictions / name).is_file():
                 shutil.copyfile(predictions / name, stage / name)
-    print_changes(rule_set, list(changed.values()))
+    return Changes(rule_set, voxels)
 
 
-def load_case(member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence[Path]], case: str) -> Case:
+def with_images_for(rule_set: RuleSet, folder: PredictionFolder, images: Path | None) -> PredictionFolder:
+    """The folder with the images that the rules look at; as it is where none does."""
+    if not rule_set.needs_images:
+        return folder
+    if images is None:
+        rules = ", ".join(rule_set.needing_images)
+        raise UserError(f"{rules} needs the images: give --images with CASE_0000{folder.ending} and so on")
+    folder = folder.with_images(images, "postprocess")
+    _channel_of_t1ce(folder)  # an error comes before the work
+    return folder
+
+
+def read_rule_input(folder: PredictionFolder, rule_set: RuleSet, case: str) -> RuleInput:
     """All that the rules need of one case; a label that their scheme lacks is an error."""
-    labels, geometry = read_label_map(member.cases[case])
-    require_labels(labels, rule_set.scheme.names, member.cases[case])
+    labels, grid, probabilities = folder.read(case)
+    require_labels(labels, rule_set.scheme.names, folder.cases[case])
     details: dict[str, Any] = {}
     if rule_set.needs_images:
-        details["images"] = np.stack([read_image(path)[0].astype(np.float32) for path in channels[case]])
-        details["t1ce"] = (
-            DatasetDescription(member.dataset_json, member.folder / "dataset.json").channel("T1ce")
-            if member.dataset_json
-            else SEQUENCES.index("T1ce")
-        )
-    if member.head:
+        details["images"] = folder.read_images(case)
+        details["t1ce"] = _channel_of_t1ce(folder)
+    if probabilities is not None and folder.head:
         target = rule_set.scheme.head
-        probabilities = convert(read_probabilities(member.npz(case)), member.head, target)
-        details["probabilities"] = dict(zip(target.names, probabilities, strict=True))
-    return Case(labels, geometry.voxel_volume_mm3, scheme=rule_set.scheme, **details)
+        converted = convert_head(probabilities, folder.head, target)
+        details["probabilities"] = dict(zip(target.names, converted, strict=True))
+    return RuleInput(labels, grid.voxel_volume_mm3, scheme=rule_set.scheme, **details)
 
 
-def images_of_rules(member: Member, images: Path | None) -> dict[str, list[Path]]:
-    if images is None:
-        raise UserError("the rule oedema-to-core needs the images: give --images with CASE_0000.nii.gz and so on")
-    return images_of_cases(member, images, "postprocess")
+def _channel_of_t1ce(folder: PredictionFolder) -> int:
+    number = folder.description.channel("T1ce") if folder.description else SEQUENCES.index("T1ce")
+    if number >= (channels := len(next(iter(folder.images.values())))):
+        raise UserError(f"T1ce is channel {number} of {folder.path}, but its images have {channels} channels")
+    return number
 
 
-def print_changes(rule_set: RuleSet, changed: Sequence[Sequence[int]]) -> None:
-    table = Table("rule", "cases changed", "voxels changed", title=f"{len(changed)} cases")
-    for rule, voxels in zip(rule_set.rules, np.transpose(changed), strict=True):
-        table.add_row(describe(rule), str(np.count_nonzero(voxels)), str(voxels.sum()))
-    Console().print(table)
-
-
-def _write_case(
-    member: Member, rule_set: RuleSet, channels: Mapping[str, Sequence[Path]], stage: Path, ending: str, case: str
-) -> list[int]:
-    labels, changed = rule_set.apply(load_case(member, rule_set, channels, case))
-    write_label_map(stage / f"{case}{ending}", labels, read_grid(member.cases[case]))
+def _write_case(folder: PredictionFolder, rule_set: RuleSet, stage: Path, case: str) -> list[int]:
+    labels, changed = rule_set.apply(read_rule_input(folder, rule_set, case))
+    write_label_map(stage / f"{case}{folder.ending}", labels, read_grid(folder.cases[case]))
     return changed

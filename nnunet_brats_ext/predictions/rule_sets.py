@@ -6,10 +6,9 @@ publish have names of their own.
 """
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +17,101 @@ import numpy as np
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
 from nnunet_brats_ext.papers import published_rules
 from nnunet_brats_ext.predictions import rules
-from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.json_files import read_json, to_json
 from nnunet_brats_ext.storage.output import write_text
 
-RULES: Mapping[str, Callable[..., np.ndarray]] = {
-    "small-et": partial(rules.small_region, region="ET"),
-    "small-region": rules.small_region,
-    "small-components": rules.small_components,
-    "unlikely-components": rules.unlikely_components,
-    "oedema-to-core": rules.oedema_to_core,
+DEFAULT_SCHEME = "glioma_2017"
+REGION = "region"  # the one parameter that is no number
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of rule.
+
+    function: of a case and of the rule's parameters, which are its keyword arguments. fixed: those that the rule sets
+    itself. thresholds: parameters of which one at least is needed; `NAME=500` sets the first. on_probabilities:
+    parameters with which it looks at probabilities. needs_images: whether it looks at images.
+    """
+
+    function: Callable[..., np.ndarray]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: tuple[str, ...] = ()
+    on_probabilities: tuple[str, ...] = ()
+    needs_images: bool = False
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        known = inspect.signature(self.function).parameters
+        return {n: one for n, one in known.items() if one.kind is one.KEYWORD_ONLY and n not in self.fixed}
+
+
+VOLUMES = ("min_voxels", "min_ml")
+SHARES = ("fraction_of_largest", "fraction_of_region")
+RULES: Mapping[str, Rule] = {
+    "small-et": Rule(rules.small_region, {REGION: "ET"}, VOLUMES, ("unless_mean_probability",)),
+    "small-region": Rule(rules.small_region, {}, VOLUMES, ("unless_mean_probability",)),
+    "small-components": Rule(rules.small_components, {}, (*VOLUMES, *SHARES), ("unless_mean_probability",)),
+    "unlikely-components": Rule(
+        rules.unlikely_components, {}, ("min_mean_probability",), on_probabilities=("min_mean_probability",)
+    ),
+    "oedema-to-core": Rule(rules.oedema_to_core, needs_images=True),
 }
-THRESHOLDS = {"min_voxels", "min_ml", "fraction_of_largest", "fraction_of_region", "min_mean_probability"}
-PROBABILITY_PARAMETERS = {"unless_mean_probability", "min_mean_probability"}
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Rules in the order in which they apply, and the scheme whose regions they speak of."""
+    """Rules in the order in which they apply, and the scheme whose regions they name."""
 
     rules: tuple[Mapping[str, Any], ...]
-    scheme_name: str = "glioma_2017"
+    scheme_name: str = DEFAULT_SCHEME
 
     def __post_init__(self) -> None:
-        if self.scheme_name not in LABEL_SCHEMES:
+        if not isinstance(self.scheme_name, str) or self.scheme_name not in LABEL_SCHEMES:
             raise UserError(f"scheme {self.scheme_name!r} is none of {', '.join(LABEL_SCHEMES)}")
-        for rule in self.rules:
-            _check(rule, self.scheme)
+        for number, rule in enumerate(self.rules, 1):
+            if problem := _problem(rule, self.scheme):
+                raise UserError(f"rule {number}, {problem}")
 
     @property
     def scheme(self) -> LabelScheme:
         return LABEL_SCHEMES[self.scheme_name]
 
     @property
+    def needing_images(self) -> list[str]:
+        """The names of the rules that look at images."""
+        return [rule["rule"] for rule in self.rules if RULES[rule["rule"]].needs_images]
+
+    @property
     def needs_images(self) -> bool:
-        return any(rule["rule"] == "oedema-to-core" for rule in self.rules)
+        return bool(self.needing_images)
 
     @property
     def needs_probabilities(self) -> bool:
-        return any(PROBABILITY_PARAMETERS & set(rule) for rule in self.rules)
+        return any(map(needs_probabilities, self.rules))
 
-    def apply(self, case: Case) -> tuple[np.ndarray, list[int]]:
+    def apply(self, case: RuleInput) -> tuple[np.ndarray, list[int]]:
         """The final label map, and how many voxels each rule changed."""
         case = replace(case, scheme=self.scheme)
         changed = []
         for rule in self.rules:
-            parameters = {name: value for name, value in rule.items() if name != "rule"}
-            labels = RULES[rule["rule"]](case, **parameters)
+            kind = RULES[rule["rule"]]
+            labels = kind.function(case, **kind.fixed, **_parameters(rule))
             changed.append(int(np.count_nonzero(labels != case.labels)))
             case = replace(case, labels=labels)
         return case.labels, changed
 
     def to_json(self) -> str:
-        return json.dumps({"scheme": self.scheme_name, "rules": list(map(dict, self.rules))}, indent=2) + "\n"
+        return to_json({"scheme": self.scheme_name, "rules": list(map(dict, self.rules))})
+
+
+def needs_probabilities(rule: Mapping[str, Any]) -> bool:
+    """Whether a rule with its parameters, such as `parse_rule` gives it, looks at probabilities."""
+    return rule.get("rule") in RULES and not {*RULES[rule["rule"]].on_probabilities}.isdisjoint(rule)
+
+
+# ---- names and files ------------------------------------------------------------------------------------------------
 
 
 def find_rules(name: str, model: Path | None = None) -> RuleSet:
@@ -94,33 +134,37 @@ def collect_rules(
     """The rules of several names (`find_rules`), then single ones (`parse_rule`), all of one scheme."""
     found = [find_rules(name, model) for name in names]
     if texts:
-        found.append(RuleSet(tuple(map(parse_rule, texts)), scheme_name or "glioma_2017"))
+        found.append(RuleSet(tuple(map(parse_rule, texts)), scheme_name or DEFAULT_SCHEME))
     if not found:
         raise UserError("no rules given: use --rules or --rule")
-    first = found[-1]  # the papers' come first, and speak of the regions of all gliomas
+    first = found[-1]  # the papers' come first, and name the regions of all gliomas
     if any((one.scheme.regions, one.scheme.paint) != (first.scheme.regions, first.scheme.paint) for one in found):
         schemes = sorted({one.scheme_name for one in found})
-        raise UserError(f"the rules speak of the regions of different schemes: {', '.join(schemes)}")
+        raise UserError(f"the rules are for the regions of different schemes: {', '.join(schemes)}")
     return RuleSet(tuple(rule for one in found for rule in one.rules), first.scheme_name)
 
 
 def save_rules(rule_set: RuleSet, model: Path, name: str) -> Path:
     """Save rules beside a model, to be found by name."""
-    if not model.is_dir():
-        raise UserError(f"{model} is no folder of a trained model")
-    path = model / f"brats_rules_{name}.json"
+    path = rules_file(model, name)
     write_text(path, rule_set.to_json())
     return path
 
 
+def rules_file(model: Path, name: str) -> Path:
+    """Where rules of that name are saved beside a model, whose folder must exist."""
+    if not model.is_dir():
+        raise UserError(f"--model {model} is no folder of a trained model")
+    return model / f"brats_rules_{name}.json"
+
+
 def read_rules(path: Path) -> RuleSet:
-    """Rules from a JSON file, checked; the error names the file and the rule."""
+    """Rules from a JSON file, checked; the error names the file, the rule and the key."""
     content = read_json(path)
-    strangers = sorted(set(content) - {"scheme", "rules"})
     try:
-        if strangers or not isinstance(content.get("rules"), list):
-            raise UserError(f'expected {{"scheme": ..., "rules": [...]}}, got the keys {sorted(content)}')
-        return RuleSet(tuple(content["rules"]), content.get("scheme", "glioma_2017"))
+        if not set(content) <= {"scheme", "rules"} or not isinstance(content.get("rules"), list):
+            raise UserError(f'expected {{"scheme": NAME, "rules": [...]}}, got {_shortened(content)}')
+        return RuleSet(tuple(content["rules"]), content.get("scheme", DEFAULT_SCHEME))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -128,13 +172,14 @@ def read_rules(path: Path) -> RuleSet:
 def parse_rule(text: str) -> dict[str, Any]:
     """`small-et=500`, `small-et=0.5ml`, `small-components:WT=50`, `unlikely-components:ET=0.6`, `oedema-to-core`.
 
-    One threshold and one region; whatever has more of them is written as a JSON file.
+    One threshold and one region; whatever has more of them is written as a JSON file. Names are checked by `RuleSet`.
     """
     head, _, value = text.partition("=")
     name, _, region = head.partition(":")
-    rule: dict[str, Any] = {"rule": name} | ({"region": region} if region else {})
+    rule: dict[str, Any] = {"rule": name} | ({REGION: region} if region else {})
     if value:
-        parameter = "min_mean_probability" if name == "unlikely-components" else "min_voxels"
+        kind = RULES.get(name)
+        parameter = kind.thresholds[0] if kind and kind.thresholds else "min_voxels"
         if value.endswith("ml"):
             parameter, value = "min_ml", value[:-2]
         try:
@@ -144,26 +189,39 @@ def parse_rule(text: str) -> dict[str, Any]:
     return rule
 
 
-def describe(rule: Mapping[str, Any]) -> str:
+def describe_rule(rule: Mapping[str, Any]) -> str:
     """One rule in a line, such as `small-et min_voxels=500`."""
-    return " ".join([rule["rule"], *(f"{name}={value}" for name, value in rule.items() if name != "rule")])
+    return " ".join([rule["rule"], *(f"{name}={value}" for name, value in _parameters(rule).items())])
 
 
-def _check(rule: Any, scheme: LabelScheme) -> None:
-    if not isinstance(rule, Mapping) or rule.get("rule") not in RULES:
-        raise UserError(f"rule {rule!r} is none of {', '.join(RULES)}")
-    parameters = [name for name in inspect.signature(RULES[rule["rule"]]).parameters if name != "case"]
-    if rule["rule"] == "small-et":
-        parameters.remove("region")
-    given = {name: value for name, value in rule.items() if name != "rule"}
-    if strangers := sorted(set(given) - set(parameters)):
-        raise UserError(f"rule {describe(rule)}: {', '.join(strangers)} is none of {', '.join(parameters)}")
-    if rule["rule"] == "unlikely-components" and "region" not in given:
-        raise UserError(f"rule {describe(rule)} lacks a region: {', '.join(scheme.regions)}")
-    if given.get("region", "WT") not in scheme.regions:
-        raise UserError(f"rule {describe(rule)}: no region {given.get('region')} among {', '.join(scheme.regions)}")
+def _parameters(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in rule.items() if name != "rule"}
+
+
+def _shortened(content: Mapping[str, Any]) -> str:
+    text = str(content)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _problem(rule: Any, scheme: LabelScheme) -> str | None:
+    """What is wrong with an entry of a rule set, in words; None if nothing is."""
+    if not isinstance(rule, Mapping) or not isinstance(rule.get("rule"), str) or rule["rule"] not in RULES:
+        return f'{rule!r}: "rule" should be one of {", ".join(RULES)}'
+    kind, given, shown = RULES[rule["rule"]], _parameters(rule), describe_rule(rule)
+    parameters, regions = kind.parameters, ", ".join(scheme.regions)
+    if others := sorted(set(given) - set(parameters)):
+        return f"{shown}: {', '.join(others)} is none of {', '.join(parameters)}"
     for name, value in given.items():
-        if name != "region" and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-            raise UserError(f"rule {describe(rule)}: {name} should be a number from 0 on")
-    if (possible := THRESHOLDS & set(parameters)) and not possible & set(given):
-        raise UserError(f"rule {describe(rule)} lacks a threshold: {', '.join(sorted(possible))}")
+        if name == REGION and (not isinstance(value, str) or value not in scheme.regions):
+            return f"{shown}: no region {value!r} among {regions}"
+        if name != REGION and not _is_size(value):
+            return f"{shown}: {name} should be a number from 0 on, not {value!r}"
+    if kind.thresholds and not {*kind.thresholds} & set(given):
+        return f"{shown}: lacks a threshold: {', '.join(sorted(kind.thresholds))}"
+    if REGION in parameters and parameters[REGION].default is inspect.Parameter.empty and REGION not in given:
+        return f"{shown}: lacks a region: {regions}"
+    return None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf

@@ -1,7 +1,7 @@
-"""The rules: each takes a case and returns its new label map (z, y, x), in the numbering as trained.
+"""Post-processing rules: pure functions of a case that return its new label map (z, y, x), numbered as trained.
 
-Most of them say one thing: an implausible part of a region belongs to the region around it. ET that is dropped becomes
-NCR, a dropped core becomes oedema, a dropped tumour becomes background; so the regions around it never change.
+Most of them give an implausible part of a region to the region around it. ET that is dropped becomes NCR, a dropped
+core becomes oedema, a dropped tumour becomes background; so the regions around it never change.
 A volume must be *below* its threshold to be dropped. Thresholds in voxels count voxels whatever their size (1 mm^3 in
 BraTS); those in ml use the spacing. Components touch by a face, an edge or a corner (26 neighbours).
 """
@@ -21,11 +21,11 @@ ROUNDING = 1e-9  # 0.1 * 30 is a little more than 3: a component of exactly a te
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a rule may look at. labels (z, y, x) as trained.
+class RuleInput:
+    """The arrays of one case that a rule may look at.
 
-    probabilities: region -> (z, y, x), empty where there are none. images (channel, z, y, x), with `t1ce` the channel
-    of the contrast-enhanced T1; None where a rule needs none.
+    labels (z, y, x) as trained. probabilities: region -> (z, y, x), empty where there are none. images (channel, z, y,
+    x), with `t1ce` the channel of the contrast-enhanced T1; None where no rule needs them.
     """
 
     labels: np.ndarray
@@ -47,7 +47,7 @@ class Case:
 
 
 def small_region(
-    case: Case,
+    case: RuleInput,
     *,
     region: str = "ET",
     min_voxels: float | None = None,
@@ -57,8 +57,8 @@ def small_region(
     """Drop a region that is implausibly small as a whole; an empty one stays empty.
 
     For ET: relabelled as NCR below 500 voxels by Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881), up to 32, that is
-    below 33, by Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688), who leave what the other regions say there;
-    a label map tells that only inside TC. unless_mean_probability: keep it where the network is that sure.
+    below 33, by Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688). They leave what the other regions say there;
+    a label map holds that only inside TC. unless_mean_probability: keep a region with this mean probability or more.
     """
     mask = case.mask(region)
     small = mask.sum() < _threshold(case, min_voxels, min_ml)
@@ -68,7 +68,7 @@ def small_region(
 
 
 def small_components(
-    case: Case,
+    case: RuleInput,
     *,
     region: str = "WT",
     min_voxels: float | None = None,
@@ -95,7 +95,7 @@ def small_components(
     return _dropped(case, region, _chosen(components, drop))
 
 
-def unlikely_components(case: Case, *, region: str, min_mean_probability: float) -> np.ndarray:
+def unlikely_components(case: RuleInput, *, region: str, min_mean_probability: float) -> np.ndarray:
     """Drop the connected components of a region whose mean probability of that region is below a threshold."""
     components, volumes = _components(case.mask(region))
     if not len(volumes):
@@ -105,7 +105,7 @@ def unlikely_components(case: Case, *, region: str, min_mean_probability: float)
 
 
 def oedema_to_core(
-    case: Case,
+    case: RuleInput,
     *,
     max_et_fraction: float = 0.1,
     max_component_et_fraction: float = 0.05,
@@ -115,14 +115,14 @@ def oedema_to_core(
 
     https://arxiv.org/abs/1906.01796. Where ET makes up less than a tenth of the tumour, the oedema of each component
     with less than 5 % and less than 1 ml of ET is split in two by K-means over all sequences, and the cluster
-    that is darker on T1ce becomes NCR. Nothing asks whether there are two clusters: about half the oedema of such a
-    component becomes core, so the rule is for those who have tested it (`tune`).
+    that is darker on T1ce becomes NCR. The split is made whether or not there are two clusters, so about half the
+    oedema of such a component becomes core: test the rule first (`nnunet_brats tune`).
 
     WT and ET stay as they are, and TC only grows. No tumour, fewer than two oedema voxels or no two different ones:
-    unchanged. K-means starts from the two sides of the mean along the principal axis, hence needs no random numbers.
+    unchanged. K-means starts from the two sides of the mean along the principal axis and needs no random numbers.
     """
     if case.images is None:
-        raise UserError("the rule oedema-to-core needs the images: give --images")
+        raise UserError("oedema-to-core needs the images of the case: give --images")
     tumour, et = case.mask("WT"), case.mask("ET")
     if not tumour.any() or et.sum() >= max_et_fraction * tumour.sum() * (1 - ROUNDING):
         return case.labels
@@ -143,7 +143,7 @@ def oedema_to_core(
     return labels
 
 
-def _threshold(case: Case, min_voxels: float | None, min_ml: float | None, *others: float) -> float:
+def _threshold(case: RuleInput, min_voxels: float | None, min_ml: float | None, *others: float) -> float:
     """The smallest of the thresholds that were given, in voxels."""
     in_ml = None if min_ml is None else min_ml * 1000 / case.voxel_volume_mm3
     given = [value for value in (min_voxels, in_ml, *others) if value is not None]
@@ -152,7 +152,7 @@ def _threshold(case: Case, min_voxels: float | None, min_ml: float | None, *othe
     return min(given) * (1 - ROUNDING)
 
 
-def _dropped(case: Case, region: str, part: np.ndarray) -> np.ndarray:
+def _dropped(case: RuleInput, region: str, part: np.ndarray) -> np.ndarray:
     """The label map with a part of a region given to the smallest region around it, or to the background."""
     regions = case.scheme.regions
     around = [name for name in regions if set(regions[name]) > set(regions[region])]
@@ -179,7 +179,7 @@ def _mean_of_components(probability: np.ndarray, components: np.ndarray, volumes
 
 
 def _z_scored(channel: np.ndarray) -> np.ndarray:
-    """Zero mean and unit deviation over the non-zero voxels; else one sequence's scale would rule the distances."""
+    """Zero mean and unit deviation over the non-zero voxels, so that every sequence counts alike in the distances."""
     brain = channel[channel != 0]
     deviation = brain.std() if brain.size else 0
     if not deviation:

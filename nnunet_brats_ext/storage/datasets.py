@@ -1,5 +1,6 @@
 """What a dataset.json says, read in one place: which channel is which sequence, which labels and regions there are."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from nnunet_brats_ext.storage.nnunet import find_splits
 
 FILE = "dataset.json"
 AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
-NORMALISED = "nonorm"  # how nnU-Net names the normalisation of images that come normalised
+NO_NORMALISATION = "noNorm"  # nnU-Net's name of a channel that it leaves as it is, whatever its capitals
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class DatasetDescription:
 
     @classmethod
     def find(cls, *folders: Path) -> "DatasetDescription | None":
-        """That of the first folder that has one."""
+        """The description in the first of some folders that has one."""
         return next((cls.read(folder / FILE) for folder in folders if (folder / FILE).is_file()), None)
 
     # ---- channels --------------------------------------------------------------------------------------------------
@@ -54,12 +55,16 @@ class DatasetDescription:
 
         Channels that come normalised are all called noNorm in `channel_names`; their sequences are noted beside.
         """
-        names = self.content.get("brats_sequences") or self.channel_names
+        channels = self.channel_names
+        if (names := self.content.get("brats_sequences")) is None:
+            names = list(channels)
+        if not isinstance(names, list) or [type(name) for name in names] != [str] * len(channels):
+            raise UserError(f"{self.source}: brats_sequences is {names!r}; expected a name for each of {channels}")
         return tuple(find_sequence(name) or name for name in names)
 
     def channel(self, sequence: str) -> int:
         """The number of the channel that shows a sequence, such as T1ce; an error where none does."""
-        if sequence not in self.sequences:
+        if (sequence := find_sequence(sequence) or sequence) not in self.sequences:
             raise UserError(
                 f"{self.source}: no channel shows {sequence}; channel_names are {list(self.channel_names)}. Name the "
                 f'sequences there, or beside as "brats_sequences": ["T1", "T1ce", "T2", "FLAIR"]'
@@ -69,7 +74,7 @@ class DatasetDescription:
     @property
     def normalised_beforehand(self) -> bool:
         """Whether the images were written normalised, so that nnU-Net leaves them alone."""
-        return any(name.casefold() == NORMALISED for name in self.channel_names)
+        return any(name.casefold() == NO_NORMALISATION.casefold() for name in self.channel_names)
 
     # ---- labels ----------------------------------------------------------------------------------------------------
 
@@ -88,6 +93,7 @@ class DatasetDescription:
 
     @property
     def has_ignore_label(self) -> bool:
+        """Whether nnU-Net leaves voxels of a label `ignore` out of training and scores."""
         return "ignore" in self._get("labels", dict)
 
     @property
@@ -103,16 +109,17 @@ class DatasetDescription:
     @property
     def paint(self) -> tuple[int, ...]:
         """nnU-Net's `regions_class_order`: the label that each region paints; empty without."""
-        order = self.content.get("regions_class_order") or ()
-        if not isinstance(order, list | tuple) or not all(isinstance(label, int) for label in order):
+        if (order := self.content.get("regions_class_order")) is None:
+            return ()
+        if not isinstance(order, list | tuple) or not all(type(label) is int for label in order):
             raise UserError(f"{self.source}: regions_class_order is {order!r}; expected a list of labels")
         return tuple(order)
 
     def head(self, num_channels: int | None = None) -> Head:
-        """The head of a network on this data set; the number of its channels tells where it departed from the labels.
+        """The head of a network on this data set.
 
-        With nested regions that is a region head, or a softmax over the labels (one channel more than there are
-        labels). A number of channels that fits neither is an error.
+        With nested regions it is a region head, unless `num_channels`, that of the network's output, says that it is
+        a softmax over the background and all labels. A number of channels that fits neither is an error.
         """
         declared = self.declared
         for name, labels in declared.items():
@@ -120,7 +127,7 @@ class DatasetDescription:
             if not binary and name in AS_TRAINED and labels != (AS_TRAINED[name],):
                 raise UserError(
                     f"{self.source}: label {name} is {list(labels)}, but {AS_TRAINED[name]} as trained; convert the "
-                    "data set with `nnunet_brats convert`, or its label maps and channels cannot be told apart"
+                    "data set with `nnunet_brats convert`, which numbers labels so"
                 )
         values = sorted(set().union(*declared.values()))
         name_of = {labels[0]: name for name, labels in declared.items() if len(labels) == 1}
@@ -158,7 +165,13 @@ class DatasetDescription:
 
     @property
     def name(self) -> str:
-        return str(self.content.get("name", ""))
+        """nnU-Net's name of the data set: that of its folder, elsewhere what the file says; or empty.
+
+        nnU-Net finds a data set by its folder, whatever `name` says there.
+        """
+        if re.fullmatch(r"Dataset\d{3}_.+", folder := self.source.absolute().parent.name):
+            return folder
+        return self._get("name", str) if "name" in self.content else ""
 
     @property
     def ending(self) -> str:
@@ -168,7 +181,7 @@ class DatasetDescription:
     @property
     def release(self) -> str | None:
         """The BraTS release it was converted from, if `nnunet_brats convert` made it."""
-        return self.content.get("brats_release")
+        return self._get("brats_release", str) if self.content.get("brats_release") is not None else None
 
     @property
     def folds(self) -> int | None:

@@ -5,13 +5,14 @@ NIfTI file without an error and fills the rest, and reads NaN as 0. So the bytes
 and checked; ITK reads the header, because nnU-Net's grids are ITK's, and the other formats, which it checks.
 """
 
+import errno
 import gzip
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_brats_ext.brats import BACKGROUND
+from nnunet_brats_ext.brats import BACKGROUND, Head
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.output import writing
 
@@ -28,6 +29,8 @@ NIFTI_ENDINGS = (".nii.gz", ".nii")
 ENDINGS = (*NIFTI_ENDINGS, ".mha", ".mhd", ".nrrd")
 TOLERANCE_MM = 0.1
 """Two grids are the same if no voxel lies farther apart on them than this; file formats round by less."""
+
+AGAIN = "copy or download it again"
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's remarks on headers would break the progress bar
 
@@ -88,10 +91,10 @@ class Grid:
     def shift_mm(self, other: "Grid") -> float:
         """How far apart, at most, the same voxel lies on two grids of one size: one number for the whole header."""
         corners = product(*((0, n - 1) for n in self.size))
-        return max(float(np.linalg.norm(self.point_mm(corner) - other.point_mm(corner))) for corner in corners)
+        return float(np.max([np.linalg.norm(self.point_mm(corner) - other.point_mm(corner)) for corner in corners]))
 
     def difference(self, other: "Grid", tolerance_mm: float = TOLERANCE_MM) -> str | None:
-        """In what two grids differ, in words; None where no voxel lies farther apart than the tolerance."""
+        """What differs between two grids; None where no voxel lies farther apart than the tolerance."""
         if self.size != other.size:
             return f"size {self.size} against {other.size}"
         shift = self.shift_mm(other)
@@ -116,7 +119,7 @@ class Image(NamedTuple):
     sha256: str
 
     def to_itk(self) -> sitk.Image:
-        return self.grid.apply_to(sitk.GetImageFromArray(self.array))
+        return _to_itk(self.array, self.grid)
 
 
 def ending(path: Path) -> str:
@@ -129,7 +132,13 @@ def ending(path: Path) -> str:
 
 def read_grid(path: Path) -> Grid:
     """The grid of an image file; reads the header only."""
-    return Grid.of(_read_header(path))
+    if ending(path) in NIFTI_ENDINGS:
+        with _reading(path), path.open("rb") as file:
+            packed = file.read(2) == GZIP_MAGIC
+            file.seek(0)
+            start = gzip.GzipFile(fileobj=file).read(NIFTI_HEADER_BYTES) if packed else file.read(NIFTI_HEADER_BYTES)
+        _nifti_header(start, path)
+    return Grid.of(_read_itk_header(path))
 
 
 def read_image(path: Path) -> Image:
@@ -138,37 +147,41 @@ def read_image(path: Path) -> Image:
     A UserError names a file that is missing, truncated or damaged, has voxels that are infinite or no number, complex
     numbers or several components per voxel.
     """
-    try:
+    with _reading(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not content:
-        raise UserError(f"{path} is empty (0 bytes); copy or download it again")
-    header = _read_header(path)
-    grid = Grid.of(header)
+        raise UserError(f"{path} is empty (0 bytes); {AGAIN}")
+    voxels = _nifti_voxels(content, path) if ending(path) in NIFTI_ENDINGS else None
+    header = _read_itk_header(path)
+    if header.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise UserError(f"{path} holds complex numbers; write their magnitude instead")
     if (components := header.GetNumberOfComponents()) > 1:
-        raise UserError(f"{path} has {components} components per voxel instead of one")
-    if ending(path) in NIFTI_ENDINGS:
-        array = _nifti_voxels(content, path).reshape(grid.shape)
-    else:
+        raise UserError(f"{path} has {components} components per voxel instead of one; write one of them")
+    grid = Grid.of(header)
+    if voxels is None:
         try:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
         except RuntimeError as error:
-            raise UserError(f"{path} is no readable image: {_reason(error)}") from error
-    if np.iscomplexobj(array):
-        raise UserError(f"{path} holds complex numbers; write its magnitude instead")
+            raise UserError(f"{path} is truncated or damaged; {AGAIN}") from error
+    else:
+        array = voxels.reshape(grid.shape)
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise UserError(f"{path} has voxels that are infinite or no number")
+        raise UserError(f"{path} has voxels that are infinite or no number; write the image without them")
     return Image(array, grid, hashlib.sha256(content).hexdigest())
 
 
 def read_label_map(path: Path) -> tuple[np.ndarray, Grid]:
     """A label map as uint8, whatever number type its file has; a value that is no label (0.5, -1, 256) is an error."""
-    array, grid, _ = read_image(path)
+    image = read_image(path)
+    return to_labels(image.array, path), image.grid
+
+
+def to_labels(array: np.ndarray, path: Path) -> np.ndarray:
+    """The voxels of a label map as uint8; a value that is no label is an error that names the file."""
     labels = array if array.dtype == np.uint8 else array.astype(np.uint8)
     if not np.array_equal(labels, array):
         raise UserError(f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}")
-    return labels, grid
+    return labels
 
 
 def to_integers(values: np.ndarray) -> np.ndarray:
@@ -181,16 +194,35 @@ def to_integers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def require_labels(labels: np.ndarray, known: Collection[int], path: Path) -> None:
+def require_labels(
+    labels: np.ndarray,
+    known: Collection[int],
+    path: Path,
+    advice: str = "label maps as trained are needed, before `restore`",
+) -> None:
     """An error where a label map holds other labels than these: most often it is not numbered as trained."""
     if others := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {BACKGROUND, *known}):
-        raise UserError(
-            f"{path} holds labels {others}, which are not among {sorted({BACKGROUND, *known})}: "
-            "label maps as trained are needed, before `restore`"
-        )
+        raise UserError(f"{path} holds labels {others}, which are not among {sorted({BACKGROUND, *known})}: {advice}")
 
 
-def _read_header(path: Path) -> sitk.ImageFileReader:
+GZIP_MAGIC = b"\x1f\x8b"
+NIFTI_HEADER_BYTES = 348
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors of the file system and of gzip into one that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is truncated or damaged: {error}; {AGAIN}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_itk_header(path: Path) -> sitk.ImageFileReader:
     if not path.is_file():
         raise UserError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     reader = sitk.ImageFileReader()
@@ -198,39 +230,54 @@ def _read_header(path: Path) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise UserError(f"{path} is no readable image: {_reason(error)}") from error
+        known = "" if ending(path) else f", whose names end in {', '.join(ENDINGS)}"
+        raise UserError(f"{path} is no readable image{known}; {AGAIN}") from error
     return reader
 
 
-def _reason(error: Exception) -> str:
-    """What ITK says, without the places in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if "rror" in line and ".cxx" not in line] or lines[-1:]
-    return " ".join(line.split("): ", 1)[-1] for line in said)
+def _nifti_header(start: bytes, path: Path) -> nibabel.Nifti1Header:
+    """The header that a NIfTI file of these first bytes has; one that cannot be is an error."""
+    if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
+        raise UserError(f"{path} is in NIfTI-2, which neither ITK nor nnU-Net reads; write it in NIfTI-1")
+    header = nibabel.Nifti1Header(start, check=False) if len(start) == NIFTI_HEADER_BYTES else None
+    if header is None or header["sizeof_hdr"] != NIFTI_HEADER_BYTES or not header["magic"].item().startswith(b"n+"):
+        raise UserError(f"{path} is no readable image: it has no NIfTI header; {AGAIN}")
+    shape = header["dim"][1 : 1 + int(header["dim"][0])].tolist()
+    if not shape or min(shape) < 1:
+        raise UserError(f"{path} has a damaged header: a size of {' x '.join(map(str, shape))} voxels; {AGAIN}")
+    if not NIFTI_HEADER_BYTES <= header["vox_offset"] < np.inf:
+        raise UserError(f"{path} has a damaged header: its voxels begin at byte {header['vox_offset']}; {AGAIN}")
+    return header
+
+
+def _nifti_dtype(header: nibabel.Nifti1Header, path: Path) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except (KeyError, nibabel.spatialimages.HeaderDataError):
+        dtype = np.dtype("V")
+    if dtype.kind in "iufc" or dtype.fields:
+        return dtype
+    raise UserError(f"{path} has a damaged header: no number type has the code {header['datatype']}; {AGAIN}")
 
 
 def _nifti_voxels(content: bytes, path: Path) -> np.ndarray:
     """The voxels of a NIfTI file as stored, in one axis; scaled where its header says so, as ITK does."""
-    try:
-        unpacked = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is truncated or damaged: {error}; copy or download it again") from error
-    kind = nibabel.Nifti2Header if unpacked[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Header
-    try:
-        header = kind.from_fileobj(BytesIO(unpacked))
-        offset, dtype = int(header.get_data_offset()), header.get_data_dtype()
-        count = int(np.prod(header["dim"][1 : 1 + header["dim"][0]], dtype=np.int64))
-        slope, inter = header.get_slope_inter()
-    except Exception as error:  # nibabel raises its own kinds for each way in which a header can be broken
-        raise UserError(f"{path} has no NIfTI header that can be read: {error}") from error
-    expected = offset + count * dtype.itemsize
-    if count < 1 or len(unpacked) < expected:
-        raise UserError(f"{path} is truncated: it holds {len(unpacked)} of {expected} bytes; copy or download it again")
+    with _reading(path):
+        unpacked = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+    header = _nifti_header(unpacked[:NIFTI_HEADER_BYTES], path)
+    dtype = _nifti_dtype(header, path)
+    count = int(np.prod(header["dim"][1 : 1 + int(header["dim"][0])], dtype=object))
+    offset = int(header["vox_offset"])
+    if len(unpacked) < (expected := offset + count * dtype.itemsize):
+        raise UserError(f"{path} is truncated: it holds {len(unpacked)} of {expected} bytes; {AGAIN}")
     values = np.frombuffer(unpacked, dtype, count, offset)
     values = values.astype(dtype.newbyteorder("="), copy=False)
-    if slope is not None and (slope != 1 or inter):
-        return (values * np.float64(slope) + np.float64(inter)).astype(np.float32)
-    return values
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope) or (slope == 1 and not intercept):
+        return values
+    values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
+    scaled = values * np.float64(slope) + np.float64(intercept if np.isfinite(intercept) else 0)
+    return scaled.astype(values.dtype)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -242,55 +289,71 @@ def write_label_map(path: Path, labels: np.ndarray, grid: Grid) -> None:
 
 
 def write_image(path: Path, array: np.ndarray, grid: Grid) -> None:
-    """Write an array (z, y, x), compressed, in its own number type with the grid given."""
+    """Write an array (z, y, x) or (t, z, y, x), compressed, in its own number type with the grid given."""
     with writing(path):
         try:
-            sitk.WriteImage(grid.apply_to(sitk.GetImageFromArray(array)), str(path), True)
-        except RuntimeError as error:
-            raise OSError(0, _reason(error), str(path)) from error
+            sitk.WriteImage(_to_itk(array, grid), str(path), True)
+            if ending(path) in NIFTI_ENDINGS:
+                _nifti_voxels(path.read_bytes(), path)  # ITK writes NIfTI to a full disk without an error
+        except (RuntimeError, UserError) as error:
+            reason = "only a part of it was written; is there no space left on the device?"
+            raise OSError(errno.ENOSPC, reason, str(path)) from error
+
+
+def _to_itk(array: np.ndarray, grid: Grid) -> sitk.Image:
+    return grid.apply_to(sitk.GetImageFromArray(array, isVector=False))
 
 
 # ---- probabilities --------------------------------------------------------------------------------------------------
 
 
-def read_probabilities(path: Path) -> np.ndarray:
+def read_probabilities(path: Path, head: Head | None = None) -> np.ndarray:
     """The probabilities (channel, z, y, x) of an .npz file as float32; a file may hold float16 to save space.
 
     Values that are no number, complex or outside [0, 1] are an error: they are no probabilities, but perhaps logits.
+    head: of the network, if known; the channels of a label head must sum to one.
     """
-    with _archive(path), np.load(path) as archive:
-        stored = archive["probabilities"]
+    with _reading_npz(path), np.load(path) as archive:
+        stored = archive[PROBABILITIES]
     if np.iscomplexobj(stored) or not np.issubdtype(stored.dtype, np.number):
         raise UserError(f"{path} holds {stored.dtype} numbers instead of probabilities")
+    if stored.ndim != 4:
+        raise UserError(f"{path} holds probabilities of shape {stored.shape}; expected (channel, z, y, x)")
     probabilities = stored.astype(np.float32, copy=False)
     if not np.isfinite(probabilities).all():
         raise UserError(f"{path} holds probabilities that are not a number; predict that case again")
     low, high = float(probabilities.min(initial=0)), float(probabilities.max(initial=0))
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise UserError(f"{path} holds values from {low:g} to {high:g}, which are no probabilities; are they logits?")
+    if head and not head.has_regions:
+        sums = probabilities.sum(0)
+        if np.abs(sums - 1).max(initial=0) > SUM_ROUNDING:
+            raise UserError(
+                f"{path}: the probabilities of the labels {', '.join(head.names)} sum to {sums.min():g} to "
+                f"{sums.max():g} instead of 1; predict that case again"
+            )
     return probabilities
 
 
+PROBABILITIES = "probabilities"  # nnU-Net's name of the array
 ROUNDING = 1e-3  # half precision and resampling leave probabilities a little outside [0, 1]
+SUM_ROUNDING = 1e-2  # and their sum over a few labels that far from 1
 
 
 def probabilities_shape(path: Path) -> tuple[int, ...]:
     """The shape of the probabilities of an .npz file, without reading them."""
-    with _archive(path), zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as file:
+    with _reading_npz(path), zipfile.ZipFile(path) as archive, archive.open(f"{PROBABILITIES}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(file)[0]
 
 
-class _archive:
-    """Turns what numpy and zipfile say of a broken .npz into an error that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, KeyError | ValueError | zipfile.BadZipFile | EOFError | zlib.error | OSError):
-            raise UserError(f"{self.path} holds no array 'probabilities' that can be read: {error}") from error
+@contextmanager
+def _reading_npz(path: Path) -> Iterator[None]:
+    """Turn what numpy and zipfile say of a broken .npz into an error that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; predict with --save_probabilities") from None
+    except (KeyError, ValueError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path} holds no array '{PROBABILITIES}' that can be read: {error}") from error

@@ -1,6 +1,9 @@
-"""JSON files: read with errors that name the file, written at once or not at all."""
+"""JSON files: read with errors that name the file and the key, written at once or not at all."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,64 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(content, kind):
         raise UserError(f"{path} should hold {KINDS[kind]}, not {type(content).__name__}")
     return content
+
+
+@dataclass(frozen=True)
+class JsonEntry:
+    """A value in a JSON file with its file and keys, so that an error about it can quote them."""
+
+    value: Any
+    file: Path
+    keys: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> "JsonEntry":
+        return cls(read_json(path), path)
+
+    def __getitem__(self, key: str) -> "JsonEntry":
+        if not isinstance(self.value, dict):
+            raise self.error("an object")
+        if key not in self.value:
+            raise UserError(f"{self} lacks {key!r}")
+        return JsonEntry(self.value[key], self.file, (*self.keys, key))
+
+    def get(self, key: str, default: Any) -> "JsonEntry":
+        """The entry of an object, or in its place the default."""
+        return self[key] if not isinstance(self.value, dict) or key in self.value else JsonEntry(default, self.file)
+
+    def items(self) -> Iterator[tuple[str, "JsonEntry"]]:
+        """The entries of an object."""
+        if not isinstance(self.value, dict):
+            raise self.error("an object")
+        return ((key, self[key]) for key in self.value)
+
+    def list(self) -> "list[JsonEntry]":
+        """The entries of a list, which are quoted by their number."""
+        if not isinstance(self.value, list):
+            raise self.error("a list")
+        return [JsonEntry(value, self.file, (*self.keys, str(i))) for i, value in enumerate(self.value)]
+
+    def number(self, low: float = -inf, high: float = inf) -> float:
+        """A number, null excluded, between two limits."""
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise self.error("a number")
+        if not low <= value <= high:
+            raise self.error(f"a number from {low:g} to {high:g}" if high < inf else f"a number from {low:g} on")
+        return value
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            raise self.error("a text")
+        return self.value
+
+    def error(self, expected: str) -> UserError:
+        found = json.dumps(self.value)
+        return UserError(f"{self} is {found if len(found) < 80 else found[:80] + '...'}; expected {expected}")
+
+    def __str__(self) -> str:
+        first, *others = self.keys or ("",)
+        return f"{self.file}" + (f": {first}" if first else "") + "".join(f'["{key}"]' for key in others)
 
 
 def to_json(content: Any) -> str:

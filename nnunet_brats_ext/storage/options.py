@@ -1,4 +1,4 @@
-"""What can be asked of a command, as a dataclass: stated once, for Python, for the command line and for its help.
+"""The options of a command as a dataclass: stated once, for Python, for the command line and for its help.
 
     @dataclass(frozen=True)
     class EnsembleOptions(Options):
@@ -6,13 +6,15 @@
         out: Path = option("-o", help="output folder")
         processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core")
 
-A field without flags is `--name-with-hyphens`; `argument` makes a positional one. Text becomes paths, lists become
-tuples, and numbers out of range are a UserError that quotes the option, from Python as from the command line.
+A field without flags is `--name-with-hyphens`; `argument` makes a positional one. Text becomes paths and lists become
+tuples. A value of another type, out of range or not among the choices is a UserError that quotes the option, from
+Python as from the command line.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -24,7 +26,7 @@ Choices = Iterable[Any] | Callable[[], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Spec:
-    """How a field of `Options` is asked for and checked.
+    """How a field of `Options` is given and checked.
 
     flags: the first one is shown and quoted. aliases: old spellings, accepted and not shown. choices: the values there
     are, or a function that lists them. repeat: the option is given once per value, not once with all of them.
@@ -51,7 +53,7 @@ class Spec:
 def option(
     *flags: str, help: str, default: Any = MISSING, aliases: Sequence[str] = (), **spec: Any
 ) -> Any:  # typed as the field's own type where it is declared
-    """An option of a command; without a default it is required. See `Spec` for what else can be said."""
+    """An option of a command; without a default it is required. `spec`: the other fields of `Spec`."""
     metadata = {"spec": Spec(help, flags, tuple(aliases), **spec)}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -68,10 +70,11 @@ class Options:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            value = converted(getattr(self, field.name), hints[field.name])
-            object.__setattr__(self, field.name, value)
             if "spec" in field.metadata:
-                check(field, value)
+                kind, many = element_type(hints[field.name])
+                value = converted(field, getattr(self, field.name), kind, many)
+                object.__setattr__(self, field.name, value)
+                check(field, value, kind)
 
 
 def spec_of(field: Field) -> Spec:
@@ -86,21 +89,6 @@ def shown_name(field: Field) -> str:
     return spec.flags[0] if spec.flags else "--" + field.name.replace("_", "-")
 
 
-def converted(value: Any, hint: Any) -> Any:
-    """A value in the declared type: text as a path, a list as a tuple."""
-    kind, many = element_type(hint)
-    if value is None:
-        return None
-    if many:
-        items = [value] if isinstance(value, str | Path) else value
-        return tuple(converted(item, kind) for item in items)
-    if get_origin(kind) is tuple:
-        return tuple(converted(item, part) for item, part in zip(value, get_args(kind), strict=True))
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    return value
-
-
 def element_type(hint: Any) -> tuple[Any, bool]:
     """The type of one value, and whether there are many of them: `tuple[Path, ...] | None` gives (Path, True)."""
     if get_origin(hint) in (Union, UnionType):
@@ -110,23 +98,44 @@ def element_type(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def check(field: Field, value: Any) -> None:
+def converted(field: Field, value: Any, kind: Any, many: bool = False) -> Any:
+    """A value in the declared type: text as a path, a list as a tuple."""
+    if value is None:
+        return None
+    if many:
+        items = value if isinstance(value, Iterable) and not isinstance(value, str | Path) else [value]
+        return tuple(converted(field, item, kind) for item in items)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if isinstance(value, str | Path) or not isinstance(value, Iterable) or len(value := tuple(value)) != len(parts):
+            raise UserError(f"{shown_name(field)} {value}: expected {len(parts)} values")
+        return tuple(converted(field, item, part) for item, part in zip(value, parts, strict=True))
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    for number, accepted, words in ((int, Integral, "a whole number"), (float, Real, "a number")):
+        if kind is number:
+            if isinstance(value, bool) or not isinstance(value, accepted):
+                raise UserError(f"{shown_name(field)} {value!r}: expected {words}")
+            return number(value)
+    return value
+
+
+def check(field: Field, value: Any, kind: Any) -> None:
     """A UserError that quotes the option where a value is not among its choices or out of its range."""
     spec, name = spec_of(field), shown_name(field)
     values = value if isinstance(value, tuple) else () if value is None else (value,)
-    known = spec.known
+    known = list(get_args(kind)) if get_origin(kind) is Literal else spec.known
+    limits = [
+        (spec.at_least, lambda x, y: x >= y, "at least"),
+        (spec.above, lambda x, y: x > y, "more than"),
+        (spec.at_most, lambda x, y: x <= y, "at most"),
+        (spec.below, lambda x, y: x < y, "less than"),
+    ]
+    limits = [limit for limit in limits if limit[0] is not None]
     for one in values:
         if known is not None and one not in known:
             raise UserError(f"{name} {one}: expected one of {', '.join(map(str, known))}")
-        if isinstance(one, int | float) and not isinstance(one, bool):
-            for limit, holds, words in (
-                (spec.at_least, lambda x, y: x >= y, "at least"),
-                (spec.above, lambda x, y: x > y, "more than"),
-                (spec.at_most, lambda x, y: x <= y, "at most"),
-                (spec.below, lambda x, y: x < y, "less than"),
-            ):
-                if limit is not None and not holds(one, limit):  # NaN holds nowhere
-                    raise UserError(f"{name} {one:g}: expected {words} {limit:g}")
-    hint_choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-    if hint_choices and value not in hint_choices:
-        raise UserError(f"{name} {value}: expected one of {', '.join(map(str, hint_choices))}")
+        if isinstance(one, Real) and not all(holds(one, limit) for limit, holds, _ in limits):  # NaN holds nowhere
+            raise UserError(
+                f"{name} {one}: expected {' and '.join(f'{words} {limit:g}' for limit, _, words in limits)}"
+            )

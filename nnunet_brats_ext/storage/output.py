@@ -1,9 +1,10 @@
 """Safe output: a file or folder appears whole or not at all, and what a killed run left is removed by the next one."""
 
+import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,36 +12,73 @@ from tempfile import TemporaryDirectory
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.locks import is_locked, lock
 
-GRACE_S = 60.0  # a working folder younger than this may not have its lock yet
+GRACE_S = 60.0  # the lock of a working folder younger than this may be about to be taken
 LOCK = ".lock"
 SETTINGS_FILES = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system while `path` is written into a UserError that names it and the free space."""
+    """Turn errors of the operating system while `path` is written into a UserError that names it; a full disk also."""
     try:
         yield
     except OSError as error:
-        place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
-        try:
-            free = f" ({shutil.disk_usage(place).free / 1e9:.2f} GB free in {place})"
-        except OSError:
-            free = ""
         reason = error.strerror or str(error)
-        raise UserError(f"{path} could not be written: {reason}{free}; make room or choose another place") from error
+        if error.filename is not None and os.fspath(error.filename) != str(path):
+            reason = f"{error.filename}: {reason}"
+        raise UserError(f"{path} could not be written: {reason}{_advice(path, error)}") from error
+
+
+def _advice(path: Path, error: OSError) -> str:
+    """Where a disk is full: how much is left of it, and what to do."""
+    if error.errno not in NO_ROOM:
+        return ""
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), Path.cwd())
+    try:
+        free = f" ({shutil.disk_usage(place).free / 1e9:.2f} GB free in {place})"
+    except OSError:
+        free = ""
+    return f"{free}; make room or choose another place"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file at once or not at all; UTF-8."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
+    write_texts({path: text})
+
+
+def write_texts(files: Mapping[Path, str]) -> None:
+    """Write text files that belong together: all of them or, where one cannot be written, none; UTF-8."""
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    try:
+        for path, partial in partials.items():
+            if path.is_dir():
+                raise UserError(f"{path} is a folder, where a file of this name is to be written; choose another place")
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_text(files[path], encoding="utf-8")
+        for path, partial in partials.items():
+            with writing(path):
+                partial.replace(path)
+    finally:
+        for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def require_file_name(path: Path, ending: str = "") -> None:
+    """An error where `-o` names a folder, or a file without the ending: before the work, not after it."""
+    if path.is_dir():
+        raise UserError(f"-o {path} is a folder; name a file{' that ends in ' + ending if ending else ''}")
+    if not path.name.endswith(ending):
+        raise UserError(f"-o {path}: give a file that ends in {ending}")
+
+
+def refuse_file(folder: Path) -> None:
+    """An error where what should become a folder is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the output folder {folder} is a file; choose another")
 
 
 @contextmanager
@@ -53,23 +91,31 @@ def working_folder(target: Path) -> Iterator[Path]:
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}."
-        for left in target.parent.glob(f"{prefix}*"):
-            if left.is_dir() and time.time() - left.stat().st_mtime > GRACE_S and not is_locked(left / LOCK):
-                shutil.rmtree(left, ignore_errors=True)
+        for folder in target.parent.iterdir():
+            if folder.name.startswith(prefix) and _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
         scratch = TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True)
     with scratch as name, lock(Path(name, LOCK)):
         yield Path(name)
 
 
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a run that was killed has left this working folder: it has a lock, and nobody holds it."""
+    try:
+        lock_file = folder / LOCK
+        return lock_file.is_file() and time.time() - folder.stat().st_mtime > GRACE_S and not is_locked(lock_file)
+    except OSError:  # gone in the meantime, or another user's
+        return False
+
+
 @contextmanager
 def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
-    """A folder whose files move into `out` when the block ends well, and vanish when it does not.
+    """A folder whose files move into `out` when the block ends well, and are removed when it does not.
 
     `out` may exist from an earlier run over the same cases; none of its files that would contradict this run stay.
     It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"the output folder {out} is a file; choose another")
+    refuse_file(out)
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"the output folder {out} is also an input; choose another")
     others = sorted({path.name for path in out.glob(f"[!.]*{ending}")} - {case + ending for case in cases})

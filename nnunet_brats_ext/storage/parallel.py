@@ -17,6 +17,10 @@ from nnunet_brats_ext.storage.errors import UserError, raise_problems
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+KILLED = (
+    "a process was killed, most likely because memory ran out; use fewer with -np. In a script of your own, call this "
+    'below `if __name__ == "__main__":`, or use processes=1'
+)
 _shown: ContextVar[bool] = ContextVar("progress_shown", default=False)
 
 
@@ -99,7 +103,7 @@ def _outcomes(
         try:
             for future in as_completed(futures):
                 if isinstance(future.exception(), BrokenProcessPool):
-                    raise UserError("a process was killed, most likely because memory ran out; use fewer with -np")
+                    raise UserError(KILLED) from future.exception()
                 yield futures.pop(future), future.result  # a finished future keeps its result alive
         finally:
             pool.shutdown(cancel_futures=True)

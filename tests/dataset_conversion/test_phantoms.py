@@ -14,14 +14,19 @@ from nnunet_brats_ext.dataset_conversion.phantoms import Phantom, make_case, wri
 from nnunet_brats_ext.dataset_conversion.phantoms import folder as folder_module
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import (
     CSF,
-    Grid,
+    VoxelGrid,
     field_grid,
     head_grid,
     load_template,
     smooth_noise,
 )
-from nnunet_brats_ext.dataset_conversion.phantoms.case import average, majority
-from nnunet_brats_ext.dataset_conversion.phantoms.tumours import cheapest, draw_kind, is_multifocal, without_crumbs
+from nnunet_brats_ext.dataset_conversion.phantoms.case import block_majority, block_mean
+from nnunet_brats_ext.dataset_conversion.phantoms.tumours import (
+    draw_kind,
+    is_multifocal,
+    lowest_cost,
+    without_small_components,
+)
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK
 
 SMALL = (40, 48, 40)  # voxels of 4 mm
@@ -136,7 +141,7 @@ def test_a_dozen_cases_hold_low_grades_cases_without_et_and_multifocal_ones(phan
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_dozen_holds_the_rarer_sorts_and_the_shares_are_those_of_the_table(seed):
+def test_every_dozen_has_the_rarer_kinds_and_the_shares_are_those_of_the_table(seed):
     kinds = [draw_kind(seed, index) for index in range(1000)]
     multifocal = [is_multifocal(seed, index) for index in range(1000)]
     assert np.mean([kind.grade == "LGG" for kind in kinds]) == pytest.approx(0.21, abs=0.005)
@@ -146,7 +151,7 @@ def test_every_dozen_holds_the_rarer_sorts_and_the_shares_are_those_of_the_table
         assert any(multifocal[start : start + 12])
 
 
-def test_sequences_show_the_tumour_as_mri_does_on_average(phantoms):
+def test_sequences_show_the_tumour_as_mri_does_on_block_mean(phantoms):
     """Means over cases with ET, each relative to the brain around the tumour."""
 
     def shown(sequence, label):
@@ -218,7 +223,7 @@ def test_without_nilearn_auto_is_procedural_and_mni152_says_what_to_install(monk
     mni152_template.cache_clear()
     monkeypatch.setitem(sys.modules, "nilearn", None)  # makes every import of it fail
     assert_same(make_case(0, 0, (32, 32, 32)), make_case(0, 0, (32, 32, 32), anatomy=PROCEDURAL))
-    with pytest.raises(RuntimeError, match=r"pip install 'nnunet-brats-ext\[phantom\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'nnunet-brats-ext\[phantom\]'"):
         make_case(0, 0, (32, 32, 32), anatomy="mni152")
 
 
@@ -236,7 +241,7 @@ def test_a_template_is_probabilities_within_the_brain():
 
 
 def test_smooth_noise_has_unit_variance_and_is_the_same_field_at_any_resolution():
-    coarse = Grid((20, 24, 19), 8.0)
+    coarse = VoxelGrid((20, 24, 19), 8.0)
     fields = np.stack([smooth_noise(np.random.default_rng(seed), coarse, 10) for seed in range(300)])
     # 300 draws: the standard error of a variance of 1 is sqrt(2 / 299) = 0.08, over all voxels far less
     assert fields.var(0).mean() == pytest.approx(1, abs=0.03)
@@ -249,23 +254,23 @@ def test_smooth_noise_has_unit_variance_and_is_the_same_field_at_any_resolution(
 def test_averages_and_majorities_are_taken_over_blocks():
     labels = np.zeros((4, 2, 2), np.uint8)
     labels[:2] = np.array([[[0, 0], [0, 1]], [[3, 3], [3, 1]]])  # 0 three times, 3 three times, 1 twice
-    np.testing.assert_array_equal(majority(labels, 2), [[[3]], [[0]]])
-    np.testing.assert_allclose(average(labels == 3, 2), [[[3 / 8]], [[0]]])
-    assert majority(labels, 1) is labels
+    np.testing.assert_array_equal(block_majority(labels, 2), [[[3]], [[0]]])
+    np.testing.assert_allclose(block_mean(labels == 3, 2), [[[3 / 8]], [[0]]])
+    assert block_majority(labels, 1) is labels
 
 
-def test_the_cheapest_voxels_are_as_many_as_asked_for_and_of_the_given_ones():
+def test_the_lowest_cost_voxels_are_as_many_as_asked_for_and_of_the_given_ones():
     cost = np.array([5, 1, 4, 2, 3])
     among = np.array([True, False, True, True, True])
-    np.testing.assert_array_equal(np.flatnonzero(cheapest(cost, among, 2)), [3, 4])
-    assert cheapest(cost, among, 0).sum() == 0
-    assert cheapest(cost, among, 9).sum() == 4
+    np.testing.assert_array_equal(np.flatnonzero(lowest_cost(cost, among, 2)), [3, 4])
+    assert lowest_cost(cost, among, 0).sum() == 0
+    assert lowest_cost(cost, among, 9).sum() == 4
 
 
-def test_crumbs_are_components_under_a_twentieth():
+def test_small_components_are_those_under_a_twentieth():
     mask = np.zeros(100, bool)
     mask[:60] = mask[70:74] = mask[80:82] = True  # 60 + 4 + 2 = 66, of which a twentieth is 3.3
-    np.testing.assert_array_equal(np.flatnonzero(without_crumbs(mask)), [*range(60), *range(70, 74)])
+    np.testing.assert_array_equal(np.flatnonzero(without_small_components(mask)), [*range(60), *range(70, 74)])
 
 
 def test_a_folder_is_what_the_release_hands_out(folder):
@@ -287,7 +292,7 @@ def test_files_lie_in_space_as_brats_has_them(folder):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected.transpose(2, 1, 0))
 
 
-def test_the_name_mapping_tells_grades_and_names_in_earlier_releases(folder):
+def test_the_name_mapping_has_grades_and_names_in_earlier_releases(folder):
     with (folder / "MICCAI_BraTS2020_TrainingData" / "name_mapping.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["BraTS_2020_subject_ID"] for row in rows] == ["BraTS20_Training_001", "BraTS20_Training_002"]
@@ -297,7 +302,7 @@ def test_the_name_mapping_tells_grades_and_names_in_earlier_releases(folder):
     assert rows[0]["TCGA_TCIA_subject_ID"] == "NA"
 
 
-def stand_in(seed, index, shape, scheme, anatomy, sequences, contrast):
+def empty_phantom(seed, index, shape, scheme, anatomy, sequences, contrast):
     """What `make_case` gives, at no cost: every label of the scheme, and grades in turn."""
     labels = np.zeros(shape, np.uint8)
     labels[0, 0, : len(scheme.names)] = list(scheme.names)
@@ -306,7 +311,7 @@ def stand_in(seed, index, shape, scheme, anatomy, sequences, contrast):
 
 @pytest.mark.parametrize("name", RELEASES)
 def test_every_release_can_be_written_and_recognises_its_own_files(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "make_case", stand_in)
+    monkeypatch.setattr(folder_module, "make_case", empty_phantom)
     release = RELEASES[name]
     (row,) = write_phantoms(tmp_path / "out", name, cases=1, shape=(32, 33, 34), anatomy=PROCEDURAL)
     found = {}
@@ -324,7 +329,7 @@ def test_every_release_can_be_written_and_recognises_its_own_files(name, tmp_pat
 
 @pytest.mark.parametrize("name", [name for name, release in RELEASES.items() if release.grades])
 def test_grades_are_in_the_path_where_the_release_sorts_by_them(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "make_case", stand_in)
+    monkeypatch.setattr(folder_module, "make_case", empty_phantom)
     rows = write_phantoms(tmp_path / "out", name, cases=2, shape=(32, 32, 32), anatomy=PROCEDURAL, processes=1)
     for row, grade in zip(rows, RELEASES[name].grades, strict=True):
         assert (tmp_path / "out" / RELEASES[name].path(row["case"], LABEL, grade=grade)).is_file()
@@ -343,8 +348,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(folder_module, "as_image", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(folder_module, "write_image", full)
+    with pytest.raises(ValueError, match="case 1: No space"):
         write_phantoms(tmp_path / "out", cases=1, shape=(32, 32, 32), anatomy=PROCEDURAL)
     assert list(tmp_path.iterdir()) == []
 
@@ -358,22 +363,22 @@ def test_only_phantoms_are_overwritten_and_only_when_asked(tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["MICCAI_FeTS2022_TrainingData", "phantoms.json"]
     assert list(tmp_path.iterdir()) == [out], "no scratch folder stays"
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    (tmp_path / "thesis" / "chapter1.tex").write_text("text")
     assert main(["phantom", str(tmp_path / "thesis"), *options, "--overwrite"]) == 1
-    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "precious"
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "text"
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
-        (["--size", "31", "40", "40"], "size 31 40 40"),
-        (["--cases", "2", "--unlabelled", "3"], "2 cases, 3 of them unlabelled"),
+        (["--size", "31", "40", "40"], "--size 31: expected at least 32"),
+        (["--cases", "2", "--unlabelled", "3"], "--unlabelled 3: expected at most as many as --cases 2"),
         (["--release", "BraTS1999"], "'BraTS1999'"),
     ],
 )
-def test_bad_requests_are_quoted_and_write_nothing(options, told, tmp_path, capsys):
+def test_bad_requests_are_quoted_and_write_nothing(options, message, tmp_path, capsys):
     assert main(["phantom", str(tmp_path / "out"), *options]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

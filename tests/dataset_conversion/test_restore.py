@@ -1,6 +1,5 @@
 """What `restore` gives back, and what it refuses to hand in."""
 
-import io
 import json
 import shutil
 
@@ -8,14 +7,12 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from data_commands import convert, printed_by_restore, restore
 from release_folders import as_image, label_values, write, write_case
-from rich.console import Console
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.convert import Options, convert
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
-from nnunet_brats_ext.dataset_conversion.restore import restore
 
 RELEASE = RELEASES["BraTS2020"]
 CASES = ("BraTS20_Validation_001", "BraTS20_Validation_002")
@@ -31,7 +28,7 @@ def world(tmp_path, monkeypatch):
     for case in CASES:
         write_case(tmp_path / "source", RELEASE, case, training=False)
         write(as_image(TRAINED), tmp_path / "predicted" / f"{case}.nii.gz")
-    convert(tmp_path / "source", Options(137), Console(file=io.StringIO()))
+    convert(tmp_path / "source", 137)
     return tmp_path
 
 
@@ -41,12 +38,6 @@ def values(path):
 
 def t1_of(world, case):
     return world / "source" / RELEASE.path(case, "T1", training=False)
-
-
-def said(*arguments, **options):
-    stream = io.StringIO()
-    restore(*arguments, **options, console=Console(file=stream, width=10_000))
-    return stream.getvalue()
 
 
 def test_both_transforms_of_the_sources_header_come_back_with_their_codes(world):
@@ -73,13 +64,13 @@ def test_headers_come_from_the_data_set_where_the_source_is_gone(world):
     assert nibabel.load(restored).header["srow_y"].tolist() == header["srow_y"].tolist()
 
 
-def test_a_source_that_moved_is_found_where_told(world):
+def test_a_source_that_moved_is_found_at_its_new_place(world):
     moved = (world / "source").rename(world / "moved")
     shutil.rmtree(world / "raw" / "Dataset137_BraTS2020" / "imagesTs")
-    assert "not compared" not in said(world / "predicted", world / "out", dataset_id=137, source=moved)
+    assert "not compared" not in printed_by_restore(world / "predicted", world / "out", dataset_id=137, source=moved)
 
 
-def test_predictions_tell_their_data_set_themselves(world):
+def test_the_dataset_json_of_predictions_names_their_data_set(world):
     shutil.copy(world / "raw" / "Dataset137_BraTS2020" / "dataset.json", world / "predicted")
     assert main(["restore", str(world / "predicted"), "-o", str(world / "out"), "-np", "1"]) == 0
     assert sorted(path.name for path in (world / "out").iterdir()) == [f"{case}.nii.gz" for case in CASES]
@@ -96,19 +87,20 @@ def test_predictions_of_unknown_origin_are_not_guessed(world):
 
 
 def test_a_release_and_a_source_do_without_a_data_set(world):
-    text = said(world / "predicted", world / "out", release="brats2020", source=world / "source")
+    text = printed_by_restore(world / "predicted", world / "out", release="brats2020", source=world / "source")
     assert "2 cases of BraTS2020, labels 0 -> 0, 1 -> 2, 2 -> 1, 3 -> 4" in text
     np.testing.assert_array_equal(values(world / "out" / f"{CASES[0]}.nii.gz"), label_values(RELEASE))
 
 
 def test_without_a_source_the_grid_is_said_not_to_be_compared(tmp_path):
     write(sitk.Image((5, 6, 7), sitk.sitkUInt8), tmp_path / "predicted" / "BraTS-MEN-RT-0000-1.nii.gz")
-    assert "grid not compared" in said(tmp_path / "predicted", tmp_path / "out", release="BraTS2024-MEN-RT")
+    text = printed_by_restore(tmp_path / "predicted", tmp_path / "out", release="BraTS2024-MEN-RT")
+    assert "grid not compared" in text
 
 
 def test_a_grid_that_only_the_challenge_refuses_is_noted(world):
     # The tiny source is not 240 x 240 x 155 itself, so the prediction is as good as it can be.
-    text = said(world / "predicted", world / "out", dataset_id=137)
+    text = printed_by_restore(world / "predicted", world / "out", dataset_id=137)
     assert "size 8 x 9 x 10, where BraTS2020 takes 240 x 240 x 155 (2 cases" in text
 
 
@@ -145,7 +137,7 @@ def test_every_violation_of_every_case_is_listed_and_nothing_written(world):
         ("BraTS2024-MEN-RT", "BraTS-MEN-RT-0000-1", (17, 3, 5), (1, 2, 3), []),
     ],
 )
-def test_grids_are_held_against_the_challenges_rules(tmp_path, release, case, size, origin, refused):
+def test_grids_are_compared_with_the_challenges_rules(tmp_path, release, case, size, origin, refused):
     image = sitk.Image(size, sitk.sitkUInt8)
     image.SetOrigin(origin)
     write(image, tmp_path / "predicted" / f"{case}.nii.gz")
@@ -156,16 +148,16 @@ def test_grids_are_held_against_the_challenges_rules(tmp_path, release, case, si
         assert len(restore(tmp_path / "predicted", tmp_path / "out", release=release)) == 1
 
 
-def test_a_truncated_prediction_is_told(world):
+def test_a_truncated_prediction_is_named(world):
     path = world / "predicted" / f"{CASES[0]}.nii.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="BraTS20_Validation_001: truncated or damaged"):
+    with pytest.raises(ValueError, match=r"BraTS20_Validation_001: .*001.nii.gz is truncated or damaged"):
         restore(world / "predicted", world / "out", dataset_id=137)
 
 
-def test_missing_predictions_of_the_test_set_are_told(world):
+def test_missing_predictions_of_the_test_set_are_named(world):
     (world / "predicted" / f"{CASES[1]}.nii.gz").unlink()
-    assert f"1 unlabelled cases have no prediction, such as {CASES[1]}" in said(
+    assert f"1 unlabelled cases have no prediction, such as {CASES[1]}" in printed_by_restore(
         world / "predicted", world / "out", dataset_id=137
     )
 
@@ -185,24 +177,24 @@ def test_what_is_read_is_not_overwritten(world):
     assert (world / "predicted" / f"{CASES[0]}.nii.gz").read_bytes() == before
 
 
-def test_a_data_set_that_does_not_tell_its_release_needs_to_be_told(world):
+def test_a_data_set_without_release_needs_one_by_option(world):
     """As one that was distilled from a data set of someone else's."""
     path = world / "raw" / "Dataset137_BraTS2020" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"release": None}))
-    with pytest.raises(ValueError, match="does not tell its release; name it with --release"):
+    with pytest.raises(ValueError, match="does not say which release it is; name it with --release"):
         restore(world / "predicted", world / "out", dataset_id=137)
     assert len(restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")) == 2
-    path.unlink()  # a data set that nobody of us made
-    with pytest.raises(ValueError, match="does not tell its release; name it with --release"):
+    path.unlink()  # a data set that we did not make
+    with pytest.raises(ValueError, match="does not say which release it is; name it with --release"):
         restore(world / "predicted", world / "out", dataset_id=137)
-    text = said(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")
+    text = printed_by_restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")
     assert "not compared" not in text, "the images lie in the data set"
 
 
 def test_a_data_set_distilled_from_the_decathlon_has_its_channels_in_files_of_their_own(world):
     release = RELEASES["MSD-Task01"]
     write_case(world / "task", release, "BRATS_001")
-    dataset = convert(world / "task", Options(138))
+    dataset = convert(world / "task", 138)
     manifest = json.loads((dataset / "manifest.json").read_text())
     files = {name: {"path": str(dataset / "imagesTr" / f"BRATS_001_{channel:04d}.nii.gz")}
              for channel, name in enumerate(release.sequences)}  # fmt: skip

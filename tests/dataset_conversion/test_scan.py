@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from release_folders import label_values, write, write_case
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
-from nnunet_brats_ext.dataset_conversion.cases import inspect
+from nnunet_brats_ext.dataset_conversion.cases import inspect_case
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, find_release
 from nnunet_brats_ext.dataset_conversion.scan import scan
 
@@ -146,7 +146,7 @@ def test_a_folder_linked_into_itself_ends(tmp_path):
         ("brats2023/BraTS-PEDs2024_Training", "BraTS-PED-00001-000", "BraTS2024-PED"),
     ],
 )
-def test_folders_and_time_points_tell_releases_of_the_same_names_apart(tmp_path, folder, case, expected):
+def test_folders_and_time_points_distinguish_releases_of_the_same_names(tmp_path, folder, case, expected):
     touch_case(tmp_path, expected, case, f"{folder}/{case}")
     assert scan(tmp_path).release.name == expected
 
@@ -154,7 +154,7 @@ def test_folders_and_time_points_tell_releases_of_the_same_names_apart(tmp_path,
 @pytest.mark.parametrize(
     ("size", "expected"), [((240, 240, 155), "BraTS2023-GLI"), ((182, 218, 182), "BraTS2025-GLI-PRE")]
 )
-def test_the_grid_tells_apart_what_names_and_folders_leave_open(tmp_path, size, expected):
+def test_the_grid_decides_what_names_and_folders_leave_open(tmp_path, size, expected):
     case = "BraTS-GLI-00001-000"
     for kind in ("t1n", "t1c", "t2w", "t2f"):
         write(sitk.Image(size, sitk.sitkUInt8), tmp_path / case / f"{case}-{kind}.nii.gz")
@@ -162,7 +162,7 @@ def test_the_grid_tells_apart_what_names_and_folders_leave_open(tmp_path, size, 
 
 
 @pytest.mark.parametrize("folder", [".", "somewhere", "data"])
-def test_two_numberings_that_cannot_be_told_apart_are_never_guessed(tmp_path, folder):
+def test_a_release_that_could_be_one_of_two_is_never_guessed(tmp_path, folder):
     case = "BraTS-PED-00001-000"
     write_case(tmp_path / "elsewhere", RELEASES["BraTS2024-PED"], case)
     source = tmp_path / "brats2023_project" / "cases"  # a folder above the source proves nothing
@@ -178,13 +178,13 @@ def test_a_wrong_choice_among_the_same_names_shows_in_the_labels(tmp_path):
     case = "BraTS-PED-00001-000"
     write_case(tmp_path, RELEASES["BraTS2024-PED"], case)
     (found,) = scan(tmp_path / "BraTS-PEDs2024_Training", "BraTS2023-PED").cases
-    inspect(found, normalise=False, tolerance_mm=0.1)
+    inspect_case(found, normalise=False, tolerance_mm=0.1)
     assert re.search(
         r"label 4 in \d+ voxels; BraTS2023-PED has \[0, 1, 2, 3\]; it exists in BraTS2024-PED", found.problems[0]
     )
 
 
-def test_a_source_of_several_releases_is_told_what_it_holds(tmp_path):
+def test_a_source_of_several_releases_is_refused_with_what_it_holds(tmp_path):
     touch_case(tmp_path, "BraTS2020", "BraTS20_Training_001")
     touch_case(tmp_path, "BraTS2021", "BraTS2021_00000")
     touch_case(tmp_path, "BraTS2021", "BraTS2021_00002")
@@ -258,7 +258,7 @@ def test_a_training_case_that_lost_its_label_is_remarked(tmp_path):
     assert [case.remarks for case in scan(tmp_path).cases] == [[], [remark], []]
 
 
-def test_a_source_of_no_release_is_told_what_was_seen_and_what_is_known(tmp_path):
+def test_a_source_of_no_release_is_refused_with_what_was_seen_and_what_is_known(tmp_path):
     touch(tmp_path, "patient_1/t1.nii.gz")
     with pytest.raises(
         ValueError, match=r"1 image files, such as patient_1/t1.nii.gz(.|\n)*BraTS2020 +MICCAI_BraTS2020"
@@ -291,7 +291,7 @@ def test_label_6_of_metastases_2025_means_4(tmp_path):
     labels[0, 0, :3] = 6
     write_case(tmp_path, release, "BraTS-MET-00001-000", labels=labels)
     (found,) = scan(tmp_path).cases
-    assert inspect(found, normalise=False, tolerance_mm=0.1).labels == [0, 1, 2, 3, 4]
+    assert inspect_case(found, normalise=False, tolerance_mm=0.1).labels == [0, 1, 2, 3, 4]
     assert (found.problems, found.remarks) == ([], ["label 6 -> 4 in 3 voxels"])
 
 
@@ -372,12 +372,12 @@ def test_a_name_mapping_that_maps_nothing_is_refused(tmp_path):
         scan(tmp_path, name_mapping=tmp_path / "survival_info.csv")
 
 
-def test_a_broken_table_is_told_only_to_who_names_it(tmp_path):
+def test_a_broken_table_is_an_error_only_where_the_user_names_it(tmp_path):
     touch_case(tmp_path, "BraTS2020", "BraTS20_Training_001")
     table = tmp_path / "notes.csv"
     table.write_text("BraTS_2020_subject_ID,Grade\n" + "x" * 200_000)  # csv takes 131072 characters at most
     assert len(scan(tmp_path).cases) == 1
-    with pytest.raises(ValueError, match=r"notes.csv is no table: field larger than"):
+    with pytest.raises(ValueError, match=r"notes.csv is no CSV table: field larger than"):
         scan(tmp_path, name_mapping=table)
 
 
@@ -401,6 +401,6 @@ def test_a_single_volume_kept_in_four_dimensions_is_read_as_three(tmp_path):
     t2 = nibabel.load(files["T2"])
     nibabel.save(nibabel.Nifti1Image(np.asarray(t2.dataobj)[..., None], t2.affine), files["T2"])
     (found,) = scan(tmp_path).cases
-    inspect(found, normalise=False, tolerance_mm=0.1)
+    inspect_case(found, normalise=False, tolerance_mm=0.1)
     assert nibabel.load(files["T2"]).shape == (8, 9, 10, 1)
     assert found.problems == []

@@ -1,15 +1,12 @@
-"""Folds: a patient never straddles them, grades are spread over them, and other data sets can follow them."""
+"""Folds: each patient is in one of them, grades are spread over them, and other data sets can follow them."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
-from dataclasses import replace
 
 import pytest
+from data_commands import convert
 from release_folders import write_case
 
-from nnunet_brats_ext.dataset_conversion.convert import Options, convert
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.dataset_conversion.splits import assign_folds, group_patients, make_splits
 
@@ -70,7 +67,7 @@ def test_time_points_of_a_patient_stay_in_one_fold_where_nnunet_reads_it(nnunet)
     for number in range(1, 7):
         for session in (0, 1):
             write_case(nnunet / "source", release, release.case_name(number, session))
-    dataset = convert(nnunet / "source", Options(137))
+    dataset = convert(nnunet / "source", 137)
     splits = json.loads((nnunet / "preprocessed" / dataset.name / "splits_final.json").read_text())
     assert splits == splits_of(dataset) and len(splits) == 5
     for split in splits:
@@ -82,10 +79,10 @@ def test_fewer_patients_than_folds_give_fewer_folds_and_one_gives_none(nnunet):
     for number in (1, 2):
         for session in (0, 1):
             write_case(nnunet / "two", release, release.case_name(number, session))
-    assert len(splits_of(convert(nnunet / "two", Options(137)))) == 2
+    assert len(splits_of(convert(nnunet / "two", 137))) == 2
     for session in (0, 1):
         write_case(nnunet / "one", release, release.case_name(1, session))
-    assert not (convert(nnunet / "one", Options(138)) / "splits_final.json").exists()
+    assert not (convert(nnunet / "one", 138) / "splits_final.json").exists()
 
 
 def test_unlabelled_cases_are_in_no_fold(nnunet):
@@ -93,7 +90,7 @@ def test_unlabelled_cases_are_in_no_fold(nnunet):
     for number in (1, 2, 3):
         write_case(nnunet / "source", release, release.case_name(number))
     write_case(nnunet / "source", release, "BraTS20_Validation_001", training=False)
-    splits = splits_of(convert(nnunet / "source", Options(137)))
+    splits = splits_of(convert(nnunet / "source", 137))
     assert {case for split in splits for case in (*split["train"], *split["val"])} == {
         release.case_name(number) for number in (1, 2, 3)
     }
@@ -110,8 +107,8 @@ def test_the_same_patients_are_in_the_same_folds_of_two_releases(nnunet):
     for number in (40, 41):
         write_case(nnunet / "2020", new, new.case_name(number))
     (nnunet / "2020" / "name_mapping.csv").write_text(MAPPING + "".join(rows))
-    first = splits_of(convert(nnunet / "2018", Options(137, folds=4)))
-    second = splits_of(convert(nnunet / "2020", Options(138, same_patients_as=137)))
+    first = splits_of(convert(nnunet / "2018", 137, folds=4))
+    second = splits_of(convert(nnunet / "2020", 138, same_patients_as=137))
     assert len(first) == len(second) == 4
     for number in range(1, 9):
         (fold,) = [fold for fold, split in enumerate(first) if old.case_name(number) in split["val"]]
@@ -123,17 +120,17 @@ def test_new_folds_of_the_data_set_that_is_followed_are_noticed(nnunet):
     release = RELEASES["BraTS2020"]
     for number in range(1, 5):
         write_case(nnunet / "source", release, release.case_name(number))
-    first = convert(nnunet / "source", Options(137, folds=2))
-    options = Options(138, name="Follower", same_patients_as=137)
-    before = splits_of(convert(nnunet / "source", options))
-    convert(nnunet / "source", options)  # nothing to do
+    first = convert(nnunet / "source", 137, folds=2)
+    options = dict(dataset_id=138, name="Follower", same_patients_as=137)
+    before = splits_of(convert(nnunet / "source", **options))
+    convert(nnunet / "source", **options)  # nothing to do
     place = nnunet / "preprocessed" / first.name / "splits_final.json"
     turned = [{"train": [*split["train"][1:], split["val"][0]], "val": [split["train"][0], *split["val"][1:]]}
               for split in before]  # fmt: skip
     place.write_text(json.dumps(turned))
     with pytest.raises(ValueError, match="--overwrite replaces it"):
-        convert(nnunet / "source", options)
-    after = splits_of(convert(nnunet / "source", replace(options, overwrite=True)))
+        convert(nnunet / "source", **options)
+    after = splits_of(convert(nnunet / "source", **options, overwrite=True))
     assert [sorted(split["val"]) for split in after] == [sorted(split["val"]) for split in turned]
 
 
@@ -147,24 +144,24 @@ def test_folds_that_part_a_patient_cannot_be_followed(nnunet):
     (nnunet / "mapping.csv").write_text(
         MAPPING + "".join(f"HGG,{old.case_name(number)},BraTS19_X_1_1,{new.case_name(number)}\n" for number in (1, 2))
     )
-    convert(nnunet / "2018", Options(137))
-    options = Options(138, same_patients_as=137, name_mapping=nnunet / "mapping.csv")
+    convert(nnunet / "2018", 137)
+    options = dict(dataset_id=138, same_patients_as=137, name_mapping=nnunet / "mapping.csv")
     with pytest.raises(ValueError, match="Dataset137_BraTS2018 has 1 patients in several folds"):
-        convert(nnunet / "2020", options)
+        convert(nnunet / "2020", **options)
     with pytest.raises(ValueError, match="0 data sets with ID 5"):
-        convert(nnunet / "2020", Options(138, same_patients_as=5))
+        convert(nnunet / "2020", 138, same_patients_as=5)
 
 
-def test_folds_someone_else_wrote_are_kept_unless_told_otherwise(nnunet):
+def test_folds_that_are_there_are_kept_unless_overwritten(nnunet):
     release = RELEASES["BraTS2020"]
     for number in (1, 2, 3):
         write_case(nnunet / "source", release, release.case_name(number))
     place = nnunet / "preprocessed" / "Dataset137_BraTS2020" / "splits_final.json"
     place.parent.mkdir()
     place.write_text("[]")
-    dataset = convert(nnunet / "source", Options(137))
+    dataset = convert(nnunet / "source", 137)
     assert json.loads(place.read_text()) == []
-    convert(nnunet / "source", Options(137, overwrite=True))
+    convert(nnunet / "source", 137, overwrite=True)
     assert json.loads(place.read_text()) == splits_of(dataset)
 
 
@@ -172,19 +169,8 @@ def test_folds_that_are_there_are_not_written_again(nnunet):
     release = RELEASES["BraTS2020"]
     for number in (1, 2):
         write_case(nnunet / "source", release, release.case_name(number))
-    dataset = convert(nnunet / "source", Options(137))
+    dataset = convert(nnunet / "source", 137)
     before = (nnunet / "preprocessed" / dataset.name / "splits_final.json").stat()
-    convert(nnunet / "source", Options(137))
+    convert(nnunet / "source", 137)
     after = (nnunet / "preprocessed" / dataset.name / "splits_final.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(nnunet):
-    command = (
-        "import sys; from pathlib import Path; from nnunet_brats_ext.storage.json_files import write_json\n"
-        "for _ in range(300): write_json(Path(sys.argv[1]), list(range(2000)))"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", command, str(nnunet / "a.json")]) for _ in range(2)]
-    assert [run.wait() for run in runs] == [0, 0]
-    assert json.loads((nnunet / "a.json").read_text()) == list(range(2000))
-    assert not list(nnunet.glob(".*"))

@@ -9,8 +9,14 @@ import SimpleITK as sitk
 from rich.console import Console
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation.ranking import load_entries, print_ranking, rank_entries, rank_values, save_ranking
-from nnunet_brats_ext.evaluation.significance import sign_flip_p_values
+from nnunet_brats_ext.cli.scores import print_ranking
+from nnunet_brats_ext.evaluation.ranking import (
+    load_results,
+    rank_entries,
+    rank_values,
+    save_ranking,
+    sign_flip_p_values,
+)
 
 
 def entry(dice, hd95):
@@ -114,13 +120,13 @@ def write_results(path, scores, preset="brats2020"):
 def test_results_are_called_by_what_tells_their_paths_apart(tmp_path):
     one = write_results(tmp_path / "vae" / "results.json", entry([1], [0]))
     two = write_results(tmp_path / "omnet" / "results.json", entry([1], [0]))
-    assert list(load_entries([one, two])) == ["vae/results", "omnet/results"]
-    assert list(load_entries([one, two], names=["A", "B"])) == ["A", "B"]
+    assert list(load_results([one, two])) == ["vae/results", "omnet/results"]
+    assert list(load_results([one, two], names=["A", "B"])) == ["A", "B"]
     with pytest.raises(ValueError, match="the same results twice"):
-        load_entries([one, one])
+        load_results([one, one])
     other = write_results(tmp_path / "new.json", entry([1], [0]), "brats2023")
     with pytest.raises(ValueError, match="different presets or cohorts"):
-        load_entries([one, other])
+        load_results([one, other])
 
 
 def test_the_command_ranks_results_and_writes_json_and_csv(tmp_path, capsys):

@@ -19,15 +19,16 @@ from PIL import Image
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation.evaluate import summarise
 from nnunet_brats_ext.evaluation.report.charts import MAX_POINTS, box_plots, line_chart, linear_scale, log_scale
-from nnunet_brats_ext.evaluation.report.inputs import Options, find_images, match_predictions
-from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, draw_case, find_slices, read_upright, trace
-from nnunet_brats_ext.evaluation.report.page import load_results, write_report
-from nnunet_brats_ext.evaluation.report.tables import case_table, choose_cases, count_empty, summarise_metric
+from nnunet_brats_ext.evaluation.report.inputs import find_sequence_files, match_predictions
+from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, draw_case, trace
+from nnunet_brats_ext.evaluation.report.page import write_report
+from nnunet_brats_ext.evaluation.report.published import published_table
+from nnunet_brats_ext.evaluation.report.tables import case_table, cases_to_draw, count_empty, summarise_metric
 from nnunet_brats_ext.evaluation.report.training import read_fold, read_log, read_model
+from nnunet_brats_ext.evaluation.results import summarise_scores
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 REGIONS = ("WT", "TC", "ET")
 
 
@@ -38,7 +39,7 @@ def results_of(dice, empty=None, **further):
         for case, d in dice.items()
     }
     content = {"preset": "brats2020", "cohort": "gli", "labels": "trained", "cases": cases, "empty": empty or {}}
-    return {**content, "summary": summarise(cases), **further}
+    return {**content, "summary": summarise_scores(cases), **further}
 
 
 def save(path, content):
@@ -87,7 +88,7 @@ def options(world, **further):
         images=world / "imagesTs",
         processes=1,
     )
-    return Options(**{**given, **further})
+    return {**given, **further}
 
 
 def test_the_best_mean_of_each_region_is_marked_low_for_distances_and_never_for_one_model():
@@ -98,7 +99,7 @@ def test_the_best_mean_of_each_region_is_marked_low_for_distances_and_never_for_
     assert not any(cell.best for cell in summarise_metric({"good": good}, "dice", REGIONS).rows[0][1])
 
 
-def test_a_summary_tells_how_many_cases_have_a_score():
+def test_a_summary_says_how_many_cases_have_a_score():
     (_, cells), *_ = summarise_metric({"m": results_of({"a": 0.9, "b": None, "c": 0.7})}, "dice", ("WT",)).rows
     assert cells[0].mean == "0.800" and cells[0].note == "2 of 3 cases"
     (_, cells), *_ = summarise_metric({"m": results_of({"a": None})}, "dice", ("WT",)).rows
@@ -108,13 +109,13 @@ def test_a_summary_tells_how_many_cases_have_a_score():
 def test_cases_are_chosen_from_best_to_worst_by_the_mean_over_models_and_a_case_without_score_is_not():
     one = results_of({"a": 0.2, "b": 0.9, "c": 0.6, "d": None, "e": 0.5})["cases"]
     two = results_of({"a": 0.2, "b": 0.7, "c": 0.8, "d": None, "e": 0.1})["cases"]
-    chosen = choose_cases({"one": one, "two": two}, "dice", REGIONS, 3)
+    chosen = cases_to_draw({"one": one, "two": two}, "dice", REGIONS, 3)
     # means: a 0.2, b 0.8, c 0.7, e 0.3; the middle of four is the third by the round-half-even of 1.5
     assert [(c.case, c.label) for c in chosen] == [("b", "Best case"), ("e", "Median case"), ("a", "Worst case")]
-    assert [c.case for c in choose_cases({"one": one}, "hd95", REGIONS, 99)] == ["b", "c", "e", "a"]
-    assert [c.label for c in choose_cases({"one": {"a": one["a"]}}, "dice", REGIONS, 3)] == ["The case"]
-    assert choose_cases({"one": {"d": one["d"]}}, "dice", REGIONS, 3) == []
-    assert choose_cases({"one": one}, "dice", REGIONS, 0) == []
+    assert [c.case for c in cases_to_draw({"one": one}, "hd95", REGIONS, 99)] == ["b", "c", "e", "a"]
+    assert [c.label for c in cases_to_draw({"one": {"a": one["a"]}}, "dice", REGIONS, 3)] == ["The case"]
+    assert cases_to_draw({"one": {"d": one["d"]}}, "dice", REGIONS, 3) == []
+    assert cases_to_draw({"one": one}, "dice", REGIONS, 0) == []
 
 
 def test_rows_carry_remarks_on_empty_regions_and_null_for_no_score():
@@ -174,24 +175,6 @@ def test_outlines_close_at_the_rim_keep_holes_and_merge_points_on_a_line():
     assert all(len(outline) == 8 for outline in outlines)  # a box with its corners cut, whatever its size
     assert min(o.min() for o in outlines) == 0 and max(o.max() for o in outlines) == 80
     assert trace(np.zeros((3, 3), bool)) == ""
-
-
-def test_planes_run_through_most_tumour_of_the_reference_else_of_a_prediction_else_through_the_middle():
-    labels = np.zeros((9, 9, 9), np.uint8)
-    labels[2, 3:6, 4] = 1
-    labels[2, 4, 4:7] = 1
-    box = (slice(0, 9),) * 3
-    assert find_slices([labels], box) == (2, 4, 4)
-    assert find_slices([np.zeros_like(labels), labels], box) == (2, 4, 4)
-    assert find_slices([np.zeros_like(labels)], (slice(2, 8),) * 3) == (5, 5, 5)
-
-
-def test_a_volume_stored_in_another_orientation_is_shown_alike(tmp_path):
-    array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
-    upright = sitk.GetImageFromArray(array)
-    for code in ("LPS", "RAS", "ASL"):
-        sitk.WriteImage(sitk.DICOMOrient(upright, code), str(tmp_path / "image.nii.gz"))
-        np.testing.assert_array_equal(read_upright(tmp_path / "image.nii.gz")[0], array)
 
 
 def test_pictures_keep_the_proportions_in_mm_and_the_outline_lies_where_the_tumour_is(tmp_path):
@@ -261,11 +244,11 @@ def model_folder(path):
     return model
 
 
-def test_a_model_folder_tells_its_settings_with_what_its_configuration_inherits(tmp_path):
+def test_settings_of_a_model_include_what_its_configuration_inherits(tmp_path):
     model = read_model(model_folder(tmp_path))
     settings = dict(model.settings)
     assert settings["patch (voxels)"] == "8 × 8 × 8" and settings["batch"] == "4" and settings["folds"] == "0, 1"
-    assert model.regions == REGIONS and model.name == "SomeTrainer"
+    assert model.regions == REGIONS and model.trainer == "SomeTrainer"
     assert list(read_model(tmp_path / "SomeTrainer__nnUNetPlans__3d_lowres" / "fold_0").folds) == ["0"]
     with pytest.raises(ValueError, match="holds no fold"):
         read_model(tmp_path)
@@ -280,14 +263,18 @@ def test_predictions_belong_to_models_by_name_or_by_order():
 
 
 def test_images_are_found_as_nnunet_or_as_a_release_names_them(world):
-    assert find_images(world / "imagesTs")["a"] == {
+    assert find_sequence_files(world / "imagesTs")["a"] == {
         "FLAIR": world / "imagesTs" / "a_0003.nii.gz",
         "T1ce": world / "imagesTs" / "a_0001.nii.gz",
     }
+    # `convert --normalise` calls all channels noNorm, and notes beside what they show.
+    described = {"channel_names": {str(i): "noNorm" for i in range(4)}, "file_ending": ".nii.gz"}
+    save(world / "dataset.json", described | {"brats_sequences": ["T1", "T1ce", "T2", "FLAIR"]})
+    assert list(find_sequence_files(world / "imagesTs")["a"]) == ["FLAIR", "T1ce"]
     release = world / "MICCAI_BraTS2020_TrainingData"
     for kind in ("t1", "t1ce", "t2", "flair", "seg"):
         write_volume(release / "BraTS20_Training_001" / f"BraTS20_Training_001_{kind}.nii.gz", tumour())
-    assert {path.name for path in find_images(release)["BraTS20_Training_001"].values()} == {
+    assert {path.name for path in find_sequence_files(release)["BraTS20_Training_001"].values()} == {
         "BraTS20_Training_001_flair.nii.gz",
         "BraTS20_Training_001_t1ce.nii.gz",
     }
@@ -330,14 +317,14 @@ def page_of(path):
 
 
 def test_a_page_has_all_its_parts_is_sound_html_and_asks_for_nothing_outside(world):
-    given = options(world, models=[model_folder(world)], uncertainty=world / "doubt")
+    given = options(world, models=[model_folder(world)], uncertainty=world / "uncertainty")
     for suffix in ("whole", "core", "enhance"):
-        write_volume(world / "doubt" / f"b_unc_{suffix}.nii.gz", tumour() * np.uint8(30))
+        write_volume(world / "uncertainty" / f"b_unc_{suffix}.nii.gz", tumour() * np.uint8(30))
     curves = {name: [1.0] * 101 for name in ("dice", "filtered_tp", "filtered_tn")}
     scores = dict.fromkeys(("score", "dice_auc", "filtered_tp_auc", "filtered_tn_auc"), 0.5)
     summary = {region: {"scores": scores, "curves": curves} for region in REGIONS}
-    save(world / "doubt" / "uncertainty.json", {"measure": "entropy", "members": ["x"], "summary": summary})
-    notes = write_report([world / "one.json", world / "two.json"], world / "out" / "page.html", given)
+    save(world / "uncertainty" / "uncertainty.json", {"measure": "entropy", "members": ["x"], "summary": summary})
+    notes = write_report([world / "one.json", world / "two.json"], world / "out" / "page.html", **given)
     assert notes == [
         "a has no uncertainty map.",
         "c has no uncertainty map.",
@@ -357,19 +344,39 @@ def test_a_page_has_all_its_parts_is_sound_html_and_asks_for_nothing_outside(wor
 
 
 def test_results_alone_make_a_page_that_says_what_it_lacks(world):
-    notes = write_report([world / "one.json"], world / "page.html", Options())
+    notes = write_report([world / "one.json"], world / "page.html")
     assert notes == ["No cases are drawn: no images were given.", "No training curves: no model folders were given."]
     text, page = page_of(world / "page.html")
     assert all(note in text for note in notes) and "ranking" not in page.ids and "pictures" not in page.ids
 
 
-def test_what_is_missing_of_a_case_is_told_and_the_rest_drawn(world):
+def test_published_scores_of_a_trainers_paper_and_of_papers_asked_for_stand_beside_ours(world):
+    results = {"mine": results_of({"a": 0.9, "b": 0.7})}
+    found = published_table(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
+    assert found.columns[:2] == ["WT Dice", "TC Dice"]
+    (ours,) = found.ours
+    assert (ours.system, ours.data, ours.scores[0]) == ("mine", "2 cases", "0.800")
+    systems = [row.system for row in found.papers]
+    assert all(name.startswith("Henry et al. 2020: ") for name in systems)
+    assert "Henry et al. 2020: U-Net" not in systems, "it is another trainer's"
+    by_key = published_table(results, REGIONS, [], ["henry2020", "lyu2020"])
+    assert {row.system.partition(":")[0] for row in by_key.papers} == {"Henry et al. 2020", "Lyu & Shu 2020"}
+    assert published_table(results, ("RC",), [], ["henry2020"]) is None
+    assert published_table(results, REGIONS, ["SomeTrainer"], []) is None
+    write_report([world / "one.json"], world / "page.html", paper=["lyu2020"])
+    text, page = page_of(world / "page.html")
+    assert "published" in page.ids and "other splits" in text
+    with pytest.raises(ValueError, match="--paper lyu: expected one of"):
+        write_report([world / "one.json"], world / "page.html", paper=["lyu"])
+
+
+def test_what_is_missing_of_a_case_is_noted_and_the_rest_drawn(world):
     (world / "labelsTs" / "a.nii.gz").unlink()
     (world / "one" / "a.nii.gz").unlink()
     (world / "imagesTs" / "b_0003.nii.gz").unlink()
     for path in (world / "imagesTs").glob("c_*"):
         path.unlink()
-    notes = write_report([world / "one.json", world / "two.json"], world / "page.html", options(world))
+    notes = write_report([world / "one.json", world / "two.json"], world / "page.html", **options(world))
     assert notes[:3] == [
         "a has no prediction of one.",
         "a has no reference.",
@@ -382,14 +389,14 @@ def test_what_is_missing_of_a_case_is_told_and_the_rest_drawn(world):
 
 def test_models_over_different_cases_are_shown_but_not_ranked(world):
     save(world / "two.json", results_of({"a": 0.9, "z": 0.1}))
-    notes = write_report([world / "one.json", world / "two.json"], world / "page.html", Options())
+    notes = write_report([world / "one.json", world / "two.json"], world / "page.html")
     assert notes[-1].startswith("There is no ranking: entries are ranked over the same cases")
 
 
 def test_names_that_look_like_html_are_shown_as_they_are(world):
     evil = '<script>alert("1")</script>'
     save(world / "two.json", results_of({evil: 0.9}))
-    write_report([world / "two.json"], world / "page.html", Options(names=[evil], title=evil))
+    write_report([world / "two.json"], world / "page.html", names=[evil], title=evil)
     text, _ = page_of(world / "page.html")
     assert "<script>alert" not in text and text.count("</script>") == 1
 
@@ -399,7 +406,7 @@ def test_names_that_look_like_html_are_shown_as_they_are(world):
     [
         (dict(metric="nsd"), "no metric 'nsd' in these results; there are dice, hd95, sensitivity"),
         (dict(region="RC"), "no region 'RC'"),
-        (dict(names=["x", "x"]), "a name is given twice"),
+        (dict(names=["x", "x"]), "--names x x: x is given twice"),
         (dict(images=Path("nowhere")), "nowhere is no folder of images"),
         (dict(models=[Path("nowhere")]), "is no folder of a trained model"),
         (dict(uncertainty=Path("nowhere")), "nowhere is no folder"),
@@ -407,7 +414,7 @@ def test_names_that_look_like_html_are_shown_as_they_are(world):
 )
 def test_what_cannot_be_used_is_named(world, given, message):
     with pytest.raises((ValueError, OSError), match=re.escape(message)):
-        write_report([world / "one.json", world / "two.json"], world / "page.html", options(world, **given))
+        write_report([world / "one.json", world / "two.json"], world / "page.html", **options(world, **given))
     assert not (world / "page.html").exists()
 
 
@@ -417,16 +424,16 @@ def test_label_maps_on_another_grid_or_with_unknown_labels_leave_an_older_page_a
     write_volume(world / "one" / "a.nii.gz", tumour(), (1, 1, 2))
     write_volume(world / "two" / "b.nii.gz", tumour() + np.uint8(6))
     with pytest.raises(ValueError, match=r"a: .*differ in spacing_mm(.|\n)*b: .*labels \[.*9.0\] are not among"):
-        write_report(sources, page, options(world))
+        write_report(sources, page, **options(world))
     assert page.read_text() == "older"
 
 
-def test_results_that_are_none_are_refused(world):
+def test_what_is_no_results_json_is_refused(world):
     with pytest.raises(ValueError, match=r"takes the results\.json"):
-        load_results([world])
+        write_report([world], world / "page.html")
     save(world / "bad.json", {"cases": results_of({"a": 0.9})["cases"]})
-    with pytest.raises(ValueError, match="name no preset"):
-        load_results([world / "bad.json"])
+    with pytest.raises(ValueError, match=r"bad\.json lacks 'preset'"):
+        write_report([world / "bad.json"], world / "page.html")
 
 
 def test_a_thousand_cases_of_four_models_stay_below_a_megabyte(tmp_path):
@@ -435,11 +442,11 @@ def test_a_thousand_cases_of_four_models_stay_below_a_megabyte(tmp_path):
         save(tmp_path / f"m{i}.json", results_of({f"BraTS2021_{c:05d}": d for c, d in enumerate(rng.beta(9, 1, 1000))}))
         for i in range(4)
     ]
-    write_report(sources, tmp_path / "page.html", Options())
+    write_report(sources, tmp_path / "page.html")
     assert 100_000 < (tmp_path / "page.html").stat().st_size < 1_000_000
 
 
-def test_the_command_writes_the_page_and_tells_its_notes(world, capsys):
+def test_the_command_writes_the_page_and_prints_its_notes(world, capsys):
     page = world / "page.html"
     assert main(["report", str(world / "one.json"), "-o", str(page), "--names", "mine", "--title", "T"]) == 0
     assert "no images were given" in capsys.readouterr().out
@@ -508,9 +515,9 @@ class Browser:
 
 @pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs Chromium and its driver")
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["desk", "phone"])
-def test_in_a_browser_the_page_fits_works_and_makes_no_complaint(world, width, dark):
+def test_in_a_browser_the_page_fits_works_and_logs_no_error(world, width, dark):
     write_report(
-        [world / "one.json", world / "two.json"], world / "page.html", options(world, models=[model_folder(world)])
+        [world / "one.json", world / "two.json"], world / "page.html", **options(world, models=[model_folder(world)])
     )
     browser = Browser(width, dark)
     try:
@@ -553,8 +560,8 @@ def test_five_algorithms_on_a_real_case_make_a_light_page_with_pictures(tmp_path
         shutil.copy(candidate, folder / f"{case}.nii.gz")
         folders.append(str(folder))
         sources.append(save(tmp_path / f"{folder.name}.json", results_of({case: 0.9}, labels="released")))
-    given = Options(reference=release, predictions=folders, images=release, processes=1)
-    notes = write_report(sources, tmp_path / "page.html", given)
+    given = dict(reference=release, predictions=folders, images=release, processes=1)
+    notes = write_report(sources, tmp_path / "page.html", **given)
     assert notes == ["No training curves: no model folders were given."]
     text, _ = page_of(tmp_path / "page.html")
     assert text.count('class="picture"') == 5 * 6 and text.count("data:image") == 6

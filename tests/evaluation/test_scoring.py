@@ -4,47 +4,13 @@ from math import isnan, nan
 
 import numpy as np
 import pytest
+from label_maps import make_pair
 
-from nnunet_brats_ext.brats import ED, ET, EXTRA, LABEL_SCHEMES, NCR
+from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.evaluation.presets import PRESETS, find_preset
 from nnunet_brats_ext.evaluation.scoring import evaluate_case
 
-SHAPE = (40, 48, 56)
 ALL_PRESETS = [(year, cohort) for year, cohorts in PRESETS.items() for cohort in cohorts]
-
-
-def paint(*shapes: tuple[int, tuple[int, int, int], float]) -> np.ndarray:
-    """Balls of (label, centre, radius), later ones over earlier ones."""
-    labels = np.zeros(SHAPE, np.uint8)
-    grid = np.indices(SHAPE)
-    for label, centre, radius in shapes:
-        labels[sum((axis - at) ** 2 for axis, at in zip(grid, centre, strict=True)) <= radius**2] = label
-    return labels
-
-
-def make_pair(scheme: str) -> tuple[np.ndarray, np.ndarray]:
-    """A case with all that lesion-wise scores turn on: lesions near each other, missed, invented, tiny, touching."""
-    reference = paint(
-        (ED, (14, 16, 18), 9), (ET, (14, 16, 18), 6), (NCR, (14, 16, 18), 3),  # the main lesion
-        (ED, (27, 34, 40), 4), (ET, (27, 34, 40), 2),  # another
-        (ED, (27, 41, 40), 1.5),  # within three dilations of it, not within one
-        (ET, (14, 25, 18), 1), (NCR, (14, 27, 18), 1),  # on the rim of the main lesion
-        (ET, (6, 40, 8), 1.5), (ED, (36, 6, 50), 0),  # 19 voxels; a single one
-        (EXTRA, (14, 30, 18), 3), (EXTRA, (30, 16, 10), 2.5),
-    )  # fmt: skip
-    prediction = paint(
-        (ED, (15, 15, 19), 9.5), (ET, (15, 15, 19), 5.5), (NCR, (14, 16, 18), 3.2),
-        (ED, (27, 35, 41), 3.5), (ET, (29, 35, 41), 1),
-        (ET, (15, 25, 18), 1.5), (NCR, (14, 28, 19), 1),
-        (ED, (34, 41, 10), 2), (ET, (34, 41, 10), 1), (ED, (4, 4, 50), 0),  # invented
-        (EXTRA, (15, 31, 18), 2.5), (EXTRA, (8, 8, 44), 2),
-    )  # fmt: skip
-    if EXTRA not in LABEL_SCHEMES[scheme].names:
-        reference, prediction = (np.where(labels == EXTRA, 0, labels) for labels in (reference, prediction))
-    if scheme == "radiotherapy_2024":
-        reference, prediction = ((labels > 0).astype(np.uint8) for labels in (reference, prediction))
-    return reference, prediction
-
 
 # lesionwise_dice, lesionwise_hd95, in 2024 lesionwise_nsd and lesionwise_nsd_0.5mm, then n_tp, n_fp, n_fn of
 # `make_pair` at 1 mm, as measured with the official scripts (BraTS-2023-Metrics, BraTS-2024-Metrics; cc3d 4.1.1).
@@ -179,10 +145,10 @@ def test_empty_regions_score_by_the_rule_of_the_year(year, cohort):
         assert (missed["lesionwise_dice"], missed["lesionwise_hd95"]) == (0, pytest.approx(penalty))
         assert (missed["n_tp"], missed["n_fp"], missed["n_fn"]) == (0, 0, 1)
 
-    invented = evaluate_case(nothing, lesion, preset=year, cohort=cohort)[region]
-    assert (invented["dice"], invented["hd95"], invented["nsd"]) == (0, pytest.approx(penalty), 0)
+    only_predicted = evaluate_case(nothing, lesion, preset=year, cohort=cohort)[region]
+    assert (only_predicted["dice"], only_predicted["hd95"], only_predicted["nsd"]) == (0, pytest.approx(penalty), 0)
     if by_lesion:
-        assert (invented["n_tp"], invented["n_fp"], invented["n_fn"]) == (0, 1, 0)
+        assert (only_predicted["n_tp"], only_predicted["n_fp"], only_predicted["n_fn"]) == (0, 1, 0)
 
     agreed = evaluate_case(nothing, nothing, preset=year, cohort=cohort)[region]
     expected = (nan, nan, nan) if year == "brats2026" else (1, 0, 1)
@@ -203,7 +169,7 @@ def test_sensitivity_and_specificity_of_empty_masks():
     assert (scores["sensitivity"], scores["specificity"]) == (0, 0)
 
 
-def test_invented_lesions_count_in_2023_of_any_size_in_2024_above_the_threshold_and_never_for_radiotherapy():
+def test_false_positive_lesions_count_in_2023_of_any_size_in_2024_above_the_threshold_and_never_for_radiotherapy():
     reference = np.zeros((30, 30, 30), np.uint8)
     reference[5:10, 5:10, 5:10] = 1
     prediction = reference.copy()
@@ -286,7 +252,7 @@ def test_where_the_tumour_lies_in_the_volume_does_not_matter(year, cohort):
             assert scores[name] == pytest.approx(alone[name], nan_ok=True), (region, name)
 
 
-def test_what_cannot_be_scored_is_told():
+def test_what_cannot_be_scored_is_quoted():
     labels = np.zeros((3, 3, 3), np.uint8)
     with pytest.raises(ValueError, match=r"reference has shape \(3, 3, 3\), but the prediction \(3, 3, 2\)"):
         evaluate_case(labels, labels[..., :2])

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from label_maps import make_pair
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, generate_binary_structure
-from test_evaluation_scoring import make_pair
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, to_regions
-from nnunet_brats_ext.evaluation.lesions import dilate, find_components
+from nnunet_brats_ext.evaluation.lesions import dilate_mask, find_components
 from nnunet_brats_ext.evaluation.metrics import border_dice, directed_hd95, pooled_hd95, surfel_dice, surfel_hd95
 from nnunet_brats_ext.evaluation.surfaces import (
     neighbour_codes,
@@ -146,7 +146,7 @@ def test_packed_dilation_is_dilation_by_faces_and_edges(iterations):
     mask, _ = random_masks(3, 0.003)
     mask[0, 0, 0] = mask[-1, -1, -1] = True
     expected = binary_dilation(mask, generate_binary_structure(3, 2), iterations=iterations)
-    np.testing.assert_array_equal(dilate(mask, iterations), expected)
+    np.testing.assert_array_equal(dilate_mask(mask, iterations), expected)
 
 
 def test_components_touch_in_faces_edges_and_corners():

@@ -8,16 +8,16 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation.tuning import (
+from nnunet_brats_ext.evaluation.rule_selection import (
+    best_candidate,
     candidates,
-    choose,
     gain_per_case,
     parse_grid,
+    select_rules,
     try_candidates,
-    tune_scores,
 )
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, read_rules
-from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.predictions.rules import RuleInput
 
 COLUMNS = [("ET", "dice"), ("ET", "hd95")]
 OBJECTIVES = ("ranking", "dice", "hd95")
@@ -31,18 +31,18 @@ def random_scores(cases=12, options=4, seed=0):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_a_fold_gets_does_not_depend_on_its_own_cases(objective):
     scores, folds = random_scores(), [f"fold_{i % 3}" for i in range(12)]
-    chosen = tune_scores(scores, folds, COLUMNS, objective).chosen
+    chosen = select_rules(scores, folds, COLUMNS, objective).chosen
     for fold in chosen:
         mine = np.array([one == fold for one in folds])
         other = scores.copy()
         other[mine] = random_scores(seed=9)[mine]
-        assert tune_scores(other, folds, COLUMNS, objective).chosen[fold] == chosen[fold]
+        assert select_rules(other, folds, COLUMNS, objective).chosen[fold] == chosen[fold]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_each_case_is_scored_under_the_rules_chosen_without_it(objective):
     scores, folds = random_scores(), [f"fold_{i % 3}" for i in range(12)]
-    tuning = tune_scores(scores, folds, COLUMNS, objective)
+    tuning = select_rules(scores, folds, COLUMNS, objective)
     for i, fold in enumerate(folds):
         np.testing.assert_array_equal(tuning.before[i], scores[i, 0])
         np.testing.assert_array_equal(tuning.after[i], scores[i, tuning.chosen[fold]])
@@ -50,15 +50,15 @@ def test_each_case_is_scored_under_the_rules_chosen_without_it(objective):
 
 def test_the_best_by_a_metric_is_the_largest_dice_or_the_smallest_distance():
     scores = np.array([[[0.5, 9.0], [0.7, 8.0], [0.6, 7.0]]])  # one case, three candidates
-    assert choose(scores, COLUMNS, "dice") == 1
-    assert choose(scores, COLUMNS, "hd95") == 2
-    assert choose(scores, COLUMNS, "ranking") == 1  # ranks 3+3, 1+2, 2+1: the first of equals
+    assert best_candidate(scores, COLUMNS, "dice") == 1
+    assert best_candidate(scores, COLUMNS, "hd95") == 2
+    assert best_candidate(scores, COLUMNS, "ranking") == 1  # ranks 3+3, 1+2, 2+1: the first of equals
 
 
 def test_of_equal_candidates_leaving_all_as_it_is_wins():
     scores = np.full((5, 3, 2), 0.9)
     for objective in OBJECTIVES:
-        tuning = tune_scores(scores, ["a", "a", "b", "b", "b"], COLUMNS, objective)
+        tuning = select_rules(scores, ["a", "a", "b", "b", "b"], COLUMNS, objective)
         assert (tuning.best, set(tuning.chosen.values()), tuning.helps, tuning.p_value) == (0, {0}, False, 1)
 
 
@@ -78,7 +78,7 @@ def test_a_missing_score_is_no_gain():
 
 def test_one_fold_is_an_error():
     with pytest.raises(ValueError, match="there is only a"):
-        tune_scores(random_scores(2), ["a", "a"], COLUMNS, "dice")
+        select_rules(random_scores(2), ["a", "a"], COLUMNS, "dice")
 
 
 def test_a_grid_takes_one_rule_or_none_of_every_step_and_all_combinations():
@@ -94,11 +94,11 @@ def test_trying_all_candidates_at_once_is_trying_each(seed=3):
     labels = rng.choice(np.uint8([0, ED, NCR, ET]), (16, 16, 16), p=[0.97, 0.01, 0.01, 0.01])
     labels[:6, :6, :6] = NCR
     grid = parse_grid(["small-et=5,30,60", "small-components:WT=1,2,4", "small-region:TC=100,300"])
-    maps, made = try_candidates(Case(labels), grid, "glioma_2017")
+    maps, made = try_candidates(RuleInput(labels), grid, "glioma_2017")
     options = candidates(grid, "glioma_2017")
     assert len(options) == len(made) == 48
     for option, i in zip(options, made, strict=True):
-        np.testing.assert_array_equal(maps[i], option.apply(Case(labels))[0])
+        np.testing.assert_array_equal(maps[i], option.apply(RuleInput(labels))[0])
     assert 1 < len(maps) < 20, "equal maps are made once"
 
 
@@ -192,7 +192,7 @@ def test_an_objective_or_a_splits_file_that_makes_no_sense_is_quoted(model, tmp_
     assert "no objective 'jaccard'; there are ranking, dice" in capsys.readouterr().err
     (tmp_path / "splits.json").write_text('{"val": []}')
     assert main(["tune", str(tmp_path / "ref"), str(tmp_path / "ref"), "--splits", str(tmp_path / "splits.json")]) == 1
-    assert "is no splits_final.json" in capsys.readouterr().err
+    assert "splits.json should hold a list" in capsys.readouterr().err
     assert not (tmp_path / "rules.json").exists()
 
 
@@ -203,7 +203,10 @@ def test_rules_on_probabilities_and_images_are_tuned_too(model, tmp_path):
         labels = sitk.GetArrayFromImage(sitk.ReadImage(path))
         sure = 0.9 if path.name.endswith("0.nii.gz") else 0.6  # of ET: true in the first case of a fold
         hard = np.stack([labels == label for label in range(4)]).astype(np.float32)
-        np.savez_compressed(path.with_name(path.name.replace(".nii.gz", ".npz")), probabilities=hard * sure)
+        np.savez_compressed(
+            path.with_name(path.name.replace(".nii.gz", ".npz")),
+            probabilities=hard * sure + (1 - hard) * (1 - sure) / 3,
+        )
         write(tmp_path / "images" / path.name.replace(".nii", "_0000.nii"), labels.astype(np.float32))
     command = ["tune", str(tmp_path / "ref"), str(model), "-o", str(tmp_path / "rules.json"), "-np", "1"]
     grid = ["--grid", "unlikely-components:ET=0.5,0.7,0.95", "oedema-to-core", "--images", str(tmp_path / "images")]

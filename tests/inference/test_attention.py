@@ -11,14 +11,17 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_brats_ext import trainers
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference.attention import LOOKS
-from nnunet_brats_ext.inference.cases import find_images, preprocess
-from nnunet_brats_ext.inference.heat_maps import Head, Panel, blend, colour_scale, draw_panels
-from nnunet_brats_ext.inference.inner_maps import MapPredictor, View
+from nnunet_brats_ext.evaluation.pictures import HeadImage
+from nnunet_brats_ext.inference.case_files import find_image_files
+from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.heat_maps import Panel, colour_scale, draw_panels, heat_over
+from nnunet_brats_ext.inference.inner_maps import MapNetwork, MapPredictor
+from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.images import read_grid, read_image
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
 from nnunet_brats_ext.trainers.lyu2020.gate_maps import GateMaps
@@ -84,13 +87,17 @@ def test_the_trainers_that_an_error_names_are_those_whose_networks_can_be_shown(
     configuration = plans.get_configuration("2d" if "2D" in name else "3d_fullres")
     with torch.device("meta"):
         network = getattr(trainers, name).build_network_architecture(plans, configuration, 4, 3, False)
-    assert [name in look.trainers for look in LOOKS] == [look.applies(network) for look in LOOKS]
+    named = papers.trainers()[name].attention
+    for paper in papers.find_papers().values():
+        for place in {one.attention for one in paper.trainers if one.attention}:
+            mine = named == place and papers.trainers()[name].paper == paper.key
+            assert paper.load(place).applies(network) == mine
 
 
 # ---- from windows to the image's space -----------------------------------------------------------------------------
 
 
-class CopyOfFlair(View):
+class CopyOfFlair(MapNetwork):
     """Shows the input itself where others show what they make of it, squeezed into (0, 1)."""
 
     num_maps = 1
@@ -113,7 +120,7 @@ def predictor_of(world, view, spacing_mm=None, transpose=(0, 1, 2), network: nn.
     predictor.manual_initialization(
         network or nn.Identity(), manager, manager.get_configuration("3d_fullres"), None, world.dataset_json, "", None
     )
-    predictor.look_through(view)
+    predictor.show_maps(view)
     return predictor
 
 
@@ -130,7 +137,8 @@ def tilted(world, folder: Path, spacing_mm=(1.1, 0.9, 2.0)) -> list[Path]:
 
 
 def maps_in_image_space(predictor: MapPredictor, folder: Path, world) -> np.ndarray:
-    ((_, data, properties),) = preprocess(predictor, find_images(folder, world.dataset_json), None, 0)
+    files = find_image_files(folder, DatasetDescription(world.dataset_json))
+    ((_, data, properties),) = ImageCases(files).read(predictor, list(files), Workers(0))
     return predictor.to_image_space(predictor.predict_sliding_window_return_logits(data), properties)
 
 
@@ -189,7 +197,7 @@ SNAPSHOTS = ("checkpoint_epoch_1.pth", "checkpoint_epoch_20.pth")
 
 @pytest.fixture
 def model(world) -> Path:
-    """A second stage and a model that stands alone, each with two checkpoints that differ in their gates."""
+    """A second stage and a model without stages, each with two checkpoints that differ in their gates."""
     plans = world.plans | {"plans_name": "AttentionPlans"}
     small = {"inherits_from": "3d_fullres", "patch_size": [32, 32, 32]}
     plans["configurations"] |= {
@@ -236,7 +244,7 @@ def test_a_series_of_checkpoints_of_a_second_stage_is_shown_on_the_images_grid(m
     geometry = read_grid(world.raw / "imagesTr" / f"{case}_0000.nii.gz")
     means = {}
     for name in maps | labels:
-        array, own = read_image(out / case / name)
+        array, own, _ = read_image(out / case / name)
         assert geometry.difference(own) is None
         means[name] = array[array != 0].mean()
         if name in maps:
@@ -275,6 +283,7 @@ def test_a_model_without_previous_stage_is_shown_in_the_frame_of_tilted_images(m
         ("alone", ("--background", "PET"), "--background PET: the images are T1, T1ce, T2, FLAIR"),
         ("alone", ("--slices", "33"), "--slices 33.*1 to 32"),
         ("alone", ("--reference", "{empty}"), "{empty} lacks the label maps"),
+        ("alone", ("-m", "{empty}"), "-m {empty} names the model by its folder"),
     ],
 )
 def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
@@ -289,7 +298,7 @@ def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
 
 
-def test_a_network_without_gates_is_refused_and_told_which_have_some(model, world, tmp_path, capsys):
+def test_a_network_without_gates_is_refused_with_the_names_of_those_that_have_some(model, world, tmp_path, capsys):
     plans = json.loads((model / "plans.json").read_text()) | {"continue_training": False}
     trainer = trainers.BraTSVAETrainer(plans, "alone", 0, world.dataset_json, CPU)
     trainer.initialize()
@@ -316,7 +325,7 @@ def test_the_scale_of_colours_spans_all_maps_and_ends_on_tenths():
 
 def test_high_is_red_low_is_blue_and_outside_the_head_is_black():
     heat = np.array([[0.0, 0.95, 0.95]])
-    low, high, outside = blend(np.full((1, 3), 0.5), heat, np.array([[True, True, False]]), colour_scale([heat]))[0]
+    low, high, outside = heat_over(np.full((1, 3), 0.5), heat, np.array([[True, True, False]]), colour_scale([heat]))[0]
     assert low[2] > low[0]
     assert high[0] > high[2]
     assert not outside.any()
@@ -328,7 +337,7 @@ def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():
     image[:, 10, 8] = 0  # inside the head
     labels = np.zeros((20, 16), np.uint8)
     labels[8:12, 6:10] = 1
-    head = Head("case", image, (1.0, 2.0, 3.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (1, 12))
+    head = HeadImage("case", image, (1.0, 2.0, 3.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (1, 12))
     panels = [[Panel("", labels=labels), Panel("gate 0", np.full((20, 16), share))] for share in (0.2, 0.8)]
     figure = draw_panels(head, 2, ["epoch 1", "epoch 2"], panels, {"WT": (1, 2, 3), "TC": (2, 3)})
     *axes, bar = figure.axes
@@ -382,7 +391,7 @@ def test_a_channel_that_answers_to_the_tumour_alone_weighs_most_for_it():
 def test_the_picture_of_channels_shows_five_largest_and_five_smallest_of_each_weight():
     features = np.arange(1, 13, dtype=np.float32)[:, None, None] * np.ones((12, 20, 16), np.float32)
     image = np.ones((6, 20, 16))
-    head = Head("case", image, (1.0, 1.0, 1.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (0, 1))
+    head = HeadImage("case", image, (1.0, 1.0, 1.0), (slice(0, 6), slice(0, 20), slice(0, 16)), (0, 1))
     ordered = np.arange(12) / 66
     weights = {"m_t": ordered, "m_n": ordered[::-1]}
     figure = draw_channels(

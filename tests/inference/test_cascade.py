@@ -13,7 +13,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, SNAPSHOTS
+from nnunet_brats_ext.inference.outputs import PredictionTarget
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SNAPSHOTS
 
 pytestmark = pytest.mark.end_to_end
 CPU = torch.device("cpu")
@@ -47,13 +48,13 @@ def recipe(world_on_disk, tmp_path_factory):
             plans["configurations"][name]["batch_size"] = 1
             plans["configurations"][name]["patch_size"] = [32, 32, 32]
         (preprocessed / "BraTSPlans.json").write_text(json.dumps(plans))
-        patch.setenv(SHORT_EPOCHS, "2")
-        patch.setenv(SHORT_ITERATIONS, "1")
+        patch.setenv(EPOCHS, "2")
+        patch.setenv(ITERATIONS, "1")
         patch.setenv(SNAPSHOTS, "1 2")
         for fold in (0, 1):
             train("BraTSVAETrainer", "lyu_stage1", fold)
         assert main(["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
-        patch.delenv(SHORT_ITERATIONS)
+        patch.delenv(ITERATIONS)
         train("BraTSAttentionVAETrainer", "lyu_stage2", 0)
         yield folder
 
@@ -143,24 +144,21 @@ def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(rec
     command = ["predict", "-i", str(images(recipe)), "-o", str(out), *STAGE_2, "-np", "0", "--combine", "vote"]
     command += ["-chk", *SNAPSHOT_NAMES, "-prev_chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1", "--keep-members"]
     command += ["--rules", "lyu2020"]
-    from nnunet_brats_ext.inference import predict as module
-
     written = []
 
-    def write(*arguments) -> None:
+    def write_eleven(target, *arguments) -> None:
         if len(written) == 11:  # four sources of two cases, then the second member's first case
             raise KeyboardInterrupt
-        write_prediction(*arguments)
-        written.append(arguments[3:5])
+        write(target, *arguments)
+        written.append(target)
 
-    write_prediction = module.write_prediction
-    monkeypatch.setattr(module, "write_prediction", write)
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
+    write = PredictionTarget.write
+    monkeypatch.setattr(PredictionTarget, "write", write_eleven)
+    assert main(command) == 130
     assert not list(out.glob("*.nii.gz"))
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
     assert len(kept) == 11
-    monkeypatch.setattr(module, "write_prediction", write_prediction)
+    monkeypatch.setattr(PredictionTarget, "write", write)
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished cases were predicted again"
     members = sorted((out / "members").iterdir())
@@ -197,13 +195,13 @@ def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command
         (("--patch-size", "32", "32", "30"), "30 is no multiple of the strides"),
     ],
 )
-def test_what_cannot_be_predicted_is_told_in_a_sentence(changes, sentence, recipe, tmp_path, capsys):
+def test_what_cannot_be_predicted_is_said_in_a_sentence(changes, sentence, recipe, tmp_path, capsys):
     command = ["predict", "-i", str(images(recipe)), "-o", str(tmp_path / "out"), *STAGE_2, "-np", "0", *changes]
     assert main(command) == 1
     assert sentence in capsys.readouterr().err
 
 
-def test_maps_out_of_fold_need_all_folds_and_no_stranger_among_the_maps(recipe, capsys):
+def test_maps_out_of_fold_need_all_folds_and_no_other_maps_beside_them(recipe, capsys):
     assert main(["predict-stage", *STAGE_1, "-f", "0", "-np", "0"]) == 1
     assert "need all 2 folds" in capsys.readouterr().err
     assert main(["predict-stage", *STAGE_1, "-np", "0"]) == 1
@@ -216,8 +214,9 @@ def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):
     command = ["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
     maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
     before = {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")}
-    assert main(command) == 0
-    assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
+    for words in (command, ["predict", "--for-next-stage", *command[1:]]):
+        assert main(words) == 0
+        assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
     os.utime(stage_1(recipe) / "fold_1" / SNAPSHOT_NAMES[0])
     capsys.readouterr()
     assert main(command) == 0

@@ -11,25 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_brats_ext import trainers
-from nnunet_brats_ext.cli import main
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference import cases
-from nnunet_brats_ext.inference.predictor import BraTSPredictor, Weights
+from nnunet_brats_ext.inference.checkpoints import Weights
+from nnunet_brats_ext.inference.choices import X, Y, Z, find_symmetries, find_tiling, symmetry_names, tiling_names
+from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import MODES, Symmetry, X, Y, Z, average_probabilities, logits_of
-from nnunet_brats_ext.inference.tilings import (
-    CERTAIN,
-    TILINGS,
-    StoredVolume,
-    Volume,
-    overlap,
-    slices,
-    tumour,
-    whole_brain,
-)
+from nnunet_brats_ext.inference.symmetries import apply, average_probabilities, logits_of, undo
+from nnunet_brats_ext.inference.tilings import WHOLE_BRAIN, StoredVolume, Volume, predict_slices
+from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.papers import Symmetry
+from nnunet_brats_ext.trainers.lyu2020.tilings import CERTAIN
 from nnunet_brats_ext.trainers.lyu2020.windows import STRICT_STARTS, strict_window, tumour_window
 
-EVERY_MODE = pytest.mark.parametrize("mode", [mode for mode, symmetries in MODES.items() if symmetries])
+EVERY_NAME = pytest.mark.parametrize("name", [name for name in symmetry_names() if find_symmetries(name)])
+TUMOUR, OVERLAP = find_tiling("tumour"), find_tiling("overlap")
 REGIONS = ((0, 1, 2), (1, 2), (2,))  # WT, TC, ET among the one-hot ED, NCR, ET
 
 
@@ -45,26 +41,26 @@ def echo(x: torch.Tensor) -> torch.Tensor:
 # ---- symmetries ------------------------------------------------------------------------------------------------------
 
 
-@EVERY_MODE
-def test_every_map_is_undone_by_its_inverse(mode):
+@EVERY_NAME
+def test_every_map_is_undone_by_its_inverse(name):
     x = torch.arange(3 * 6 * 6.0).reshape(1, 1, 3, 6, 6)
-    for symmetry in MODES[mode]:
-        assert torch.equal(symmetry.undo(symmetry.apply(x)), x), symmetry
+    for symmetry in find_symmetries(name):
+        assert torch.equal(undo(symmetry, apply(symmetry, x)), x), symmetry
 
 
-@EVERY_MODE
+@EVERY_NAME
 @pytest.mark.parametrize("shape", [(1, 1, 4, 6, 8), (1, 1, 6, 8)], ids=["volume", "slice"])
-def test_averaging_an_identity_network_gives_back_its_input(mode, shape):
+def test_averaging_an_identity_network_gives_back_its_input(name, shape):
     x = torch.randn(shape)
-    assert torch.allclose(average_probabilities(lambda x: x, x, MODES[mode]), x, atol=1e-4)
+    assert torch.allclose(average_probabilities(lambda x: x, x, find_symmetries(name)), x, atol=1e-4)
 
 
-def images_under(mode: str) -> dict[bytes, float]:
+def images_under(name: str) -> dict[bytes, float]:
     """Every image that the network sees of an asymmetric one -> its weight."""
     x = torch.arange(2 * 4 * 4.0).reshape(1, 1, 2, 4, 4)
     seen: dict[bytes, float] = {}
-    for symmetry in MODES[mode]:
-        key = symmetry.apply(x).contiguous().numpy().tobytes()
+    for symmetry in find_symmetries(name):
+        key = apply(symmetry, x).contiguous().numpy().tobytes()
         seen[key] = seen.get(key, 0) + symmetry.weight
     return seen
 
@@ -74,9 +70,9 @@ def test_henrys_sixteen_maps_are_twelve_with_the_weights_of_the_paper():
     x = torch.arange(2 * 4 * 4.0).reshape(1, 1, 2, 4, 4)
     table: dict[bytes, float] = {}
     for flip, turns in product(((), (Z,), (Y,), (X,)), range(4)):
-        key = Symmetry(flip, turns).apply(x).contiguous().numpy().tobytes()
+        key = apply(Symmetry(flip, turns), x).contiguous().numpy().tobytes()
         table[key] = table.get(key, 0) + 1
-    assert len(table) == len(MODES["henry16"]) == 12
+    assert len(table) == len(find_symmetries("henry16")) == 12
     assert images_under("henry16") == table
 
 
@@ -101,10 +97,10 @@ def test_logits_of_certain_probabilities_are_finite():
     assert torch.isfinite(logits_of(torch.tensor([0.0, 1.0]))).all()
 
 
-@EVERY_MODE
-def test_labels_that_exclude_each_other_keep_their_probabilities_under_averaging(mode):
+@EVERY_NAME
+def test_labels_that_exclude_each_other_keep_their_probabilities_under_averaging(name):
     x = torch.randn(1, 4, 4, 6, 8)
-    predicted = average_probabilities(lambda x: x, x, MODES[mode], exclusive=True)
+    predicted = average_probabilities(lambda x: x, x, find_symmetries(name), exclusive=True)
     assert torch.allclose(predicted.softmax(1), x.softmax(1), atol=1e-5)
 
 
@@ -113,7 +109,7 @@ def test_the_probabilities_of_folds_are_averaged_as_those_of_labels_or_of_region
     for has_regions, probabilities in ((True, logits.sigmoid().mean(0)), (False, logits.softmax(1).mean(0))):
         predictor = BraTSPredictor(average="probabilities", device=torch.device("cpu"))
         predictor.label_manager = SimpleNamespace(has_regions=has_regions)
-        predictor.checkpoints = [Path("a"), Path("b")]
+        predictor.list_of_parameters = [{}, {}]
         predictor.predict_each = lambda data, properties: iter(logits)
         mean = predictor.predict_average(logits, {})
         assert torch.allclose(mean.sigmoid() if has_regions else mean.softmax(0), probabilities, atol=1e-5)
@@ -132,23 +128,17 @@ def test_a_model_of_labels_predicts_whole_slices_and_whole_brains():
     for axes in (2, 3):
         predictor.configuration_manager = SimpleNamespace(patch_size=[8] * axes, pool_op_kernel_sizes=[[1] * axes])
         predictor.kept = (4,) * axes
-        whole = whole_brain(predict, predictor._volume(data))
+        whole = WHOLE_BRAIN(predict, predictor._volume(data))
         assert torch.equal(whole, data.repeat(4, 1, 1, 1))
         if axes == 2:
-            sliced = slices(predict, predictor._volume(data), lambda predict_slices: 3)
+            sliced = predict_slices(predict, predictor._volume(data), lambda predict: 3)
             assert torch.equal(sliced, whole.half())
 
 
-def test_the_command_line_and_every_trainer_name_modes_and_tilings_that_exist(capsys):
-    with pytest.raises(SystemExit):
-        main(["predict", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "{paper," + ",".join(MODES) + "}" in text.replace(" ", "")
-    assert "{paper,sliding," + ",".join(TILINGS) + "}" in text.replace(" ", "")
-    for name in trainers.__all__:
-        trainer = getattr(trainers, name)
-        assert trainer.test_time_augmentation in MODES
-        assert trainer.tiling in ("sliding", *TILINGS)
+def test_every_trainer_names_symmetries_and_a_tiling_that_exist():
+    for facts in papers.trainers().values():
+        assert facts.prediction.symmetries in symmetry_names(), facts.name
+        assert facts.prediction.tiling in tiling_names(), facts.name
 
 
 # ---- tilings ---------------------------------------------------------------------------------------------------------
@@ -157,7 +147,7 @@ def test_the_command_line_and_every_trainer_name_modes_and_tilings_that_exist(ca
 @pytest.mark.parametrize("shape", [(9, 13, 6), (8, 8, 8), (5, 20, 17)], ids=str)
 def test_overlap_tiles_of_an_identity_network_give_back_the_volume(shape):
     data = torch.randn(1, *shape)
-    predicted = overlap(echo, volume(data, kept=(3, 4, 2)), tiles_at_once=3)
+    predicted = OVERLAP(echo, volume(data, kept=(3, 4, 2)))
     assert torch.equal(predicted, data.repeat(3, 1, 1, 1))
 
 
@@ -168,7 +158,7 @@ def test_overlap_tiles_keep_only_what_lies_in_their_middle():
         return echo(wrong)
 
     data = torch.randn(1, 10, 11, 12)
-    assert torch.equal(overlap(edges_are_wrong, volume(data)), data.repeat(3, 1, 1, 1))
+    assert torch.equal(OVERLAP(edges_are_wrong, volume(data)), data.repeat(3, 1, 1, 1))
 
 
 def test_overlap_tiles_of_the_paper_number_4464_on_a_brats_volume():
@@ -179,7 +169,7 @@ def test_overlap_tiles_of_the_paper_number_4464_on_a_brats_volume():
         seen.append(len(x))
         return x[:, :1].expand(-1, 3, -1, -1, -1)
 
-    overlap(count, volume(torch.zeros(1, 155, 240, 240), patch_size=(16, 32, 32), kept=(5, 20, 20)), 64)
+    OVERLAP(count, volume(torch.zeros(1, 155, 240, 240), patch_size=(16, 32, 32), kept=(5, 20, 20)))
     assert sum(seen) == 4464
 
 
@@ -190,7 +180,7 @@ def test_a_whole_brain_is_padded_to_what_the_network_halves(axes):
         return echo(x)
 
     data = torch.randn(1, 9, 13, 6)
-    predicted = whole_brain(predict, volume(data, divisor=(4,) * axes))
+    predicted = WHOLE_BRAIN(predict, volume(data, divisor=(4,) * axes))
     assert torch.equal(predicted, data.repeat(3, 1, 1, 1))
 
 
@@ -205,7 +195,7 @@ def with_labels(shape, *voxels) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(12, 20, 16), (6, 20, 5)], ids=["larger than the window", "smaller"])
 def test_a_window_on_the_tumour_is_pasted_over_the_previous_stage(shape):
     data = with_labels(shape, (3, 18, 2), (3, 17, 2), (3, 1, 2))  # the last one far from the others
-    predicted = tumour(echo, volume(data))
+    predicted = TUMOUR(echo, volume(data))
     image = data[:1].repeat(3, 1, 1, 1)
     inside = (predicted == image).all(0)
     size = [min(n, 8) for n in shape]
@@ -220,7 +210,7 @@ def test_a_window_on_the_tumour_is_pasted_over_the_previous_stage(shape):
 def test_of_labels_that_exclude_each_other_the_background_is_pasted_too():
     data = with_labels((12, 20, 16), (3, 18, 2), (3, 17, 2), (3, 1, 2))
     labels = replace(volume(data), regions=((0,), (1,), (2,)), outputs=4)
-    predicted = tumour(lambda x: x[:, :1].repeat(1, 4, 1, 1, 1), labels)
+    predicted = TUMOUR(lambda x: x[:, :1].repeat(1, 4, 1, 1, 1), labels)
     inside = (predicted == data[0]).all(0)
     assert inside.sum() == 8**3
     assert (predicted[3, 3, 1, 2], predicted[0, 3, 1, 2]) == (CERTAIN, -CERTAIN)
@@ -229,11 +219,11 @@ def test_of_labels_that_exclude_each_other_the_background_is_pasted_too():
 
 def test_windows_on_the_tumour_need_a_previous_stage():
     with pytest.raises(ValueError, match="previous stage"):
-        TILINGS["tumour"](echo, volume(torch.zeros(1, 8, 8, 8)))
+        TUMOUR(echo, volume(torch.zeros(1, 8, 8, 8)))
 
 
 def test_turned_windows_are_padded_where_the_strides_of_the_axes_differ():
-    predictor = BraTSPredictor(test_time_augmentation="henry16", device=torch.device("cpu"))
+    predictor = BraTSPredictor(symmetries="henry16", device=torch.device("cpu"))
     predictor.configuration_manager = SimpleNamespace(
         patch_size=[4, 8, 6], pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 1]]
     )
@@ -317,7 +307,7 @@ def test_slices_in_batches_are_the_slices_one_by_one():
         assert x.shape[2:] == (8, 8), "padded to the patch"
         return echo(x)
 
-    predicted = slices(predict, flat, lambda predict_slices: len(predict_slices(1)))
+    predicted = predict_slices(predict, flat, lambda predict: len(predict(1)))
     assert torch.equal(predicted, data.repeat(3, 1, 1, 1).half())
     assert sizes == [1, 3, 3, 1]
 
@@ -327,7 +317,7 @@ def test_slices_of_a_stored_volume_are_those_of_the_volume(tmp_path):
     stored = StoredVolume(data, tmp_path)
     assert torch.equal(stored[:, 2:5], data[:, 2:5])
     assert not list(tmp_path.iterdir()), "the file has no name, so that nothing is left of an interrupted run"
-    either = [slices(echo, volume(each, patch_size=(8, 8)), lambda predict_slices: 3) for each in (stored, data)]
+    either = [predict_slices(echo, volume(each, patch_size=(8, 8)), lambda predict: 3) for each in (stored, data)]
     assert torch.equal(*either)
 
 
@@ -380,19 +370,19 @@ def test_with_a_budget_the_weights_are_in_memory_once_and_only_while_they_predic
 
 def test_with_a_budget_a_preprocessed_case_is_in_a_file_and_not_in_memory(frugal, tmp_path, monkeypatch):
     data = [torch.randn(1, 2, 8, 8) for _ in range(2)]
-    items = [{"ofile": "case", "data": each, "data_properties": {}} for each in data]
     alive = [ref(each) for each in data]
-    monkeypatch.setattr(cases, "PreprocessAdapter", lambda *_: items)
+    expected = [each.clone() for each in data]
+    monkeypatch.setattr(cases, "PreprocessAdapter", lambda *_: iter([{"data": data.pop(0), "data_properties": {}}]))
     frugal.plans_manager, frugal.dataset_json = None, {"file_ending": ".nii.gz"}
     frugal.configuration_manager.preprocessor_class = lambda verbose: None
-    expected = [each.clone() for each in data]
-    del data
-    preprocessed = cases.preprocess(frugal, {"a": [], "b": []}, None, 0)
+    preprocessed = cases.ImageCases({"a": [], "b": []}).read(frugal, ["a", "b"], Workers(0))
     for gone, same in zip(alive, expected, strict=True):
         _, volume, _ = next(preprocessed)
+        seen = ref(volume)
         volume = frugal.stored(volume, tmp_path)
         assert torch.equal(volume[:], same)
         assert gone() is None
+        assert seen() is None
 
 
 def test_the_meter_sees_what_is_allocated():

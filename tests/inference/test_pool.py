@@ -13,9 +13,9 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference import pool as module
-from nnunet_brats_ext.inference import predict as prediction
-from nnunet_brats_ext.inference.pool import choose
+from nnunet_brats_ext.inference import work
+from nnunet_brats_ext.inference.outputs import PredictionTarget
+from nnunet_brats_ext.inference.validations import choose_best
 from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.trainers import BraTSBaselineTrainer
 
@@ -36,23 +36,24 @@ def folder_of(name: str) -> str:
 def test_every_fold_has_its_best_in_whatever_order_they_are_given(best):
     draw = random.Random(best)
     scores = {name: {fold: draw.random() for fold in range(5)} for name in SCORES}
-    chosen = choose(scores, best)
+    chosen = choose_best(scores, best).chosen
     for fold, names in chosen.items():
         assert len(names) == best
         left = [scores[name][fold] for name in scores if name not in names]
         assert min(scores[name][fold] for name in names) > max(left, default=-1)
     for order in permutations(scores):
-        assert choose({name: scores[name] for name in order}, best) == chosen
+        assert choose_best({name: scores[name] for name in order}, best).chosen == chosen
 
 
 def test_of_equals_those_given_first_enter():
-    assert choose({"b": {0: 0.5}, "a": {0: 0.5}, "c": {0: 0.7}, "d": {0: 0.5}}, 2) == {0: ["c", "b"]}
+    scores = {"b": {0: 0.5}, "a": {0: 0.5}, "c": {0: 0.7}, "d": {0: 0.5}}
+    assert choose_best(scores, 2).chosen == {0: ["c", "b"]}
 
 
 @pytest.mark.parametrize("best", [0, 3])
 def test_more_than_there_are_cannot_be_chosen(best):
     with pytest.raises(ValueError, match=f"--best {best} of 2 models"):
-        choose({"a": {0: 0.5}, "b": {0: 0.5}}, best)
+        choose_best({"a": {0: 0.5}, "b": {0: 0.5}}, best)
 
 
 # ---- the command, on untrained networks ----------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def test_it_is_the_equal_mean_of_every_model_and_fold_that_is_chosen(models, wor
 def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world, tmp_path, monkeypatch, capsys):
     out = tmp_path / "pool"
     command = [*POOL, "-i", str(world.raw / "imagesTs"), "-o", str(out)]
-    write, written = prediction.write_prediction, []
+    write, written = PredictionTarget.write, []
 
     def write_three(*arguments) -> None:
         if len(written) == 3:  # the first model's two cases, and one of the second's
@@ -167,21 +168,22 @@ def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world
         write(*arguments)
         written.append(arguments)
 
-    monkeypatch.setattr(prediction, "write_prediction", write_three)
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
+    monkeypatch.setattr(PredictionTarget, "write", write_three)
+    assert main(command) == 130
     assert not list(out.glob("*.nii.gz"))
     assert main([*command, "--best", "1"]) == 1
     assert "other settings (best, chosen, models)" in capsys.readouterr().err
 
     rest = []
-    monkeypatch.setattr(prediction, "write_prediction", lambda *arguments: (write(*arguments), rest.append(1)))
+    monkeypatch.setattr(PredictionTarget, "write", lambda *arguments: (write(*arguments), rest.append(1)))
     assert main(command) == 0
     assert len(rest) == 3, "three models of two cases each, three of them done before"
     assert len(label_maps(out)) == 2
     assert not (out / "members").exists()
-    assert main(command) == 0
-    assert len(rest) == 3, "nothing is left to do"
+    for words in (command, ["predict", *command[1:]]):
+        assert main(words) == 0
+        assert "2 cases are in" in capsys.readouterr().out
+        assert len(rest) == 3, "nothing is left to do, by the old name of the verb or the new one"
 
     assert main([*command, "--best", "1", "--overwrite"]) == 0
     assert len(rest) == 5, "the best of both folds is one and the same model, predicted once"
@@ -195,19 +197,18 @@ def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world
 def test_the_cross_validation_takes_each_fold_by_the_models_chosen_in_it(models, tmp_path, monkeypatch):
     out = tmp_path / "pool"
     command = [*POOL, "--cross-validation", "-o", str(out), "--save_probabilities"]
-    average = module.ensemble
+    average = work.ensemble
 
     def average_the_first(*arguments, **options) -> None:
         if list(out.glob("*.nii.gz")):
             raise KeyboardInterrupt
         average(*arguments, **options)
 
-    monkeypatch.setattr(module, "ensemble", average_the_first)
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
+    monkeypatch.setattr(work, "ensemble", average_the_first)
+    assert main(command) == 130
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
     assert len(kept) == 3
-    monkeypatch.setattr(module, "ensemble", average)
+    monkeypatch.setattr(work, "ensemble", average)
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "a finished fold was averaged again"
 
@@ -231,6 +232,7 @@ TRAIN = "nnUNetv2_train Dataset901_World two 1 -tr BraTSBaselineTrainer -p PoolP
         ("validation/*.npz", ("--cross-validation", "--best", "3"), f"lacks probabilities: {TRAIN} --val --npz\n"),
         ("", ("--best", "5"), "--best 5 of 4 models: choose 1 to 4"),
         ("", ("-f", "0", "2"), "fold_2 lacks checkpoint_final.pth"),
+        ("", ("-f", "all"), "-f all: --models are chosen by the validations of numbered folds"),
         ("", ("--models", "BraTSBaselineTrainer"), "--models BraTSBaselineTrainer: expected TRAINER:CONFIGURATION"),
         ("", ("--models", "BraTSBaselineTrainer:five"), "there are BraTSBaselineTrainer__PoolPlans__four"),
         ("", ("--models", *["BraTSBaselineTrainer:one"] * 2), "given twice among BraTSBaselineTrainer:one, "),

@@ -16,7 +16,7 @@ from nnunet_brats_ext import plugin
 from nnunet_brats_ext.plugin import doctor
 from nnunet_brats_ext.plugin.requirements import complaint, require_nnunet, requirements
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIND = """
 import multiprocessing
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
@@ -150,19 +150,19 @@ def test_a_missing_or_foreign_nnunet_gives_one_sentence(installed, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_the_doctor_names_what_is_missing_and_how_to_mend_it(monkeypatch, tmp_path):
+def test_the_doctor_names_what_is_missing_and_what_to_do(monkeypatch, tmp_path):
     for name in doctor.FOLDERS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nowhere"))
     findings = {finding.subject: finding for finding in doctor.check_folders()}
-    assert "mkdir -p" in findings["nnUNet_raw"].mend
-    assert "export nnUNet_results=" in findings["nnUNet_results"].mend
+    assert "mkdir -p" in findings["nnUNet_raw"].fix
+    assert "export nnUNet_results=" in findings["nnUNet_results"].fix
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
-    assert not next(doctor.check_folders()).mend
+    assert not next(doctor.check_folders()).fix
 
 
 def test_the_doctor_finds_every_trainer_and_every_label():
-    assert not any(finding.mend for finding in [*doctor.check_trainers(), *doctor.check_labels()])
+    assert not any(finding.fix for finding in [*doctor.check_trainers(), *doctor.check_labels()])
 
 
 def test_the_doctor_names_every_data_set_that_cannot_be_used(monkeypatch, tmp_path):
@@ -182,7 +182,7 @@ def test_the_doctor_names_every_data_set_that_cannot_be_used(monkeypatch, tmp_pa
         (tmp_path / name / "dataset.json").write_text(content)
     findings = {finding.subject: finding for finding in doctor.check_datasets()}
     assert list(findings) == list(contents)[:5]
-    assert [name for name, finding in findings.items() if not finding.mend] == ["Dataset005_Good"]
+    assert [name for name, finding in findings.items() if not finding.fix] == ["Dataset005_Good"]
     for name in list(contents)[:4]:
         assert str(tmp_path / name / "dataset.json") in findings[name].state
     assert "regions_class_order" in findings["Dataset003_NoOrder"].state
@@ -192,3 +192,21 @@ def test_the_doctor_sees_a_wrong_painting_order():
     scheme = doctor.LABEL_SCHEMES["glioma_2023"]
     wrong = {"labels": scheme.nnunet_labels(), "regions_class_order": [2, 1, 3]}  # right for labels as released
     assert "changed" in doctor.round_trip(scheme, wrong)
+
+
+def test_the_doctor_names_links_that_lead_nowhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    (tmp_path / "Dataset001_Moved" / "imagesTr").mkdir(parents=True)
+    (tmp_path / "Dataset001_Moved" / "dataset.json").write_text("{}")
+    (tmp_path / "Dataset001_Moved" / "imagesTr" / "a_0000.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (finding,) = doctor.check_datasets()
+    assert "a_0000.nii.gz" in finding.state and finding.fix
+
+
+def test_the_doctor_names_full_disks_and_small_shared_memory(monkeypatch, tmp_path):
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(64_000_000, 63_000_000, 1_000_000))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
+    assert "0.00 GB free" in next(doctor.check_folders()).state and next(doctor.check_folders()).fix
+    assert "--shm-size" in next(doctor.check_shared_memory()).fix

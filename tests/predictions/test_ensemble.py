@@ -1,26 +1,24 @@
 """Ensembling: the rules on arrays, then the folders, written and read as nnU-Net writes and reads them."""
 
+import dataclasses
 import itertools
 import json
-import pickle
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+from prediction_folders import PLAIN, REGIONS, SHAPE, head_of, softmax, write_member
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.predictions import fusion as rules
-from nnunet_brats_ext.predictions.ensemble import ensemble
-from nnunet_brats_ext.predictions.heads import check_convertible, convert, head_of, label_probabilities, paint
+from nnunet_brats_ext.predictions import fusion
+from nnunet_brats_ext.predictions.ensemble import METHODS, EnsembleOptions, ensemble
+from nnunet_brats_ext.predictions.heads import check_convertible, convert_head, label_probabilities, paint
 from nnunet_brats_ext.storage.images import read_grid, read_label_map, read_probabilities
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 LABELS = (ED, NCR, ET)
-REGIONS = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
-PLAIN = {"labels": {"background": 0, "ED": 1, "NCR": 2, "ET": 3}}
-SHAPE = (4, 5, 6)
 ONES = (1, 1, 1, 1)
 
 
@@ -35,7 +33,7 @@ def vote(*members, labels=LABELS, weights=None):
     maps = [
         (np.array([[[v]]], np.uint8), None if p is None else np.reshape(p, (len(labels), 1, 1, 1))) for v, p in pairs
     ]
-    return int(rules.majority(iter(maps), labels, weights or [1] * len(members)).item())
+    return int(fusion.majority(iter(maps), labels, weights or [1] * len(members)).item())
 
 
 # --- votes ---------------------------------------------------------------------------------------------------------
@@ -83,7 +81,7 @@ def test_the_order_of_members_does_not_matter(rng):
     maps = rng.integers(0, 4, (4, *SHAPE)).astype(np.uint8)
     probabilities = rng.random((4, 3, *SHAPE), dtype=np.float32)
     results = [
-        rules.majority(((maps[i], probabilities[i]) for i in order), LABELS, ONES)
+        fusion.majority(((maps[i], probabilities[i]) for i in order), LABELS, ONES)
         for order in itertools.permutations(range(4))
     ]
     assert all(np.array_equal(results[0], result) for result in results)
@@ -101,12 +99,12 @@ def test_the_two_pass_merge_follows_the_whole_truth_table():
     # rows: first map 0, ED, NCR, ET; columns: second map 0, ED, NCR, ET (Henry et al., as trained)
     table = [[0, ED, 0, 0], [0, ED, ED, ED], [NCR] * 4, [ET] * 4]
     first, second = np.meshgrid(range(4), range(4), indexing="ij")
-    np.testing.assert_array_equal(rules.two_pass(first, second), table)
+    np.testing.assert_array_equal(fusion.two_pass(first, second), table)
 
 
 def test_the_two_pass_merge_leaves_et_and_tc_of_the_first_map(rng):
     first, second = rng.integers(0, 4, (2, *SHAPE))
-    merged = rules.two_pass(first, second)
+    merged = fusion.two_pass(first, second)
     for labels in ((ET,), (NCR, ET)):
         np.testing.assert_array_equal(np.isin(merged, labels), np.isin(first, labels))
 
@@ -115,12 +113,12 @@ def test_strict_nesting_follows_the_whole_truth_table():
     # WT TC ET from 000 to 111: nothing counts outside WT, and ET outside TC stays oedema (101)
     expected = [0, 0, 0, 0, ED, ED, NCR, ET]
     masks = np.array(list(itertools.product((False, True), repeat=3))).T.reshape(3, 1, 1, 8)
-    np.testing.assert_array_equal(rules.paint_masks(rules.nested(masks)).ravel(), expected)
+    np.testing.assert_array_equal(fusion.paint_masks(fusion.nested(masks)).ravel(), expected)
 
 
 def test_nesting_probabilities_then_thresholding_is_nesting_masks(rng):
     regions = rng.random((3, *SHAPE))
-    np.testing.assert_array_equal(rules.nested(regions) > 0.5, rules.nested(regions > 0.5))
+    np.testing.assert_array_equal(fusion.nested(regions) > 0.5, fusion.nested(regions > 0.5))
 
 
 # --- means and heads -----------------------------------------------------------------------------------------------
@@ -141,19 +139,19 @@ def test_the_mean_reads_one_member_at_a_time(rng):
             assert alive <= 2, "members pile up"
             yield np.ones((3, *SHAPE), np.float16).view(Tracked)
 
-    np.testing.assert_array_equal(rules.mean(members(), [1] * 5), 1)
+    np.testing.assert_array_equal(fusion.mean(members(), [1] * 5), 1)
 
 
 def test_weights_scale_to_one_and_half_precision_is_summed_in_single():
     members = [np.full((3, 1, 1, 1), value, np.float16) for value in (0.25, 0.75)]
-    result = rules.mean(members, [1, 3])
+    result = fusion.mean(members, [1, 3])
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, (0.25 + 3 * 0.75) / 4)
 
 
 def test_a_mean_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one member"):
-        rules.mean([], [])
+        fusion.mean([])
 
 
 @pytest.mark.parametrize("scheme", ["glioma_2017", "resected_2024", "paediatric_2024"])
@@ -164,10 +162,10 @@ def test_hard_masks_survive_the_way_from_regions_to_labels_and_back(scheme, rng)
     region_head, label_head = head_of(regions, len(facts.regions)), head_of(plain, len(facts.names) + 1)
     label_map = rng.integers(0, len(facts.names) + 1, SHAPE).astype(np.uint8)
     hard = np.stack(list(to_regions(label_map, facts.regions).values())).astype(np.float32)
-    soft = convert(hard, region_head, label_head)
+    soft = convert_head(hard, region_head, label_head)
     np.testing.assert_array_equal(paint(hard, region_head), label_map)
     np.testing.assert_array_equal(paint(soft, label_head), label_map)
-    np.testing.assert_array_equal(convert(soft, label_head, region_head), hard)
+    np.testing.assert_array_equal(convert_head(soft, label_head, region_head), hard)
 
 
 def test_regions_leave_to_a_label_what_the_regions_inside_do_not_claim():
@@ -176,12 +174,12 @@ def test_regions_leave_to_a_label_what_the_regions_inside_do_not_claim():
     p = np.float32([wt, tc, et]).reshape(3, 1, 1, 1)
     # p(ED) = .9 - max(.6, .7) = .2, p(NCR) = max(.6 - .7, 0) = 0, p(ET) = .7, background 1 - .9 = .1: sum 1
     np.testing.assert_allclose(label_probabilities(p, head).ravel(), [0.2, 0, 0.7], atol=1e-6)
-    np.testing.assert_allclose(convert(p, head, head_of(PLAIN, 4)).ravel(), [0.1, 0.2, 0, 0.7], atol=1e-6)
+    np.testing.assert_allclose(convert_head(p, head, head_of(PLAIN, 4)).ravel(), [0.1, 0.2, 0, 0.7], atol=1e-6)
 
 
 def test_labels_from_regions_sum_to_one(rng):
     p = rng.random((3, *SHAPE), dtype=np.float32)
-    np.testing.assert_allclose(convert(p, head_of(REGIONS, 3), head_of(PLAIN, 4)).sum(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(convert_head(p, head_of(REGIONS, 3), head_of(PLAIN, 4)).sum(0), 1, rtol=1e-6)
 
 
 def test_a_resection_cavity_takes_nothing_from_the_tumour_around_it():
@@ -191,7 +189,7 @@ def test_a_resection_cavity_takes_nothing_from_the_tumour_around_it():
     np.testing.assert_allclose(label_probabilities(p, head).ravel(), [0.3, 0.1, 0, 0.9], atol=1e-6)
 
 
-def test_the_number_of_channels_tells_a_softmax_over_a_dataset_with_regions():
+def test_the_number_of_channels_shows_a_softmax_over_a_dataset_with_regions():
     assert head_of(REGIONS, 3).has_regions
     assert not head_of(REGIONS, 4).has_regions
     assert head_of(REGIONS, 4).labels == LABELS
@@ -200,7 +198,7 @@ def test_the_number_of_channels_tells_a_softmax_over_a_dataset_with_regions():
 
 
 def test_another_numbering_in_a_dataset_is_an_error():
-    with pytest.raises(ValueError, match="label NCR is 1, but 2 as trained"):
+    with pytest.raises(ValueError, match=r"label NCR is \[1\], but 2 as trained"):
         head_of({"labels": {"background": 0, "NCR": 1, "ED": 2, "ET": 3}}, 4)
 
 
@@ -209,7 +207,7 @@ def test_the_same_regions_in_another_order_are_put_in_order(rng):
     p = rng.random((3, *SHAPE), dtype=np.float32)
     source, target = head_of(reverse, 3), head_of(REGIONS, 3)
     check_convertible(source, target)
-    np.testing.assert_array_equal(convert(p, source, target), p[::-1])
+    np.testing.assert_array_equal(convert_head(p, source, target), p[::-1])
 
 
 def test_heads_that_know_other_labels_are_not_mixed():
@@ -221,35 +219,6 @@ def test_heads_that_know_other_labels_are_not_mixed():
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
-
-GEOMETRY = dict(spacing=(1.0, 1.5, 2.0), origin=(-3.0, 239.0, 7.0), direction=(0, 1, 0, 1, 0, 0, 0, 0, -1))
-
-
-def write_member(folder, cases, dataset_json=None, **geometry):
-    """A prediction folder as nnU-Net writes it; `cases`: name -> probabilities (c, z, y, x) or label map (z, y, x)."""
-    folder.mkdir()
-    properties = GEOMETRY | geometry
-    for case, array in cases.items():
-        labels = array
-        if array.ndim == 4:
-            labels = paint(array, head_of(dataset_json, len(array)))
-            np.savez_compressed(folder / f"{case}.npz", probabilities=array)
-            (folder / f"{case}.pkl").write_bytes(pickle.dumps({"sitk_stuff": properties, "spacing": [2.0, 1.5, 1.0]}))
-        image = sitk.GetImageFromArray(labels)
-        image.SetSpacing(properties["spacing"])
-        image.SetOrigin(properties["origin"])
-        image.SetDirection(properties["direction"])
-        sitk.WriteImage(image, folder / f"{case}.nii.gz")
-    if dataset_json:
-        content = {"file_ending": ".nii.gz", "channel_names": {"0": "T1"}, **dataset_json}
-        (folder / "dataset.json").write_text(json.dumps(content))
-        plans = {"image_reader_writer": "SimpleITKIO", "plans_name": "p", "dataset_name": "d", "configurations": {}}
-        (folder / "plans.json").write_text(json.dumps(plans))
-    return folder
-
-
-def softmax(p):
-    return p / p.sum(0)
 
 
 @pytest.fixture
@@ -264,7 +233,7 @@ def test_the_mean_is_nnunets_own_and_feeds_it(region_members, tmp_path):
     pytest.importorskip("torch")
     from nnunetv2.ensembling.ensemble import ensemble_folders
 
-    ensemble("mean", region_members, tmp_path / "ours", save_probabilities=True, processes=1)
+    ensemble(region_members, tmp_path / "ours", save_probabilities=True, processes=1)
     ensemble_folders([str(f) for f in region_members], str(tmp_path / "theirs"), True, 1)
     for case in ("a", "b"):
         ours, theirs = (read_label_map(tmp_path / who / f"{case}.nii.gz") for who in ("ours", "theirs"))
@@ -295,11 +264,11 @@ def test_the_command_averages_with_weights_in_several_processes(region_members, 
 def test_members_with_both_heads_meet_in_one_space(space, region_members, tmp_path, rng):
     cases = {case: softmax(rng.random((4, *SHAPE), dtype=np.float32)).astype(np.float16) for case in ("a", "b")}
     plain = write_member(tmp_path / "C", cases, PLAIN)
-    ensemble("mean", [plain, region_members[0]], tmp_path / "out", space=space, save_probabilities=True, processes=1)
+    ensemble([plain, region_members[0]], tmp_path / "out", space=space, save_probabilities=True, processes=1)
     p, r = cases["a"].astype(np.float32), read_probabilities(region_members[0] / "a.npz")
     regions, labels = head_of(REGIONS, 3), head_of(PLAIN, 4)
     as_regions = np.stack([p[1] + p[2] + p[3], p[2] + p[3], p[3]])
-    expected = {"regions": (as_regions + r) / 2, "labels": (p + convert(r, regions, labels)) / 2}[space]
+    expected = {"regions": (as_regions + r) / 2, "labels": (p + convert_head(r, regions, labels)) / 2}[space]
     target = {"regions": regions, "labels": labels}[space]
     np.testing.assert_allclose(read_probabilities(tmp_path / "out" / "a.npz"), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "a.nii.gz")[0], paint(expected, target))
@@ -309,7 +278,7 @@ def test_members_with_both_heads_meet_in_one_space(space, region_members, tmp_pa
 
 def test_half_precision_halves_the_saved_probabilities(region_members, tmp_path):
     for dtype in ("float32", "float16"):
-        ensemble("mean", region_members, tmp_path / dtype, save_probabilities=True, dtype=dtype, processes=1)
+        ensemble(region_members, tmp_path / dtype, save_probabilities=True, dtype=dtype, processes=1)
         with np.load(tmp_path / dtype / "a.npz") as archive:
             assert archive["probabilities"].dtype == dtype
     np.testing.assert_allclose(
@@ -344,59 +313,87 @@ def test_every_missing_case_and_every_differing_grid_is_named_and_nothing_is_wri
 def test_a_member_without_probabilities_is_named_with_its_cases(region_members, tmp_path):
     (region_members[1] / "b.npz").unlink()
     with pytest.raises(ValueError, match=r"B lacks the probabilities of b: predict with --save_probabilities"):
-        ensemble("mean", region_members, tmp_path / "out")
+        ensemble(region_members, tmp_path / "out")
 
 
 def test_probabilities_on_another_grid_than_their_label_map_are_an_error(region_members, tmp_path, rng):
     np.savez_compressed(region_members[1] / "b.npz", probabilities=rng.random((3, 9, 5, 6), dtype=np.float32))
     with pytest.raises(ValueError, match=r"b.npz has probabilities of shape \(9, 5, 6\), its label map \(4, 5, 6\)"):
-        ensemble("mean", region_members, tmp_path / "out")
+        ensemble(region_members, tmp_path / "out")
 
 
 def test_a_truncated_file_stops_the_run_and_leaves_nothing(region_members, tmp_path):
     path = region_members[1] / "b.nii.gz"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises((OSError, ValueError), match=r"b.nii.gz"):
-        ensemble("majority", region_members, tmp_path / "out", processes=1)
+        ensemble(region_members, tmp_path / "out", method="majority", processes=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["A", "B"], "no output, no leftovers"
 
 
 def test_an_input_is_never_overwritten_and_runs_are_never_mixed(region_members, tmp_path):
     with pytest.raises(ValueError, match="also an input"):
-        ensemble("mean", region_members, region_members[0])
+        ensemble(region_members, region_members[0])
     write_member(tmp_path / "out", {"other": np.zeros(SHAPE, np.uint8)})
     with pytest.raises(ValueError, match=r"already holds other cases \(other.nii.gz\)"):
-        ensemble("mean", region_members, tmp_path / "out")
+        ensemble(region_members, tmp_path / "out")
+
+
+def test_from_python_it_prints_nothing_and_gives_what_it_wrote(region_members, tmp_path, capsys):
+    settings = ensemble(list(map(str, region_members)), str(tmp_path / "out"), weights=[2, 1], processes=1)
+    written = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    assert written == json.loads(json.dumps(settings))
+    assert written == {"method": "mean", "weights": [2, 1], "space": "regions", "members": [*map(str, region_members)]}
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="--method medium: expected one of mean, majority, two-pass, nested"):
+        ensemble(region_members, tmp_path / "out", method="medium")
+    with pytest.raises(ValueError, match="no prediction folder is given"):
+        ensemble([], tmp_path / "out")
+
+
+def test_label_maps_and_pairs_vote_alike():
+    maps = [np.full((1, 1, 1), label, np.uint8) for label in (ED, ET, ET)]
+    assert fusion.majority(maps) == fusion.majority([(one, None) for one in maps], LABELS, ONES[:3]) == ET
+
+
+def test_every_method_names_options_that_there_are():
+    fields = {field.name for field in dataclasses.fields(EnsembleOptions)}
+    assert all(fields.issuperset(method.takes) for method in METHODS.values())
+
+
+def test_a_folder_that_is_not_of_the_region_it_stands_for_is_named(region_members, tmp_path, rng):
+    plain = write_member(tmp_path / "C", {c: softmax(rng.random((4, *SHAPE), dtype=np.float32)) for c in "ab"}, PLAIN)
+    with pytest.raises(ValueError, match=r"C is read as TC, but its dataset.json has ED, ET, NCR: .*\[2, 3\]"):
+        ensemble([region_members[0], plain, region_members[1]], tmp_path / "out", method="nested")
 
 
 def test_a_run_can_be_repeated(region_members, tmp_path):
     for _ in range(2):
-        ensemble("mean", region_members, tmp_path / "out", processes=1)
+        ensemble(region_members, tmp_path / "out", processes=1)
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
 def test_a_run_again_leaves_nothing_of_the_one_before(region_members, tmp_path):
     out = tmp_path / "out"
-    ensemble("mean", region_members, out, save_probabilities=True, processes=1)
+    ensemble(region_members, out, save_probabilities=True, processes=1)
     assert {path.suffix for path in out.iterdir()} >= {".npz", ".pkl"}
-    ensemble("majority", region_members, out, processes=1)
+    ensemble(region_members, out, method="majority", processes=1)
     assert not [path for path in out.iterdir() if path.suffix in (".npz", ".pkl")], "of the mean, not of the vote"
     assert json.loads((out / "ensemble.json").read_text())["method"] == "majority"
 
 
 def test_an_earlier_description_of_labels_does_not_outlive_them(region_members, tmp_path):
     out = tmp_path / "out"
-    ensemble("mean", region_members, out, processes=1)
+    ensemble(region_members, out, processes=1)
     assert (out / "dataset.json").is_file()
     released = [write_member(tmp_path / name, dict.fromkeys("ab", np.full(SHAPE, 4, np.uint8))) for name in "CD"]
-    ensemble("majority", released, out, order=[2, 1, 4], processes=1)
+    ensemble(released, out, method="majority", order=[2, 1, 4], processes=1)
     assert not (out / "dataset.json").exists(), "it would say that they are as trained"
 
 
 def test_an_output_that_is_a_file_is_refused_before_work(region_members, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="out is a file"):
-        ensemble("mean", region_members, tmp_path / "out", processes=1)
+        ensemble(region_members, tmp_path / "out", processes=1)
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -405,18 +402,32 @@ def test_two_pass_refuses_label_maps_as_released(tmp_path):
     maps[1] = 4
     folders = [write_member(tmp_path / name, {"a": maps}) for name in "AB"]
     with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]"):
-        ensemble("two-pass", folders, tmp_path / "out", processes=1)
+        ensemble(folders, tmp_path / "out", method="two-pass", processes=1)
 
 
 def test_weights_must_fit_the_members(region_members, tmp_path):
-    for weights in ([1, 2, 3], [1, -1], [0, 0]):
-        with pytest.raises(ValueError, match="do not fit 2 members"):
-            ensemble("mean", region_members, tmp_path / "out", weights=weights)
+    with pytest.raises(ValueError, match="--weights 3 numbers for 2 folders"):
+        ensemble(region_members, tmp_path / "out", weights=[1, 2, 3])
+    for weights in ([1, -1], [0, 0], [inf, 1], [1, nan]):
+        with pytest.raises(ValueError, match="weights"):
+            ensemble(region_members, tmp_path / "out", weights=weights)
+        with pytest.raises(ValueError, match=r"weights \[.*\]: give finite numbers from 0 on"):
+            fusion.mean([np.ones(1)] * 2, weights)
+
+
+@pytest.mark.parametrize("method", ["mean", "majority"])
+@pytest.mark.parametrize("weight", ["inf", "nan", "-1"])
+def test_a_weight_that_is_no_size_is_quoted(method, weight, region_members, tmp_path, capsys):
+    inputs = [str(folder) for folder in region_members]
+    command = ["ensemble", "-i", *inputs, "-o", str(tmp_path / "out"), "--method", method, "--weights", weight, "1"]
+    assert main(command) == 1
+    assert f"--weights {float(weight)}: expected" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_option_of_another_method_is_an_error(region_members, tmp_path):
-    with pytest.raises(ValueError, match="two-pass takes no weights"):
-        ensemble("two-pass", region_members, tmp_path / "out", weights=[1, 1])
+    with pytest.raises(ValueError, match="--method two-pass takes no --weights"):
+        ensemble(region_members, tmp_path / "out", method="two-pass", weights=[1, 1])
 
 
 def test_probabilities_settle_ties_of_a_vote_where_all_members_have_them(tmp_path):
@@ -427,7 +438,7 @@ def test_probabilities_settle_ties_of_a_vote_where_all_members_have_them(tmp_pat
     }
     for other, winner in (("A", ET), ("C", ED)):
         out = tmp_path / f"out{other}"
-        ensemble("majority", [members[other], members["B"]], out, processes=1)
+        ensemble([members[other], members["B"]], out, method="majority", processes=1)
         assert read_label_map(out / "a.nii.gz")[0].item() == winner
         assert json.loads((out / "ensemble.json").read_text())["ties"] == "own voters' mean probability"
 
@@ -446,25 +457,25 @@ def test_binary_members_are_fused_from_label_maps_or_probabilities(tmp_path, rng
         )
         for i, region in enumerate(("WT", "TC", "ET"))
     ]
-    full = write_member(tmp_path / "full", {"a": rules.nested(p)}, REGIONS)
-    expected = rules.paint_masks(rules.nested(p > 0.5))
-    ensemble("nested", maps, tmp_path / "from_maps", processes=1)
-    ensemble("nested", softmaxes, tmp_path / "from_softmaxes", save_probabilities=True, processes=1)
-    ensemble("nested", [*softmaxes[:2], full], tmp_path / "from_both", save_probabilities=True, processes=1)
+    full = write_member(tmp_path / "full", {"a": fusion.nested(p)}, REGIONS)
+    expected = fusion.paint_masks(fusion.nested(p > 0.5))
+    ensemble(maps, tmp_path / "from_maps", method="nested", processes=1)
+    ensemble(softmaxes, tmp_path / "from_softmaxes", method="nested", save_probabilities=True, processes=1)
+    ensemble([*softmaxes[:2], full], tmp_path / "from_both", method="nested", save_probabilities=True, processes=1)
     for name in ("from_maps", "from_softmaxes", "from_both"):
         np.testing.assert_array_equal(read_label_map(tmp_path / name / "a.nii.gz")[0], expected)
         assert json.loads((tmp_path / name / "dataset.json").read_text())["labels"] == REGIONS["labels"]
     for name in ("from_softmaxes", "from_both"):
-        np.testing.assert_allclose(read_probabilities(tmp_path / name / "a.npz"), rules.nested(p))
-    with pytest.raises(ValueError, match="no probabilities to save"):
-        ensemble("nested", maps, tmp_path / "out", save_probabilities=True)
+        np.testing.assert_allclose(read_probabilities(tmp_path / name / "a.npz"), fusion.nested(p))
+    with pytest.raises(ValueError, match="there are none to save"):
+        ensemble(maps, tmp_path / "out", method="nested", save_probabilities=True)
 
 
 def test_two_pass_and_nested_count_their_folders(region_members, tmp_path):
-    with pytest.raises(ValueError, match="two folders"):
-        ensemble("two-pass", region_members[:1], tmp_path / "out")
-    with pytest.raises(ValueError, match="three folders"):
-        ensemble("nested", region_members, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"two-pass takes 2 folders \(for ET and NCR, for oedema\), not 1"):
+        ensemble(region_members[:1], tmp_path / "out", method="two-pass")
+    with pytest.raises(ValueError, match=r"nested takes 3 folders \(WT, TC, ET\), not 2"):
+        ensemble(region_members, tmp_path / "out", method="nested")
 
 
 @pytest.mark.skipif(not REAL_CASE.is_dir(), reason="the real case is not here")
@@ -479,7 +490,7 @@ def test_the_vote_over_five_real_candidates_differs_from_brats_toolkit_only_wher
         (tmp_path / path.name[:5]).mkdir()
         (tmp_path / path.name[:5] / "case.nii.gz").symlink_to(path)
     members = [tmp_path / path.name[:5] for path in files]
-    ensemble("majority", members, tmp_path / "out", order=[2, 1, 4], processes=1)
+    ensemble(members, tmp_path / "out", method="majority", order=[2, 1, 4], processes=1)
     ours, geometry = read_label_map(tmp_path / "out" / "case.nii.gz")
     theirs = read_label_map(REAL_CASE / "candidates_majority_vote.nii.gz")[0]
     assert geometry == read_grid(files[0])
@@ -497,6 +508,6 @@ def test_the_vote_over_five_real_candidates_differs_from_brats_toolkit_only_wher
 
     trained = LABEL_SCHEMES["glioma_2017"].released
     assert np.array_equal(
-        rules.majority(((remap(read_label_map(p)[0], trained), None) for p in files), LABELS, [1] * 5),
+        fusion.majority(((remap(read_label_map(p)[0], trained), None) for p in files), LABELS, [1] * 5),
         remap(ours, trained),
     ), "the vote does not depend on the numbering"

@@ -9,10 +9,17 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.predictions.uncertainty import binary_entropy, doubt, filtered_curves, qu_brats_score, to_scale
+from nnunet_brats_ext.predictions.uncertainty import (
+    binary_entropy,
+    filtered_curves,
+    mean_and_uncertainty,
+    qu_brats_score,
+    to_percent,
+)
+from nnunet_brats_ext.predictions.uncertainty_maps import map_uncertainty
 from nnunet_brats_ext.storage.images import read_grid, read_label_map, write_image, write_label_map
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 SHAPE = (4, 5, 6)
 
 
@@ -20,26 +27,32 @@ def test_entropy_is_none_where_sure_and_one_bit_at_a_half():
     # at a quarter: .25 * 2 + .75 * log2(4 / 3) = 0.811278
     p = np.float32([0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(binary_entropy(p), [0, 0.811278, 1, 0.811278, 0], atol=1e-6)
-    np.testing.assert_array_equal(to_scale(binary_entropy(p)), [0, 81, 100, 81, 0])
+    np.testing.assert_array_equal(to_percent(binary_entropy(p)), [0, 81, 100, 81, 0])
 
 
 def test_mutual_information_is_what_the_members_disagree_about():
     agree = np.full((1, 1, 1, 1), 0.5, np.float32)
-    mean, own_doubt = doubt([agree, agree], "mutual-information")
-    assert (mean.item(), own_doubt.item()) == (0.5, 0)
-    mean, dispute = doubt([agree * 0, agree * 2], "mutual-information")
-    assert (mean.item(), dispute.item()) == (0.5, 1)
-    assert doubt([agree, agree], "entropy")[1].item() == doubt([agree * 0, agree * 2], "entropy")[1].item() == 1
+    mean, uncertainty = mean_and_uncertainty([agree, agree], "mutual-information")
+    assert (mean.item(), uncertainty.item()) == (0.5, 0)
+    mean, uncertainty = mean_and_uncertainty([agree * 0, agree * 2], "mutual-information")
+    assert (mean.item(), uncertainty.item()) == (0.5, 1)
+    assert (
+        mean_and_uncertainty([agree, agree], "entropy")[1].item()
+        == mean_and_uncertainty([agree * 0, agree * 2], "entropy")[1].item()
+        == 1
+    )
 
 
 def test_members_are_read_one_at_a_time_and_their_order_does_not_matter():
     p = np.random.default_rng(0).random((5, 3, *SHAPE), dtype=np.float32)
     for measure in ("entropy", "mutual-information"):
-        forward, back = doubt(iter(p), measure), doubt(iter(p[::-1]), measure)
+        forward, back = mean_and_uncertainty(iter(p), measure), mean_and_uncertainty(iter(p[::-1]), measure)
         np.testing.assert_allclose(forward, back, atol=1e-6)
         np.testing.assert_allclose(forward[0], p.mean(0), rtol=1e-6)
     with pytest.raises(ValueError, match="at least one member"):
-        doubt([])
+        mean_and_uncertainty([])
+    with pytest.raises(ValueError, match="measure 'variance' is none of entropy, mutual-information"):
+        mean_and_uncertainty(p, "variance")
 
 
 def test_curves_count_what_is_left_below_each_threshold():
@@ -106,10 +119,10 @@ def test_the_command_writes_a_map_per_region_with_the_geometry_of_the_case(tmp_p
     members = [member(tmp_path / f"m{i}", np.zeros(SHAPE, np.uint8), p[i]) for i in range(2)]
     out = tmp_path / "out"
     assert main(["uncertainty", "-i", *map(str, members), "-o", str(out), "--measure", measure, "-np", "1"]) == 0
-    _, expected = doubt(p, measure)
+    _, expected = mean_and_uncertainty(p, measure)
     for i, name in enumerate(("whole", "core", "enhance")):
         values, geometry = read_label_map(out / f"a_unc_{name}.nii.gz")
-        np.testing.assert_array_equal(values, to_scale(expected[i]))
+        np.testing.assert_array_equal(values, to_percent(expected[i]))
         assert geometry == read_grid(members[0] / "a.nii.gz")
     assert len(list(out.iterdir())) == 3
 
@@ -120,18 +133,18 @@ def test_label_maps_alone_vote(tmp_path):
     command = ["uncertainty", "-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1"]
     assert main(command) == 0
     # WT 3 of 4 votes, TC and ET 2 of 4
-    for name, doubt_there in (("whole", 81), ("core", 100), ("enhance", 100)):
-        assert set(read_label_map(tmp_path / "out" / f"a_unc_{name}.nii.gz")[0].ravel()) == {doubt_there}
+    for name, expected in (("whole", 81), ("core", 100), ("enhance", 100)):
+        assert set(read_label_map(tmp_path / "out" / f"a_unc_{name}.nii.gz")[0].ravel()) == {expected}
     assert main(command) == 0, "it can be run again"
 
 
 def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
     members = [member(tmp_path / name, np.zeros(SHAPE, np.uint8)) for name in ("m", "n")]
     reference = member(tmp_path / "reference", np.zeros(SHAPE, np.uint8))
-    doubtful = np.zeros((3, *SHAPE), np.float32)
-    doubtful[:, 0] = 0.5  # a quarter of the volume; with the brain of half of it, half of that
+    uncertain = np.zeros((3, *SHAPE), np.float32)
+    uncertain[:, 0] = 0.5  # a quarter of the volume; with the brain of half of it, half of that
     for folder in members:
-        np.savez_compressed(folder / "a.npz", probabilities=doubtful)
+        np.savez_compressed(folder / "a.npz", probabilities=uncertain)
         declared = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
         (folder / "dataset.json").write_text(json.dumps(declared))
     images = tmp_path / "images"
@@ -160,6 +173,27 @@ def test_label_maps_as_released_are_refused_rather_than_called_certain(tmp_path,
     assert "a.nii.gz holds labels [4]" in capsys.readouterr().err
 
 
+def test_a_reference_as_released_is_refused(tmp_path, capsys):
+    members = [member(tmp_path / f"m{i}", np.full(SHAPE, i, np.uint8)) for i in range(2)]
+    reference = member(tmp_path / "reference", np.full(SHAPE, 4, np.uint8))
+    command = ["uncertainty", "-i", *map(str, members), "-o", str(tmp_path / "out"), "-np", "1"]
+    assert main([*command, "--reference", str(reference)]) == 1
+    assert "reference/a.nii.gz holds labels [4]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_python_it_prints_nothing_and_gives_the_scores(tmp_path, capsys):
+    members = [str(member(tmp_path / f"m{i}", np.full(SHAPE, i, np.uint8))) for i in range(2)]
+    plain = map_uncertainty(members, str(tmp_path / "plain"), processes=1)
+    assert plain == {"measure": "entropy", "members": members, "from": "votes"}
+    scored = map_uncertainty(members, str(tmp_path / "scored"), reference=members[1], processes=1)
+    assert scored == json.loads((tmp_path / "scored" / "uncertainty.json").read_text())
+    assert set(scored["summary"]) == set(scored["cases"]["a"]) == {"WT", "TC", "ET"}
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="only the scores need them"):
+        map_uncertainty(members, tmp_path / "out", images=tmp_path)
+
+
 def test_disagreement_takes_two_members(tmp_path, capsys):
     one = member(tmp_path / "m", np.zeros(SHAPE, np.uint8))
     command = ["uncertainty", "-i", str(one), "-o", str(tmp_path / "out"), "--measure", "mutual-information"]
@@ -168,7 +202,7 @@ def test_disagreement_takes_two_members(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not REAL_CASE.is_dir(), reason="the real case is not here")
-def test_doubt_of_five_real_candidates_lies_where_their_vote_errs(tmp_path):
+def test_five_real_candidates_are_uncertain_where_their_vote_errs(tmp_path):
     trained = LABEL_SCHEMES["glioma_2017"].released
     files = sorted((REAL_CASE / "candidates").glob("*.nii.gz"))
     truth = REAL_CASE / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_901" / "BraTS20_Training_901_seg.nii.gz"
@@ -197,5 +231,5 @@ def test_doubt_of_five_real_candidates_lies_where_their_vote_errs(tmp_path):
         scores, dice = found[region]["scores"], found[region]["curves"]["dice"]
         ours = [scores[f"{name}_auc"] for name in ("dice", "filtered_tp", "filtered_tn")]
         assert ours == pytest.approx(areas, abs=5e-7)
-        assert dice[100] < dice[50] <= 1, "setting doubt aside raises Dice"
+        assert dice[100] < dice[50] <= 1, "setting uncertain voxels aside raises Dice"
         assert 0.9 < scores["score"] < 1

@@ -44,6 +44,8 @@ from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory  # the counting that the estimate comes from
 
+from nnunet_brats_ext.storage.errors import UserError
+
 NARROW = dict(features_per_stage=(4, 8, 16, 16, 16))
 REGIONS = LABEL_SCHEMES["glioma_2017"].regions
 BINARY = (BraTS2DWholeTumorTrainer, BraTS2DTumorCoreTrainer, BraTS2DEnhancingTumorTrainer)
@@ -126,7 +128,7 @@ def test_any_size_that_the_strides_allow_trains_and_predicts(size, strides, regi
 
 
 @pytest.mark.parametrize(("region", "regions"), [(0, 3), (1, 3), (2, 3), (2, 4), (1, 2)])
-def test_a_binary_network_leaves_the_other_regions_to_the_background(region, regions):
+def test_a_binary_network_predicts_background_for_the_other_regions(region, regions):
     logits = BinaryUNet2D(4, regions, region, **NARROW).eval()(torch.randn(1, 4, 32, 32))
     others = [other for other in range(regions) if other != region]
     assert (logits[:, others] == ABSENT_LOGIT).all()
@@ -134,12 +136,12 @@ def test_a_binary_network_leaves_the_other_regions_to_the_background(region, reg
     assert logits.half().sigmoid()[:, others].max() < 1e-6
 
 
-def test_a_region_that_the_data_lack_is_named():
-    with pytest.raises(ValueError, match="region 2 is none of the data set's 2 regions"):
+def test_a_region_that_the_data_set_does_not_have_is_an_error():
+    with pytest.raises(UserError, match="region 2 is none of the data set's 2 regions: choose one from 0 to 1"):
         BinaryUNet2D(4, 2, region=2)
 
 
-def test_the_final_relu_silences_pixels_that_learn_without_it():
+def test_the_final_relu_stops_the_gradient_of_some_pixels():
     silent = {}
     for final_relu in (True, False):
         torch.manual_seed(0)
@@ -184,7 +186,7 @@ def test_the_loss_has_the_papers_value(batch, region, expected):
     assert loss.item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_binary_loss_looks_at_its_region_alone():
+def test_a_binary_loss_depends_on_its_region_alone():
     probabilities, target = ONE
     logits = torch.full((3, 3, 8, 8), ABSENT_LOGIT).double()
     logits[:, 1] = probabilities.logit()[:, 0]

@@ -26,6 +26,7 @@ from nnunet_brats_ext.inference.models import open_model
 from nnunet_brats_ext.inference.validations import read_scores
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.losses.outputs import MeanOverOutputs
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import (
     BraTSDeepSupervisionBTrainer,
     BraTSDeepSupervisionCBAMTrainer,
@@ -120,7 +121,7 @@ def test_the_networks_have_the_parameters_of_the_paper():
     assert [parameters(stage) for stage in stages] == [68_611, 375_574, 1_499_260, 5_993_032, 7_983_688, 3_987_196]
 
 
-@pytest.mark.parametrize("options", [{}, dict(norm="instance"), dict(attention=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(norm="instance"), dict(attention=True)], ids=str)
 @pytest.mark.parametrize(
     ("size", "changes"),
     [
@@ -132,7 +133,7 @@ def test_the_networks_have_the_parameters_of_the_paper():
     ],
     ids=str,
 )
-def test_any_size_that_the_strides_allow_trains_and_predicts(size, changes, options):
+def test_variants_of_the_network_train_and_predict_at_any_size_that_the_strides_allow(size, changes, options):
     network = DilatedUNet(4, 3, **(SMALL | changes | options))
     x = torch.randn(2, 4, *size)
     outputs = network(x)
@@ -149,13 +150,18 @@ def test_groups_are_those_of_the_authors_release(channels, groups):
     assert group_norm(channels).num_groups == groups
 
 
-def test_attention_only_ever_weakens_and_in_space_by_half_at_most():
+def test_attention_scales_by_factors_below_one_and_in_space_by_a_half_at_least():
     attention = ConvolutionalBlockAttention(nn.Conv3d, 8, norm_op("group", nn.Conv3d))
     x = torch.randn(2, 8, 6, 8, 10)
     seen = []
     attention.spatial_gate.register_forward_hook(lambda *call: seen.append(call[-1].sigmoid()))
     assert (attention(x).abs() <= x.abs()).all()
     assert 0.5 == seen[0].min() < seen[0].max() < 1
+
+
+def test_an_unknown_norm_is_an_error_that_names_the_choices():
+    with pytest.raises(UserError, match="norm is 'batch': choose 'group' or 'instance'"):
+        DilatedUNet(4, 3, norm="batch")
 
 
 # ---- optimiser and learning rates ----------------------------------------------------------------------------------

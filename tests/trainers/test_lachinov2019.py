@@ -113,7 +113,7 @@ def test_other_widths_have_the_papers_parameters(features):
     ("network", "size"),
     [(NoNewUNet, (16, 32, 16)), (PostActivationResidualUNet, (8, 16, 24)), (CascadedUNet, (32, 64, 32))],
 )
-def test_every_parameter_learns_and_the_output_has_the_size_of_the_input(network, size):
+def test_gradients_reach_every_parameter_at_the_papers_depth(network, size):
     torch.manual_seed(0)
     model = network(4, 3)
     output = model(torch.randn(1, 4, *size))
@@ -125,22 +125,26 @@ def test_every_parameter_learns_and_the_output_has_the_size_of_the_input(network
 
 
 @pytest.mark.parametrize(
-    ("network", "strides", "size"),
+    ("strides", "size", "scales"),
     [
-        (NoNewUNet, [(1, 1), (2, 2), (2, 2)], (16, 12)),
-        (PostActivationResidualUNet, [(1, 1, 1), (1, 2, 2), (2, 2, 2)], (6, 8, 12)),
-        (CascadedUNet, [(1, 1, 1), (1, 2, 2), (2, 2, 2)], (6, 8, 12)),
-        (CascadedUNet, [(1, 1), (2, 2), (2, 2), (2, 2)], (16, 32)),
-        (CascadedUNet, [(1, 1, 1), (2, 2, 2)], (6, 8, 4)),  # a single scale
+        ([(1, 1, 1), (1, 2, 2), (2, 2, 2)], (6, 8, 12), 2),
+        ([(1, 1), (2, 2), (2, 2), (2, 2)], (16, 32), 3),
+        ([(1, 1, 1), (2, 2, 2)], (6, 8, 4), 1),
     ],
 )
-def test_networks_follow_the_strides_of_the_plans(network, strides, size):
+def test_the_cascade_has_as_many_scales_as_the_strides_of_the_plans_allow(strides, size, scales):
     conv_op = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
-    model = network(4, 3, conv_op=conv_op, strides=strides).eval()
+    model = CascadedUNet(4, 3, conv_op=conv_op, strides=strides).eval()
+    assert len(model.scales) == scales
     assert model(torch.randn(1, 4, *size)).shape == (1, 3, *size)
 
 
-def test_the_cascade_looks_at_three_scales_and_hands_maps_only_to_equal_sizes():
+def test_a_cascade_without_downsampling_is_an_error():
+    with pytest.raises(UserError, match=r"strides \(1,\) have no downsampling"):
+        CascadedUNet(4, 3, strides=(1,))
+
+
+def test_the_cascade_has_three_scales_whose_maps_enter_levels_of_equal_size():
     cascade = CascadedUNet(4, 3)
     outputs = cascade(torch.randn(1, 4, 64, 32, 32))
     assert [tuple(logits.shape) for logits in outputs] == [(1, 4, 64, 32, 32), (1, 4, 32, 16, 16), (1, 4, 16, 8, 8)]
@@ -148,7 +152,7 @@ def test_the_cascade_looks_at_three_scales_and_hands_maps_only_to_equal_sizes():
     assert all(module.eps == 1e-3 for module in cascade.modules() if isinstance(module, nn.InstanceNorm3d))
 
 
-def test_the_finest_scale_teaches_the_coarser_ones_through_their_maps():
+def test_gradients_of_the_finest_scale_reach_the_coarser_ones_through_their_maps():
     cascade = CascadedUNet(4, 3)
     cascade(torch.randn(1, 4, 64, 32, 32))[0].square().mean().backward()
     for scale in cascade.scales:
@@ -177,7 +181,7 @@ def test_region_logits_are_those_of_summed_label_probabilities(scheme):
     assert torch.allclose(region_logits(logits, held).sigmoid(), expected, rtol=1e-12)
 
 
-def test_region_logits_lose_nothing_where_a_label_is_certain():
+def test_region_logits_are_exact_where_a_label_is_certain():
     held = labels_of_regions(GLIOMA)
     certain = torch.tensor([[0.0, 0.0, 0.0, 500.0], [500.0, 0.0, 0.0, 0.0]]).view(2, 4, 1, 1).requires_grad_()
     logits = region_logits(certain, held)
@@ -282,8 +286,8 @@ def test_labels_and_regions_are_inverse_in_every_cohort(scheme):
     assert torch.equal(torch.einsum("rl,bl...->br...", held.double(), labels).bool(), target)
 
 
-def test_labels_that_the_regions_do_not_determine_are_an_error():
-    with pytest.raises(ValueError, match=r"\(1, 2\).*softmax over labels"):
+def test_regions_that_do_not_determine_the_labels_are_an_error():
+    with pytest.raises(UserError, match=r"\[\(1, 2\), \(2, 3\)\].*softmax over labels.*define"):
         labels_of_regions([(1, 2), (2, 3)])
 
 

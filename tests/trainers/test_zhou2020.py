@@ -26,7 +26,7 @@ from nnunet_brats_ext.architectures.omnet.tasks import CORE, OUTSIDE, TUMOUR
 from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
 from nnunet_brats_ext.predictions.rule_sets import find_rules
-from nnunet_brats_ext.predictions.rules import Case
+from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
 from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
@@ -99,7 +99,7 @@ def test_trainers_build_the_networks_of_table_one(model, paper):
     assert sum(p.numel() for p in network.parameters() if p.ndim > 1) / 1e6 == pytest.approx(paper, abs=0.0025)
 
 
-def test_layers_start_as_the_authors_did():
+def test_layers_are_initialised_as_by_the_authors():
     network = OMNet(4)
     assert not network.backbone.encoder[0][0][0].bias.any()
     layers = [m for m in network.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)][1:]
@@ -123,7 +123,7 @@ def gradients_of(network: OMNet, task: int) -> tuple[bool, list[bool]]:
 
 @pytest.mark.parametrize("options", [{}, dict(squeeze=2), *(dict(guidance=g) for g in ("full", "minus", "tumour"))])
 @pytest.mark.parametrize("task", range(3))
-def test_the_loss_of_a_task_teaches_the_backbone_and_its_own_head_alone(options, task):
+def test_gradients_of_a_task_reach_the_backbone_and_its_own_head_alone(options, task):
     assert gradients_of(small(**options), task) == (True, [other == task for other in range(3)])
 
 
@@ -212,6 +212,11 @@ def test_compiled_networks_have_no_graph_breaks():
     torch._dynamo.reset()
 
 
+def test_an_unknown_guidance_is_an_error_that_names_the_choices():
+    with pytest.raises(UserError, match="guidance is 'both': choose one of full, minus, tumour, non_tumour"):
+        OMNet(4, guidance="both")
+
+
 # --- fusion (3) ----------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +267,7 @@ def test_fused_regions_are_nested_and_bounded(reduce, tasks):
     assert wt.abs().max() <= 30
 
 
-def test_summed_probabilities_are_the_odds_of_the_other_rule():
+def test_the_log_sum_rule_gives_the_logit_of_summed_probabilities():
     scores = random_scores(1, (4, 4, 4))[:1]
     wt = fuse_regions(scores, torch.logsumexp)[0, 0].sigmoid()
     torch.testing.assert_close(wt, scores[0].softmax(1)[0, 1:4].sum(0))
@@ -596,15 +601,15 @@ def tumours(*volumes: int) -> np.ndarray:
 
 def both_steps(labels: np.ndarray) -> np.ndarray:
     noise = np.random.default_rng(0).normal(size=(4, *labels.shape)).astype(np.float32)
-    return find_rules("zhou2020-kmeans").apply(Case(labels, images=noise))[0]
+    return find_rules("zhou2020-kmeans").apply(RuleInput(labels, images=noise))[0]
 
 
 def test_both_steps_of_post_processing_keep_what_they_promise():
     first = find_rules("zhou2020")
     assert not both_steps(np.zeros((4, 4, 4), np.uint8)).any()
     one = tumours(50)
-    np.testing.assert_array_equal(first.apply(Case(one))[0], one)
-    np.testing.assert_array_equal(first.apply(Case(tumours(200, 20, 19)))[0], tumours(200, 20))
+    np.testing.assert_array_equal(first.apply(RuleInput(one))[0], one)
+    np.testing.assert_array_equal(first.apply(RuleInput(tumours(200, 20, 19)))[0], tumours(200, 20))
     without_et = both_steps(one)
     assert 0 < (without_et == NCR).sum() < 50, "no ET at all is little ET"
     np.testing.assert_array_equal(without_et > 0, one > 0)

@@ -1,4 +1,4 @@
-"""The backbone of OM-Net: FusionNet (Quan et al. 2016, https://arxiv.org/abs/1612.05360) in 3-D."""
+"""The backbone of OM-Net: FusionNet in 3-D (Quan et al. 2016, https://arxiv.org/abs/1612.05360)."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_brats_ext.architectures.blocks import ConvOp
-
-STRIDES = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
-FEATURES = (32, 64, 128, 256)
 
 
 def conv_norm_relu(conv_op: ConvOp, input_channels: int, output_channels: int) -> nn.Sequential:
@@ -38,25 +35,24 @@ class ResidualBlock(nn.Module):
 
 
 class FusionNet(nn.Module):
-    """All layers that the tasks share: images (b, input_channels, *s) -> features (b, features_per_stage[0], *s) >= 0.
+    """The layers that all tasks share: images (b, input_channels, *s) -> features (b, features_per_stage[0], *s) >= 0.
 
-    Every axis of s must be a multiple of its cumulated strides. Skips are added, not concatenated.
+    Every axis of s is a multiple of its cumulated strides. Skips are added, not concatenated. Pooling takes averages,
+    where the authors' takes maxima.
 
-    strides: per stage and axis, the first stage at full size; as many stages are built as both it and
-    `features_per_stage` have.
+    strides: per stage and axis, the first stage at full size. features_per_stage: of as many stages.
     """
 
     def __init__(
         self,
         input_channels: int,
-        conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = STRIDES,
-        features_per_stage: Sequence[int] = FEATURES,
+        conv_op: ConvOp,
+        strides: Sequence[tuple[int, ...]],
+        features_per_stage: Sequence[int],
         dropout: float = 0.5,
     ):
         super().__init__()
-        steps = [tuple(stride) for stride in strides][1 : len(features_per_stage)]
-        features = list(features_per_stage)[: len(steps) + 1]
+        features, steps = list(features_per_stage)[: len(strides)], strides[1:]
         self.output_channels = features[0]
 
         def stage(narrow: int, wide: int) -> nn.Sequential:
@@ -68,13 +64,14 @@ class FusionNet(nn.Module):
             return nn.Sequential(transposed, get_matching_batchnorm(conv_op)(narrow), nn.ReLU(inplace=True))
 
         self.encoder = nn.ModuleList(map(stage, [input_channels, *features[:-1]], features))
-        self.poolings = nn.ModuleList(get_matching_pool_op(conv_op)(step, stride=step) for step in steps)
+        average_pool = get_matching_pool_op(conv_op, pool_type="avg")
+        self.poolings = nn.ModuleList(average_pool(step, stride=step) for step in steps)
         self.dropout = nn.Dropout(dropout)  # of single values, not of whole channels
         # The decoder's lists run from the bottom to the top, as its forward does.
         self.upsamplings = nn.ModuleList(map(upsampling, features[:0:-1], features[-2::-1], steps[::-1]))
         decoder = [stage(width, width) for width in features[-2::-1]]
         if decoder:
-            decoder[-1] = decoder[-1][:-1]  # the closing convolution is each task's own
+            decoder[-1] = decoder[-1][:-1]  # each task has its own last convolution
         self.decoder = nn.ModuleList(decoder)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,8 +85,8 @@ class FusionNet(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """He et al. 2015 (https://arxiv.org/abs/1502.01852) for all weights, biases 0.1 and, of the very first layer, 0."""
+    """Set weights as He et al. 2015 (https://arxiv.org/abs/1502.01852), biases to 0.1 and, of the first layer, to 0."""
     layers = [m for m in network.modules() if isinstance(getattr(m, "bias", None), Tensor) and m.weight.ndim > 1]
-    for layer in layers:  # of a transposed convolution, torch takes the outputs for inputs, and so did the authors
+    for layer in layers:  # in a transposed convolution, torch counts the outputs as inputs, and so did the authors
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.constant_(layer.bias, 0.1 if layer is not layers[0] else 0.0)

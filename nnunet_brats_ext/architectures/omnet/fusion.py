@@ -1,8 +1,8 @@
 """From the scores of OM-Net's tasks to logits of nested regions: the inference rule of Zhou et al. 2020 as arithmetic.
 
-The paper decides in turn: voxels near the tumour of task 0 get the best class of task 1, and in its core task 2 tells
-ET from NCR. As logits of regions, each decision is a sign and each "and" a minimum; so averaging over windows, mirror
-images and folds stays what nnU-Net does with any network.
+The paper decides in turn: voxels near the tumour of task 0 get the best class of task 1, and in its core task 2
+separates ET from NCR. As logits of regions, each decision is a sign and each "and" a minimum, so nnU-Net can average
+them over windows, mirror images and folds as with any network.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nnunet_brats_ext.architectures.omnet.tasks import CORE, ET, TUMOUR
 
-DILATION = 5  # voxels that task 0's tumour grows by, before task 1 decides within it
+DILATION = 5  # voxels by which the tumour of task 0 is dilated; task 1 decides within it
 LIMIT = 30.0  # of a logit; sums of many windows must stay in the range of half precision
 Reduce = Callable[..., Tensor]
 
@@ -37,13 +37,13 @@ def fuse_regions(scores: Sequence[Tensor], reduce: Reduce = torch.amax) -> Tenso
 
 
 def odds(scores: Tensor, classes: Collection[int], reduce: Reduce) -> Tensor:
-    """How far some classes are ahead of all others: (b, k, *s) -> (b, 1, *s)."""
+    """The logit of some classes against all others: (b, k, *s) -> (b, 1, *s)."""
     others = [index for index in range(scores.shape[1]) if index not in classes]
     return reduce(scores[:, list(classes)], 1, keepdim=True) - reduce(scores[:, others], 1, keepdim=True)
 
 
 def dilate(logits: Tensor, voxels: int = DILATION) -> Tensor:
-    """The largest value in the cube around each voxel: a dilation, for logits; one axis after the other."""
+    """Dilation of logits: the largest value in the cube around each voxel, one axis after the other."""
     axes = logits.ndim - 2
     pool = {2: functional.max_pool2d, 3: functional.max_pool3d}[axes]
     for axis in range(axes):

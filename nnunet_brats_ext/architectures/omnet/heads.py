@@ -1,4 +1,4 @@
-"""What each task of OM-Net has for itself. Shapes: b batch, c channels, k classes, *s the two or three spatial axes.
+"""The heads of OM-Net, one per task. Shapes: b batch, c channels, k classes, *s the two or three spatial axes.
 
 Every head maps the shared features (b, c, *s), and the scores (b, 5, *s) of the task before it, to scores (b, k, *s).
 """
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.blocks import ConvOp
 from nnunet_brats_ext.architectures.omnet.backbone import conv_norm_relu
+from nnunet_brats_ext.storage.errors import UserError
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by what all channels average to: Hu et al. 2018, https://arxiv.org/abs/1709.01507.
+    """Squeeze-and-excitation, channels scaled by their averages: Hu et al. 2018, https://arxiv.org/abs/1709.01507.
 
     (b, c, *s) -> (b, c, *s), the factors within (0, 1).
     """
@@ -31,9 +32,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """A convolution and a classifier, behind squeeze-and-excitation if `squeeze` gives its reduction.
+    """A convolution and a classifier; the scores of the task before it are not used.
 
-    It does not look at the task before it.
+    squeeze: reduction of squeeze-and-excitation in front of them, or None.
     """
 
     def __init__(self, conv_op: ConvOp, channels: int, classes: int, squeeze: int | None = None):
@@ -48,14 +49,14 @@ class TaskHead(nn.Module):
 
 
 class Guidance(NamedTuple):
-    """Which categories of voxels have a projection of their own, and whether it counts only where they are likely."""
+    """Which categories of voxels have their own projection, and whether it is weighted by their probability."""
 
     categories: tuple[str, ...]
     by_probability: bool = True
 
 
 CATEGORIES = ("tumour", "non_tumour")
-GUIDANCE = {  # the complete module and its ablations, CGA- CGAt CGAn of the paper's Table I
+GUIDANCE = {  # the complete module and its ablations: CGA-, CGAt, CGAn of the paper's Table I
     "full": Guidance(CATEGORIES),
     "minus": Guidance(CATEGORIES, by_probability=False),
     "tumour": Guidance(CATEGORIES[:1]),
@@ -64,10 +65,10 @@ GUIDANCE = {  # the complete module and its ablations, CGA- CGAt CGAn of the pap
 
 
 class CrossTaskGuidedAttention(nn.Module):
-    """Recalibrates the channels by what the previous task has found: Zhou et al. 2020, section IV.
+    """Cross-task guided attention, channels weighted by the previous task's output: Zhou et al. 2020, section IV.
 
-    Channels weigh as much as they respond to the tumour (Pt) and, in a copy, to the rest (Pn = 1 - Pt): CSCI. The
-    scores of both are composed voxel by voxel as Pt * St + Pn * Sn: CompSeg. The previous task learns nothing here.
+    Channels are weighted by their response to the tumour (Pt) and, in a copy, to the rest (Pn = 1 - Pt): CSCI. The
+    scores of both are composed voxel by voxel as Pt * St + Pn * Sn: CompSeg. The previous task gets no gradient.
 
     tumour: the classes of the previous task that make up Pt. guidance: a name of `GUIDANCE`.
     """
@@ -76,13 +77,15 @@ class CrossTaskGuidedAttention(nn.Module):
         self, conv_op: ConvOp, channels: int, classes: int, tumour: Collection[int], guidance: str = "full"
     ) -> None:
         super().__init__()
+        if guidance not in GUIDANCE:
+            raise UserError(f"guidance is {guidance!r}: choose one of {', '.join(GUIDANCE)}")
         categories, self.by_probability = GUIDANCE[guidance]
         self.tumour = sorted(tumour)
         self.project = nn.ModuleDict({name: conv_op(channels, classes, 1) for name in categories})
         self.combine = conv_op(classes, classes, 1)
 
     def probabilities(self, previous: Tensor) -> Tensor:
-        """Of tumour and non-tumour, in fp32 and without gradient: (b, k, *s) -> (b, 2, *s)."""
+        """Probabilities of tumour and non-tumour, in fp32 and without gradient: (b, k, *s) -> (b, 2, *s)."""
         tumour = previous.detach().float().softmax(1)[:, self.tumour].sum(1, keepdim=True)
         return torch.cat([tumour, 1 - tumour], 1)
 
@@ -98,10 +101,10 @@ class CrossTaskGuidedAttention(nn.Module):
 
 
 def channel_importance(features: Tensor, probabilities: Tensor) -> Tensor:
-    """Category-specific channel importance (CSCI): how a category's response is shared out among the channels.
+    """Category-specific channel importance (CSCI): each channel's share of the response to a category.
 
     features (b, c, *s) >= 0, probabilities of n categories (b, n, *s) -> (b, n, c) in fp32, each summing to 1 over c;
-    all zero where nothing responds. Over a window as large as a brain, a sum overflows half precision.
+    all zero where nothing responds. In fp32, because sums over a whole brain overflow half precision.
     """
     with torch.autocast(features.device.type, enabled=False):
         voxels = probabilities.flatten(2).float()

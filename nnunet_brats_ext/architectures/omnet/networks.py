@@ -1,6 +1,6 @@
 """OM-Net and the model cascade that it replaces: Zhou et al. 2020, https://arxiv.org/abs/1906.01796.
 
-While they train, a batch holds the data of all tasks in blocks of equal size, [Data-1 | Data-2 | Data-3].
+In training, a batch holds the data of all tasks in blocks of equal size, [Data-1 | Data-2 | Data-3].
 """
 
 from abc import abstractmethod
@@ -10,38 +10,60 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.blocks import ConvOp
-from nnunet_brats_ext.architectures.omnet.backbone import FEATURES, STRIDES, FusionNet, initialise
+from nnunet_brats_ext.architectures.blocks import ConvOp, SegmentationNetwork, Strides
+from nnunet_brats_ext.architectures.omnet.backbone import FusionNet, initialise
 from nnunet_brats_ext.architectures.omnet.fusion import fuse_regions
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, TaskHead
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES, CORE, REGIONS, TUMOUR
+from nnunet_brats_ext.storage.errors import UserError
+
+STRIDES = (1, 2, 2, 2)
+FEATURES = (32, 64, 128, 256)
 
 
 class TaskOutput(NamedTuple):
-    """regions (b, 3, *s), None while training. scores: by task, of rows that end with the block of the task's data."""
+    """What the networks give in train mode.
+
+    regions: logits (b, 3, *s); None in train mode.
+    scores: by task, of the rows of the batch up to the end of the task's block, or of this block alone.
+    """
 
     regions: Tensor | None
     scores: dict[int, Tensor]
 
 
-class TaskNetwork(nn.Module):
-    """What OM-Net and the model cascade share; eval mode: images (b, c, *s) -> logits of WT, TC, ET (b, 3, *s).
+class TaskNetwork(SegmentationNetwork):
+    """Base class of OM-Net and the model cascade; the classes are WT, TC, ET.
 
-    Train mode gives a TaskOutput of the `active_tasks`. So does eval mode, of all tasks and with regions, where
-    `deep_supervision`, nnU-Net's switch for more than one output, is on: validation wants both.
+    Train mode gives a TaskOutput of the `active_tasks`.
     """
 
-    def __init__(self, num_classes: int, tasks: int, deep_supervision: bool):
-        super().__init__()
+    tasks: int
+    """How many of the three tasks there are."""
+
+    active_tasks: tuple[int, ...]
+    """The tasks that train mode computes; all, until a curriculum says otherwise."""
+
+    deep_supervision: bool
+    """nnU-Net's switch for more than one output. On, eval mode gives a TaskOutput of all tasks, with regions, for the
+    loss and the scores of validation; off, the regions alone."""
+
+    def __init__(
+        self, num_classes: int, conv_op: ConvOp, strides: Strides, stages: int, tasks: int, deep_supervision: bool
+    ):
+        super().__init__(conv_op, strides, stages)
         if num_classes != REGIONS:
-            raise ValueError(f"OM-Net predicts WT, TC and ET; this dataset has {num_classes} regions")
+            raise UserError(
+                f"OM-Net predicts {REGIONS} regions, WT, TC and ET, but num_classes is {num_classes}: "
+                "train it on a data set with these regions"
+            )
         self.tasks, self.deep_supervision = tasks, deep_supervision
         self.active_tasks = tuple(range(tasks))
 
     @property
     @abstractmethod
     def task_modules(self) -> nn.ModuleList:
-        """By task, what it trains and no other task does."""
+        """By task, the layers that this task alone trains."""
 
     @abstractmethod
     def steps(self, phase: int) -> list[tuple[int, ...]]:
@@ -56,7 +78,7 @@ class TaskNetwork(nn.Module):
         """The scores of every task for every row."""
 
     def idle_parameters(self) -> list[nn.Parameter]:
-        """Of the tasks that are not active; they get no gradient."""
+        """The parameters of the tasks that are not active, which get no gradient."""
         idle = [module for task, module in enumerate(self.task_modules) if task not in self.active_tasks]
         return [parameter for module in idle for parameter in module.parameters()]
 
@@ -72,29 +94,37 @@ class TaskNetwork(nn.Module):
 
 
 class OMNet(TaskNetwork):
-    """One-pass multi-task network: one backbone, a head for each task on its own data and that of the tasks before.
+    """One-pass multi-task network of Zhou et al. 2020, https://arxiv.org/abs/1906.01796: one backbone, a head per task.
 
-    The sizes of its images must be multiples of the cumulated strides; see `FusionNet` for the arguments it shares.
+    In train mode, a head sees the rows of its own task and of those before it. With guidance every head sees all rows,
+    as each needs the scores of the one before; batch statistics are then those of all rows. In eval mode, the tasks'
+    scores are fused to logits of WT, TC and ET. The arguments are those of `SegmentationNetwork` and:
 
-    tasks: how many of the three. squeeze: reduction of squeeze-and-excitation in every head, or None. guidance: a name
-    of `heads.GUIDANCE` for cross-task guided attention in the heads after the first, or None. With guidance every head
-    sees all rows, as each needs the one before it; batch statistics are then those of all rows.
+    tasks: how many of the three. squeeze: reduction of squeeze-and-excitation in every head, or None.
+    guidance: a name of `heads.GUIDANCE` for cross-task guided attention in the heads after the first, or None.
+    deep_supervision: see the attribute.
+
+    >>> OMNet(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 8, 16, 16)).shape
+    torch.Size([1, 3, 8, 16, 16])
     """
+
+    guided: bool
+    """Whether the heads after the first are `CrossTaskGuidedAttention`."""
 
     def __init__(
         self,
         input_channels: int,
         num_classes: int = REGIONS,
         conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = STRIDES,
+        strides: Strides = STRIDES,
         features_per_stage: Sequence[int] = FEATURES,
         tasks: int = 3,
         squeeze: int | None = None,
         guidance: str | None = None,
         deep_supervision: bool = False,
     ):
-        super().__init__(num_classes, tasks, deep_supervision)
-        self.backbone = FusionNet(input_channels, conv_op, strides, features_per_stage)
+        super().__init__(num_classes, conv_op, strides, len(features_per_stage), tasks, deep_supervision)
+        self.backbone = FusionNet(input_channels, conv_op, self.strides, features_per_stage)
         channels = self.backbone.output_channels
         heads: list[nn.Module] = [TaskHead(conv_op, channels, classes, squeeze) for classes in CLASSES[:tasks]]
         if guidance:
@@ -120,7 +150,7 @@ class OMNet(TaskNetwork):
         return self._score(x, [len(x)] * self.tasks)
 
     def _score(self, x: Tensor, ends: Sequence[int]) -> list[Tensor]:
-        """The scores of as many tasks as there are ends, each of the rows up to its end."""
+        """The scores of the first tasks, each of the rows up to its end."""
         features, scores, latest = self.backbone(x), [], None
         for head, end in zip(self.heads, ends, strict=False):
             latest = head(features if self.guided else features[:end], latest)
@@ -129,9 +159,13 @@ class OMNet(TaskNetwork):
 
 
 class ModelCascade(TaskNetwork):
-    """The model cascade MC1, MC2 or MC3 of Zhou et al. 2020: a network for each task, on that task's data alone.
+    """Model cascade MC1, MC2 or MC3 of Zhou et al. 2020, https://arxiv.org/abs/1906.01796: a network for each task.
 
-    Takes the arguments of `OMNet`. The networks learn one after the other, so that their gradients are clipped apart.
+    Each network sees its own task's rows alone in train mode, and has an optimiser step of its own, so that gradients
+    are clipped separately. The arguments are those of `OMNet`, without `squeeze` and `guidance`.
+
+    >>> ModelCascade(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 8, 16, 16)).shape
+    torch.Size([1, 3, 8, 16, 16])
     """
 
     def __init__(
@@ -139,15 +173,15 @@ class ModelCascade(TaskNetwork):
         input_channels: int,
         num_classes: int = REGIONS,
         conv_op: ConvOp = nn.Conv3d,
-        strides: Sequence[Sequence[int]] = STRIDES,
+        strides: Strides = STRIDES,
         features_per_stage: Sequence[int] = FEATURES,
         tasks: int = 3,
         deep_supervision: bool = False,
     ):
-        super().__init__(num_classes, tasks, deep_supervision)
+        super().__init__(num_classes, conv_op, strides, len(features_per_stage), tasks, deep_supervision)
         self.networks = nn.ModuleList()
         for classes in CLASSES[:tasks]:
-            backbone = FusionNet(input_channels, conv_op, strides, features_per_stage)
+            backbone = FusionNet(input_channels, conv_op, self.strides, features_per_stage)
             self.networks.append(nn.Sequential(backbone, TaskHead(conv_op, backbone.output_channels, classes)))
             initialise(self.networks[-1])
 
@@ -166,7 +200,7 @@ class ModelCascade(TaskNetwork):
 
 
 def _all_in_the_graph(scores: dict[int, Tensor], idle: Sequence[nn.Parameter]) -> dict[int, Tensor]:
-    """The scores, with nothing added by the idle parameters: DistributedDataParallel waits for a gradient of each."""
+    """The scores plus zero times the idle parameters, because DistributedDataParallel waits for a gradient of each."""
     if idle and torch.distributed.is_available() and torch.distributed.is_initialized():
         first = next(iter(scores))
         scores[first] = scores[first] + 0 * sum(parameter.sum() for parameter in idle)

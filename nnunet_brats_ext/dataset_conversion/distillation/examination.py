@@ -1,8 +1,7 @@
 """Reading the files of one case, in a worker process: are they sound, what do they show, how sure is the prediction."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern
 from nnunet_brats_ext.dataset_conversion.distillation.sources import Candidate
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
-from nnunet_brats_ext.predictions.heads import convert
+from nnunet_brats_ext.predictions.heads import convert_head
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import Grid, read_image, read_label_map, read_probabilities
+from nnunet_brats_ext.storage.images import Grid, read_image, read_probabilities, to_labels
 
 
 @dataclass(frozen=True)
@@ -33,41 +32,38 @@ class Examination:
     confidence: float | None = None
 
 
-def examine(cases: Mapping[str, Candidate], labels: frozenset[int], regions: Head | None, key: str) -> Examination:
+def examine_case(cases: Mapping[str, Candidate], labels: frozenset[int], regions: Head | None, key: str) -> Examination:
     """Read a case in full; what nnU-Net could not train on is an error.
 
     labels: those that the data set knows. regions: its head; None where its labels are not nested.
     """
     case = cases[key]
-    sha256: dict[Path, str] = {}
-    contents, patterns, grids = [], [], []
-    for path in case.images:
-        volume, grid, sha256[path] = read_image(path)
-        contents.append(content_hash(volume))
-        patterns.append(pattern(volume))
-        grids.append(grid)
-    found = Examination(sha256, contents, np.stack(patterns), grids[0])
+    images = {path: read_image(path) for path in case.images}
+    grid = next(iter(images.values())).grid
+    found = Examination(
+        {path: image.sha256 for path, image in images.items()},
+        [content_hash(image.array) for image in images.values()],
+        np.stack([pattern(image.array) for image in images.values()]),
+        grid,
+    )
     if case.label is None:
         return found
-    label_map, grid = read_label_map(case.label)
-    if difference := grid.difference(grids[0]):
+    image = read_image(case.label)
+    if difference := image.grid.difference(grid):
         raise UserError(f"{case.label} and its images differ in {difference}")
-    present, counts = np.unique(label_map, return_counts=True)
-    if strangers := sorted(set(present.tolist()) - labels):
-        raise UserError(f"{case.label} holds the labels {strangers}; the data set has {sorted(labels)}")
-    sha256[case.label] = hashlib.sha256(case.label.read_bytes()).hexdigest()
-    return Examination(
-        sha256,
-        contents,
-        found.patterns,
-        found.grid,
-        present.tolist(),
-        int(counts[present > 0].sum()),
-        confidence(region_probabilities(case, regions)) if case.npz and regions else None,
+    present, counts = np.unique(to_labels(image.array, case.label), return_counts=True)
+    if unknown := sorted(set(present.tolist()) - labels):
+        raise UserError(f"{case.label} holds the labels {unknown}; the data set has {sorted(labels)}")
+    return replace(
+        found,
+        sha256={**found.sha256, case.label: image.sha256},
+        labels=present.tolist(),
+        tumour_voxels=int(counts[present > 0].sum()),
+        confidence=confidence(region_probabilities(case, regions)) if case.npz and regions else None,
     )
 
 
 def region_probabilities(case: Candidate, regions: Head) -> np.ndarray:
     """The probabilities of a prediction as those of the data set's regions, (region, z, y, x)."""
     assert case.npz is not None and case.head is not None, "opened with its probabilities"
-    return convert(read_probabilities(case.npz), case.head, regions)
+    return convert_head(read_probabilities(case.npz, case.head), case.head, regions)

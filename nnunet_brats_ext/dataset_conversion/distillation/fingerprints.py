@@ -1,8 +1,8 @@
-"""Telling the same images under other names, in other files: MSD Task01 holds cases of BraTS 2016 and 2017.
+"""Fingerprints that find the same images under other names: MSD Task01 holds cases of BraTS 2016 and 2017.
 
-Two looks at one volume. The *content hash* says that two volumes hold the same values, whatever the header, axis order,
-flips, number type, margins or intensity scale. The *pattern* says how alike two volumes look, flipped or not, which
-survives resampling and lossy storage too; `benchmarks/duplicates.py` shows how well. Arrays are (z, y, x).
+A volume has two. Equal *content hashes* mean the same values, whatever the header, axis order, flips, number type,
+margins or intensity scale. *Patterns* measure how similar two volumes look, flipped or not, also after resampling and
+lossy storage; `benchmarks/duplicates.py` shows how well. Arrays are (z, y, x).
 """
 
 import hashlib
@@ -12,16 +12,16 @@ from itertools import combinations, product
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-DISTINCT = 16  # values other than the background that a volume needs to be told from others
+DISTINCT = 16  # values other than the background that a volume needs to be identified by its content
 CELLS = 24  # of a pattern along each axis: 6 to 7 mm of a brain
-COARSE = 1.5  # cells; what is smoother than this all brains share
+COARSE = 1.5  # cells; structures that are smoother than this are common to all brains
 
 
 def content_hash(volume: np.ndarray) -> str | None:
-    """A hash of how often each value occurs, from the lowest to the highest; None where too few values occur to tell.
+    """A hash of how often each value occurs, from the lowest to the highest; None where too few values occur.
 
-    The values themselves do not count, and neither does the background, the commonest of them: equal are also volumes
-    with a margin more or less, or with intensities on another (rising) scale. Two scans of one patient differ.
+    The values themselves do not count, and neither does the background, the most frequent of them. So volumes with
+    another margin, or with intensities on another (rising) scale, have the same hash. Two scans of one patient differ.
     """
     _, counts = np.unique(volume, return_counts=True)
     counts = np.delete(counts, counts.argmax())
@@ -31,10 +31,10 @@ def content_hash(volume: np.ndarray) -> str | None:
 
 
 def pattern(volume: np.ndarray) -> np.ndarray:
-    """What sets a brain apart, as float16 (`CELLS`,) * 3 of length one; zeros where there is nothing to see.
+    """The individual structure of a brain, as float16 (`CELLS`,) * 3 of length one; zeros for an empty volume.
 
-    The box around all that is not background, averaged over a grid of cells, without all that is smooth: the shape of
-    the head and the difference of white and grey matter, which are alike in everybody, weigh little.
+    The box around all that is not background, averaged over a grid of cells, without its smooth part: the shape of the
+    head and the difference of white and grey matter, which are similar in everybody, count little.
     """
     values, counts = np.unique(volume, return_counts=True)
     inside = volume != values[counts.argmax()]
@@ -62,11 +62,11 @@ def _cell_means(volume: np.ndarray) -> np.ndarray:
     return volume
 
 
-def alike(patterns: Sequence[np.ndarray], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """The pairs of cases i < j that look alike, with their similarity, at least `threshold` and at most 1.
+def similar_pairs(patterns: Sequence[np.ndarray], threshold: float) -> Iterator[tuple[int, int, float]]:
+    """The pairs of cases i < j that look the same, with their similarity, at least `threshold` and at most 1.
 
     patterns: of each case, (channel, `CELLS`, `CELLS`, `CELLS`) in one order of channels. The similarity is the mean
-    correlation over the channels in which both cases show something, in the best of the eight flips of the axes.
+    correlation over the channels that are not empty in either case, in the best of the eight flips of the axes.
     """
     for start, other in product(range(0, len(patterns), _BLOCK), repeat=2):
         if start > other:

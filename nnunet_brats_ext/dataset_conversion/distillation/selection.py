@@ -4,24 +4,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nnunet_brats_ext.dataset_conversion.distillation.examination import Examination
-from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import alike
+from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import similar_pairs
 from nnunet_brats_ext.dataset_conversion.distillation.sources import EXCLUDED, MANUAL, Candidate, Exclusion
 
-NAMED, SAME_IMAGES, DUPLICATE, UNSURE = "excluded by name", "excluded by images", "duplicate", "low confidence"
+NAMED, SAME_IMAGES, DUPLICATE = "excluded by name", "excluded by images", "duplicate"  # reasons
+LOW_CONFIDENCE = "low confidence"
 
 
 @dataclass(frozen=True)
-class Twin:
-    """Two cases with the same images: `similarity` is 1 where a channel is the same voxel for voxel."""
+class Duplicate:
+    """Another case with the same images: `similarity` is 1 where a channel is the same voxel for voxel.
+
+    channels: those that are the same; empty where the two only look the same.
+    """
 
     key: str
     similarity: float
-    channels: tuple[int, ...] = ()  # that are the same; empty where the two only look alike
+    channels: tuple[int, ...] = ()
+
+    def describe(self) -> str:
+        if self.channels:
+            return f"{self.key}: the same voxels in channel {', '.join(map(str, self.channels))}"
+        return f"{self.key}: looks the same ({self.similarity:.3f})"
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A case that was left out. `because` quotes what speaks against it."""
+    """A case that was left out. `because` quotes the evidence."""
 
     key: str
     reason: str
@@ -30,7 +39,7 @@ class Dropped:
 
 @dataclass
 class Selection:
-    """kept: keys in the order given. same_patient: kept cases that look like another one, and which (near twins)."""
+    """kept: keys in the order given. same_patient: kept case -> the cases that it is a duplicate of."""
 
     kept: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
@@ -38,12 +47,26 @@ class Selection:
     remarks: dict[str, list[str]] = field(default_factory=dict)
 
 
-def find_twins(examined: Mapping[str, Examination], similarity: float | None) -> dict[str, list[Twin]]:
-    """Case -> the cases that are the same images, in both directions; all those that look alike if a number is given.
+def find_duplicates(examined: Mapping[str, Examination], similarity: float | None) -> dict[str, list[Duplicate]]:
+    """Case -> the cases with the same images, in both directions; also those that look the same, if a number is given.
 
-    One channel that is the same makes two cases twins: their other channels may have been registered anew.
+    One equal channel makes two cases duplicates: their other channels may have been registered again.
     """
-    twins: dict[str, list[Twin]] = {key: [] for key in examined}
+    duplicates: dict[str, list[Duplicate]] = {key: [] for key in examined}
+    same = _same_channels(examined)
+    for (key, other), channels in same.items():
+        duplicates[key].append(Duplicate(other, 1.0, tuple(sorted(channels))))
+    if similarity is not None:
+        keys = list(examined)
+        for i, j, value in similar_pairs([examined[key].patterns for key in keys], similarity):
+            if (keys[i], keys[j]) not in same:
+                duplicates[keys[i]].append(Duplicate(keys[j], value))
+                duplicates[keys[j]].append(Duplicate(keys[i], value))
+    return duplicates
+
+
+def _same_channels(examined: Mapping[str, Examination]) -> dict[tuple[str, str], set[int]]:
+    """(case, other case) -> the channels of the case whose content the other one has in some channel, too."""
     holders: dict[str, dict[str, int]] = {}
     for key, found in examined.items():
         for channel, content in enumerate(found.contents):
@@ -54,58 +77,44 @@ def find_twins(examined: Mapping[str, Examination], similarity: float | None) ->
         for key, channel in cases.items():
             for other in cases.keys() - {key}:
                 same.setdefault((key, other), set()).add(channel)
-    for (key, other), channels in same.items():
-        twins[key].append(Twin(other, 1.0, tuple(sorted(channels))))
-    if similarity is not None:
-        keys = list(examined)
-        for i, j, value in alike([examined[key].patterns for key in keys], similarity):
-            if (keys[i], keys[j]) not in same:
-                twins[keys[i]].append(Twin(keys[j], value))
-                twins[keys[j]].append(Twin(keys[i], value))
-    return twins
+    return same
 
 
 def select(
     candidates: Mapping[str, Candidate],
     exclusion: Exclusion,
     examined: Mapping[str, Examination],
-    twins: Mapping[str, Sequence[Twin]],
-    drop_near_twins: bool = True,
+    duplicates: Mapping[str, Sequence[Duplicate]],
+    drop_near_duplicates: bool = True,
     min_confidence: float | None = None,
 ) -> Selection:
-    """Decide case by case, in the order given: a case yields to its twins before it.
+    """Decide case by case, in the order given: of duplicates the first one stays.
 
-    candidates: manual ones first, then foreign, then pseudo-labelled; the images of `exclusion` before all, as kind
-    `excluded`. Manual cases yield to excluded ones only. Excluded cases keep out their twins, too.
+    candidates: the images of `exclusion` first, as kind `excluded`, then manual, foreign and pseudo-labelled cases.
+    Manual cases are dropped only if they are excluded. A duplicate of an excluded case is excluded, too.
     """
     result = Selection()
-    standing: dict[str, bool] = {}  # case that keeps out its twins -> whether it is itself kept out
+    seen: dict[str, bool] = {}  # case whose duplicates are dropped -> whether it is excluded itself
     for key, case in candidates.items():
         if case.kind == EXCLUDED:
-            standing[key] = True
+            seen[key] = True
             continue
-        before = [twin for twin in twins[key] if twin.key in standing]
-        binding = [twin for twin in before if twin.channels or drop_near_twins]
+        before = [duplicate for duplicate in duplicates[key] if duplicate.key in seen]
+        counted = [duplicate for duplicate in before if duplicate.channels or drop_near_duplicates]
         if named := sorted(case.names & set(exclusion.names)):
-            standing[key] = True
+            seen[key] = True
             result.dropped.append(Dropped(key, NAMED, f"{named[0]} in {exclusion.names[named[0]]}"))
-        elif kept_out := next((twin for twin in binding if standing[twin.key]), None):
-            standing[key] = True
-            result.dropped.append(Dropped(key, SAME_IMAGES, describe(kept_out)))
-        elif case.kind != MANUAL and binding:
-            result.dropped.append(Dropped(key, DUPLICATE, describe(binding[0])))
+        elif excluded := next((duplicate for duplicate in counted if seen[duplicate.key]), None):
+            seen[key] = True
+            result.dropped.append(Dropped(key, SAME_IMAGES, excluded.describe()))
+        elif case.kind != MANUAL and counted:
+            result.dropped.append(Dropped(key, DUPLICATE, counted[0].describe()))
         elif (sure := examined[key].confidence) is not None and min_confidence is not None and sure < min_confidence:
-            result.dropped.append(Dropped(key, UNSURE, f"{sure:.3f} is below {min_confidence:g}"))
+            result.dropped.append(Dropped(key, LOW_CONFIDENCE, f"{sure:.3f} is below {min_confidence:g}"))
         else:
-            standing[key] = False
+            seen[key] = False
             result.kept.append(key)
             if before:
-                result.same_patient[key] = {twin.key for twin in before}
-                result.remarks[key] = [f"kept beside {describe(twin)}" for twin in before]
+                result.same_patient[key] = {duplicate.key for duplicate in before}
+                result.remarks[key] = [f"kept beside {duplicate.describe()}" for duplicate in before]
     return result
-
-
-def describe(twin: Twin) -> str:
-    if twin.channels:
-        return f"{twin.key}: the same voxels in channel {', '.join(map(str, twin.channels))}"
-    return f"{twin.key}: looks the same ({twin.similarity:.3f})"

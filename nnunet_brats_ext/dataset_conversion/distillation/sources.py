@@ -1,6 +1,6 @@
-"""What goes into a distillation: a labelled data set, data sets with labels of others, predictions, what to keep out.
+"""The cases of a distillation: of a labelled data set, of others with foreign labels, predictions, and what stays out.
 
-All of it is looked at before anything is read in full, and one error names all that does not fit.
+Names and headers are checked before any file is read in full, and one error names all that does not fit.
 """
 
 import csv
@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.brats import BACKGROUND, Head
+from nnunet_brats_ext.brats import Head
+from nnunet_brats_ext.dataset_conversion.dataset_folder import RawDataset, read_manifest
 from nnunet_brats_ext.dataset_conversion.scan import patient_id, scan
-from nnunet_brats_ext.predictions.folders import find_cases, open_members
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.predictions.folders import find_cases, open_folders
+from nnunet_brats_ext.storage.datasets import FILE as DATASET_JSON
+from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
+from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.nnunet import MANIFEST
 
-MANUAL, FOREIGN, PSEUDO = "manual", "foreign", "pseudo"  # where two are the same images, the former's label wins
+MANUAL, FOREIGN, PSEUDO = "manual", "foreign", "pseudo"  # of two with the same images, the former's label is taken
 EXCLUDED = "excluded"
-DATASET_JSON = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What must not be trained on. names: case or patient -> where it stands; images: cases known by their images.
+    """What must not be trained on.
 
-    listed: those that someone wrote down, perhaps with a slip of the pen.
+    names: case or patient -> the file or folder that names it. images: cases known by their images. listed: those that
+    the user has listed in files, where names may be misspelt.
     """
 
     names: Mapping[str, Path]
@@ -66,142 +68,133 @@ class Exclusion:
         return found
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A data set in nnUNet_raw; `described` is the cases of its manifest, if `nnunet_brats convert` wrote one."""
-
-    folder: Path
-    dataset_json: Mapping[str, Any]
-    described: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def open(cls, folder: Path) -> "Dataset":
-        return cls(folder, read_json(folder / DATASET_JSON), _described(folder))
-
-    @property
-    def ending(self) -> str:
-        return self.dataset_json["file_ending"]
-
-    @property
-    def labels(self) -> set[int]:
-        return label_values(self.dataset_json)
+# ---- channels -------------------------------------------------------------------------------------------------------
 
 
-def channels_of(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
-    """What each channel shows. One that was normalised beforehand is told from one that nnU-Net normalises."""
-    names = [dataset_json["channel_names"][str(i)] for i in range(len(dataset_json["channel_names"]))]
-    sequences = dataset_json.get("brats_sequences") or names
+def channels_of(description: DatasetDescription) -> tuple[str, ...]:
+    """What each channel shows, and whether its images come normalised: such are no match for images that do not."""
+    pairs = zip(description.sequences, description.channel_names, strict=True)
     return tuple(
-        f"{sequence}, {name}" if name.casefold() == "nonorm" and sequence != name else sequence
-        for sequence, name in zip(sequences, names, strict=True)
+        f"{sequence}, normalised" if name.casefold() == NO_NORMALISATION.casefold() else sequence
+        for sequence, name in pairs
     )
 
 
 def channel_order(present: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where each wanted channel lies among the present ones, by name; sets of names that differ are an error."""
+    """Where each wanted channel is among the present ones; other channels are an error.
+
+    Channels of one name, as of a data set that does not say what its channels show, are taken in their order.
+    """
     here, there = ([name.casefold() for name in names] for names in (present, wanted))
     if sorted(here) != sorted(there) or (len(set(here)) < len(here) and here != there):
         raise UserError(f"its channels are {list(present)}, those of the labelled data set {list(wanted)}")
     return [here.index(name) for name in there] if len(set(here)) == len(here) else list(range(len(here)))
 
 
-def label_values(dataset_json: Mapping[str, Any]) -> set[int]:
-    """All labels that a dataset.json declares, background included."""
-    values = (value if isinstance(value, list) else [value] for value in dataset_json["labels"].values())
-    return {BACKGROUND}.union(*values)
+# ---- labelled data sets ---------------------------------------------------------------------------------------------
 
 
-def labelled_cases(dataset: Dataset, kind: str, wanted: Dataset) -> list[Candidate]:
+def labelled_cases(dataset: RawDataset, kind: str, wanted: RawDataset) -> list[Candidate]:
     """The training cases of a data set, their channels in the order of `wanted`."""
-    problems = []
-    for key in ("labels", "regions_class_order", "file_ending"):
-        here, there = dataset.dataset_json.get(key), wanted.dataset_json.get(key)
-        if here != there:
-            problems.append(f"{key} {here} differs from {there} of {wanted.folder.name}")
+    here, there = dataset.description, wanted.description
+    problems = [
+        f"{what} {getattr(here, attribute)} differs from {getattr(there, attribute)} of {wanted.folder.name}"
+        for what, attribute in (("labels", "declared"), ("regions_class_order", "paint"), ("file_ending", "ending"))
+        if getattr(here, attribute) != getattr(there, attribute)
+    ]
+    order: list[int] = []
     try:
-        order = channel_order(channels_of(dataset.dataset_json), channels_of(wanted.dataset_json))
-    except ValueError as error:
+        order = channel_order(channels_of(here), channels_of(there))
+    except UserError as error:
         problems.append(str(error))
     if problems:
         raise UserError(f"{dataset.folder}: {'; '.join(problems)}; convert both with `nnunet_brats convert`")
-    cases = []
-    for case, (images, label) in training_files(dataset).items():
-        described = dataset.described.get(case, {})
-        ordered = tuple(images[i] for i in order)
-        cases.append(
-            Candidate(
-                case, kind, dataset.folder, ordered, label, identities=_identities(case, described), described=described
-            )
-        )
+    cases = [
+        _candidate(case, kind, dataset.folder, [images[i] for i in order], dataset.cases, label=label)
+        for case, (images, label) in training_files(dataset).items()
+    ]
     _require_files(cases)
     return cases
 
 
-def training_files(dataset: Dataset) -> dict[str, tuple[list[Path], Path]]:
+def training_files(dataset: RawDataset) -> dict[str, tuple[list[Path], Path]]:
     """Case -> images by channel and label map, found as nnU-Net finds them: listed in dataset.json, or in labelsTr."""
-    if listed := dataset.dataset_json.get("dataset"):
-        return {
-            case: ([dataset.folder / image for image in files["images"]], dataset.folder / files["label"])
-            for case, files in sorted(listed.items())
-        }
-    count = len(dataset.dataset_json["channel_names"])
+    folder, description = dataset.folder, dataset.description
+    if listed := description.content.get("dataset"):
+        try:
+            return {
+                case: ([folder / image for image in files["images"]], folder / files["label"])
+                for case, files in sorted(listed.items())
+            }
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{description.source}: dataset should be {{CASE: {{"images": [FILE, ...], "label": FILE}}, ...}}'
+            ) from error
+    count = len(description.channel_names)
     return {
-        case: (_images(dataset.folder / "imagesTr", case, count, dataset.ending), label)
-        for case, label in find_cases(dataset.folder / "labelsTr", dataset.ending).items()
+        case: (_images(folder / "imagesTr", case, count, description.ending), label)
+        for case, label in find_cases(folder / "labelsTr", description.ending).items()
     }
 
 
-def predicted_cases(predictions: Path, images: Path, wanted: Dataset, probabilities: str) -> list[Candidate]:
+# ---- predictions ----------------------------------------------------------------------------------------------------
+
+
+def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabilities: str) -> list[Candidate]:
     """The cases of a prediction folder, with the images that were predicted; a prediction without images is an error.
 
-    probabilities: `needed` or `if complete`, as `open_members` takes it. What the channels of the images are says the
-    dataset.json of the prediction, since the model was fed with them; one beside the images must agree.
+    probabilities: `needed` or `if complete`, as `open_folders` takes it. The dataset.json of the prediction says what
+    the channels of the images are, since the model was given them; one beside the images must agree.
     """
-    (member,) = open_members([predictions], probabilities)
-    if member.dataset_json is None:
-        raise UserError(f"{predictions} has no {DATASET_JSON}, which tells what its labels and channels are")
-    if (values := label_values(member.dataset_json)) != wanted.labels:
-        raise UserError(f"{predictions} predicts the labels {sorted(values)}, {wanted.folder.name} has {wanted.labels}")
-    if (ending := member.dataset_json["file_ending"]) != wanted.ending:
-        raise UserError(f"{predictions} has files in {ending}, {wanted.folder.name} in {wanted.ending}")
-    channels = channels_of(member.dataset_json)
-    beside = images.parent / DATASET_JSON
-    if beside.is_file() and channels_of(read_json(beside)) != channels:
-        raise UserError(f"{predictions} was predicted from {channels}; {beside} says {channels_of(read_json(beside))}")
-    try:
-        order = channel_order(channels, channels_of(wanted.dataset_json))
-    except ValueError as error:
-        raise UserError(f"{predictions}: {error}") from error
-    described = _described(images.parent)
-    cases = []
-    for case, label in member.cases.items():
-        files = _images(images, case, len(channels), wanted.ending)
-        about = described.get(case, {})
-        ordered = tuple(files[i] for i in order)
-        npz = member.npz(case) if member.head else None
-        cases.append(
-            Candidate(case, PSEUDO, predictions, ordered, label, npz, member.head, _identities(case, about), about)
+    (folder,) = open_folders([predictions], probabilities)
+    predicted, target = folder.description, wanted.description
+    if predicted is None:
+        raise UserError(f"{predictions} has no {DATASET_JSON}, which says what its labels and channels are")
+    if predicted.labels != target.labels:
+        raise UserError(
+            f"{predictions} predicts the labels {sorted(predicted.labels)}, {wanted.folder.name} has "
+            f"{sorted(target.labels)}"
         )
+    if predicted.ending != target.ending:
+        raise UserError(f"{predictions} has files in {predicted.ending}, {wanted.folder.name} in {target.ending}")
+    channels = channels_of(predicted)
+    beside = DatasetDescription.find(images.parent)
+    if beside and channels_of(beside) != channels:
+        raise UserError(f"{predictions} was predicted from {channels}; {beside.source} says {channels_of(beside)}")
+    try:
+        order = channel_order(channels, channels_of(target))
+    except UserError as error:
+        raise UserError(f"{predictions}: {error}") from error
+    described = (read_manifest(images.parent) or {}).get("cases", {})
+    cases = []
+    for case, label in folder.cases.items():
+        files = _images(images, case, len(channels), target.ending)
+        npz = folder.npz(case) if folder.head else None
+        ordered = [files[i] for i in order]
+        cases.append(_candidate(case, PSEUDO, predictions, ordered, described, label=label, npz=npz, head=folder.head))
     _require_files(cases)
     return cases
 
 
-def excluded(paths: Sequence[Path], wanted: Dataset) -> Exclusion:
+# ---- exclusions -----------------------------------------------------------------------------------------------------
+
+
+def excluded(paths: Sequence[Path], wanted: RawDataset) -> Exclusion:
     """What must not be trained on, from files and folders.
 
     A file lists names of cases or patients: the first column of a text or .csv file, or a .json list. A folder of
-    images in nnU-Net's form counts by names and by images, any other folder of such files (label maps, predictions) by
-    names, and the folder of a release by both. With the name of a case its patient is excluded.
+    images in nnU-Net's form excludes by names and by images, any other folder of such files (label maps, predictions)
+    by names, and the folder of a release by both. With the name of a case its patient is excluded.
     """
     found: list[Candidate] = []
     listed: list[Candidate] = []
     for path in paths:
         if path.is_file():
-            listed += [_kept_out(name, path) for name in _listed(path)]
-        elif path.is_dir() and any(path.glob(f"[!.]*{wanted.ending}")):
-            found += _in_folder(path, wanted)
+            listed += [_excluded_case(name, path) for name in _listed(path)]
+        elif path.is_dir() and any(path.glob(f"[!.]*{wanted.description.ending}")):
+            found += _in_folder(path, wanted.description)
         elif path.is_dir():
-            found += _in_release(path, wanted)
+            found += _in_release(path, wanted.description)
         else:
             raise UserError(f"--exclude {path}: no such file or folder")
     names = {name: case.source for case in (*found, *listed) for name in case.names}
@@ -214,55 +207,62 @@ def _listed(path: Path) -> list[str]:
             raise UserError(f"{path} should hold a list of names")
         return [str(name) for name in content]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a mark
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark first
             return [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no list of names: {error}; save it as UTF-8") from error
 
 
-def _in_folder(folder: Path, wanted: Dataset) -> list[Candidate]:
+def _in_folder(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     """Images in nnU-Net's form, in the labelled data set's order of channels; or only names, from other files."""
-    channels, first = channels_of(wanted.dataset_json), f"_0000{wanted.ending}"
+    channels, first = channels_of(wanted), f"_0000{wanted.ending}"
     cases = [path.name.removesuffix(first) for path in sorted(folder.glob(f"[!.]*{first}"))]
     if not cases:
-        return [_kept_out(case, folder) for case in find_cases(folder, wanted.ending)]
-    beside = folder.parent / DATASET_JSON
-    order = channel_order(channels_of(read_json(beside)) if beside.is_file() else channels, channels)
+        return [_excluded_case(case, folder) for case in find_cases(folder, wanted.ending)]
+    beside = DatasetDescription.find(folder.parent)
+    try:
+        order = channel_order(channels_of(beside) if beside else channels, channels)
+    except UserError as error:
+        raise UserError(f"--exclude {folder}: {error}") from error
     files = {case: _images(folder, case, len(channels), wanted.ending) for case in cases}
-    found = [_kept_out(case, folder, tuple(files[case][i] for i in order)) for case in cases]
+    found = [_excluded_case(case, folder, tuple(files[case][i] for i in order)) for case in cases]
     _require_files(found)
     return found
 
 
-def _in_release(folder: Path, wanted: Dataset) -> list[Candidate]:
+def _in_release(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     """A release as it was unpacked; without images where a case lacks sequences or keeps them all in one file."""
-    sequences = [name.split(",")[0] for name in channels_of(wanted.dataset_json)]
     found = []
     for case in scan(folder).cases:
-        images = tuple(case.files[name] for name in sequences) if set(sequences) <= set(case.files) else ()
-        found.append(_kept_out(case.name, folder, images, {case.patient, *case.known_as}))
+        complete = set(wanted.sequences) <= set(case.files)
+        images = tuple(case.files[name] for name in wanted.sequences) if complete else ()
+        found.append(_excluded_case(case.name, folder, images, {case.patient, *case.known_as}))
     return found
 
 
-def _kept_out(case: str, source: Path, images: tuple[Path, ...] = (), identities: Collection[str] = ()) -> Candidate:
+def _excluded_case(
+    case: str, source: Path, images: tuple[Path, ...] = (), identities: Collection[str] = ()
+) -> Candidate:
     return Candidate(case, EXCLUDED, source, images, identities=frozenset({patient_id(case), *identities}))
+
+
+# ---- all of them ----------------------------------------------------------------------------------------------------
+
+
+def _candidate(
+    case: str, kind: str, source: Path, images: Sequence[Path], described: Mapping[str, Mapping[str, Any]], **files: Any
+) -> Candidate:
+    """A case with what the manifest of its data set says of it."""
+    about = described.get(case, {})
+    identities = {patient_id(case), *about.get("known_as", ()), about.get("patient", patient_id(case))}
+    return Candidate(case, kind, source, tuple(images), identities=frozenset(identities), described=about, **files)
 
 
 def _images(folder: Path, case: str, count: int, ending: str) -> list[Path]:
     return [folder / f"{case}_{channel:04d}{ending}" for channel in range(count)]
 
 
-def _described(dataset: Path) -> Mapping[str, Mapping[str, Any]]:
-    """What a data set's manifest says of its cases; nothing where there is none of ours."""
-    return read_json(dataset / MANIFEST).get("cases", {}) if (dataset / MANIFEST).is_file() else {}
-
-
-def _identities(case: str, described: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset({patient_id(case), *described.get("known_as", ()), described.get("patient", patient_id(case))})
-
-
 def _require_files(cases: Sequence[Candidate]) -> None:
     missing = [path for case in cases for path in (*case.images, case.label) if path and not path.is_file()]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise UserError(f"{cases[0].source} needs {', '.join(map(str, missing[:5]))}{more}")
+        raise UserError(f"{cases[0].source} lacks the files {shorten([str(path) for path in missing], 5)}")

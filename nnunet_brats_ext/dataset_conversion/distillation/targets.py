@@ -1,18 +1,20 @@
-"""What a prediction teaches: how sure it is of a case, and its probabilities as soft targets."""
+"""Predictions as targets of a training: their confidence, and their probabilities as soft targets."""
 
 from pathlib import Path
 
 import numpy as np
+
+from nnunet_brats_ext.storage.output import writing
 
 SOFT_TARGETS = "soft_targets"  # the folder beside imagesTr, and our key in dataset.json
 LEVELS = 255  # a probability is stored as a whole number of these
 
 
 def confidence(regions: np.ndarray) -> float:
-    """How sure a prediction is of its tumour, from 0 to 1: the mean of |2p - 1| over its tumour voxels and all regions.
+    """The confidence of a prediction, from 0 to 1: the mean of |2p - 1| over its tumour voxels and all regions.
 
-    regions: probabilities (region, z, y, x). A tumour voxel is one where a region is above 0.5. Where there is none, it
-    is how sure the prediction is of that: 1 - 2p at the voxel that is nearest to a tumour.
+    regions: probabilities (region, z, y, x). A tumour voxel is one where a region is above 0.5. Without any, it is the
+    confidence in that: 1 - 2p at the voxel of the highest probability.
     """
     highest = regions.max(0)
     tumour = highest > 0.5
@@ -24,4 +26,5 @@ def confidence(regions: np.ndarray) -> float:
 def write_soft_target(path: Path, regions: np.ndarray) -> None:
     """Store probabilities (region, z, y, x) in uint8, within 1/510 of what they were; compressed some 20-fold."""
     levels = np.rint(np.clip(regions, 0, 1) * LEVELS).astype(np.uint8)
-    np.savez_compressed(path, probabilities=levels)
+    with writing(path):
+        np.savez_compressed(path, probabilities=levels)

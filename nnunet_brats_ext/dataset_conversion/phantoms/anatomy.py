@@ -1,4 +1,4 @@
-"""Brains for phantoms: a template of tissue probabilities, turned into an individual by warping and folding.
+"""Brains for phantoms: a template of tissue probabilities, made individual by warping and folding.
 
 Lengths are millimetres and fields are functions of position, so a case keeps its anatomy at every image size. Arrays
 are indexed x (to the left), y (to the back), z (up), as BraTS stores them; template positions are MNI's (x right, y
@@ -24,15 +24,15 @@ ANATOMIES = ("auto", "mni152", "procedural")
 
 
 @dataclass(frozen=True)
-class Grid:
+class VoxelGrid:
     """Isotropic voxels around the origin of the head, which is the middle of the array."""
 
     shape: tuple[int, ...]
     spacing_mm: float
 
-    def refined(self, factor: int) -> "Grid":
+    def refined(self, factor: int) -> "VoxelGrid":
         """The same box in voxels of a fraction of the size."""
-        return Grid(tuple(n * factor for n in self.shape), self.spacing_mm / factor)
+        return VoxelGrid(tuple(n * factor for n in self.shape), self.spacing_mm / factor)
 
     def axes_mm(self) -> list[np.ndarray]:
         """Position along each axis, to the right, front and top of the head, shaped to broadcast over the grid."""
@@ -41,24 +41,24 @@ class Grid:
         return [line.astype(np.float32) for line in np.ix_(*lines)]
 
 
-def field_grid(shape: Sequence[int]) -> Grid:
+def field_grid(shape: Sequence[int]) -> VoxelGrid:
     """The whole image: the finest voxels, not under 1 mm, with which the field of view holds a head.
 
     240 x 240 x 155 gives the 1 mm of BraTS. Rounded up to 0.01 mm.
     """
     finest = max(field / n for field, n in zip(FIELD_MM, shape, strict=True))
-    return Grid(tuple(shape), max(1.0, ceil(round(finest * 100, 6)) / 100))
+    return VoxelGrid(tuple(shape), max(1.0, ceil(round(finest * 100, 6)) / 100))
 
 
-def head_grid(image: Grid) -> tuple[Grid, tuple[slice, ...]]:
+def head_grid(image: VoxelGrid) -> tuple[VoxelGrid, tuple[slice, ...]]:
     """The part of the image that can hold the head, with the same middle, and where it lies in the image."""
     inner = [min(n, ceil(field / image.spacing_mm)) for field, n in zip(FIELD_MM, image.shape, strict=True)]
     margins = [(n - m) // 2 for n, m in zip(image.shape, inner, strict=True)]
     shape = tuple(n - 2 * margin for n, margin in zip(image.shape, margins, strict=True))
-    return Grid(shape, image.spacing_mm), tuple(slice(m, m + n) for m, n in zip(margins, shape, strict=True))
+    return VoxelGrid(shape, image.spacing_mm), tuple(slice(m, m + n) for m, n in zip(margins, shape, strict=True))
 
 
-def smooth_noise(rng: np.random.Generator, grid: Grid, scale_mm: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, grid: VoxelGrid, scale_mm: float) -> np.ndarray:
     """A random field of zero mean and unit variance everywhere, smooth over `scale_mm`: cubic B-splines on a lattice.
 
     The lattice does not depend on the grid, so the same generator gives the same field at any resolution.
@@ -204,7 +204,7 @@ def draw_pose(rng: np.random.Generator, template: Template) -> Pose:
 
 @dataclass(frozen=True)
 class Push:
-    """Mass effect: tissue around a centre is displaced outward, by up to `strength` of its distance."""
+    """Mass effect: tissue around a centre moves outward, by up to `strength` of its distance."""
 
     centre_mm: np.ndarray
     radius_mm: float
@@ -212,7 +212,7 @@ class Push:
 
 
 def grow_brain(
-    rng: np.random.Generator, grid: Grid, template: Template, pose: Pose, pushes: Sequence[Push] = ()
+    rng: np.random.Generator, grid: VoxelGrid, template: Template, pose: Pose, pushes: Sequence[Push] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """An individual brain: tissue fractions (3, *shape) that sum to 1 (CSF outside the brain), and its mask."""
     bends, wiggles, folds = rng.spawn(3)
@@ -226,7 +226,7 @@ def grow_brain(
     (brain,) = sample(template.brain[None], template.origin_mm, positions)
     pieces, _ = ndimage.label(ndimage.binary_fill_holes(brain > 0.5))
     mask = pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1
-    for push in pushes:  # the skull does not give way: the mask stays
+    for push in pushes:  # the skull stays where it is, and with it the mask
         away = [line - c for line, c in zip(axes, push.centre_mm.astype(np.float32), strict=True)]
         gain = push.strength * np.exp(-sum(a**2 for a in away) / (2 * push.radius_mm**2))
         positions = [
@@ -237,7 +237,7 @@ def grow_brain(
     return fold(folds, grid, priors, mask), mask
 
 
-def fold(rng: np.random.Generator, grid: Grid, priors: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def fold(rng: np.random.Generator, grid: VoxelGrid, priors: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Draw one brain's tissue from the probabilities of an average brain.
 
     Where the average is undecided (the cortex), the sheets on which a smooth field is zero become sulci, and the

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnunet_brats_ext.brats import ED, ET, EXTRA, LABEL_SCHEMES, NCR, SEQUENCES, LabelScheme
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import (
+    VoxelGrid,
     draw_pose,
     field_grid,
     grow_brain,
@@ -18,6 +19,7 @@ from nnunet_brats_ext.dataset_conversion.phantoms.signals import acquire, compos
 from nnunet_brats_ext.dataset_conversion.phantoms.tumours import (
     GLIOMAS,
     MENINGIOMAS,
+    Tumour,
     draw_kind,
     draw_tumour,
     grow_tumour,
@@ -77,34 +79,38 @@ def make_case(
     tissues, mask = grow_brain(brain, fine, template, pose, tumour.pushes(effect))
     labels = grow_tumour(growth, fine, tumour, tissues, mask, extra)
 
-    shown_as = {ED: "ED", NCR: "NCR" if tumour.enhancing_of_core else "solid", ET: "ET", EXTRA: extra}
-    regions = {name: labels == label for label, name in shown_as.items() if name and (labels == label).any()}
-    parts = {name: average(part, factor) for name, part in compose(mixture, fine, tissues, regions).items()}
-    mask = average(mask, factor) > 0.5
-    labels = np.where(mask, known_to(scheme, majority(labels, factor)), np.uint8(0))
+    parts = compose(mixture, fine, tissues, shown_regions(labels, tumour, extra))
+    parts = {name: block_mean(part, factor) for name, part in parts.items()}
+    mask = block_mean(mask, factor) > 0.5
+    labels = np.where(mask, known_to(scheme, block_majority(labels, factor)), np.uint8(0))
     conspicuity = contrast * protocol.uniform(0.7, 1.2)
     streams = dict(zip(SEQUENCES, protocol.spawn(len(SEQUENCES)), strict=True))
+    images = {name: acquire(streams[name], grid, SEQUENCES.index(name), parts, mask, conspicuity) for name in sequences}
+    images = {name: in_field(image, field, window) for name, image in images.items()}
+    return Phantom(images, in_field(labels, field, window), kind.grade, len(tumour.foci), field.spacing_mm)
 
-    def in_field(array: np.ndarray) -> np.ndarray:
-        whole = np.zeros(field.shape, array.dtype)
-        whole[window] = array
-        return whole
 
-    images = {
-        name: in_field(acquire(streams[name], grid, SEQUENCES.index(name), parts, mask, conspicuity))
-        for name in sequences
-    }
-    return Phantom(images, in_field(labels), kind.grade, len(tumour.foci), field.spacing_mm)
+def shown_regions(labels: np.ndarray, tumour: Tumour, extra: str | None) -> dict[str, np.ndarray]:
+    """Part of `signals.SIGNALS` -> its mask; a core that does not enhance is solid tumour."""
+    shown_as = {ED: "ED", NCR: "NCR" if tumour.enhancing_of_core else "solid", ET: "ET", EXTRA: extra}
+    return {name: labels == label for label, name in shown_as.items() if name and (labels == label).any()}
+
+
+def in_field(array: np.ndarray, field: VoxelGrid, window: tuple[slice, ...]) -> np.ndarray:
+    """The whole image of a part of it, zero elsewhere."""
+    whole = np.zeros(field.shape, array.dtype)
+    whole[window] = array
+    return whole
 
 
 def known_to(scheme: LabelScheme, labels: np.ndarray) -> np.ndarray:
-    """The labels that a scheme tells apart: without ET the core is one, without regions the tumour is."""
+    """The labels in the terms of a scheme: without ET the core has one label, without regions the tumour has."""
     if scheme.names[ED] != "ED":
         return (labels > 0).astype(np.uint8)
     return labels if ET in scheme.names else np.where(labels == ET, np.uint8(NCR), labels)
 
 
-def average(field: np.ndarray, factor: int) -> np.ndarray:
+def block_mean(field: np.ndarray, factor: int) -> np.ndarray:
     """The mean over blocks of `factor` voxels along each axis: the partial volume that coarse voxels see."""
     if factor == 1:
         return field
@@ -112,9 +118,9 @@ def average(field: np.ndarray, factor: int) -> np.ndarray:
     return field.reshape(x, factor, y, factor, z, factor).mean((1, 3, 5), dtype=np.float32)
 
 
-def majority(labels: np.ndarray, factor: int) -> np.ndarray:
+def block_majority(labels: np.ndarray, factor: int) -> np.ndarray:
     """The most frequent label of each block; of equally frequent ones the largest, which tends to be the rarer."""
     if factor == 1:
         return labels
     values = np.unique(labels)[::-1]
-    return values[np.argmax([average(labels == value, factor) for value in values], axis=0)]
+    return values[np.argmax([block_mean(labels == value, factor) for value in values], axis=0)]

@@ -1,22 +1,24 @@
-"""Folders of phantoms, as a BraTS release lays them out, with the tables that it ships beside the images."""
+"""`phantom`: folders of phantoms in the form of a BraTS release, with the tables that it ships beside the images."""
 
-import csv
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ET, remap
-from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import load_template
+from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import ANATOMIES, load_template
 from nnunet_brats_ext.dataset_conversion.phantoms.case import BRATS_SHAPE, Phantom, make_case
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release, find_release
+from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Grid, write_image
+from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import refuse_file, working_folder, write_text, writing
 from nnunet_brats_ext.storage.parallel import for_each
 
 SMALLEST = 32  # voxels along an axis; with fewer there is no anatomy left
@@ -30,126 +32,158 @@ NAME_MAPPINGS = {"BraTS2018": _2018, "BraTS2019": _2019, "BraTS2020": _2020}
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to make: all that a case depends on, besides its own number."""
+class PhantomOptions(Options):
+    """Options of `phantom`."""
 
-    release: Release
-    shape: tuple[int, ...]
-    seed: int
-    anatomy: str
-    contrast: float = 1.0
+    out: Path = argument("folder to write, with the folders of the release in it", metavar="OUT")
+    release: str = option(metavar="NAME", default="BraTS2020", help="whose folders, names and labels")
+    cases: int = option(at_least=1, default=12, help="how many")
+    unlabelled: int = option(at_least=0, default=0, help="leave the last N without label file")
+    references: Path | None = option(
+        metavar="DIR", default=None, help="write the labels of those N here, to score with"
+    )
+    shape: tuple[int, int, int] | None = option(
+        *("--size",), metavar=("X", "Y", "Z"), at_least=SMALLEST, default=None, help="voxels (default: the release's)"
+    )
+    seed: int = option(at_least=0, default=0, help="the same seed gives the same cases")
+    anatomy: str = option(
+        choices=ANATOMIES, default="auto", help="mni152 needs nilearn; auto takes it where it is installed"
+    )
+    contrast: float = option(above=0, below=10, default=1.0, help="of tumours; 1 is that of patients")
+    processes: int | None = option(
+        "-np", aliases=("--processes",), at_least=1, default=None, help="processes (default: one per core, at most 8)"
+    )
+    overwrite: bool = option(default=False, help="replace the phantoms that OUT holds")
 
-    def __post_init__(self) -> None:
-        if not 0 < self.contrast < 10:
-            raise UserError(f"contrast {self.contrast} is not between 0 and 10; 1 is that of patients")
-        if len(self.shape) != 3 or min(self.shape) < SMALLEST:
-            raise UserError(f"size {' '.join(map(str, self.shape))} is not three numbers (x y z) from {SMALLEST} on")
 
+def write_phantoms(out: Path | str, release: str = "BraTS2020", **options: Any) -> list[dict]:
+    """Write a folder of synthetic cases in the form of a BraTS release; gives the rows of its manifest.
 
-def write_phantoms(
-    out: Path,
-    release: str = "BraTS2020",
-    cases: int = 12,
-    unlabelled: int = 0,
-    shape: Sequence[int] | None = None,
-    seed: int = 0,
-    anatomy: str = "auto",
-    processes: int | None = None,
-    overwrite: bool = False,
-    references: Path | None = None,
-    contrast: float = 1.0,
-) -> list[dict]:
-    """Write a folder of synthetic cases as a BraTS release lays it out, and return the rows of its manifest.
-
-    The last `unlabelled` cases come without label, in the folder for validation where the release has one. The shape
-    (x, y, z) is the release's own unless given. `out` appears when all is written; it may be empty before, or hold
-    phantoms if `overwrite` is set. `references` is a folder for the labels of the unlabelled cases, which the
-    organisers of a challenge keep to themselves; named and numbered like a submission.
+    options: the fields of `PhantomOptions`. The last `unlabelled` cases come without label, in the folder for
+    validation where the release has one. The shape (x, y, z) is the release's own unless given. `references` is a
+    folder for the labels of the unlabelled cases, named and numbered like a submission: the organisers of a challenge
+    keep these to themselves. `out` appears when all is written; it may be empty before, or hold phantoms if `overwrite`
+    is set.
     """
-    if cases < 1 or not 0 <= unlabelled <= cases:
-        raise UserError(f"{cases} cases, {unlabelled} of them unlabelled: at least one case, and no more than all")
-    row = find_release(release)
-    order = Order(row, tuple(shape or row.shape or BRATS_SHAPE), seed, anatomy, contrast)
-    out = out.resolve()
-    check_vacant(out, overwrite)
-    load_template(anatomy)  # a missing anatomy is told before any process starts
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder, kept_back = Path(scratch, "new"), Path(scratch, "references")
-        for made in (folder, kept_back):
+    return write_phantom_folder(PhantomOptions(Path(out), release, **options))
+
+
+def write_phantom_folder(options: PhantomOptions) -> list[dict]:
+    """The same with its options in one object."""
+    release, out = find_release(options.release), options.out.resolve()
+    _check_places(out, options)
+    load_template(options.anatomy)  # says what to install before any process starts
+    with working_folder(out) as scratch:
+        folder, held_back = scratch / "new", scratch / "references"
+        for made in (folder, held_back):
             made.mkdir()
-        labelled = [index < cases - unlabelled for index in range(cases)]
-        write = partial(write_case, folder, kept_back, order)
-        manifest = for_each(
-            write, list(enumerate(labelled)), f"{row.name} phantoms", processes, lambda one: str(one[0])
+        write = partial(write_phantom, folder, held_back, release, options)
+        rows = for_each(
+            write,
+            range(options.cases),
+            f"{release.name} phantoms",
+            options.processes,
+            lambda index: f"case {index + 1}",
         )
-        _write_name_mapping(folder, row, manifest)
-        settings = dict(release=row.name, shape=order.shape, seed=seed, anatomy=anatomy, contrast=contrast)
-        (folder / MANIFEST).write_text(json.dumps({**settings, "cases": manifest}, indent=1))
-        if out.exists():
-            out.rename(Path(scratch, "old"))
-        folder.rename(out)
-        if references:
-            references.mkdir(parents=True, exist_ok=True)
-            for label in kept_back.iterdir():
-                shutil.move(label, references / label.name)
-    return manifest
+        _write_name_mapping(folder, release, rows)
+        write_json(folder / MANIFEST, _manifest(release, options, rows))
+        with writing(out):
+            if out.exists():
+                out.rename(scratch / "old")
+            folder.rename(out)
+        if references := options.references:
+            with writing(references):
+                references.mkdir(parents=True, exist_ok=True)
+                for label in held_back.iterdir():
+                    shutil.move(label, references / label.name)
+    return rows
 
 
-def check_vacant(out: Path, overwrite: bool) -> None:
-    """Refuse a path that holds anything but what may be replaced: nothing, or with `overwrite` earlier phantoms."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"{out} exists and holds no phantoms ({MANIFEST} is missing): choose another folder")
-    if not overwrite:
-        raise UserError(f"{out} already holds phantoms: choose another folder or add --overwrite")
+def _check_places(out: Path, options: PhantomOptions) -> None:
+    """An error where `out` holds anything but nothing or, with `overwrite`, phantoms; likewise for the references."""
+    if options.unlabelled > options.cases:
+        raise UserError(f"--unlabelled {options.unlabelled}: expected at most as many as --cases {options.cases}")
+    refuse_file(out)
+    if out.exists() and any(out.iterdir()):
+        if not (out / MANIFEST).is_file():
+            raise UserError(f"{out} exists and holds no phantoms ({MANIFEST} is missing): choose another folder")
+        if not options.overwrite:
+            raise UserError(f"{out} already holds phantoms: choose another folder or add --overwrite")
+    if references := options.references:
+        refuse_file(references)
+        if references.resolve().is_relative_to(out):
+            raise UserError(f"--references {references} is inside {out}, next to the cases; choose another folder")
 
 
-def write_case(folder: Path, kept_back: Path, order: Order, case: tuple[int, bool]) -> dict:
-    """Write the files of one case and return its row of the manifest; the label of an unlabelled one is kept back."""
-    (index, labelled), release = case, order.release
+def _manifest(release: Release, options: PhantomOptions, rows: Sequence[Mapping]) -> dict[str, Any]:
+    return {
+        "release": release.name,
+        "shape": shape_of(release, options),
+        "seed": options.seed,
+        "anatomy": options.anatomy,
+        "contrast": options.contrast,
+        "cases": rows,
+    }
+
+
+def shape_of(release: Release, options: PhantomOptions) -> tuple[int, ...]:
+    """Voxels (x, y, z) of the images: as asked for, else the release's own."""
+    return options.shape or release.shape or BRATS_SHAPE
+
+
+def write_phantom(folder: Path, held_back: Path, release: Release, options: PhantomOptions, index: int) -> dict:
+    """Write the files of one case and give its row of the manifest; the label of an unlabelled one is held back."""
+    labelled = index < options.cases - options.unlabelled
     phantom = make_case(
-        order.seed, index, order.shape, release.scheme, order.anatomy, release.sequences, order.contrast
+        options.seed,
+        index,
+        shape_of(release, options),
+        release.scheme,
+        options.anatomy,
+        release.sequences,
+        options.contrast,
     )
     grade = release.grades[int(phantom.grade == "LGG")] if release.grades else None
     name = release.case_name(index + 1, grade=grade, training=labelled)
-    images = {role: as_image(array, phantom) for role, array in phantom.images.items()}
+    images = dict(phantom.images)
     if release.stack:
-        images = {STACK: sitk.JoinSeries([images[sequence] for sequence in release.stack])}
-    label = as_image(remap(phantom.labels, release.scheme.trained), phantom)
+        images = {STACK: np.stack([images[sequence] for sequence in release.stack], axis=-1)}
+    label = remap(phantom.labels, release.scheme.trained)
     if labelled:
         images[LABEL] = label
     else:
-        sitk.WriteImage(label, str(kept_back / release.submission.format(case=name)), useCompression=True)
-    for role, image in images.items():
-        path = folder / release.path(name, role, grade=grade, training=labelled)
+        write_array(held_back / release.submission.format(case=name), label, phantom)
+    for role, array in images.items():
+        write_array(folder / release.path(name, role, grade=grade, training=labelled), array, phantom)
+    return {
+        "case": name,
+        "number": index + 1,
+        "grade": phantom.grade,
+        "labelled": labelled,
+        "foci": phantom.foci,
+        "enhancing": bool((phantom.labels == ET).any()),
+    }
+
+
+def write_array(path: Path, array: np.ndarray, phantom: Phantom) -> None:
+    """Write an array (x, y, z) or (x, y, z, t) on the phantom's grid."""
+    rest = array.ndim - 3  # one in a 4-D file: a step of 1 from 0 on
+    spacing = (*(phantom.spacing_mm,) * 3, *(1.0,) * rest)
+    origin = (*phantom.origin_mm, *(0.0,) * rest)
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        sitk.WriteImage(image, str(path), useCompression=True)
-    facts = dict(
-        grade=phantom.grade, labelled=labelled, foci=phantom.foci, enhancing=bool((phantom.labels == ET).any())
-    )
-    return dict(case=name, number=index + 1, **facts)
+    write_image(path, array.T, Grid(array.shape, spacing, origin, tuple(np.eye(array.ndim).ravel().tolist())))
 
 
-def as_image(array: np.ndarray, phantom: Phantom) -> sitk.Image:
-    """An array (x, y, z) as an image with the phantom's geometry."""
-    image = sitk.GetImageFromArray(array.T)
-    image.SetSpacing([phantom.spacing_mm] * 3)
-    image.SetOrigin(phantom.origin_mm)
-    return image
-
-
-def _write_name_mapping(folder: Path, release: Release, manifest: Sequence[Mapping]) -> None:
+def _write_name_mapping(folder: Path, release: Release, cases: Sequence[Mapping]) -> None:
     """The table of grades and of each patient's names in earlier releases, where the release ships one."""
     columns = NAME_MAPPINGS.get(release.name)
-    training = [row for row in manifest if row["labelled"]]
+    training = [row for row in cases if row["labelled"]]
     if not columns or not training:
         return
+    rows = [["Grade", *columns]]
+    for row in training:
+        ids = [RELEASES[name].case_name(row["number"]) if name else NO_ID for name in columns.values()]
+        rows.append([row["grade"], *ids])
     root = release.path(training[0]["case"], LABEL).parts[0]
-    with (folder / root / "name_mapping.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["Grade", *columns])
-        for row in training:
-            ids = [RELEASES[name].case_name(row["number"]) if name else NO_ID for name in columns.values()]
-            table.writerow([row["grade"], *ids])
+    write_text(folder / root / "name_mapping.csv", to_csv(rows))

@@ -1,7 +1,7 @@
 """MRI signals for phantoms: what each sequence shows of brain and tumour, with texture, blur, bias field and noise.
 
-Signals are relative to white matter and lie where the images of glioma patients have them; they vary from case to case
-so far that no threshold tells tumour from healthy tissue.
+Signals are relative to white matter, with values as in images of glioma patients. They vary from case to case so much
+that no threshold separates tumour from healthy tissue.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 
-from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import CSF, WM, Grid, smooth_noise
+from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import CSF, WM, VoxelGrid, smooth_noise
 
 HEALTHY = ("CSF", "GM", "WM")
 # part -> signal in T1, T1ce, T2, FLAIR. A `solid` core is one that does not enhance: tumour, not yet necrosis.
@@ -31,7 +31,7 @@ SIGNALS: Mapping[str, tuple[float, float, float, float]] = {
 
 
 def compose(
-    rng: np.random.Generator, grid: Grid, tissues: np.ndarray, regions: Mapping[str, np.ndarray]
+    rng: np.random.Generator, grid: VoxelGrid, tissues: np.ndarray, regions: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """How much of each part of SIGNALS a voxel shows, summing to 1, from tissue fractions and masks of the lesions.
 
@@ -52,7 +52,7 @@ def compose(
     return {**dict(zip(HEALTHY, tissues * rest, strict=True)), **parts}
 
 
-def draw_vessels(rng: np.random.Generator, grid: Grid, csf: np.ndarray) -> np.ndarray:
+def draw_vessels(rng: np.random.Generator, grid: VoxelGrid, csf: np.ndarray) -> np.ndarray:
     """Weight of thin tubes in and near CSF: two smooth fields are zero together along winding curves."""
     first, second = rng.spawn(2)
     tubes = np.exp(-(smooth_noise(first, grid, 16) ** 2 + smooth_noise(second, grid, 16) ** 2) / (2 * 0.1**2))
@@ -61,7 +61,7 @@ def draw_vessels(rng: np.random.Generator, grid: Grid, csf: np.ndarray) -> np.nd
 
 def acquire(
     rng: np.random.Generator,
-    grid: Grid,
+    grid: VoxelGrid,
     channel: int,
     parts: Mapping[str, np.ndarray],
     mask: np.ndarray,

@@ -3,75 +3,90 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, STACK
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.evaluation.evaluate import find_label_maps, numberings
+from nnunet_brats_ext.evaluation.label_maps import find_label_maps
+from nnunet_brats_ext.evaluation.numbering import Numberings
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
+from nnunet_brats_ext.evaluation.report.published import papers_with_results
+from nnunet_brats_ext.evaluation.report.tables import ModelResults
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import require_file_name
 
 SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
 
 
 @dataclass(frozen=True)
-class Options:
-    """What goes into a report beside the results.
+class ReportOptions(Options):
+    """What `nnunet_brats report` can be asked for."""
 
-    names: of the models; default: where the paths of their results differ. predictions: folders in the order of the
-    results, or NAME=FOLDER. images: as nnU-Net names them, or a BraTS release; which, where its names do not tell, says
-    `release`. cases: how many to draw, chosen by `metric` over `region`, or over all regions.
-    """
+    sources: tuple[Path, ...] = argument("results.json files of `evaluate`, one per model", metavar="RESULTS")
+    out: Path = option("-o", default=Path("report.html"), help="the page to write")
+    names: tuple[str, ...] | None = option(
+        default=None, help="what to call the models; default: where their paths differ"
+    )
+    title: str = option(default="Segmentation report", help="of the page")
+    reference: Path | None = option(default=None, metavar="DIR", help="reference label maps, to draw")
+    predictions: tuple[str, ...] = option(
+        default=(),
+        metavar="[NAME=]DIR",
+        help="predicted label maps, to draw: in the order of the results, or with the model's name",
+    )
+    images: Path | None = option(default=None, metavar="DIR", help="imagesTr or imagesTs, or a BraTS release")
+    release: str | None = option(
+        default=None, metavar="NAME", help="which release the images are, where their names do not say"
+    )
+    cases: int = option(default=3, metavar="N", at_least=0, help="to draw, from best to worst")
+    metric: str = option(default="dice", help="by which they are chosen")
+    region: str | None = option(default=None, help="by whose score; default: the mean over regions")
+    models: tuple[Path, ...] = option(
+        default=(), metavar="DIR", help="model folders of nnU-Net: training curves, and what their papers published"
+    )
+    paper: tuple[str, ...] = option(
+        default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
+    )
+    uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
+    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
 
-    names: Sequence[str] | None = None
-    title: str = "Segmentation report"
-    reference: Path | None = None
-    predictions: Sequence[str] = ()
-    images: Path | None = None
-    release: str | None = None
-    models: Sequence[Path] = ()
-    uncertainty: Path | None = None
-    cases: int = 3
-    metric: str = "dice"
-    region: str | None = None
-    processes: int | None = None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_file_name(self.out)
 
 
 def find_case_files(
-    cases: Sequence[str],
-    results: Mapping[str, Mapping[str, Any]],
-    regions: Sequence[str],
-    options: Options,
-    notes: list[str],
+    cases: Sequence[str], results: ModelResults, regions: Sequence[str], options: ReportOptions, notes: list[str]
 ) -> dict[str, CaseFiles]:
     """Case -> its files, for the cases that have images and a label map; a sentence for all else goes to the notes."""
     assert options.images is not None, "without images there is nothing to draw"
-    images = find_images(options.images, options.release)
-    references = find_label_maps(options.reference) if options.reference else {}
+    images = find_sequence_files(options.images, options.release)
+    references = find_label_maps(options.reference).files if options.reference else {}
     folders = match_predictions(options.predictions, list(results))
-    predictions = {name: find_label_maps(folder) for name, folder in folders.items()}
+    predictions = {name: find_label_maps(folder).files for name, folder in folders.items()}
     if not options.reference:
         notes.append("No reference was given: pictures show predictions alone.")
     if absent := [name for name in results if name not in folders]:
         notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
     if len(different := {one["labels"] for one in results.values()}) > 1:
         raise UserError(
-            f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them apart"
+            f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them in reports of "
+            "their own"
         )
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
-    to_trained = numberings(first["labels"], preset)
+    to_trained = Numberings.parse(first["labels"]).to_trained(preset)
     files = {}
     for case in cases:
         found = {name: maps[case] for name, maps in predictions.items() if case in maps}
-        doubts = sorted(options.uncertainty.glob(f"{case}_unc_*.nii.gz")) if options.uncertainty else []
+        uncertain = sorted(options.uncertainty.glob(f"{case}_unc_*.nii.gz")) if options.uncertainty else []
         for what, missing in (
             *((f"prediction of {name}", name not in found) for name in predictions),
             ("reference", options.reference and case not in references),
-            ("uncertainty map", options.uncertainty and not doubts),
+            ("uncertainty map", options.uncertainty and not uncertain),
         ):
             if missing:
                 notes.append(f"{case} has no {what}.")
@@ -87,25 +102,28 @@ def find_case_files(
                 images[case],
                 references.get(case),
                 found,
-                tuple(doubts),
+                tuple(uncertain),
             )
     return files
 
 
-def find_images(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
-    """Case -> sequence -> file, of the sequences to show, from nnU-Net's images (CASE_0000...) or a BraTS release."""
+def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
+    """Case -> sequence -> file, of the sequences to show, from nnU-Net's images (CASE_0000...) or a BraTS release.
+
+    The dataset.json above nnU-Net's images says what each channel shows; without it they are T1, T1ce, T2, FLAIR.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images")
-    dataset = folder.parent / "dataset.json"
-    settings = read_json(dataset) if dataset.is_file() else {}
-    ending = settings.get("file_ending", ".nii.gz")
+    description = DatasetDescription.find(folder.parent)
+    content = description.content if description else {}  # another program's has neither of the two
+    ending = content.get("file_ending", ".nii.gz")
+    sequences = description.sequences if description and "channel_names" in content else SEQUENCES
     cases: dict[str, dict[str, Path]] = {}
     if any(folder.glob(f"*_0000{ending}")):
-        names = settings.get("channel_names") or {str(i): name for i, name in enumerate(SEQUENCES)}
-        for number, name in names.items():
-            suffix = f"_{int(number):04d}{ending}"
+        for channel, sequence in enumerate(sequences):
+            suffix = f"_{channel:04d}{ending}"
             for path in folder.glob(f"[!.]*{suffix}"):
-                cases.setdefault(path.name.removesuffix(suffix), {})[name] = path
+                cases.setdefault(path.name.removesuffix(suffix), {})[sequence] = path
     else:
         for case in scan(folder, release).cases:
             files = {role: path for role, path in case.files.items() if role not in (LABEL, STACK)}

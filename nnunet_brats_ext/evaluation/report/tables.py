@@ -5,30 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.ranking import LESIONWISE, SMALL_IS_GOOD, WHOLE, Ranking, Scores, score_array
+from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric, is_small_good
+from nnunet_brats_ext.evaluation.ranking import Ranking, score_array
+from nnunet_brats_ext.evaluation.results import CaseScores, Results
 
-Results = Mapping[str, Mapping[str, Any]]  # model -> content of its results.json
+ModelResults = Mapping[str, Results]  # model -> content of its results.json
 
-TITLES = {
-    "dice": "Dice",
-    "hd95": "HD95 (mm)",
-    "hd95_pooled": "HD95, pooled (mm)",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "nsd": "NSD",
-    "nsd_0.5mm": "NSD at 0.5 mm",
-    "lesionwise_dice": "Lesion-wise Dice",
-    "lesionwise_hd95": "Lesion-wise HD95 (mm)",
-    "lesionwise_nsd": "Lesion-wise NSD",
-    "lesionwise_nsd_0.5mm": "Lesion-wise NSD at 0.5 mm",
-    "n_tp": "Lesions found",
-    "n_fp": "False positive lesions",
-    "n_fn": "Lesions missed",
-}
 EMPTY = {"reference": "only predicted", "prediction": "missed", "both": "in neither"}  # as results.json marks them
 
 
-class Cell(NamedTuple):
+class SummaryCell(NamedTuple):
     """One model's scores in one region over all cases, as text; empty where there is none."""
 
     mean: str
@@ -39,17 +25,17 @@ class Cell(NamedTuple):
     best: bool
 
 
-class Summary(NamedTuple):
+class MetricSummary(NamedTuple):
     """One metric: a row per model, a cell per region."""
 
     metric: str
     title: str
     small_is_good: bool
     regions: tuple[str, ...]
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[tuple[str, list[SummaryCell]]]
 
 
-class Chosen(NamedTuple):
+class ChosenCase(NamedTuple):
     """A case to draw: its place among all, 1 the best, and why it was taken."""
 
     case: str
@@ -59,25 +45,25 @@ class Chosen(NamedTuple):
 
 
 def title_of(metric: str) -> str:
-    return TITLES.get(metric, metric)
+    return facts_of_metric(metric).title
 
 
-def show(metric: str, value: float | None) -> str:
-    """A score as text; the digits that its unit deserves."""
+def format_score(metric: str, value: float | None) -> str:
+    """A score as text, with two digits of mm and counts and three of shares."""
     if value is None or np.isnan(value):
         return "–"
     return f"{value:.{decimals(metric)}f}"
 
 
 def decimals(metric: str) -> int:
-    return 2 if "hd95" in metric or is_count(metric) else 3
+    return 2 if facts_of_metric(metric).unit in ("mm", "lesions") else 3
 
 
 def is_count(metric: str) -> bool:
-    return metric.startswith("n_")
+    return facts_of_metric(metric).unit == "lesions"
 
 
-def metrics_of(results: Results) -> list[str]:
+def metrics_of(results: ModelResults) -> list[str]:
     """The metrics that all models have, those that BraTS ranks by first."""
     everywhere = [set(metrics) for one in results.values() for metrics in one["summary"].values()]
     shared = set.intersection(*everywhere)
@@ -92,22 +78,22 @@ def headline_of(metrics: Sequence[str]) -> list[str]:
     return [metric for metric in metrics if metric in ranked] or list(metrics[:2])
 
 
-def regions_of(results: Results) -> tuple[str, ...]:
+def regions_of(results: ModelResults) -> tuple[str, ...]:
     """The regions that all models have, in the order of the first."""
     first, *others = results.values()
     return tuple(region for region in first["summary"] if all(region in one["summary"] for one in others))
 
 
-def summarise_metric(results: Results, metric: str, regions: Sequence[str]) -> Summary:
+def summarise_metric(results: ModelResults, metric: str, regions: Sequence[str]) -> MetricSummary:
     """The summary of one metric; the best mean of each region is marked if there are several models."""
-    small = metric in SMALL_IS_GOOD
+    small = is_small_good(metric)
     columns = [[one["summary"][region][metric] for one in results.values()] for region in regions]
     best = [_best([statistics["mean"] for statistics in column], small) for column in columns]
     rows = [
         (name, [_cell(metric, column[i], len(one["cases"]), i in b) for column, b in zip(columns, best, strict=True)])
         for i, (name, one) in enumerate(results.items())
     ]
-    return Summary(metric, title_of(metric), small, tuple(regions), rows)
+    return MetricSummary(metric, title_of(metric), small, tuple(regions), rows)
 
 
 def _best(means: Sequence[float | None], small_is_good: bool) -> set[int]:
@@ -118,15 +104,17 @@ def _best(means: Sequence[float | None], small_is_good: bool) -> set[int]:
     return {i for i, mean in enumerate(means) if mean == target}
 
 
-def _cell(metric: str, statistics: Mapping[str, Any], cases: int, best: bool) -> Cell:
-    mean, std, median, q1, q3 = (show(metric, statistics[name]) for name in ("mean", "std", "median", "q1", "q3"))
+def _cell(metric: str, statistics: Mapping[str, Any], cases: int, best: bool) -> SummaryCell:
+    mean, std, median, q1, q3 = (
+        format_score(metric, statistics[name]) for name in ("mean", "std", "median", "q1", "q3")
+    )
     note = "" if statistics["n"] == cases else f"{statistics['n']} of {cases} cases"
     if statistics["n"] < 2:
-        return Cell(mean, "", "", "", note, best)
-    return Cell(mean, std, median, f"{q1} to {q3}", note, best)
+        return SummaryCell(mean, "", "", "", note, best)
+    return SummaryCell(mean, std, median, f"{q1} to {q3}", note, best)
 
 
-def count_empty(results: Results, regions: Sequence[str]) -> list[tuple[str, str, list[int]]]:
+def count_empty(results: ModelResults, regions: Sequence[str]) -> list[tuple[str, str, list[int]]]:
     """(model, what, cases per region), for every model and kind of emptiness that occurs."""
     rows = []
     for name, one in results.items():
@@ -149,7 +137,7 @@ def ranking_rows(ranking: Ranking) -> list[dict[str, Any]]:
     ]
 
 
-def case_table(results: Results, metrics: Sequence[str], regions: Sequence[str]) -> dict[str, Any]:
+def case_table(results: ModelResults, metrics: Sequence[str], regions: Sequence[str]) -> dict[str, Any]:
     """Every score of every case and model, as small as it gets, for the script that sorts and filters them.
 
     rows: [number of the model, case, one number or null per column, then remarks on empty regions].
@@ -166,7 +154,7 @@ def case_table(results: Results, metrics: Sequence[str], regions: Sequence[str])
             {
                 "title": f"{region} {title_of(metric)}",
                 "decimals": decimals(metric),
-                "small": metric in SMALL_IS_GOOD,
+                "small": is_small_good(metric),
             }
             for region, metric in columns
         ],
@@ -182,13 +170,15 @@ def _remarks(results: Mapping[str, Any], case: str) -> str:
     return ", ".join(f"{region} {EMPTY[where]}" for region, where in results["empty"].get(case, {}).items())
 
 
-def values_of(scores: Scores, region: str, metric: str) -> np.ndarray:
+def values_of(scores: CaseScores, region: str, metric: str) -> np.ndarray:
     """The scores of all cases that have one."""
     values = (regions[region][metric] for regions in scores.values())
     return np.array([value for value in values if value is not None], dtype=np.float64)
 
 
-def choose_cases(entries: Mapping[str, Scores], metric: str, regions: Iterable[str], number: int) -> list[Chosen]:
+def cases_to_draw(
+    entries: Mapping[str, CaseScores], metric: str, regions: Iterable[str], number: int
+) -> list[ChosenCase]:
     """Cases spread evenly from the best to the worst by the mean over models and regions: of three, the median between.
 
     Only cases that all models have count, and of these those with a score. Fewer than `number` give all of them.
@@ -201,11 +191,11 @@ def choose_cases(entries: Mapping[str, Scores], metric: str, regions: Iterable[s
     array = score_array(list(entries.values()), cases, columns)
     means = np.array([np.nan if np.isnan(one).all() else np.nanmean(one) for one in array.swapaxes(0, 1)])
     known = np.flatnonzero(~np.isnan(means))
-    order = known[np.argsort(means[known] * (1 if metric in SMALL_IS_GOOD else -1), kind="stable")]
+    order = known[np.argsort(means[known] * (1 if is_small_good(metric) else -1), kind="stable")]
     if not order.size:
         return []
     places = np.unique(np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int))
-    return [Chosen(cases[order[p]], float(means[order[p]]), int(p) + 1, _label(int(p), len(order))) for p in places]
+    return [ChosenCase(cases[order[p]], float(means[order[p]]), int(p) + 1, _label(int(p), len(order))) for p in places]
 
 
 def _label(place: int, number: int) -> str:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGate, AttentionGatedResidualUNet
-from nnunet_brats_ext.inference.heat_maps import Head, Row, draw_rows
-from nnunet_brats_ext.inference.inner_maps import Case, Look, MapPredictor, Member, View
+from nnunet_brats_ext.evaluation.pictures import HeadImage
+from nnunet_brats_ext.inference.heat_maps import Row, check_slices, draw_rows
+from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapNetwork, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.storage.images import read_grid, write_image, write_label_map
 
 
-class GateMaps(View):
+class GateMaps(MapNetwork):
     """The logits of a gated network, and behind them the coefficients of its gates from the finest to the deepest.
 
     (b, c, *s) -> (b, num_classes + gates, *s). Coefficients lie in (0, 1) and are brought to full size by the linear
@@ -59,28 +60,32 @@ def has_gates(network: nn.Module) -> bool:
 
 
 def show_gates(
-    case: Case, members: Iterable[tuple[Member, Tensor]], predictor: MapPredictor, out: Path, slices: Sequence[int]
+    case: ShownCase,
+    checkpoints: Iterable[tuple[ShownCheckpoint, Tensor]],
+    predictor: MapPredictor,
+    out: Path,
+    slices: Sequence[int],
 ) -> None:
-    """Write, for every member, MEMBER_segmentation.nii.gz and MEMBER_gateN.nii.gz (float32), and a picture per slice.
+    """Write CHECKPOINT_segmentation.nii.gz and CHECKPOINT_gateN.nii.gz (float32) of each, and a picture per slice.
 
-    members: each with its maps on the preprocessed grid.
+    checkpoints: each with its maps on the preprocessed grid.
     """
-    head = Head.read(case.name, case.image)
-    head.check_slices(slices)  # before any work
+    head = HeadImage.read(case.name, case.image)
+    check_slices(head, slices)  # before any work
     view: GateMaps = predictor.network
     geometry = read_grid(case.image)
     rows = []
-    for member, maps in members:
+    for checkpoint, maps in checkpoints:
         arrays = predictor.to_image_space(maps, case.properties)
-        segmentation = out / f"{member.name}_segmentation.nii.gz"
+        segmentation = out / f"{checkpoint.name}_segmentation.nii.gz"
         write_label_map(segmentation, predictor.segment(arrays[: view.num_classes]), geometry)
         files = []
         for level, gate in enumerate(arrays[view.num_classes :]):
-            files.append(out / f"{member.name}_gate{level}.nii.gz")
+            files.append(out / f"{checkpoint.name}_gate{level}.nii.gz")
             write_image(files[-1], gate.clip(0, 1), geometry)  # a weighted mean may exceed 1 by rounding
-        rows.append(Row(member.label, case.reference or segmentation, files))
+        rows.append(Row(checkpoint.label, case.reference or segmentation, files))
     outlined = "reference" if case.reference else "prediction"
     draw_rows(head, rows, [f"{case.sequence}, {outlined}", *view.titles], predictor.regions, out, slices)
 
 
-LOOK = Look(has_gates, GateMaps, show_gates)
+ATTENTION = AttentionMaps(has_gates, GateMaps, show_gates)

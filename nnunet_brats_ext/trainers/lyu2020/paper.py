@@ -55,7 +55,7 @@ PAPER = Paper(
             prediction=Prediction(tiling="tumour", symmetries="none"),
             snapshot_epochs=(57, 66, 67, 69, 77, 100, 115),
             previous_stage="BraTSVAETrainer",
-            attention="gate_maps.py:LOOK",
+            attention="gate_maps.py:ATTENTION",
         ),
     ),
     rules={"lyu2020": [{"rule": "small-et", "min_voxels": 500}]},

@@ -15,7 +15,7 @@ CERTAIN = 15.0  # the logit of what stage 1 has decided
 
 
 class TumourWindow(Tiling):
-    """One window where the previous stage saw most tumour, pasted over its labels, on a full grid of windows."""
+    """One window where the previous stage saw most tumour, pasted over its labels."""
 
     needs_previous_stage = True
 
@@ -31,6 +31,11 @@ class EightWindows(TumourWindow):
 
     def start(self, tumour: np.ndarray, volume: Volume) -> tuple[int, ...]:
         properties = volume.properties
+        if not properties:
+            raise UserError(
+                "--tiling lyu8 needs nnU-Net's properties of the case, which predict_single_npy_array and "
+                "predict_from_files_sequential do not pass on; use predict_from_files"
+            )
         return strict_window(tumour, properties["bbox_used_for_cropping"], properties["shape_before_cropping"])
 
 

@@ -1,7 +1,5 @@
 """Which channels speak for the tumour, by cross-task guided attention: figure 6 of https://arxiv.org/abs/1906.01796."""
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +13,13 @@ from torch import Tensor
 
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, channel_importance
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
-from nnunet_brats_ext.evaluation.report.overlays import read_upright
-from nnunet_brats_ext.inference.heat_maps import Head, Panel, Regions, draw_panels, upright
-from nnunet_brats_ext.inference.inner_maps import Case, Look, MapPredictor, Member, View
+from nnunet_brats_ext.evaluation.pictures import HeadImage, RegionLabels, read_upright, upright
+from nnunet_brats_ext.inference.heat_maps import Panel, check_slices, choose_slices, draw_panels
+from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapNetwork, MapPredictor, ShownCase, ShownCheckpoint
+from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.images import read_grid, write_label_map
+from nnunet_brats_ext.storage.json_files import to_json
+from nnunet_brats_ext.storage.output import write_texts
 
 MODULES = ("tumour", "core")  # CGA-tumor and CGA-core: what guides each is the probability of that region
 WEIGHTS = ("m_t", "m_n")  # of the channels for the region, and for all the rest
@@ -28,7 +29,7 @@ BAR_COLOURS = ("tomato", "steelblue")
 Weights = dict[str, np.ndarray]  # name of WEIGHTS -> (channels,), summing to 1
 
 
-class ChannelMaps(View):
+class ChannelMaps(MapNetwork):
     """The logits of a guided OM-Net; behind them, per module, the probability that guides it; then the shared features.
 
     (b, c, *s) -> (b, 3 + modules + channels, *s).
@@ -66,27 +67,31 @@ def weigh_channels(features: Tensor, guide: Tensor) -> Weights:
 
 
 def show_channels(
-    case: Case, members: Iterable[tuple[Member, Tensor]], predictor: MapPredictor, out: Path, slices: Sequence[int]
+    case: ShownCase,
+    checkpoints: Iterable[tuple[ShownCheckpoint, Tensor]],
+    predictor: MapPredictor,
+    out: Path,
+    slices: Sequence[int],
 ) -> None:
-    """Write, for every member, MEMBER_channels.json, .csv and .png (bars), and a picture per slice and module.
+    """Write, for every checkpoint, CHECKPOINT_channels.json, .csv and .png (bars), and a picture per slice and module.
 
     The weights are those of the whole case and, as in the paper's figure, those of each slice that is drawn.
     """
-    head = Head.read(case.name, case.image)
-    head.check_slices(slices)  # before any work
+    head = HeadImage.read(case.name, case.image)
+    check_slices(head, slices)  # before any work
     geometry = read_grid(case.image)
     modules = predictor.network.modules_shown
-    for member, maps in members:
-        titled = replace(head, name=f"{case.name}, {member.label}")
+    for checkpoint, maps in checkpoints:
+        titled = replace(head, name=f"{case.name}, {checkpoint.label}")
         logits, guides, features = maps.float().split([3, len(modules), len(maps) - 3 - len(modules)])
         weights = {
             module: {"case": weigh_channels(features, guide)} for module, guide in zip(modules, guides, strict=True)
         }
         segmentation = predictor.segment(predictor.to_image_space(logits, case.properties))
-        file = out / f"{member.name}_segmentation.nii.gz"
+        file = out / f"{checkpoint.name}_segmentation.nii.gz"
         write_label_map(file, segmentation, geometry)
         labels, _ = read_upright(case.reference or file)
-        indices = head.choose_slices(slices, [labels])
+        indices = choose_slices(head, slices, [labels])
         # (slices, maps, rows, columns), with one volume in image space at a time
         sliced = np.stack(
             [upright(predictor.to_image_space(one[None], case.properties)[0], geometry)[indices] for one in maps[3:]],
@@ -100,20 +105,20 @@ def show_channels(
                 figure = draw_channels(
                     titled, index, responses, guide, labels[index], chosen, module, predictor.regions
                 )
-                figure.savefig(out / f"{member.name}_slice_{index + 1:03d}_{module}.png")
-        write_weights(out / f"{member.name}_channels", weights)
-        draw_weights(weights, titled.name).savefig(out / f"{member.name}_channels.png")
+                figure.savefig(out / f"{checkpoint.name}_slice_{index + 1:03d}_{module}.png")
+        write_weights(out / f"{checkpoint.name}_channels", weights)
+        draw_weights(weights, titled.name).savefig(out / f"{checkpoint.name}_channels.png")
 
 
 def draw_channels(
-    head: Head,
+    head: HeadImage,
     index: int,
     features: np.ndarray,
     guide: np.ndarray,
     labels: np.ndarray,
     weights: Weights,
     module: str,
-    regions: Regions,
+    regions: RegionLabels,
 ) -> Figure:
     """Figure 6: the image, what guides the module, and the features of the channels that weigh most and least.
 
@@ -157,18 +162,18 @@ def write_weights(stem: Path, weights: Mapping[str, Mapping[str, Weights]]) -> N
         module: {part: {name: values.tolist() for name, values in of_part.items()} for part, of_part in parts.items()}
         for module, parts in weights.items()
     }
-    Path(f"{stem}.json").write_text(json.dumps(listed, indent=1) + "\n")
-    with Path(f"{stem}.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["module", "part", "channel", *WEIGHTS])
-        for module, parts in weights.items():
-            for part, of_part in parts.items():
-                columns = [of_part[name].tolist() for name in WEIGHTS]
-                table.writerows([module, part, channel, *row] for channel, row in enumerate(zip(*columns, strict=True)))
+    rows = [
+        (module, part, channel, *row)
+        for module, parts in weights.items()
+        for part, of_part in parts.items()
+        for channel, row in enumerate(zip(*(of_part[name].tolist() for name in WEIGHTS), strict=True))
+    ]
+    table = to_csv([("module", "part", "channel", *WEIGHTS), *rows])
+    write_texts({Path(f"{stem}.json"): to_json(listed), Path(f"{stem}.csv"): table})
 
 
 def _feature_panel(features: np.ndarray, title: str) -> Panel:
     return Panel(title, features, scale=Normalize(0, max(float(features.max()), 1e-6)))
 
 
-LOOK = Look(has_guidance, ChannelMaps, show_channels)
+ATTENTION = AttentionMaps(has_guidance, ChannelMaps, show_channels)

@@ -4,7 +4,7 @@ from nnunet_brats_ext.papers import Configuration, Footprint, Paper, Prediction,
 
 LOCAL = "25 cases of the training set of BraTS 2018"
 TILES = Prediction(tiling="overlap", symmetries="none", kept=(5, 20, 20))  # the centre of a tile of 16 x 32 x 32
-CHANNELS = "channel_maps.py:LOOK"
+CHANNELS = "channel_maps.py:ATTENTION"
 COMPONENTS = {"rule": "small-components", "region": "WT", "min_ml": 2.0, "fraction_of_largest": 0.1}
 
 

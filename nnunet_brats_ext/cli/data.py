@@ -1,0 +1,184 @@
+"""What the verbs of the group "Data sets" print: convert, restore, phantom, distill, filter-cases."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from nnunet_brats_ext.dataset_conversion.case_filtering import FilterCasesOptions, filter_folds
+from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_release, describe_bad_cases
+from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOptions, distill_dataset
+from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
+from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, write_phantom_folder
+from nnunet_brats_ext.dataset_conversion.releases import Release
+from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
+from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
+from nnunet_brats_ext.storage.errors import shorten
+from nnunet_brats_ext.storage.nnunet import dataset_id, train_command
+
+
+def run_convert(options: ConvertOptions) -> None:
+    """What was found, what was unusual, and the next command."""
+    console, done = Console(), convert_release(options)
+    manifest, cases = done.manifest, done.manifest["cases"]
+    if done.unchanged:
+        say(console, f"{done.folder} is this very conversion, finished; nothing to do")
+    labelled = [name for name, case in cases.items() if case["labelled"]]
+    unlabelled = [name for name, case in cases.items() if not case["labelled"]]
+    table = facts_table(done.folder)
+    for title, text in (
+        ("release", f"{done.release.name}, {manifest['recognised']}"),
+        ("labelled cases", str(len(labelled))),
+        ("unlabelled cases", f"{len(unlabelled)}{examples(unlabelled) if labelled else ''}"),
+        ("patients", f"{len({case['patient'] for case in cases.values()})}{grades(cases)}"),
+        ("labels", ", ".join(f"{old} -> {new}" for old, new in manifest["label_mapping"].items())),
+    ):
+        table.add_row(title, escape(text))
+    table.add_row("folds", describe_folds(done.folds))
+    for title, names in notes(manifest, done.release).items():
+        table.add_row(escape(title), escape(f"{len(names)} case{'s' if len(names) != 1 else ''}{examples(names)}"))
+    if others := manifest["unrecognised"]:
+        table.add_row("other files", escape(f"{len(others)} not used{examples(others)}"))
+    console.print(table)
+    if manifest["skipped"]:
+        say(console, "left out: " + describe_bad_cases(manifest["skipped"]))
+    if labelled:
+        say(console, f"next: nnUNetv2_plan_and_preprocess -d {dataset_id(done.folder.name)} --verify_dataset_integrity")
+    else:
+        images = done.folder / "imagesTs"
+        say(console, f"next: nnUNetv2_predict -i {images} -o PREDICTIONS -d TRAINED_ON -c 3d_fullres -tr TRAINER")
+
+
+def run_restore(options: RestoreOptions) -> None:
+    """How many cases, with which labels, and what the challenge may refuse."""
+    console, done = Console(), restore_predictions(options)
+    mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(done.release.scheme.trained.items()))
+    say(console, f"{done.folder}: {len(done.cases)} cases of {done.release.name}, labels {mapping}")
+    for note in submission_notes(done):
+        console.print(f"[bold red]note[/]: {escape(note)}", soft_wrap=True)
+
+
+def submission_notes(done: Submission) -> list[str]:
+    """What the challenge may refuse, each with the cases that it is about."""
+    warnings: dict[str, list[str]] = {}
+    for found in done.cases:
+        for warning in found.warnings:
+            warnings.setdefault(warning, []).append(found.case)
+    lines = [f"{warning} ({len(cases)} cases, such as {cases[0]})" for warning, cases in warnings.items()]
+    if missing := done.unpredicted:
+        lines.append(f"{len(missing)} unlabelled cases have no prediction, such as {missing[0]}")
+    return lines
+
+
+def run_phantom(options: PhantomOptions) -> None:
+    """How many cases were written."""
+    rows = write_phantom_folder(options)
+    unlabelled = sum(not row["labelled"] for row in rows)
+    without = f", {unlabelled} of them without label" if unlabelled else ""
+    say(Console(), f"{options.out}: {len(rows)} phantoms as in {options.release}{without}")
+
+
+def run_distill(options: DistillOptions) -> None:
+    """What went in, what was left out and why, and the next command."""
+    console, done = Console(), distill_dataset(options)
+    for path, names in done.unknown_names.items():
+        say(console, f"{path}: {len(names)} names match no case, such as {names[0]!r}")
+    if done.unchanged:
+        say(console, f"{done.folder} is this very distillation, finished; nothing to do")
+    manifest = done.manifest
+    cases, dropped = manifest["cases"], manifest["dropped"]
+    table = facts_table(done.folder)
+    for kind, count in Counter(case["kind"] for case in cases.values()).items():
+        table.add_row(f"{kind} labels", str(count))
+    for reason, count in Counter(one["reason"] for one in dropped).items():
+        table.add_row(f"left out, {reason}", str(count))
+    if pseudo := [case for case in cases.values() if case["kind"] == PSEUDO]:
+        empty = sum(not case["tumour_voxels"] for case in pseudo)
+        table.add_row("pseudo-labels without tumour", f"[bold red]{empty}[/]" if empty else "0")
+        if known := [case["confidence"] for case in pseudo if case["confidence"] is not None]:
+            table.add_row("confidence", f"{min(known):.3f} to {max(known):.3f}, median {median(known):.3f}")
+    if duplicates := [key for key, case in cases.items() if case["kind"] == MANUAL and case["remarks"]]:
+        text = f"[bold red]{len(duplicates)}[/]{escape(examples(duplicates))}"
+        table.add_row("manual cases with the same images", text)
+    table.add_row("targets", manifest["distillation"]["targets"])
+    table.add_row("folds", describe_folds(done.folds))
+    console.print(table)
+    for one in dropped:
+        say(console, f"left out: {one['key']}, {one['reason']}: {one['because']}")
+    say(console, f"next: nnUNetv2_plan_and_preprocess -d {dataset_id(done.folder.name)} --verify_dataset_integrity")
+
+
+def run_filter_cases(options: FilterCasesOptions) -> None:
+    """The removed cases of each fold, and the next command."""
+    console, done = Console(), filter_folds(options)
+    removals = Column("removed", overflow="fold")
+    table = Table("fold", "cases judged", "mean loss", "limit", removals, title=escape(done.splits.name))
+    for number, fold in done.folds.items():
+        removed = "\n".join(f"{case} {loss:.3f}" for case, loss in fold.removed.items()) or "none"
+        mean = fmean(fold.losses.values())
+        table.add_row(str(number), str(len(fold.losses)), f"{mean:.3f}", f"{fold.limit:.3f}", escape(removed))
+    console.print(table)
+    command = train_command(options.dataset_id, done.configuration, "FOLD", options.trainer, options.plans_name)
+    say(console, f"next: {command}")
+
+
+# ---- parts of tables ------------------------------------------------------------------------------------------------
+
+
+def say(console: Console, text: str) -> None:
+    """Print a sentence as it is, in one line."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def facts_table(folder: Path) -> Table:
+    return Table("", Column(overflow="fold"), show_header=False, title=escape(str(folder)), title_justify="left")
+
+
+def describe_folds(folds: PublishedFolds) -> str:
+    """How many folds there are, where nnU-Net reads them, and what to do where it does not; in rich's markup."""
+    if not folds.number:
+        return "[bold red]none[/]: they need two patients with labels; train with fold `all`"
+    number = str(folds.number)
+    if folds.number != folds.wanted:
+        number = (
+            f"[bold red]{folds.number} instead of {folds.wanted}[/], because there are fewer patients, or as in the "
+            "data set that is followed"
+        )
+    source = escape(str(folds.source))
+    if folds.place is None:
+        return f"{number}; nnUNet_preprocessed is not set, so copy {source} there before you train"
+    place = escape(str(folds.place))
+    if folds.others_kept:
+        return f"[bold red]{place} holds other folds and was kept[/]; copy {source} there to use these"
+    return f"{number}, in {place}"
+
+
+def notes(manifest: Mapping[str, Any], release: Release) -> dict[str, list[str]]:
+    """Remark, without its numbers -> the cases it was made on; then labels that no case has."""
+    found: dict[str, list[str]] = {}
+    for name, case in manifest["cases"].items():
+        for remark in case["remarks"]:
+            words = re.split(r" by \d| in (?!a )| from ", remark)[0]
+            found.setdefault(words, []).append(name)
+    labelled = [name for name, case in manifest["cases"].items() if case["labelled"]]
+    seen = {label for name in labelled for label in manifest["cases"][name]["labels"]}
+    for label, trained in release.scheme.released.items() if labelled else ():
+        if trained and label not in seen:
+            title = f"label {label} ({release.scheme.names[trained]}) never found; is it {release.name}?"
+            found[title] = labelled
+    return found
+
+
+def grades(cases: Mapping[str, Any]) -> str:
+    counts = Counter(case["grade"] for case in cases.values() if case["grade"])
+    return "; " + ", ".join(f"{count} {grade}" for grade, count in sorted(counts.items())) if counts else ""
+
+
+def examples(names: Sequence[str]) -> str:
+    return f": {shorten(names, 3)}" if names else ""

@@ -1,0 +1,103 @@
+"""The verbs of trained models: `predict` and `attention`; each calls one function and prints what came of it."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from nnunet_brats_ext.inference.options import AttentionOptions, ModelOptions, PredictOptions
+from nnunet_brats_ext.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from nnunet_brats_ext.inference.profiling import Profile
+    from nnunet_brats_ext.inference.validations import Choice
+
+
+def predict(options: PredictOptions) -> None:
+    from nnunet_brats_ext.inference.prediction import plan_prediction
+
+    say_where(options)
+    plan = plan_prediction(options)
+    if plan.choice:
+        Console().print(table_of_choice(plan.choice))
+    outcome = plan.run()
+    for note in outcome.notes:
+        print(note)
+    for title, profile in outcome.profiles:
+        if options.profile:
+            Console().print(table_of_profile(profile, title))
+        elif options.low_memory_mb:
+            print(f"{title}: {describe_peak(profile, options.low_memory_mb)}")
+    if outcome.maps:
+        for maps in dict.fromkeys(folder.parent for folder in outcome.maps):
+            count = sum(path.is_dir() and path.name[0] != "." for path in maps.iterdir())
+            print(f"{count} maps per case in {maps}; training of stage 2 draws from them")
+    elif outcome.finished_before == len(outcome.label_maps):
+        print(f"{len(outcome.label_maps)} cases are in {outcome.out} already; --overwrite predicts them anew")
+    else:
+        before = f", {outcome.finished_before} of them before" if outcome.finished_before else ""
+        print(f"{len(outcome.label_maps)} cases predicted into {outcome.out}{before}")
+
+
+def pool(options: PredictOptions) -> None:
+    """The old verb for `predict --models`."""
+    if not options.models:
+        raise UserError("--models missing: the candidates, as TRAINER:CONFIGURATION")
+    predict(options)
+
+
+def predict_stage(options: PredictOptions) -> None:
+    """The old verb for `predict --for-next-stage`."""
+    predict(replace(options, for_next_stage=True))
+
+
+def attention(options: AttentionOptions) -> None:
+    from nnunet_brats_ext.inference.attention import attend
+
+    say_where(options)
+    print(f"{len(attend(options))} cases shown in {options.out}")
+
+
+def say_where(options: ModelOptions) -> None:
+    from nnunet_brats_ext.inference.predictor import find_device
+
+    if find_device(options.device).type == "cpu" and options.device is None:
+        print("torch sees no GPU on this machine: the CPU is used, which takes longer")
+
+
+def table_of_choice(choice: "Choice") -> Table:
+    folds = (f"fold {fold}" for fold in choice.chosen)
+    table = Table(Column("model", overflow="fold"), *folds, title="Dice in validation; * enters the pool")
+    for name, dice in choice.scores.items():
+        trainer, _, configuration = name.split("__")
+        marks = {fold: " *" if name in names else "  " for fold, names in choice.chosen.items()}
+        table.add_row(f"{trainer}:{configuration}", *(f"{dice[fold]:.4f}{mark}" for fold, mark in marks.items()))
+    return table
+
+
+def table_of_profile(profile: "Profile", title: str) -> Table:
+    """A row per case, then one for loading the model and one over all."""
+    megabytes = 2**20
+    steps = list(dict.fromkeys(step for each in profile.cases.values() for step in each))
+    table = Table(title=f"{title}, on {profile.describe_device()}")
+    table.add_column("case", overflow="fold")
+    for step in steps:
+        table.add_column(f"{step} [s]", justify="right")
+    table.add_column("peak [MB]", justify="right")
+    for case, each in profile.cases.items():
+        peak = max(peak for _, peak in each.values())
+        table.add_row(case, *(f"{each[step][0]:.2f}" for step in steps), f"{peak / megabytes:.0f}")
+    total = [sum(each[step][0] for each in profile.cases.values()) / len(profile.cases) for step in steps]
+    table.add_section()
+    table.add_row("loading the model", *("" for _ in steps), f"{profile.load[1] / megabytes:.0f}")
+    table.add_row("mean; highest", *(f"{seconds:.2f}" for seconds in total), f"{profile.peak_mb:.0f}")
+    return table
+
+
+def describe_peak(profile: "Profile", limit_mb: float) -> str:
+    kind = "device memory" if profile.device.type == "cuda" else "resident memory above the start"
+    peak = f"at most {profile.peak_mb:.0f} MB of {kind}"
+    if profile.peak_mb > limit_mb:
+        return f"{peak}, more than the {limit_mb:.0f} MB asked for; this model does not allow less"
+    return f"{peak}, of {limit_mb:.0f} MB"

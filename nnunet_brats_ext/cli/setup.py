@@ -1,0 +1,80 @@
+"""What the verbs of the group "Setting up" print: doctor, papers, demo."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.demo import Demo, DemoOptions
+from nnunet_brats_ext.storage.options import Options, argument, option
+
+
+@dataclass(frozen=True)
+class DoctorOptions(Options):
+    """`doctor` has none."""
+
+
+@dataclass(frozen=True)
+class PapersOptions(Options):
+    """What `papers` shows."""
+
+    paper: str | None = argument("one paper in full, such as lyu2020", None, choices=lambda: list(papers.find_papers()))
+    markdown: bool = option(default=False, help="the trainers as the table of the README")
+
+
+def doctor(options: DoctorOptions) -> int:
+    """Print every finding and what to do about it; 1 if something is wrong."""
+    from nnunet_brats_ext.plugin.doctor import examine
+
+    console = Console(soft_wrap=True, highlight=False)
+    wrong = 0
+    for finding in examine():
+        mark = "[red] x[/red]" if finding.fix else "[green]ok[/green]"
+        console.print(f"{mark} [bold]{escape(finding.subject)}[/bold]: {escape(finding.state)}")
+        if finding.fix:
+            wrong += 1
+            console.print(f"   [yellow]-> {escape(finding.fix)}[/yellow]")
+    console.print("Nothing is wrong." if not wrong else f"{wrong} to fix.", style="bold")
+    return int(wrong > 0)
+
+
+def show_papers(options: PapersOptions) -> None:
+    if options.markdown:
+        print(readme_table())
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    chosen = [papers.find_paper(options.paper)] if options.paper else papers.find_papers().values()
+    for paper in chosen:
+        console.print(f"[bold]{paper.key}[/]: {escape(paper.title)}. {escape(paper.short)}, {paper.link}")
+        for one in paper.trainers:
+            console.print(f"  [cyan]{one.name}[/] on {one.configuration}: {escape(one.summary)}")
+            if options.paper:
+                style, kept = one.prediction, one.snapshot_epochs
+                console.print(f"    predicts by tiling {style.tiling}, symmetries {style.symmetries}")
+                if kept:
+                    console.print(f"    keeps the weights after epochs {', '.join(map(str, kept))}")
+        for what, names in (("rules", paper.rules), ("recipe", [paper.key] if paper.recipe else [])):
+            if names:
+                console.print(f"  {what}: {', '.join(names)}")
+        if options.paper:
+            for result in paper.results:
+                scores = ", ".join(f"{region} {values['dice']:.3f}" for region, values in result.scores.items())
+                console.print(f"  published, {escape(result.system)}, {escape(result.data)}: Dice {scores}")
+
+
+def readme_table() -> str:
+    """All trainers of this package by paper, as Markdown."""
+    lines = ["| trainer | paper | what it changes |", "|---|---|---|"]
+    for paper in papers.find_papers(external="").values():
+        card = f"docs/recipes/{paper.key}.md"
+        link = paper.link if paper.key == BASELINE else card
+        lines += [f"| `{one.name}` | [{paper.short}]({link}) | {one.summary} |" for one in paper.trainers]
+    return "\n".join(lines)
+
+
+BASELINE = "baseline"  # nnU-Net itself has no card
+
+
+def demo(options: DemoOptions) -> None:
+    Demo(options).run()

@@ -1,0 +1,123 @@
+"""Nested cross-validation of post-processing rules: the cases whose gain is reported took no part in the choice.
+
+For every fold the rules are chosen on the cases of the other folds and tried on its own; the gain over all cases, each
+held out once, gets a permutation test. Only then all cases choose the rules that are written.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nnunet_brats_ext.evaluation.metric_facts import is_small_good
+from nnunet_brats_ext.evaluation.ranking import rank_values, sign_flip_p_values
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, parse_rule
+from nnunet_brats_ext.predictions.rules import RuleInput
+from nnunet_brats_ext.storage.errors import UserError
+
+RuleGrid = Sequence[Sequence[Mapping[str, Any]]]  # for every step, the rules of which one or none applies
+ScoreColumn = tuple[str, str]  # region, metric
+
+
+@dataclass(frozen=True)
+class RuleSelection:
+    """What cross-validation found. Candidate 0 is to leave the predictions as they are.
+
+    chosen: fold -> candidate chosen on the other folds. best: chosen on all cases. gains (case): of the objective, each
+    case under the rules that were chosen without it. before, after (case, column): its scores.
+    """
+
+    chosen: Mapping[str, int]
+    best: int
+    gains: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def p_value(self) -> float:
+        return float(sign_flip_p_values(self.gains[:, None])[0])
+
+    @property
+    def helps(self) -> bool:
+        return bool(self.gains.mean() > 0)
+
+
+def select_rules(
+    scores: np.ndarray, folds: Sequence[str], columns: Sequence[ScoreColumn], objective: str
+) -> RuleSelection:
+    """Choose among candidates by their scores (case, candidate, column); folds names the fold of each case."""
+    names = sorted(set(folds))
+    if len(names) < 2:
+        raise UserError(f"tuning holds out one fold after the other; there is only {', '.join(names) or 'no fold'}")
+    fold_of = np.array(folds)
+    chosen = {name: best_candidate(scores[fold_of != name], columns, objective) for name in names}
+    before = scores[:, 0]
+    after = np.stack([case[chosen[fold]] for case, fold in zip(scores, folds, strict=True)])
+    gains = gain_per_case(before, after, columns, objective)
+    return RuleSelection(chosen, best_candidate(scores, columns, objective), gains, before, after)
+
+
+def best_candidate(scores: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> int:
+    """The best candidate of scores (case, candidate, column): by its mean rank among all, or by the mean of a metric.
+
+    The first of equals: leaving all as it is comes before any rule, and a rule before a stricter one.
+    """
+    if objective == "ranking":
+        ranks = rank_values(scores.swapaxes(0, 1), [is_small_good(metric) for _, metric in columns])
+        cost = np.nanmean(ranks, axis=(1, 2))
+    else:
+        picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
+        cost = np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1) * (1 if is_small_good(objective) else -1)
+    return int(np.argmin(np.round(cost, 12)))  # rounded, so that equal candidates stay equal
+
+
+def gain_per_case(before: np.ndarray, after: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> np.ndarray:
+    """How much better each case (case, column) became: in mean rank between the two, or in the metric.
+
+    Where one of the two has no score there is nothing to compare, and no gain.
+    """
+    if objective == "ranking":
+        ranks = rank_values(np.stack([before, after]), [is_small_good(metric) for _, metric in columns])
+        difference = ranks[0] - ranks[1]
+    else:
+        picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
+        difference = (after - before)[:, picked] * (-1 if is_small_good(objective) else 1)
+    known = ~np.isnan(difference)
+    return np.where(known, difference, 0).sum(1) / np.maximum(known.sum(1), 1)
+
+
+def parse_grid(texts: Sequence[str]) -> RuleGrid:
+    """`small-et=50,100,500` -> three rules of which one or none applies; several steps apply in their order."""
+    grid = []
+    for text in texts:
+        head, _, values = text.partition("=")
+        grid.append([parse_rule(f"{head}={value}" if value else head) for value in values.split(",")])
+    return grid
+
+
+def candidates(grid: RuleGrid, scheme_name: str) -> list[RuleSet]:
+    """Every combination of a grid, one rule or none of each step; the first has no rules."""
+    options = itertools.product(*([None, *step] for step in grid))
+    return [RuleSet(tuple(rule for rule in chosen if rule), scheme_name) for chosen in options]
+
+
+def try_candidates(case: RuleInput, grid: RuleGrid, scheme_name: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """The distinct label maps that the candidates of a grid make of a case, and for each candidate the map it makes.
+
+    Most thresholds change nothing or the same, so that there are few maps to score.
+    """
+    maps, made = [case.labels], np.zeros(1, dtype=int)
+    for step in grid:
+        table = np.empty((len(maps), len(step) + 1), dtype=int)
+        for row in range(len(table)):
+            table[row, 0] = row
+            for column, rule in enumerate(step, 1):
+                labels, _ = RuleSet((rule,), scheme_name).apply(replace(case, labels=maps[row]))
+                same = (i for i, known in enumerate(maps) if np.array_equal(known, labels))
+                table[row, column] = next(same, len(maps))
+                if table[row, column] == len(maps):
+                    maps.append(labels)
+        made = table[made].ravel()
+    return maps, made

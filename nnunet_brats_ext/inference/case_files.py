@@ -1,0 +1,80 @@
+"""The image files of cases, as nnU-Net names them: found, and read in full before anything is predicted.
+
+Loads no torch, so that the processes that read them start at once.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.images import ENDINGS, Grid, read_image, read_label_map, require_labels
+from nnunet_brats_ext.storage.parallel import for_each
+
+CaseFiles = Mapping[str, Sequence[Path]]
+"""Case name -> its files, channel by channel."""
+
+
+def find_image_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
+    """Case name -> its channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... in order, none missing."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of images")
+    ending, channels = description.ending, len(description.channel_names)
+    expected = f"CASE_0000{ending}" + (f" to CASE_{channels - 1:04d}{ending}" if channels > 1 else "")
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
+    named = {path: re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name) for path in files}
+    if not files or not all(named.values()):
+        others = [path.name for path in files if not named[path]] or sorted(path.name for path in folder.iterdir())
+        there = f"it has {shorten(others, 3)}" if others else "it is empty"
+        raise UserError(
+            f"{folder} should hold images named {expected}, one file per channel "
+            f"({', '.join(description.sequences)}); {there}. `nnunet_brats convert` names them so"
+        )
+    cases: dict[str, dict[int, Path]] = {}
+    for path, match in named.items():
+        if match:
+            cases.setdefault(match[1], {})[int(match[2])] = path
+    if wrong := [case for case, found in cases.items() if sorted(found) != list(range(channels))]:
+        shown = [f"{case} ({', '.join(f'{number:04d}' for number in sorted(cases[case]))})" for case in wrong]
+        raise UserError(f"{folder}: the model needs the channels {expected} of every case; not so: {shorten(shown)}")
+    return {case: [found[number] for number in range(channels)] for case, found in cases.items()}
+
+
+def check_images(
+    cases: CaseFiles,
+    previous: Sequence[Path] = (),
+    labels: Collection[int] = (),
+    ending: str = ".nii.gz",
+    processes: int | None = None,
+) -> None:
+    """A UserError that names every file that is damaged or does not lie on the grid of its case's first channel.
+
+    previous: folders of label maps that a second stage refines, named CASE + ending, of these labels.
+    """
+    missing = {folder: [case for case in cases if not (folder / f"{case}{ending}").is_file()] for folder in previous}
+    for folder, lacking in missing.items():
+        if lacking:
+            raise UserError(f"{folder} lacks the previous stage's label maps of {shorten(lacking)}")
+    maps = {case: [folder / f"{case}{ending}" for folder in previous] for case in cases}
+    items = [(case, list(files), maps[case]) for case, files in cases.items()]
+    for_each(partial(_check_case, frozenset(labels)), items, "Check images", processes, name=lambda item: item[0])
+
+
+def _check_case(labels: frozenset[int], item: tuple[str, list[Path], list[Path]]) -> None:
+    _, images, maps = item
+    if not images[0].name.endswith(ENDINGS):
+        return  # formats such as PNG and TIFF are nnU-Net's own readers'
+    grids: dict[Path, Grid] = {}
+    for path in images:
+        array, grids[path], _ = read_image(path)
+        if array.ndim > 3:
+            raise UserError(f"{path} has {array.ndim} axes instead of 3; write each volume to a file of its own")
+    for path in maps:
+        array, grids[path] = read_label_map(path)
+        require_labels(array, labels, path)
+    first, *others = grids
+    for path in others:
+        if difference := grids[first].difference(grids[path]):
+            raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")

@@ -1,0 +1,157 @@
+"""The options of `predict` and `attention`, stated once for Python and for the command line. Loads no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
+from nnunet_brats_ext.storage.nnunet import FINAL
+from nnunet_brats_ext.storage.options import Options, option
+
+DEVICES = ("cuda", "cpu", "mps")
+COMBINATIONS = ("logits", "probabilities", "vote")
+LOW_MEMORY_MB = 630.0  # what Hashemi et al. 2021 predict with
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Which trained model, some of its folds and checkpoints, and the device that it runs on."""
+
+    dataset: str | None = option("-d", default=None, help="number or name of the data set")
+    trainer: str | None = option("-tr", default=None, help="trainer")
+    configuration: str | None = option("-c", default=None, help="configuration")
+    plans: str = option("-p", default="nnUNetPlans", help="plans")
+    model: Path | None = option(
+        "-m", default=None, metavar="FOLDER", help="folder of a trained model, instead of -d, -tr, -c and -p"
+    )
+    folds: tuple[str, ...] = option(
+        "-f", default=(), metavar="FOLD", help="numbers, or all; default: all numbered ones that are trained"
+    )
+    checkpoints: tuple[str, ...] = option("-chk", default=(FINAL,), metavar="NAME", help="checkpoints of each fold")
+    device: str | None = option(
+        "-device", default=None, choices=DEVICES, help="default: cuda where there is a GPU, else cpu"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ModelOptions):
+    """What to predict, by which models, and how."""
+
+    images: Path | None = option("-i", default=None, metavar="FOLDER", help="images as nnU-Net names them")
+    out: Path | None = option("-o", default=None, metavar="FOLDER", help="output folder")
+    cross_validation: bool = option(
+        default=False,
+        help="the labelled cases of the data set, each by the models of its own fold; with --models, from nnU-Net's "
+        "validations with --npz. -i: another folder of the images",
+    )
+    models: tuple[str, ...] = option(
+        default=(),
+        metavar="TRAINER:CONFIGURATION",
+        help="several models instead of -tr and -c: the mean probability of those with the highest Dice in nnU-Net's "
+        "validation of each fold",
+    )
+    best: int | None = option(default=None, at_least=1, help="with --models: how many to keep in each fold; default 2")
+    for_next_stage: bool = option(
+        default=False,
+        help="label maps of all training cases by a first stage, of which the training of the second draws one per "
+        "case; by default one map for each checkpoint, by the fold that did not train on the case",
+    )
+    in_sample: bool = option(
+        default=False, help="with --for-next-stage: a map for each fold and checkpoint, also of cases it trained on"
+    )
+    add: bool = option(default=False, help="with --for-next-stage: keep the maps of other runs beside these")
+    combine: str = option(
+        default="logits",
+        choices=COMBINATIONS,
+        help="folds and checkpoints: mean of their logits, as nnU-Net, of their probabilities, or a vote",
+    )
+    tiling: str = option(
+        default=FROM_TRAINER,
+        choices=lambda: [FROM_TRAINER, *tiling_names()],
+        help="how volumes are cut; paper: as the trainer's paper does",
+    )
+    symmetries: str = option(
+        "--tta",
+        default=FROM_TRAINER,
+        choices=lambda: [FROM_TRAINER, *symmetry_names()],
+        help="test-time augmentation; mirror is nnU-Net's",
+    )
+    disable_tta: bool = option(
+        "--disable_tta", default=False, help="the same as --tta none", aliases=("--disable-tta",)
+    )
+    step_size: float = option(
+        "-step_size",
+        default=0.5,
+        above=0,
+        at_most=1,
+        help="of the sliding window, as a share of the patch",
+        aliases=("--step_size", "--step-size"),
+    )
+    patch_size: tuple[int, ...] = option(
+        default=(), at_least=1, metavar="N", help="another size of windows than in training"
+    )
+    previous: tuple[Path, ...] = option(
+        "-prev_stage_predictions",
+        default=(),
+        metavar="FOLDER",
+        help="label maps of the previous stage, one folder per source; default: predicted on the way",
+    )
+    previous_trainer: str | None = option("-prev_tr", default=None, help="default: the one that the trainer names")
+    previous_folds: tuple[str, ...] = option(
+        "-prev_f", default=(), metavar="FOLD", help="default: all numbered ones that are trained"
+    )
+    previous_checkpoints: tuple[str, ...] = option(
+        "-prev_chk", default=(FINAL,), metavar="NAME", help="checkpoints of each fold of the previous stage"
+    )
+    rules: tuple[str, ...] = option(
+        default=(), help="post-processing: a file, a name saved beside the model, or a paper, as in `postprocess`"
+    )
+    save_probabilities: bool = option(
+        "--save_probabilities",
+        default=False,
+        help="also CASE.npz, as nnU-Net writes it",
+        aliases=("--save-probabilities",),
+    )
+    overwrite: bool = option(default=False, help="predict again what is there")
+    keep_members: bool = option(default=False, help="keep what was voted over or averaged")
+    low_memory_mb: float | None = option(
+        "--low-memory",
+        default=None,
+        const=LOW_MEMORY_MB,
+        above=0,
+        metavar="MB",
+        help=f"stay within this much device memory, if the model allows it, and say how much it was; "
+        f"default {LOW_MEMORY_MB:.0f}",
+    )
+    profile: bool = option(default=False, help="report seconds and peak memory of every step")
+    processes: int = option(
+        "-np", default=3, at_least=0, help="processes that preprocess, and as many that write; 0 does all in one"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions(ModelOptions):
+    """Which cases and slices to show, and over what."""
+
+    images: Path = option("-i", metavar="FOLDER", help="images as nnU-Net names them")
+    out: Path = option("-o", metavar="FOLDER", help="output folder")
+    previous: Path | None = option(
+        "-prev_stage_predictions",
+        default=None,
+        metavar="FOLDER",
+        help="label maps of the previous stage, for the second one of a cascade",
+    )
+    cases: tuple[str, ...] = option(default=(), metavar="CASE", help="default: all")
+    slices: tuple[int, ...] = option(
+        default=(),
+        at_least=1,
+        metavar="N",
+        help="axial slices to draw, counted from 1 at the feet; default: the one with most tumour",
+    )
+    background: str | None = option(
+        default=None, metavar="SEQUENCE", help="what to draw the maps over; default FLAIR, or the first channel"
+    )
+    reference: Path | None = option(
+        default=None,
+        metavar="FOLDER",
+        help="label maps as trained, to outline; default: what each checkpoint predicts",
+    )

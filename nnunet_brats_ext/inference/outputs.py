@@ -1,0 +1,227 @@
+"""Output folders of predictions: label maps and probabilities, or maps for the training of a next stage."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_label_map
+from nnunet_brats_ext.storage.json_files import read_json, to_json, write_json
+from nnunet_brats_ext.storage.locks import AlreadyLocked, lock
+from nnunet_brats_ext.storage.output import LOCK, writing
+from nnunet_brats_ext.training.cascade import missing_cases
+
+BESIDE = ("dataset.json", "plans.json")  # which nnU-Net's own commands look for beside predictions
+PARTIAL = ".partial-"
+
+
+class Target(Protocol):
+    """A folder that predictions are written into, each of them whole or not at all."""
+
+    @property
+    def out(self) -> Path: ...
+
+    def unfinished(self, cases: Sequence[str]) -> list[str]:
+        """Those of the cases that it lacks."""
+
+    def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
+        """Make the folder ready for what a model predicts of the cases; what the user should know of that."""
+
+    def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
+        """Write a case. model: configuration manager, plans manager and dataset.json, as nnU-Net has them."""
+
+
+@dataclass(frozen=True)
+class PredictionTarget:
+    """CASE.nii.gz, with CASE.npz and CASE.pkl on request, as nnU-Net writes them."""
+
+    out: Path
+    ending: str
+    probabilities: bool = False
+
+    @property
+    def suffixes(self) -> list[str]:
+        """The label map last, so that it means "complete"."""
+        return [*([".npz", ".pkl"] if self.probabilities else []), self.ending]
+
+    def label_maps(self, cases: Iterable[str]) -> dict[str, Path]:
+        return {case: self.out / f"{case}{self.ending}" for case in cases}
+
+    def files(self, case: str) -> list[Path]:
+        return [self.out / f"{case}{suffix}" for suffix in self.suffixes]
+
+    def unfinished(self, cases: Sequence[str]) -> list[str]:
+        """Those of the cases of which a file is missing or damaged."""
+        return [case for case in cases if not all(map(is_whole, self.files(case)))]
+
+    def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            for partial in self.out.glob(f"{PARTIAL}*"):
+                partial.unlink()
+            for name in BESIDE:
+                shutil.copyfile(model.folder / name, self.out / name)
+        return []
+
+    def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
+        configuration_manager, plans_manager, dataset_json = model
+        partial = self.out / f"{PARTIAL}{case}"
+        with writing(self.out / f"{case}{self.ending}"):
+            export_prediction_from_logits(
+                logits, properties, configuration_manager, plans_manager, dataset_json, str(partial), self.probabilities
+            )
+            for suffix, file in zip(self.suffixes, self.files(case), strict=True):
+                Path(f"{partial}{suffix}").replace(file)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file of a prediction is there and whole."""
+    if not file.is_file():
+        return False
+    try:
+        if file.suffix == ".npz":
+            probabilities_shape(file)
+        elif file.suffix == ".pkl":
+            return file.read_bytes().endswith(pickle.STOP)
+        else:
+            read_label_map(file)
+    except UserError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class NextStageTarget:
+    """One map per training case on the grid of the next stage's data, as nnU-Net's validation leaves them.
+
+    out: a folder of one map per case. stage: the configuration of the next stage. preprocessed: the folder of the data
+    set in nnUNet_preprocessed.
+    """
+
+    out: Path
+    stage: str
+    preprocessed: Path
+
+    def unfinished(self, cases: Sequence[str]) -> list[str]:
+        return missing_cases(self.out, cases)
+
+    def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
+        """Remove the maps that other checkpoints have made, say before a training anew; a note beside names theirs."""
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        note = self.out.with_name(f".{self.out.name}.json")
+        noted, now = read_json(note) if note.is_file() else {}, model.file_stamps
+        if all(noted.get(file) == stamp for file, stamp in now.items()):
+            return []
+        wanted = set(cases)
+        others = [path for path in self.out.iterdir() if path.name.split(".")[0] in wanted]
+        for path in others:
+            path.unlink()
+        write_json(note, {**noted, **now})
+        words = f"{self.out}: {len(others)} maps are not of the present {model.label}; they are predicted anew"
+        return [words] if others else []
+
+    def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
+        """nnU-Net's own writing of a map for the next stage, in one rename."""
+        configuration_manager, plans_manager, dataset_json = model
+        place = str(self.preprocessed / plans_manager.get_configuration(self.stage).data_identifier)
+        cases = infer_dataset_class(place)
+        shape = cases(place, [case]).load_case(case)[0].shape[1:]
+        partial = self.out / f".{case}"
+        with writing(self.out / case):
+            resample_and_save(
+                logits, shape, str(partial), plans_manager, configuration_manager, properties, dataset_json,
+                dataset_class=cases,
+            )  # fmt: skip
+            for written in self.out.glob(f".{case}.*"):
+                written.replace(self.out / written.name.removeprefix("."))
+
+
+# ---- what a folder holds -------------------------------------------------------------------------------------------
+
+SUBFOLDERS = ("members", "previous_stage", "before_rules")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides the predictions in a folder, noted there, so that they are not continued with other settings.
+
+    file: of the note, in that folder.
+    """
+
+    file: Path
+    content: Mapping[str, Any]
+    overwrite: bool = False
+
+    @property
+    def out(self) -> Path:
+        return self.file.parent
+
+    def check(self) -> None:
+        """A UserError where the folder is a file, or holds predictions made with other settings."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"-o {self.out} is a file; choose a folder")
+        if not self.file.is_file():
+            if predictions_in(self.out):
+                raise UserError(f"{self.out} holds predictions made by something else; choose another folder")
+            return
+        noted, content = read_json(self.file), json.loads(to_json(self.content))
+        if noted != content and not self.overwrite and any(predictions_in(folder) for folder in self._folders()):
+            differing = [key for key in {**content, **noted} if noted.get(key) != content.get(key)]
+            raise UserError(
+                f"{self.out} holds predictions made with other settings ({', '.join(differing)}); choose another "
+                "folder, or predict anew with --overwrite"
+            )
+
+    def clear(self) -> None:
+        """Remove the predictions that are to be overwritten."""
+        if self.overwrite and self.file.is_file():
+            for path in predictions_in(self.out):
+                path.unlink()
+            for name in SUBFOLDERS:
+                shutil.rmtree(self.out / name, ignore_errors=True)
+
+    def note(self) -> None:
+        """Write the note, once something was predicted with these settings."""
+        write_json(self.file, self.content)
+
+    def _folders(self) -> list[Path]:
+        parts = (self.out / name for name in SUBFOLDERS)
+        return [self.out, *(path for part in parts for path in part.rglob("*") if path.is_dir())]
+
+
+def predictions_in(folder: Path) -> list[Path]:
+    """The label maps and probabilities in a folder; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    endings = (*ENDINGS, ".npz", ".pkl")
+    return [path for path in folder.iterdir() if path.name.endswith(endings) and path.name[0] != "."]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other runs, which would remove what this one is writing; made, if need be."""
+    existed = folder.is_dir()
+    with ExitStack() as stack:
+        try:
+            with writing(folder):
+                stack.enter_context(lock(folder / LOCK))
+        except AlreadyLocked:
+            raise UserError(f"another run is predicting into {folder}; wait for it, or choose another folder") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no file that is open
+                (folder / LOCK).unlink()
+            if not existed and not any(folder.iterdir()):
+                folder.rmdir()

@@ -1,0 +1,98 @@
+"""The command line: help of every verb, what becomes of errors, and that names exist once."""
+
+import pytest
+
+from nnunet_brats_ext import cli
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.cli.parser import build_parser
+from nnunet_brats_ext.cli.verbs import GROUPS, Verb
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.options import Options, spec_of
+
+VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
+
+
+@pytest.fixture
+def verb_that_raises(monkeypatch):
+    """A function that makes a verb whose run raises an error."""
+
+    def make(error: BaseException) -> None:
+        def run(options: Options) -> None:
+            raise error
+
+        verb = Verb("fail", "fails", "storage.options:Options", "")
+        monkeypatch.setattr(Verb, "load_run", lambda self: run)
+        monkeypatch.setattr(cli, "find_verb", lambda name: verb)
+
+    return make
+
+
+def test_the_overview_lists_every_verb_that_is_not_hidden(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for group, verbs in GROUPS.items():
+        assert f"{group}:" in shown
+        assert all((f"  {verb.name} " in shown) == (not verb.hidden) for verb in verbs)
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_names_of_verbs_are_unique():
+    assert len({verb.name for verb in VERBS}) == len(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_option_has_help_and_one_spelling_for_what_nnunet_has(verb, capsys):
+    options = verb.load_options()
+    parser = build_parser(options, verb.name, verb.help)
+    shown = parser.format_help()
+    for field in options.__dataclass_fields__.values():
+        spec = spec_of(field)
+        assert spec.help, f"{verb.name}: {field.name} has no help"
+        assert not any(alias in shown.split() for alias in spec.aliases), "old spellings are not shown"
+        if "-o" in spec.flags:
+            assert "Path" in str(field.type), f"{verb.name}: -o is always a path"
+    with pytest.raises(SystemExit) as ended:
+        main([verb.name, "--help"])
+    assert ended.value.code == 0
+    assert callable(verb.load_run())
+
+
+def test_an_unknown_verb_is_quoted_with_the_closest_known_one(capsys):
+    assert main(["doctr"]) == 2
+    assert "no verb 'doctr'; did you mean 'doctor'?" in capsys.readouterr().err
+
+
+def test_what_the_user_can_fix_is_one_sentence(verb_that_raises, capsys):
+    verb_that_raises(UserError("-d 1000: data set IDs lie between 1 and 999"))
+    assert main(["fail"]) == 1
+    assert capsys.readouterr().err == "nnunet_brats fail: -d 1000: data set IDs lie between 1 and 999\n"
+
+
+def test_debug_shows_the_traceback_of_a_users_error_too(verb_that_raises, capsys):
+    verb_that_raises(UserError("no such file"))
+    assert main(["fail", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("shape"), RuntimeError("mat1 and mat2"), TypeError("x"), OSError("ours")])
+def test_any_other_error_is_a_defect_and_keeps_its_traceback(error, verb_that_raises):
+    verb_that_raises(error)
+    with pytest.raises(type(error)):
+        main(["fail"])
+
+
+def test_errors_of_the_operating_system_name_the_file(verb_that_raises, capsys):
+    verb_that_raises(PermissionError(13, "Permission denied", "/data/results"))
+    assert main(["fail"]) == 1
+    assert capsys.readouterr().err == "nnunet_brats fail: /data/results: Permission denied\n"
+
+
+def test_ctrl_c_is_no_failure(verb_that_raises, capsys):
+    verb_that_raises(KeyboardInterrupt())
+    assert main(["fail"]) == 130
+    assert capsys.readouterr().err == "nnunet_brats fail: stopped\n"
+
+
+def test_a_number_out_of_range_is_refused_with_its_option(capsys):
+    assert main(["demo", "--epochs", "0"]) == 1
+    assert "--epochs 0: expected at least 1" in capsys.readouterr().err

@@ -1,0 +1,491 @@
+"""`predict` from end to end on untrained networks: nnU-Net's own calls, cross-validation, and what is refused when."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from untrained_models import CPU, save_untrained, small_plans
+
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.inference import BraTSPredictor, predict
+from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import read_label_map
+from nnunet_brats_ext.storage.nnunet import find_splits
+
+FINAL = "checkpoint_final.pth"
+NAMES = ("-d", "901", "-p", "SmallPlans")
+RUN = ("-device", "cpu", "-np", "0", "--tta", "none")
+SMALL = ("-tr", "BraTSBaselineTrainer", "-c", "small", *NAMES, *RUN)
+
+
+@pytest.fixture(scope="module")
+def results(world_on_disk, tmp_path_factory) -> Path:
+    """A small model, a cascade of two with two checkpoints each, and one that sees whole brains; two folds of each."""
+    folder = tmp_path_factory.mktemp("results")
+    cascade = {"first": {"next_stage": "second"}, "second": {"previous_stage": "first"}}
+    plans = small_plans(world_on_disk, "SmallPlans", {"small": {}, **cascade})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (world_on_disk.settings | {"nnUNet_results": str(folder)}).items():
+            patch.setenv(name, value)
+        save_untrained(world_on_disk, plans, "small", folds=(0, 1))
+        for seed, stage in enumerate(cascade, start=1):
+            checkpoints = ("one.pth", "two.pth")
+            save_untrained(world_on_disk, plans, stage, folds=(0, 1), checkpoints=checkpoints, seed=seed)
+        save_untrained(world_on_disk, plans, "small", "BraTSNoNewNetTrainer", folds=(0, 1), seed=3)
+    return folder
+
+
+@pytest.fixture
+def models(results, world, monkeypatch) -> Path:
+    monkeypatch.setenv("nnUNet_results", str(results))
+    return results / "Dataset901_World"
+
+
+@pytest.fixture
+def own_models(models, tmp_path, monkeypatch) -> Path:
+    """The small models once more, to be spoiled."""
+    place = tmp_path / "results" / models.name
+    for folder in models.glob("*__small"):
+        shutil.copytree(folder, place / folder.name)
+    monkeypatch.setenv("nnUNet_results", str(place.parent))
+    return place
+
+
+@pytest.fixture
+def images(world, tmp_path) -> Path:
+    """The unlabelled cases once more, to be spoiled."""
+    return Path(shutil.copytree(world.raw / "imagesTs", tmp_path / "images"))
+
+
+def folder_of(models: Path, configuration: str = "small", trainer: str = "BraTSBaselineTrainer") -> Path:
+    return models / f"{trainer}__SmallPlans__{configuration}"
+
+
+def label_maps(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: read_label_map(path)[0] for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# ---- nnU-Net's own calls -------------------------------------------------------------------------------------------
+
+
+def by_single_array(predictor, images: Path, out: Path) -> None:
+    for files in files_of_cases(images):
+        image, properties = SimpleITKIO().read_images([str(file) for file in files])
+        labels = predictor.predict_single_npy_array(image, properties)
+        SimpleITKIO().write_seg(labels, str(out / files[0].name.replace("_0000", "")), properties)
+
+
+def by_list_of_arrays(predictor, images: Path, out: Path) -> None:
+    cases = files_of_cases(images)
+    read = [SimpleITKIO().read_images([str(file) for file in files]) for files in cases]
+    names = [str(out / files[0].name.removesuffix("_0000.nii.gz")) for files in cases]
+    arrays, properties = map(list, zip(*read, strict=True))
+    predictor.predict_from_list_of_npy_arrays(arrays, None, properties, names, 1, num_processes_segmentation_export=1)
+
+
+CALLS = {
+    "predict_single_npy_array": by_single_array,
+    "predict_from_list_of_npy_arrays": by_list_of_arrays,
+    "predict_from_files": lambda predictor, images, out: predictor.predict_from_files(
+        str(images), str(out), num_processes_preprocessing=1, num_processes_segmentation_export=1
+    ),
+    "predict_from_files_sequential": lambda predictor, images, out: predictor.predict_from_files_sequential(
+        str(images), str(out)
+    ),
+}
+
+
+def files_of_cases(images: Path) -> list[list[Path]]:
+    return [
+        [first.with_name(first.name.replace("_0000", f"_000{channel}")) for channel in range(4)]
+        for first in sorted(images.glob("*_0000.nii.gz"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def by_command(results, world_on_disk, tmp_path_factory) -> dict[str, np.ndarray]:
+    """What the command makes of a model that sees whole brains, averaged over four mirror images and two folds."""
+    out = tmp_path_factory.mktemp("by_command")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (world_on_disk.settings | {"nnUNet_results": str(results)}).items():
+            patch.setenv(name, value)
+        model = ("-tr", "BraTSNoNewNetTrainer", "-c", "small", *NAMES, "-device", "cpu", "-np", "0")
+        assert main(["predict", "-i", str(world_on_disk.raw / "imagesTs"), "-o", str(out), *model]) == 0
+    return label_maps(out)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nnunets_own_calls_give_what_the_command_gives(call, models, world, by_command, tmp_path):
+    predictor = BraTSPredictor(device=CPU)
+    predictor.initialize_from_trained_model_folder(str(folder_of(models, trainer="BraTSNoNewNetTrainer")), (0, 1))
+    CALLS[call](predictor, world.raw / "imagesTs", tmp_path)
+    assert same(label_maps(tmp_path), by_command)
+    assert len(by_command) == 2
+    assert any(labels.any() for labels in by_command.values())
+
+
+def test_folds_are_found_where_none_are_named(models):
+    predictor = BraTSPredictor(device=CPU)
+    predictor.initialize_from_trained_model_folder(str(folder_of(models)), None, FINAL)
+    assert [file.parent.name for file in predictor.checkpoints] == ["fold_0", "fold_1"]
+
+
+def test_nothing_of_one_model_stays_with_the_next(models):
+    predictor = BraTSPredictor(device=CPU)
+    for _ in range(2):
+        predictor.initialize_from_trained_model_folder(str(folder_of(models, trainer="BraTSNoNewNetTrainer")), [0])
+        assert (predictor.tiling, predictor.symmetries) == ("brain", "inplane-mirror")
+        predictor.tiling = "sliding"  # as where a whole brain did not fit on the device
+        predictor.initialize_from_trained_model_folder(str(folder_of(models)), ["1"])
+        assert (predictor.tiling, predictor.symmetries) == ("sliding", "mirror")
+        assert [file.parent.name for file in predictor.checkpoints] == ["fold_1"]
+
+
+def test_windows_on_the_tumour_are_refused_where_there_is_no_previous_stage(models):
+    predictor = BraTSPredictor("tumour", device=CPU)
+    with pytest.raises(UserError, match="--tiling tumour"):
+        predictor.initialize_from_trained_model_folder(str(folder_of(models)), [0])
+
+
+# ---- from Python, and without torch --------------------------------------------------------------------------------
+
+
+def test_from_python_a_model_is_its_folder_and_nothing_is_printed(models, world, tmp_path, capfd):
+    options = dict(folds=[0], device="cpu", processes=0, symmetries="none")
+    capfd.readouterr()
+    found = predict(str(world.raw / "imagesTs"), str(tmp_path / "one"), str(folder_of(models)), **options)
+    assert capfd.readouterr() == ("", "")
+    assert {path.name for path in found.values()} == {path.name for path in (tmp_path / "one").glob("*.nii.gz")}
+    assert all(path.name == f"{case}.nii.gz" for case, path in found.items())
+    by_names = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "two"), *SMALL, "-f", "0"]
+    assert main(by_names) == 0
+    assert same(label_maps(tmp_path / "one"), label_maps(tmp_path / "two"))
+
+
+def test_a_models_folder_may_have_any_name(models, world, tmp_path, monkeypatch):
+    shutil.copytree(folder_of(models), tmp_path / "my model")
+    monkeypatch.delenv("nnUNet_results")
+    words = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), "-f", "0", *RUN]
+    assert main([*words, "-m", str(tmp_path / "my model")]) == 0
+    assert len(label_maps(tmp_path / "out")) == 2
+
+
+def test_help_and_options_load_no_torch():
+    code = (
+        "import sys; from nnunet_brats_ext.cli.parser import build_parser; "
+        "from nnunet_brats_ext.inference.options import AttentionOptions, PredictOptions; "
+        "import nnunet_brats_ext.inference.models; "
+        "[build_parser(one, 'prog', '').format_help() for one in (AttentionOptions, PredictOptions)]; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- cross-validation ----------------------------------------------------------------------------------------------
+
+
+CASCADE = ("-tr", "BraTSBaselineTrainer", "-c", "second", *NAMES, *RUN)
+VOTE = ("-chk", "one.pth", "two.pth", "-prev_chk", "one.pth", "two.pth", "--combine", "vote", "--rules", "lyu2020")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [SMALL, (*CASCADE, "-chk", "one.pth", "-prev_chk", "two.pth"), (*CASCADE, *VOTE)],
+    ids=["one model", "cascade", "vote and rules"],
+)
+def test_cross_validation_is_prediction_of_each_folds_own_cases(words, models, world, tmp_path):
+    command = ["predict", *words, "--cross-validation", "-o", str(tmp_path / "out"), "-f", "0", "1"]
+    assert main(command) == 0
+    found = label_maps(tmp_path / "out")
+    _, splits = find_splits("Dataset901_World")
+    assert {name.removesuffix(".nii.gz") for name in found} == {*splits[0]["val"], *splits[1]["val"]}
+    for fold in (0, 1):
+        own = tmp_path / f"images {fold}"
+        own.mkdir()
+        for case in splits[fold]["val"]:
+            for file in (world.raw / "imagesTr").glob(f"{case}_*"):
+                shutil.copyfile(file, own / file.name)
+        previous = ["-prev_f", str(fold)] if "second" in words else []
+        alone = ["predict", *words, "-i", str(own), "-o", str(tmp_path / str(fold)), "-f", str(fold), *previous]
+        assert main(alone) == 0
+        expected = label_maps(tmp_path / str(fold))
+        assert same({name: found[name] for name in expected}, expected)
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.nii.gz")}
+    assert main(command) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.nii.gz")}
+
+
+def test_an_interrupted_vote_in_cross_validation_goes_on(models, tmp_path, monkeypatch):
+    words = ("-tr", "BraTSBaselineTrainer", "-c", "first", "-chk", "one.pth", "two.pth", "--combine", "vote")
+    command = ["predict", *words, *NAMES, *RUN, "--cross-validation", "-o", str(tmp_path / "out"), "-f", "0", "1"]
+    write, written = PredictionTarget.write, []
+
+    def write_until(target, *arguments) -> None:
+        if target.out.parent.name == "fold_1":
+            raise KeyboardInterrupt
+        write(target, *arguments)
+        written.append(target)
+
+    monkeypatch.setattr(PredictionTarget, "write", write_until)
+    assert main(command) == 130
+    first_fold = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert len(first_fold) == len(written) / 2 > 0
+    monkeypatch.setattr(PredictionTarget, "write", write)
+    assert main(command) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in first_fold.items())
+    assert not (tmp_path / "out" / "members").exists()
+
+
+# ---- what is refused, before anything is written -------------------------------------------------------------------
+
+
+def cut(file: Path, share: float = 0.5) -> None:
+    os.truncate(file, int(file.stat().st_size * share))
+
+
+def change(file: Path, function) -> None:
+    image = sitk.ReadImage(str(file), sitk.sitkFloat32)
+    file.unlink()
+    sitk.WriteImage(function(image), str(file))
+
+
+def with_nan(image):
+    array = sitk.GetArrayFromImage(image)
+    array[10, 10, 10] = np.nan
+    changed = sitk.GetImageFromArray(array)
+    changed.CopyInformation(image)
+    return changed
+
+
+def stretched(image):
+    image.SetSpacing([2 * length for length in image.GetSpacing()])
+    return image
+
+
+def flipped(image):
+    return sitk.Flip(image, (True, False, False))
+
+
+def cropped(image):
+    return image[:, :, 1:]
+
+
+SPOILED_IMAGES = {
+    "cut": (cut, "truncated or damaged"),
+    "empty": (lambda file: file.write_bytes(b""), "is empty"),
+    "text": (lambda file: file.write_text("hi"), "no readable image|NIfTI header"),
+    "NaN": (lambda file: change(file, with_nan), "infinite or no number"),
+    "four axes": (lambda file: change(file, lambda image: sitk.JoinSeries([image, image])), "has 4 axes"),
+    "other spacing": (lambda file: change(file, stretched), "differ in spacing_mm"),
+    "flipped": (lambda file: change(file, flipped), "differ in direction"),
+    "other size": (lambda file: change(file, cropped), "differ in size"),
+    "missing": (Path.unlink, "needs the channels CASE_0000.nii.gz to CASE_0003.nii.gz of every case; not so"),
+    "named otherwise": (
+        lambda file: file.rename(file.with_name("t1ce.nii.gz")),
+        "`nnunet_brats convert` names",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED_IMAGES)
+def test_spoiled_images_are_named_before_anything_is_written(kind, models, images, tmp_path, capsys):
+    spoil, sentence = SPOILED_IMAGES[kind]
+    file = sorted(images.glob("*_0001.nii.gz"))[1]
+    spoil(file)
+    assert main(["predict", "-i", str(images), "-o", str(tmp_path / "out"), "-f", "0", *SMALL]) == 1
+    said = capsys.readouterr().err
+    assert any(part in said for part in sentence.split("|")), said
+    assert file.name.split("_000")[0] in said or "t1ce.nii.gz" in said
+    assert not (tmp_path / "out").exists()
+
+
+def cut_checkpoint(file: Path, models: Path) -> None:
+    cut(file)
+
+
+def random_bytes(file: Path, models: Path) -> None:
+    file.write_bytes(np.random.default_rng(0).bytes(10000))
+
+
+def of_another_trainer(file: Path, models: Path) -> None:
+    shutil.copyfile(folder_of(models, trainer="BraTSNoNewNetTrainer") / "fold_0" / FINAL, file)
+
+
+def edited(change):
+    def edit(file: Path, models: Path) -> None:
+        checkpoint = torch.load(file, weights_only=False)
+        change(checkpoint)
+        torch.save(checkpoint, file)
+
+    return edit
+
+
+def other_weights(checkpoint: dict) -> None:
+    weights = checkpoint["network_weights"]
+    checkpoint["network_weights"] = {f"module.{name}": values for name, values in weights.items()}
+
+
+def nan_weights(checkpoint: dict) -> None:
+    next(iter(checkpoint["network_weights"].values())).fill_(float("nan"))
+
+
+SPOILED_CHECKPOINTS = {
+    "cut": (cut_checkpoint, "is no checkpoint, or a truncated one"),
+    "empty": (lambda file, models: file.write_bytes(b""), "is no checkpoint, or a truncated one (0 bytes)"),
+    "random": (random_bytes, "is no checkpoint, or a truncated one"),
+    "array": (lambda file, models: np.savez(file.open("wb"), a=1), "is damaged"),
+    "tensor": (lambda file, models: torch.save(torch.ones(3), file), "is no checkpoint of nnU-Net"),
+    "of another trainer": (of_another_trainer, "was trained with the trainer BraTSNoNewNetTrainer"),
+    "of another network": (edited(other_weights), "does not fit its network"),
+    "NaN": (edited(nan_weights), "has weights that are infinite or NaN"),
+    "missing": (lambda file, models: file.unlink(), "does not exist; fold_1 holds no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+@pytest.mark.parametrize("kind", SPOILED_CHECKPOINTS)
+def test_spoiled_checkpoints_are_named_before_anything_is_written(kind, fold, own_models, world, tmp_path, capsys):
+    spoil, sentence = SPOILED_CHECKPOINTS[kind]
+    file = folder_of(own_models) / f"fold_{fold}" / FINAL
+    spoil(file, own_models)
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL, "-f", "0", "1"]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert sentence.replace("fold_1", f"fold_{fold}") in said
+    assert len(said) < 1000, "never pages of keys"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("-step_size", "0"), "-step_size 0: expected more than 0"),
+        (("-step_size", "2"), "-step_size 2: expected at most 1"),
+        (("-step_size", "nan"), "-step_size nan: expected"),
+        (("-np", "-1"), "-np -1: expected at least 0"),
+        (("--low-memory", "-5"), "--low-memory -5: expected more than 0"),
+        (("--low-memory", "0"), "--low-memory 0: expected more than 0"),
+        (("--patch-size", "0", "8", "8"), "--patch-size 0: expected at least 1"),
+        (("--patch-size", "8", "8"), "this model has 3 axes"),
+        (("-f", "one"), "-f one: expected the number of a fold, or all"),
+        (("--best", "2"), "--best: has no meaning without --for-next-stage or --models"),
+        (("--for-next-stage", "--rules", "lyu2020"), "-i, -o, --rules: has no meaning with --for-next-stage"),
+        (("--models", "A:b"), "-tr, -c: has no meaning with --models"),
+        (("--in-sample",), "--in-sample: has no meaning"),
+        (("-m", "somewhere"), "-m somewhere names the model by its folder; leave out -d -tr -c"),
+        (("-prev_tr", "BraTSVAETrainer"), "-prev_tr: small has no previous stage"),
+        (("--combine", "vote", "--save_probabilities"), "--save_probabilities: a vote has none"),
+        (("-tr", "BraTSBaselineTrianer"), "there are BraTSBaselineTrainer__SmallPlans__first"),
+        (("-d", "902"), "0 data sets with ID 902"),
+    ],
+)
+def test_options_that_cannot_be_are_quoted(words, sentence, models, world, tmp_path, capsys):
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL, *words]
+    assert main(command) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["-i", "-o", "-d", "-tr", "-c"])
+def test_what_is_missing_is_named(missing, models, world, tmp_path, capsys):
+    words = ["-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL]
+    place = words.index(missing)
+    assert main(["predict", *words[:place], *words[place + 2 :]]) == 1
+    assert f"{missing} missing" in capsys.readouterr().err
+
+
+def test_without_a_gpu_the_cpu_is_used_unless_one_was_asked_for(models, world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), "-f", "0"]
+    words += ["-tr", "BraTSBaselineTrainer", "-c", "small", *NAMES, "-np", "0", "--tta", "none"]
+    assert main([*words, "-device", "cuda"]) == 1
+    assert "-device cuda: torch sees no such device" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "the CPU is used" in capsys.readouterr().out
+
+
+# ---- the output folder ---------------------------------------------------------------------------------------------
+
+
+def command_for(world, tmp_path: Path, *more: str) -> list[str]:
+    return ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL, "-f", "0", *more]
+
+
+def test_an_output_that_is_a_file_is_refused(models, world, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    assert main(command_for(world, tmp_path)) == 1
+    assert f"-o {tmp_path / 'out'} is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".npz", ".pkl"])
+def test_a_damaged_prediction_is_made_again_and_the_others_are_not(ending, models, world, tmp_path):
+    command = command_for(world, tmp_path, "--save_probabilities")
+    assert main(command) == 0
+    whole = label_maps(tmp_path / "out")
+    damaged, other = sorted((tmp_path / "out").glob(f"*{ending}"))
+    before = other.stat().st_mtime_ns
+    cut(damaged)
+    assert main(command) == 0
+    assert same(label_maps(tmp_path / "out"), whole)
+    assert np.load(sorted((tmp_path / "out").glob("*.npz"))[0])["probabilities"].shape[0] == 3
+    assert other.stat().st_mtime_ns == before
+
+
+def test_settings_are_remembered_once_there_are_predictions(models, world, tmp_path, capsys, monkeypatch):
+    write = PredictionTarget.write
+
+    def fail(*arguments) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(PredictionTarget, "write", fail)
+    assert main(command_for(world, tmp_path, "-step_size", "1")) == 1
+    monkeypatch.setattr(PredictionTarget, "write", write)
+    assert main(command_for(world, tmp_path)) == 0, "nothing was predicted with the other settings"
+    assert main(command_for(world, tmp_path, "-step_size", "1")) == 1
+    assert "other settings (tile_step_size)" in capsys.readouterr().err
+    assert main(command_for(world, tmp_path, "-step_size", "1", "--overwrite")) == 0
+
+
+def test_two_runs_never_write_into_one_folder(models, world, tmp_path, capsys):
+    partial = tmp_path / "out" / ".partial-case.npz"
+    with locked(tmp_path / "out"):
+        partial.touch()
+        assert main(command_for(world, tmp_path)) == 1
+        assert "another run is predicting into" in capsys.readouterr().err
+        assert partial.exists()
+    assert main(command_for(world, tmp_path)) == 0
+    assert not partial.exists(), "what a killed run left is removed by the next one"
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_run_of_the_version_before_goes_on(models, world, tmp_path):
+    """Its predict.json holds the same, key by key."""
+    assert main(command_for(world, tmp_path)) == 0
+    noted = json.loads((tmp_path / "out" / "predict.json").read_text())
+    file = folder_of(models) / "fold_0" / FINAL
+    assert noted == {
+        "images": str((world.raw / "imagesTs").resolve()),
+        "model": {str(file): [file.stat().st_size, file.stat().st_mtime_ns]},
+        "rules": None,
+        "previous": [],
+        "tiling": "paper",
+        "test_time_augmentation": "none",
+        "combine": "logits",
+        "tile_step_size": 0.5,
+        "patch_size": None,
+    }
