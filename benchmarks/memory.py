@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations
-from nnunet_brats_ext.planning.plan import PLAIN_UNET
+from nnunet_brats_ext.planning.fitting import PLAIN_UNET
 
 CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
@@ -103,9 +103,9 @@ def nnunet(size: Sequence[int]) -> Training:
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-    from nnunet_brats_ext.planning.topology import topology
+    from nnunet_brats_ext.planning.topology import deepest_topology
 
-    strides = topology((1.0, 1.0, 1.0), size, poolings=3).strides
+    strides = deepest_topology((1.0, 1.0, 1.0), size, poolings=3).strides
     network = PlainConvUNet(
         CHANNELS, len(strides), [min(32 * 2**stage, 320) for stage in range(len(strides))], nn.Conv3d, 3, strides, 2,
         REGIONS, 2, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
@@ -171,6 +171,7 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' c
     "nnunet": nnunet,
 }
 IN_SLICES = {"hashemi_2d"}
+FOOTPRINTS = {name: one.footprint for name, one in configurations().items()} | {"nnunet": PLAIN_UNET}
 
 
 def footprint_of(name: str) -> Footprint:

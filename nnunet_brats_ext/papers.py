@@ -311,16 +311,23 @@ def find_trainer(name: str) -> TrainerFacts:
     from contextlib import redirect_stdout
     from io import StringIO
 
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
         with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
             return facts_of_class(recursive_find_trainer_class_by_name(name))
     except RuntimeError as error:
+        found = {*known, *_names_with_subclasses(nnUNetTrainer)}  # nnU-Net has imported all of them in its search
         raise UserError(
-            f"nnU-Net finds no trainer {name!r}{did_you_mean(name, known)}; `nnunet_brats papers` lists ours, and "
+            f"nnU-Net finds no trainer {name!r}{did_you_mean(name, found)}; `nnunet_brats papers` lists ours, and "
             f"{EXTERNAL} names the folders of your own"
         ) from error
+
+
+def _names_with_subclasses(trainer: type) -> set[str]:
+    subclasses: list[type] = trainer.__subclasses__()
+    return {trainer.__name__, *(name for one in subclasses for name in _names_with_subclasses(one))}
 
 
 def did_you_mean(name: str, known: Any) -> str:

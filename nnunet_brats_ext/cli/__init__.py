@@ -28,10 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nnunet-brats-ext {__version__}")
         return 0
     if (verb := find_verb(words[0])) is None:
-        from nnunet_brats_ext.cli import legacy  # until every verb is in `verbs`
-
-        return legacy.main(words)
-    if verb is None:
         known = [one.name for verbs in GROUPS.values() for one in verbs if not one.hidden]
         close = get_close_matches(words[0], known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -53,7 +53,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "convert",
             "a BraTS release folder -> a data set in nnUNet_raw",
             "dataset_conversion.conversion:ConvertOptions",
-            "cli.data:convert",
+            "cli.data:run_convert",
             "A BraTS release folder becomes a data set in nnUNet_raw. Recognises every release from BraTS 2012 to "
             "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, "
             "before anything is written.",
@@ -62,7 +62,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "restore",
             "predictions -> a submission: the release's labels, names and headers",
             "dataset_conversion.restoration:RestoreOptions",
-            "cli.data:restore",
+            "cli.data:run_restore",
             "Predictions become a submission with the release's labels, names and headers. Works on predictions of "
             "imagesTs and on those of cross-validation. What the challenge would refuse is listed for all cases, and "
             "then nothing is written.",
@@ -71,13 +71,13 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "phantom",
             "synthetic gliomas in BraTS form, deterministic by seed",
             "dataset_conversion.phantoms.folder:PhantomOptions",
-            "cli.data:phantom",
+            "cli.data:run_phantom",
         ),
         Verb(
             "distill",
             "manual labels + predictions on unlabelled cases -> one data set, to train a student on",
             "dataset_conversion.distillation.distill:DistillOptions",
-            "cli.data:distill",
+            "cli.data:run_distill",
             "Manual labels and predictions on unlabelled cases become one data set, to train a student on. "
             "Pseudo-labelled cases only train. Cases with the same images as an excluded or a labelled one are left "
             "out, whatever their names. After Lachinov et al. 2019.",
@@ -86,14 +86,24 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "filter-cases",
             "train again without the cases that a complete training could not learn (Henry 2020)",
             "dataset_conversion.case_filtering:FilterCasesOptions",
-            "cli.data:filter_cases",
+            "cli.data:run_filter_cases",
             "Reads the log of case losses of each fold's training, and removes from that fold's training cases those "
             "whose mean loss over the last epochs exceeds the mean of all cases by some standard deviations. Writes "
             "the reduced folds beside splits_final.json, with the removed cases in them, and a configuration "
             "CONFIGURATION_filtered that trains on them. Validation cases stay as they are.",
         ),
     ),
-    "Training": (),
+    "Training": (
+        Verb(
+            "plan",
+            "nnU-Net's plans -> BraTSPlans: with the papers' configurations, fitted to a GPU's memory",
+            "cli.training:PlanCommandOptions",
+            "cli.training:print_plan",
+            "Keeps nnU-Net's own configurations. The papers' share their preprocessed data, unless a paper resamples. "
+            "Without a budget, patch and batch are the papers'; with one, the batch shrinks first, then the patch. "
+            "Prints what to run next: all commands of a paper or of a trainer on request.",
+        ),
+    ),
     "Prediction": (
         Verb(
             "predict",
@@ -186,7 +196,23 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "whatever else is given; what is missing is left out with a sentence.",
         ),
     ),
-    "Whole papers": (),
+    "Whole papers": (
+        Verb(
+            "run",
+            "a recipe, from BraTS folder to report and submission, on this machine or a cluster",
+            "workflow.run:RunOptions",
+            "cli.recipes:print_run",
+            "A paper as a graph of nnU-Net's and these commands, run by Snakemake. Started again, it goes on where it "
+            "stopped: finished folds are kept, interrupted ones continued. Every paper has a recipe of its name; "
+            "`compare` puts all side by side; a YAML file is one of yours.",
+        ),
+        Verb(
+            "status",
+            "what of a run is done, running, stopped or failed, with the log of each job",
+            "workflow.status:StatusOptions",
+            "cli.recipes:print_status",
+        ),
+    ),
 }
 
 

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from nnunet_brats_ext.papers import Configuration, Sizes
-from nnunet_brats_ext.planning.topology import Topology, divisors, topology
+from nnunet_brats_ext.papers import Configuration, Footprint, Sizes
+from nnunet_brats_ext.planning.topology import Topology, deepest_topology, divisors
 from nnunet_brats_ext.storage.errors import UserError
+
+PLAIN_UNET = Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387})
+"""nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def within_cases(paper: Configuration, cases: Cases) -> Topology:
     patch_size = tuple(map(min, paper.patch_size or cases.largest, cases.largest))
     if paper.strides and patch_size == paper.patch_size:
         return Topology(patch_size, paper.strides, ((3,) * len(patch_size),) * len(paper.strides))
-    return topology(cases.spacing, patch_size, paper.poolings)
+    return deepest_topology(cases.spacing, patch_size, paper.poolings)
 
 
 def reductions(paper: Configuration, chosen: Topology, cases: Cases, gpus: int = 1) -> Iterator[tuple[Topology, int]]:
@@ -93,7 +96,7 @@ def _smaller(paper: Configuration, patch_size: Sizes, cases: Cases) -> Topology 
     for axis in sorted(range(len(patch_size)), key=lambda axis: patch_size[axis] / cases.median[axis], reverse=True):
         reduced = tuple(length - steps[i] * (i == axis) for i, length in enumerate(patch_size))
         if divisors(cases.spacing, reduced, paper.poolings) == steps:
-            return topology(cases.spacing, reduced, paper.poolings)
+            return deepest_topology(cases.spacing, reduced, paper.poolings)
     return None
 
 

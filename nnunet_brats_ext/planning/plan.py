@@ -1,107 +1,154 @@
-"""The command `plan`: plans files in nnUNet_preprocessed, a table on the screen, and what to run next."""
+"""The command `plan`: nnU-Net's plans with the papers' configurations in them, as a file beside them."""
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
-
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.papers import Footprint
-from nnunet_brats_ext.planning.brats_plans import add_configurations
-from nnunet_brats_ext.planning.fitting import Fit, shown
+from nnunet_brats_ext.planning.brats_plans import add_configurations, resolve
+from nnunet_brats_ext.planning.fitting import Fit
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import find_splits, nnunet_folder
-
-PLAIN_UNET = Footprint(31_198_991, 1, {"fp32": 2237, "mixed": 1387})
-"""nnU-Net's PlainConvUNet at six stages, as it plans BraTS; with fewer, an upper bound."""
+from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, train_command
+from nnunet_brats_ext.storage.options import Options, argument, option
 
 PLANNERS = {  # plans file -> the planner that makes nnU-Net write it
     "nnUNetPlans": "",
     **{f"nnUNetResEncUNet{size}Plans": f" -pl nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
 }
+NNUNETS_FOLDS = 5  # which nnU-Net draws where a data set has no splits_final.json
+NEEDED = {  # of a configuration in nnU-Net's plans
+    **dict.fromkeys(("spacing", "median_image_size_in_voxels", "patch_size"), list),
+    **{"batch_size": int, "data_identifier": str, "architecture": dict},
+}
 
 
-def plan(
-    dataset_id: int,
-    source: str = "nnUNetPlans",
-    name: str = "BraTSPlans",
-    gpu_memory_gb: float | None = None,
-    gpus: str = "1",
-    overwrite: bool = False,
-) -> Path:
-    """Write the plans `name` beside the plans `source`; the same plans again change nothing, others need `overwrite`.
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """What plans are made from, what for, and what they are called."""
 
-    Configurations that somebody added to an earlier file of that name are kept, as nnU-Net's planner keeps them.
-    gpus: how many share a batch, as `4`, or as `lyu_stage1=4,lyu_stage2=2` for some configurations; else one.
-    """
-    check_settings(source, name, gpu_memory_gb)
-    shares = read_shares(gpus)
-    folder = find_preprocessed(dataset_id, source)
-    given = read_json(folder / f"{source}.json")
-    if any("architecture" not in c for c in given["configurations"].values() if "inherits_from" not in c):
-        raise UserError(f"{source}.json is of an older nnU-Net; run: {planning_command(dataset_id, source)}")
-    fingerprint = folder / "dataset_fingerprint.json"
-    plans, fits = add_configurations(
-        given, name, read_json(fingerprint) if fingerprint.exists() else None, gpu_memory_gb, shares
+    dataset_id: int = argument("a data set that nnU-Net has planned", metavar="ID", at_least=1, at_most=999)
+    source: str = option("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from")
+    name: str = option(default="BraTSPlans", metavar="PLANS", aliases=("-o",), help="name of the new plans")
+    gpu_memory_gb: float | None = option(
+        default=None, metavar="GB", above=0, at_most=10_000, help="memory of each GPU; default: the papers' settings"
     )
-    target = folder / f"{name}.json"
-    written = merge(plans, read_json(target) if target.exists() else None, target, overwrite)
+    gpus: str = option(
+        default="1", metavar="N", help="that share a batch: 4, or lyu_stage1=4,lyu_stage2=4 for some configurations"
+    )
+    overwrite: bool = option(default=False, help="replace plans of that name that differ")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `plan` has chosen.
+
+    file: of the plans. fits: what was chosen for each configuration of a paper. gpus: how many share a batch, by
+    configuration. written: whether the file is new or changed. fingerprint: nnU-Net's file of the sizes of all cases;
+    None where it is missing, and the median case counts as the largest.
+    """
+
+    dataset_id: int
+    file: Path
+    plans: Mapping[str, Any]
+    fits: Mapping[str, Fit]
+    gpus: Mapping[str, int]
+    written: bool
+    fingerprint: Path | None
+
+
+def plan(dataset_id: int, **options: Any) -> Planned:
+    """Write nnU-Net's plans with the papers' configurations under another name. options: those of `PlanOptions`.
+
+    The same plans again change nothing; others need `overwrite`. Configurations that somebody added to an earlier file
+    of that name are kept, as nnU-Net's planner keeps them.
+    """
+    given = PlanOptions(dataset_id, **options)
+    check_names(given)
+    gpus = read_gpus(given.gpus)
+    folder = find_preprocessed(dataset_id, given.source)
+    source = read_plans(folder / f"{given.source}.json", dataset_id)
+    file = folder / "dataset_fingerprint.json"
+    fingerprint = file if file.exists() else None
+    plans, fits = add_configurations(
+        source, given.name, read_fingerprint(fingerprint) if fingerprint else None, given.gpu_memory_gb, gpus
+    )
+    target = folder / f"{given.name}.json"
+    written = merge(plans, read_json(target) if target.exists() else None, target, given.overwrite)
     if written:
         write_json(target, plans)
-
-    console = Console()
-    show(plans, fits, console)
-    if not fingerprint.exists():
-        console.print(f"{fingerprint.name} is missing: the median case was taken for the largest.")
-    console.print(f"{'Written' if written else 'Nothing new in'} {escape(str(target))}. Next:", soft_wrap=True)
-    for command in next_commands(dataset_id, plans, folder, shares):
-        console.print(f"  {command}", soft_wrap=True, highlight=False)
-    return target
+    return Planned(dataset_id, target, plans, fits, gpus, written, fingerprint)
 
 
-def check_settings(source: str, name: str, gpu_memory_gb: float | None) -> None:
-    for plans_name in (source, name):
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", plans_name):
-            raise UserError(f"plans {plans_name!r}: a name without folder and ending, of letters, digits, - and _")
-    if source == name:
-        raise UserError(f"-o {name} would replace the plans that it is made from; choose another name")
-    if gpu_memory_gb is not None and not gpu_memory_gb > 0:
-        raise UserError(f"--gpu-memory-gb {gpu_memory_gb:g}: expected more than 0")
+def check_names(options: PlanOptions) -> None:
+    for flag, plans in (("-p", options.source), ("--name", options.name)):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", plans):
+            raise UserError(f"{flag} {plans!r}: a name without folder and ending, of letters, digits, - and _")
+    if options.source == options.name:
+        raise UserError(f"--name {options.name} would replace the plans that it is made from; choose another name")
 
 
-def read_shares(text: str) -> dict[str, int]:
+def read_gpus(text: str) -> dict[str, int]:
     """Configuration -> how many GPUs share its batch: from a number for all, or CONFIGURATION=NUMBER, with commas."""
     names = list(papers.configurations())
-    shares: dict[str, int] = {}
+    gpus: dict[str, int] = {}
     for word in text.split(","):
         name, _, number = word.rpartition("=")
         if not number.isdecimal() or int(number) < 1:
             raise UserError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")
         if name and name not in names:
-            raise UserError(f"--gpus {word}: {name} is none of {', '.join(names)}")
-        shares |= dict.fromkeys([name] if name else names, int(number))
-    return shares
+            hint = papers.did_you_mean(name, names)
+            raise UserError(f"--gpus {word}: {name} is none of {', '.join(names)}{hint}")
+        gpus |= dict.fromkeys([name] if name else names, int(number))
+    return gpus
 
 
 def find_preprocessed(dataset_id: int, source: str) -> Path:
     """The folder of a data set with these plans; without them, an error with the command that makes them."""
-    preprocessed = nnunet_folder("nnUNet_preprocessed")
-    if preprocessed is None:
-        raise UserError("nnUNet_preprocessed is not set: `export nnUNet_preprocessed=/where/nnU-Net/preprocesses`")
-    found = sorted(preprocessed.glob(f"Dataset{dataset_id:03d}_*/{source}.json"))
+    preprocessed = require_folder("nnUNet_preprocessed")
+    found = [folder for folder in datasets_with_id(dataset_id, preprocessed) if (folder / f"{source}.json").is_file()]
     if len(found) > 1:
-        raise UserError(f"several data sets with ID {dataset_id}: {', '.join(path.parent.name for path in found)}")
+        raise UserError(f"several data sets with ID {dataset_id}: {', '.join(folder.name for folder in found)}")
     if not found:
         raise UserError(
             f"no {source}.json for data set {dataset_id} in {preprocessed}; run: {planning_command(dataset_id, source)}"
         )
-    return found[0].parent
+    return found[0]
+
+
+def read_plans(file: Path, dataset_id: int) -> dict[str, Any]:
+    """The plans that nnU-Net has made, with everything that is needed of them."""
+    plans = read_json(file)
+    entries = plans.get("configurations")
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise UserError(f"{file} is no plans file: its 'configurations' should be an object of objects")
+    if plans.get("transpose_forward") not in map(list, permutations(range(3))):
+        raise UserError(f"{file}: transpose_forward should be an order of 0, 1, 2")
+    if any("architecture" not in entry for entry in entries.values() if "inherits_from" not in entry):
+        raise UserError(f"{file.name} is of an older nnU-Net; run: {planning_command(dataset_id, file.stem)}")
+    for name in entries:
+        line = [name]
+        while parent := entries[line[-1]].get("inherits_from"):
+            if parent not in entries or parent in line:
+                raise UserError(f"{file}: configuration {name!r} inherits from {parent!r}, which cannot be followed")
+            line.append(parent)
+        resolved = resolve(entries, name)
+        for key, kind in NEEDED.items():
+            if not isinstance(resolved.get(key), kind):
+                raise UserError(f"{file}: configuration {name!r} has no {key}, or one that is no {kind.__name__}")
+    return plans
+
+
+def read_fingerprint(file: Path) -> dict[str, Any]:
+    """nnU-Net's dataset_fingerprint.json, with the sizes and spacings of all cases."""
+    fingerprint = read_json(file)
+    shapes, spacings = (fingerprint.get(key) for key in ("shapes_after_crop", "spacings"))
+    if not isinstance(shapes, list) or not isinstance(spacings, list) or not 0 < len(shapes) == len(spacings):
+        raise UserError(f"{file}: shapes_after_crop and spacings should be lists with an entry per case")
+    return fingerprint
 
 
 def planning_command(dataset_id: int, source: str) -> str:
@@ -113,65 +160,54 @@ def merge(plans: dict[str, Any], earlier: Mapping[str, Any] | None, target: Path
     """Take over what somebody added to the earlier file; whether the file has to be written."""
     if earlier is None:
         return True
-    for name, configuration in earlier["configurations"].items():
+    if not isinstance(kept := earlier.get("configurations"), dict):
+        raise UserError(f"{target} has no 'configurations' and is no plans file; remove it, or choose another --name")
+    for name, configuration in kept.items():
         plans["configurations"].setdefault(name, configuration)
     if plans == earlier:
         return False
     differing = sorted(
-        name for name, configuration in plans["configurations"].items()
-        if configuration != earlier["configurations"].get(name)
-    )  # fmt: skip
+        name for name, configuration in plans["configurations"].items() if configuration != kept.get(name)
+    )
     if not overwrite:
         raise UserError(
             f"{target} exists and differs ({', '.join(differing) or 'beside the configurations'}); models may have "
-            f"been trained with it. Replace it with --overwrite, or choose another name with -o"
+            f"been trained with it. Replace it with --overwrite, or choose another name with --name"
         )
     return True
 
 
-def show(plans: Mapping[str, Any], fits: Mapping[str, Fit], console: Console) -> None:
-    names = ("configuration", "patch (z, y, x)", "batch", "GB", "why")
-    table = Table(*(Column(name, no_wrap=name != "why") for name in names), box=SIMPLE, title=plans["plans_name"])
-    for name, chosen in fits.items():
-        estimate = "" if chosen.estimate_gb is None else f"{chosen.estimate_gb:.1f}"
-        paper = papers.find_paper(papers.configurations()[name].paper)
-        why = "\n".join([paper.short, *chosen.reasons])
-        table.add_row(name, shown(chosen.topology.patch_size), str(chosen.batch_size), estimate, why)
-    for name, configuration in plans["configurations"].items():
-        if name not in fits and "patch_size" in configuration:
-            patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
-            estimate = f"{PLAIN_UNET.gpu_gb(patch_size, batch_size):.1f}" if is_plain_3d(configuration) else ""
-            table.add_row(name, shown(patch_size), str(batch_size), estimate, "nnU-Net's own, kept", style="dim")
-    console.print(table)
-    console.print(
-        "GB of each GPU, estimated for mixed precision without torch.compile: activations as counted, 1 GB in reserve. "
-        "None is given yet for networks that have not been counted; these keep their paper's patch and batch."
-    )
+# ---- what to run next ------------------------------------------------------------------------------------------------
 
 
-def is_plain_3d(configuration: Mapping[str, Any]) -> bool:
-    """Whether the configuration is what the footprint of nnU-Net's network was counted for."""
-    architecture = configuration.get("architecture", {})
-    return len(configuration["patch_size"]) == 3 and architecture.get("network_class_name", "").endswith(
-        "PlainConvUNet"
-    )
+def folds_of(dataset: str, *places: Path) -> range:
+    """The folds of a data set: those of its splits_final.json, or as many as nnU-Net draws where it has none."""
+    found = find_splits(dataset, *places)
+    return range(len(found[1]) if found else NNUNETS_FOLDS)
 
 
-def next_commands(dataset_id: int, plans: Mapping[str, Any], folder: Path, gpus: Mapping[str, int]) -> Iterator[str]:
-    """What makes missing data, and what trains each configuration whose trainer this version has."""
-    entries, name = plans["configurations"], plans["plans_name"]
-    rows = [one for one in papers.configurations().values() if one.name in entries]
-    for source in sorted({one.name if one.resampled else one.base for one in rows}):
-        if not (folder / entries[source]["data_identifier"]).is_dir():
-            yield f"nnUNetv2_preprocess -d {dataset_id} -plans_name {name} -c {source}"
-    found = find_splits(folder.name)
-    folds = " ".join(map(str, range(len(found[1])))) if found else "0 1 2 3 4"
-    for one in rows:
-        # nnU-Net wants a sample for every GPU.
-        share = min(gpus.get(one.name, 1), entries[one.name]["batch_size"])
-        options = f"-p {name}" + (f" -num_gpus {share}" if share > 1 else "")
-        # The next stage learns from what each fold of this one predicts for its own validation cases.
-        loop, fold, end = (f"for fold in {folds}; do ", "$fold", "; done") if one.next_stage else ("", "0", "")
-        for trainer in papers.trainers().values():
-            if trainer.configuration == one.name:
-                yield f"{loop}nnUNetv2_train {dataset_id} {one.name} {fold} -tr {trainer.name} {options}{end}"
+def missing_data(planned: Planned) -> Iterator[str]:
+    """The configurations whose preprocessed data the papers' configurations need, and that are not there."""
+    entries, rows = planned.plans["configurations"], papers.configurations().values()
+    for source in sorted({one.name if one.resampled else one.base for one in rows if one.name in entries}):
+        if not (planned.file.parent / entries[source]["data_identifier"]).is_dir():
+            yield source
+
+
+def next_commands(planned: Planned) -> Iterator[str]:
+    """What makes missing data, and what trains every trainer that a paper has for these configurations."""
+    dataset, name = planned.dataset_id, planned.plans["plans_name"]
+    for source in missing_data(planned):
+        yield f"nnUNetv2_preprocess -d {dataset} -plans_name {name} -c {source}"
+    folds = " ".join(map(str, folds_of(planned.file.parent.name)))
+    for trainer in papers.trainers().values():
+        if trainer.configuration in planned.fits:
+            gpus = gpus_of(planned, trainer.configuration)
+            options = ["-num_gpus", str(gpus)] if gpus > 1 else []
+            command = train_command(dataset, trainer.configuration, "$fold", trainer.name, name, options)
+            yield f"for fold in {folds}; do {command}; done"
+
+
+def gpus_of(planned: Planned, configuration: str) -> int:
+    """On how many GPUs a configuration trains: as many as asked for, but nnU-Net wants a sample for each."""
+    return min(planned.gpus.get(configuration, 1), planned.plans["configurations"][configuration]["batch_size"])

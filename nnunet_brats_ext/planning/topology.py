@@ -18,7 +18,7 @@ class Topology(NamedTuple):
     kernel_sizes: tuple[Sizes, ...]
 
 
-def topology(spacing: Sequence[float], patch_size: Sequence[int], poolings: int) -> Topology:
+def deepest_topology(spacing: Sequence[float], patch_size: Sequence[int], poolings: int) -> Topology:
     """The deepest topology by nnU-Net's rule that leaves the patch as it is, once `poolings` halvings divide it.
 
     poolings: what the paper's network needs. An axis they do not divide is rounded up; nnU-Net would round up to what

@@ -1,10 +1,11 @@
 """`python -m nnunet_brats_ext.workflow.collect FOLD/validation ... -o OUT`: the folds' own predictions as one folder.
 
-Label maps, probabilities and their properties are links; dataset.json and plans.json of the model come along, which
-tell ensembling and post-processing what the probabilities are.
+Label maps, probabilities and their properties are links, relative where the given path is; dataset.json and plans.json
+of the model come along, by which ensembling and post-processing know what the probabilities are.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,9 @@ def collect(validations: Sequence[Path], out: Path) -> int:
                 problems += [f"{path.name} is in {other.parent} and {validation}"] if other != path else []
     refuse(problems, "collect the folds")
     out.mkdir(parents=True)
-    for name, path in first.items():
-        (out / name).symlink_to(path)
-    for name in ("dataset.json", "plans.json"):
-        (out / name).symlink_to(validations[0].parents[1] / name)
+    model = validations[0].parents[1]
+    for name, path in {**first, **{name: model / name for name in ("dataset.json", "plans.json")}}.items():
+        (out / name).symlink_to(path if path.is_absolute() else os.path.relpath(path, out))
     return sum(name.endswith(".nii.gz") for name in first)
 
 

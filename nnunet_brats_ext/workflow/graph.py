@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import SPLITS
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Job, Setting
-from nnunet_brats_ext.workflow.recipe import AVERAGING, Ensemble, Model, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.recipe_parts import Ensemble, Model, Postprocessing, Recipe
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 
@@ -16,8 +17,8 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     graph = Graph(recipe, setting)
     for model in recipe.models.values():
         every = graph.every_fold(model)
-        if strange := sorted(set(setting.folds or ()) - set(every)):
-            raise UserError(f"--folds {strange[0]}: {model.name} has the folds 0 to {every[-1]} here")
+        if unknown := sorted(set(setting.folds or ()) - set(every)):
+            raise UserError(f"--folds {unknown[0]}: {model.name} has the folds 0 to {every[-1]} here")
     scores = [graph.evaluate(name) for name in recipe.evaluated]
     if len(scores) > 1:
         graph.rank(scores)
@@ -75,7 +76,7 @@ class Graph(TrainingJobs):
         command += ["--method", ensemble.method, "-np", self.needs("ensemble").cpus]
         command += ["--weights", *ensemble.weights] if ensemble.weights else []
         command += ["--space", ensemble.space] if ensemble.space else []
-        if ensemble.method in AVERAGING and ensemble.name in self.averaged:
+        if ensemble.averages and ensemble.name in self.averaged:
             command.append("--save-probabilities")
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
 
@@ -116,7 +117,7 @@ class Graph(TrainingJobs):
             out = self.setting.folder / "rules" / f"{rules.name}.json"
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.recipe.data[self.recipe.models_of(rules.of)[0].data]
-            splits = self.setting.preprocessed / self.dataset(data.name) / "splits_final.json"
+            splits = self.setting.preprocessed / self.dataset(data.name) / SPLITS
             command = ["nnunet_brats", "tune", self.labels(), self.jobs[before].result, "--splits", splits, "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []

@@ -1,10 +1,13 @@
 """Jobs, and what all of them are made from: names and places of data, models and predictions. Free of files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_brats_ext.workflow.recipe import AVERAGING, Data, Model, Recipe
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.papers import TrainerFacts
+from nnunet_brats_ext.storage.nnunet import dataset_name, model_name
+from nnunet_brats_ext.workflow.recipe_parts import Data, Model, Recipe
 from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 
 CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
@@ -14,14 +17,13 @@ SMOKE_EPOCHS, SMOKE_ITERATIONS, SMOKE_FOLDS, SMOKE_CASES, SMOKE_UNLABELLED = 2, 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how a recipe runs.
+    """Where and how a recipe runs. Paths in the folder of the run are relative to it: jobs run in it, and it may move.
 
     source: the release; None makes phantoms. release: its name, for names of data sets. gpus: the most that one
     training gets; 0 on a CPU. cpus: cores that a job may have with each of its GPUs. datasets: names that data sets
     have already, by ID.
     """
 
-    folder: Path
     raw: Path
     preprocessed: Path
     results: Path
@@ -35,7 +37,8 @@ class Setting:
     cpus: int = 8
     folds: tuple[int, ...] | None = None
     gpu_memory_gb: float | None = None
-    datasets: dict[int, str] = field(default_factory=dict)
+    datasets: Mapping[int, str] = field(default_factory=dict)
+    folder: Path = Path()  # the folder of the run, from where jobs see it
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Job:
 def with_probabilities(recipe: Recipe) -> Iterator[str]:
     """The predictions of which something needs more than label maps."""
     for ensemble in recipe.ensembles.values():
-        if ensemble.method in AVERAGING:
+        if ensemble.averages:
             yield from ensemble.of
     yield from (rules.of for rules in recipe.postprocessing.values() if rules.needs_probabilities)
 
@@ -74,6 +77,7 @@ class Jobs:
         self.jobs: dict[str, Job] = {}
         self.ids = {name: setting.dataset_id + i for i, name in enumerate(recipe.data)}
         self.averaged = set(with_probabilities(recipe))
+        self.facts: dict[str, TrainerFacts] = {}
 
     def add(
         self, name: str, command: Sequence[object], result: Path, after: Sequence[str] = (), needs: Needs | None = None,
@@ -96,7 +100,7 @@ class Jobs:
     def dataset(self, data: str) -> str:
         number = self.ids[data]
         suffix = "" if data == next(iter(self.ids)) else f"_{data}"
-        return self.setting.datasets.get(number, f"Dataset{number:03d}_{self.setting.release}{suffix}")
+        return self.setting.datasets.get(number) or dataset_name(number, self.setting.release + suffix)
 
     def base_of(self, data: Data) -> Data:
         """The data set whose labels and unlabelled images a distilled one takes over."""
@@ -129,8 +133,14 @@ class Jobs:
         return min(model.gpus, self.setting.gpus) if self.setting.device == "cuda" else 0
 
     def model_folder(self, model: Model) -> Path:
-        name = f"{model.trainer}__{model.plans}__{model.configuration}"
+        name = model_name(model.trainer, model.plans, model.configuration)
         return self.setting.results / self.dataset(model.data) / name
+
+    def trainer(self, model: Model) -> TrainerFacts:
+        """What is known of a model's trainer; nnU-Net searches for one that no paper has, which takes its time."""
+        if model.trainer not in self.facts:
+            self.facts[model.trainer] = papers.find_trainer(model.trainer)
+        return self.facts[model.trainer]
 
     def checkpoints(self, names: Sequence[str | int]) -> list[str]:
         """File names; a number is the snapshot after that epoch. A short run has few epochs to name."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.planning.brats_plans import resolve
-from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.nnunet import FINAL, SPLITS, read_splits
 from nnunet_brats_ext.training.environment import SNAPSHOTS
 from nnunet_brats_ext.workflow.jobs import Job
-from nnunet_brats_ext.workflow.state import as_json
 
 NOTE = "nnunet_brats_run.json"
 OF_THE_DATA = (
@@ -40,7 +40,7 @@ def note_done(job: Job) -> None:
     """Leave the note of a preprocessing, which is good only once it is whole."""
     if job.kind == "preprocess":
         note, settings = _preprocessing(job)
-        write_text(note, as_json(settings))
+        write_json(note, settings)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -57,9 +57,9 @@ def _training_left(job: Job) -> list[list[str]]:
         print(f"{fold} was trained with other settings ({', '.join(changed)}); it is kept as {aside}", flush=True)
         checkpoints = set()
     fold.mkdir(parents=True, exist_ok=True)
-    write_text(note, as_json(settings))
+    write_json(note, settings)
     command = list(job.command)
-    if "checkpoint_final.pth" not in checkpoints:
+    if FINAL not in checkpoints:
         return [[*command, "--c"] if checkpoints & {"checkpoint_latest.pth", "checkpoint_best.pth"} else command]
     # nnU-Net writes the summary once every case of the fold is predicted, for the next stage as well.
     validated = (fold / "validation" / "summary.json").is_file()
@@ -78,20 +78,26 @@ def training_settings(job: Job) -> dict[str, Any]:
     """What decides the result of a training: its configuration, cases, length, and what the previous stage said."""
     plans_file, fold = Path(str(job.facts["plans"])), int(str(job.facts["fold"]))
     configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
-    splits = json.loads(plans_file.with_name(configuration.get(SPLITS_FILE, "splits_final.json")).read_text())
+    splits = read_splits(splits_file := plans_file.with_name(configuration.get(SPLITS_FILE, SPLITS)))
+    if fold >= len(splits):
+        raise UserError(f"{splits_file} has {len(splits)} folds, so there is no fold {fold}")
     previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
     deciding = {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")}
     deciding.pop(SNAPSHOTS, None)  # of the same training, more or fewer are kept
     return {
         "configuration": configuration,
-        "cases": _digest(as_json(splits[fold])),
+        "cases": _digest(splits[fold]),
         "environment": deciding,
         "maps": job.facts.get("maps", []),
-        "previous_stage": [_digest(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
+        "previous_stage": [_hash(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
     }
 
 
-def _digest(text: str) -> str:
+def _digest(content: Any) -> str:
+    return _hash(json.dumps(content, indent=2) + "\n")  # notes outlive versions: never written otherwise
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -109,7 +115,7 @@ def _planning_left(job: Job) -> list[list[str]]:
 
 def _preprocessing_left(job: Job) -> list[list[str]]:
     note, settings = _preprocessing(job)
-    if note.is_file() and read_json(note) == json.loads(as_json(settings)):
+    if note.is_file() and read_json(note) == settings:
         return []
     note.unlink(missing_ok=True)
     return [list(job.command)]
@@ -120,7 +126,7 @@ def _preprocessing(job: Job) -> tuple[Path, dict[str, Any]]:
     plans_file = Path(str(job.facts["plans"]))
     configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
     labels = sorted(Path(str(job.facts["labels"])).glob("*.nii.gz"))
-    # Label files may be links; what they point to tells whether a conversion has replaced them.
+    # Label files may be links; what they point to shows whether a conversion has replaced them.
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in labels]
-    settings = {key: configuration.get(key) for key in OF_THE_DATA} | {"cases": _digest(as_json(stamps))}
+    settings = {key: configuration.get(key) for key in OF_THE_DATA} | {"cases": _digest(stamps)}
     return plans_file.with_name(f"{configuration['data_identifier']}.{NOTE}"), settings

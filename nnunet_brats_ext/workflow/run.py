@@ -1,124 +1,145 @@
-"""`nnunet_brats run`: a recipe on a release, planned here and handed to Snakemake."""
+"""The command `run`: a recipe on a release, planned here and carried out by Snakemake."""
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import Any, Literal
 
-from rich.console import Console
-
-from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.workflow.cost import show_cost
+from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.nnunet import FOLDERS, datasets_with_id
+from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import write_text, writing
+from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, release_stale_lock
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
-from nnunet_brats_ext.workflow.recipe import Recipe, find_recipe, load_recipe
-from nnunet_brats_ext.workflow.recipe_text import HERE
-from nnunet_brats_ext.workflow.state import Run, only_one, states_of
-from nnunet_brats_ext.workflow.status import advise, duration, tell_failures
+from nnunet_brats_ext.workflow.ownership import only_one
+from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe
+from nnunet_brats_ext.workflow.recipe_parts import Recipe
+from nnunet_brats_ext.workflow.state import Run, older_states, relative_to
 
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PHANTOM_RELEASE = "BraTS2020"
-DRY_RUN, ENGINE_LOG = ".dry-run.json", "snakemake.log"
-POLL_S = 1.0
+RECIPE_OF_RUN = "recipe.yaml"  # the copy in its folder
 
 
 @dataclass(frozen=True)
-class Options:
-    """What can be asked of a run; each is an option of the command."""
+class RunOptions(Options):
+    """What to run, on what, where, and on how much of a machine or cluster."""
 
-    recipe: str
-    source: Path | None = None
-    folder: Path | None = None
-    dataset_id: int = 137
-    scale: str = "full"
-    dry_run: bool = False
-    executor: str = "local"
-    profile: Path | None = None
-    jobs: int | None = None
-    gpus: int | None = None
-    gpu_memory_gb: float | None = None
-    folds: tuple[int, ...] | None = None
-    device: str = "cuda"
+    recipe: str = argument("a name or a YAML file; --copy writes one to edit", metavar="RECIPE")
+    source: Path | None = argument("the release; smoke can do without", default=None, metavar="SOURCE")
+    copy: Path | None = option(default=None, metavar="FILE", help="write the recipe there to edit it, and run nothing")
+    dataset_id: int = option("-d", default=137, metavar="ID", at_least=1, at_most=999, help="first ID of data sets")
+    folder: Path | None = option("-o", default=None, metavar="FOLDER", help="of the run; default: runs/RECIPE")
+    scale: Literal["full", "smoke"] = option(
+        default="full", help="smoke: tiny cases, two folds, two epochs, in folders of its own"
+    )
+    dry_run: bool = option(default=False, help="print every job and what it needs, and run nothing")
+    executor: Literal["local", "slurm", "kubernetes"] = option(default="local", help="what runs the jobs")
+    profile: Path | None = option(default=None, metavar="FOLDER", help="Snakemake profile of your cluster")
+    jobs: int | None = option(default=None, at_least=1, help="at most so many at once")
+    gpus: int | None = option(default=None, at_least=1, help="at most so many at once (default: all there are)")
+    gpu_memory_gb: float | None = option(
+        default=None, metavar="GB", above=0, at_most=10_000, help="of each GPU: fits the papers' patches to it"
+    )
+    folds: tuple[int, ...] | None = option(
+        default=None, metavar="FOLD", at_least=0, help="only these, but for stages before others"
+    )
+    device: Literal["cuda", "cpu"] = option("-device", default="cuda", help="what networks run on")
 
     @property
     def smoke(self) -> bool:
         return self.scale == "smoke"
 
 
-def copy_recipe(name: str, target: Path) -> Path:
+def copy_recipe(name: str, target: str | Path) -> Path:
     """Write a recipe where the user can edit it."""
-    if target.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{target}: a recipe's file ends in .yaml")
+    target = Path(target)
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"--copy {target}: a recipe's file ends in .yaml")
     if target.exists():
-        raise UserError(f"{target} exists already")
-    shutil.copyfile(find_recipe(name), target)
+        raise UserError(f"--copy {target} exists already; choose another name")
+    with writing(target):
+        shutil.copyfile(find_recipe(name), target)
     return target
 
 
-def run_recipe(options: Options, console: Console | None = None) -> int:
-    """Plan the graph of a recipe and have Snakemake run what of it is left; 1 if a job failed."""
-    console = console or Console(soft_wrap=True, highlight=False)
+def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
+    """A recipe and its jobs for this source, machine and folder; nothing is written."""
     recipe = load_recipe(find_recipe(options.recipe))
-    for name in {model.trainer for model in recipe.models.values()}:
-        papers.find_trainer(name)  # a name that nnU-Net would not find is an error now, not after days
-    run = plan_run(recipe, options)
-    if options.dry_run:
-        show_cost(recipe, run, console)
-        return dry_run(run, options, console)
-    for folder in (run.folder, *map(Path, run.environment.values())):
-        folder.mkdir(parents=True, exist_ok=True)
-    with only_one(run.folder / ".lock", f"{run.folder} is in use") as locked:
-        run.write()
-        with suppress(shutil.SameFileError):  # the recipe of this folder, run again
-            shutil.copyfile(find_recipe(options.recipe), run.folder / "recipe.yaml")
-        release_stale_lock(run.folder, locked)
-        code = follow(run, [*snakemake(run.folder), *engine_options(run, options)], console)
-    return tell_end(run, code, console)
-
-
-# ---- planning ------------------------------------------------------------------------------------------------------
-
-
-def plan_run(recipe: Recipe, options: Options) -> Run:
-    """The jobs of a recipe for this source, machine and folder; nothing is written."""
     name = Path(options.recipe).stem
     folder = (options.folder or Path("runs", f"{name}_smoke" if options.smoke else name)).resolve()
-    release, unlabelled = PHANTOM_RELEASE, True
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"-o {folder} is a file; choose a folder for the run")
+    if options.profile and not options.profile.is_dir():
+        raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
+    release, unlabelled, source = PHANTOM_RELEASE, True, None
     if options.source is not None:
-        source = scan(options.source)
-        release, unlabelled = source.release.name.replace("-", ""), any(not case.labelled for case in source.cases)
+        found = scan(options.source)
+        release, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
+        source = Path(relative_to(options.source.resolve(), folder))
     elif not options.smoke:
         raise UserError("name the folder of the release: only --scale smoke makes cases of its own")
     # A trial run must never meet real models: it has nnU-Net's folders of its own, whatever the environment says.
     given = {} if options.smoke else os.environ
-    environment = {name: str(Path(given.get(name) or folder / name).resolve()) for name in FOLDERS}
+    places = {name: Path(given.get(name) or folder / name).resolve() for name in FOLDERS}
+    if files := [f"{name}={place}" for name, place in places.items() if place.exists() and not place.is_dir()]:
+        raise UserError(f"{files[0]} is a file; it should be a folder")
+    environment = {name: relative_to(place, folder) for name, place in places.items()}
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
+    numbers = [options.dataset_id + i for i in range(len(recipe.data))]
     setting = Setting(
-        folder, raw, preprocessed, results, options.dataset_id, release, unlabelled,
-        source=options.source.resolve() if options.source else None,
+        raw, preprocessed, results, options.dataset_id, release, unlabelled,
+        source=source,
         smoke=options.smoke,
         device=options.device,
         gpus=gpus,
         cpus=cpus,
         folds=options.folds,
         gpu_memory_gb=options.gpu_memory_gb,
-        datasets=datasets_there(raw, [options.dataset_id + i for i in range(len(recipe.data))]),
+        datasets=datasets_there(places["nnUNet_raw"], numbers),
     )  # fmt: skip
-    return Run(folder, build_graph(recipe, setting), environment, tuple(devices), asdict(options))
+    jobs = build_graph(recipe, setting)
+    return recipe, Run(folder, jobs, environment, tuple(devices), asdict(options), older_states(folder))
 
 
-def resources_for(options: Options) -> tuple[list[str], int, int]:
+def run_recipe(
+    recipe: str, source: str | Path | None = None, say: Say = lambda text: None, **options: Any
+) -> tuple[Run, bool]:
+    """Run what is left of a recipe on a release, and wait until it ends; the run, and whether a signal stopped it.
+
+    `state.states_of` says what has become of its jobs. say: is given a line whenever a job starts or ends. options:
+    those of `RunOptions`.
+    """
+    given = RunOptions(recipe, Path(source) if source else None, **options)
+    _, run = plan_run(given)
+    with writing(run.folder):
+        for folder in (run.folder, *(run.folder / one for one in run.environment.values())):
+            folder.mkdir(parents=True, exist_ok=True)
+    with only_one(run.folder / ".lock", f"{run.folder} is in use") as locked:
+        for name, noted in run.older.items():
+            write_json(run.state_file(name), noted)
+        run = replace(run, older={})
+        run.write()
+        own, file = run.folder / RECIPE_OF_RUN, find_recipe(given.recipe)
+        if not (own.exists() and own.samefile(file)):  # it is, where that copy is run again
+            write_text(own, file.read_text(encoding="utf-8"))
+        release_stale_lock(run.folder, locked)
+        profile = given.profile.resolve() if given.profile else None
+        stopped = follow(run, engine_options(run, given.executor, profile, given.jobs, given.gpus), say)
+    return run, stopped
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def resources_for(options: RunOptions) -> tuple[list[str], int, int]:
     """The GPUs of this machine to share out, how many of them one job may have, and how many cores with each.
 
     A cluster's scheduler shares out its own, and its nodes are taken for large.
@@ -133,7 +154,8 @@ def resources_for(options: Options) -> tuple[list[str], int, int]:
 
 
 def datasets_there(raw: Path, numbers: Sequence[int]) -> dict[int, str]:
-    found = {number: sorted(raw.glob(f"Dataset{number:03d}_*")) for number in numbers}
+    """The names of data sets that are there already, by ID."""
+    found = {number: datasets_with_id(number, raw) for number in numbers}
     return {number: paths[0].name for number, paths in found.items() if paths}
 
 
@@ -146,108 +168,3 @@ def local_gpus() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))]
-
-
-# ---- the engine ----------------------------------------------------------------------------------------------------
-
-
-def snakemake(folder: Path) -> list[str]:
-    try:
-        import snakemake as _  # noqa: F401
-    except ImportError:
-        raise ImportError("recipes run on Snakemake: pip install 'nnunet-brats-ext[workflow]'") from None
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(folder)]
-
-
-def engine_options(run: Run, options: Options) -> list[str]:
-    """Snakemake's own options for what was asked."""
-    words = ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input"]
-    limits = [f"gpu={options.gpus}"] if options.gpus is not None else []
-    if options.executor == "local":
-        limits = [f"gpu={len(run.devices)}"] + ([f"slots={options.jobs}"] if options.jobs else [])
-        words += ["--cores", str(os.cpu_count() or 1), "--scheduler", "greedy"]
-        words += ["--profile", str(options.profile)] if options.profile else []
-    else:
-        words += ["--profile", str(options.profile or HERE / "profiles" / options.executor)]
-        words += ["--jobs", str(options.jobs)] if options.jobs else []
-        if options.executor == "slurm":
-            words += ["--slurm-logdir", str(run.folder / "logs" / "slurm")]
-    return [*words, *(["--resources", *limits] if limits else [])]
-
-
-def dry_run(run: Run, options: Options, console: Console) -> int:
-    """Let Snakemake say what it would do, without touching what lies in the folder."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        place = run.folder if (run.folder / "graph.json").is_file() else Path(elsewhere)
-        Run(place, run.jobs, run.environment, run.devices, run.settings).write(DRY_RUN)
-        words = [*snakemake(place), "--dry-run", "--quiet", "rules", "--nolock", "--config", f"graph={DRY_RUN}"]
-        words += ["--cores", "1", "--rerun-triggers", "mtime", "params", "input"]
-        done = subprocess.run(words, capture_output=True, text=True)
-        (place / DRY_RUN).unlink()
-    if done.returncode:
-        console.print(done.stdout + done.stderr, markup=False)
-        return 1
-    done_already = sum(state == "done" for state, _ in states_of(run).values())
-    console.print(f"{len(run.jobs)} jobs, {done_already} done already; nothing was started")
-    return 0
-
-
-def release_stale_lock(folder: Path, locked: bool) -> None:
-    """A killed run leaves Snakemake's lock behind; ours went with it, which tells that it is dead."""
-    locks = folder / ".snakemake" / "locks"
-    if not locks.is_dir() or not any(locks.iterdir()):
-        return
-    command = [*snakemake(folder), "--unlock", "--cores", "1"]
-    if not locked:
-        raise UserError(
-            f"{folder} is in use by another run, or one was killed in it; if none is alive on any machine, release it "
-            f"with `{' '.join(command)}` and start again"
-        )
-    subprocess.run(command, capture_output=True, check=True)
-
-
-def follow(run: Run, command: Sequence[str], console: Console) -> int:
-    """Run Snakemake, whose own words go to a file, and say whenever a job starts or ends. Its exit code."""
-    log = run.folder / "logs" / ENGINE_LOG
-    log.parent.mkdir(exist_ok=True)
-    begin = time.time()
-    done = sum(state == "done" for state, _ in states_of(run).values())
-    console.print(f"{len(run.jobs)} jobs, {done} done already; logs in {log.parent}, state by `nnunet_brats status`")
-    with log.open("a") as output, ExitStack() as stack:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # On SIGINT, Snakemake cancels what it has submitted; its jobs on this machine have to hear it themselves.
-            former = signal.signal(number, lambda *_: os.killpg(process.pid, signal.SIGINT))
-            stack.callback(signal.signal, number, former)
-        seen: dict[str, str] = {}
-        while process.poll() is None:
-            tell_news(run, seen, begin, console)
-            time.sleep(POLL_S)
-        tell_news(run, seen, begin, console)
-    return process.returncode
-
-
-def tell_news(run: Run, seen: dict[str, str], begin: float, console: Console) -> None:
-    for name, (state, noted) in states_of(run).items():
-        if noted.get("since", 0) < begin or seen.get(name) == state:
-            continue
-        seen[name] = state
-        extra = "" if state == "running" else f" after {duration(noted)}"
-        advice = f"; {run.log(name)}: {advise(run.log(name))}" if state == "failed" else ""
-        console.print(f"{time.strftime('%H:%M:%S')} {state:<8} {name}{extra}{advice}", markup=False)
-
-
-def tell_end(run: Run, code: int, console: Console) -> int:
-    states = {name: state for name, (state, _) in states_of(run).items()}
-    left = [name for name, state in states.items() if state != "done"]
-    if code == 0 and not left:
-        console.print(f"all done: {run.folder / 'report.html'}")
-        return 0
-    tell_failures(run, console)
-    if "failed" not in states.values():  # so it was not a job that went wrong, but the engine or the scheduler
-        latest = (run.folder / "logs" / ENGINE_LOG).read_text().split("SNAKEMAKE\n")[-1].splitlines()
-        errors = list(dict.fromkeys(line.strip() for line in latest if "error" in line.lower()))
-        console.print("\n".join(errors[:10] or latest[-10:]), markup=False, style="dim")
-        console.print(f"all that Snakemake said: {run.folder / 'logs' / ENGINE_LOG}")
-    console.print(f"{len(left)} of {len(run.jobs)} jobs are left; the same command goes on from here")
-    return 1

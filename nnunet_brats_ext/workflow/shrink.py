@@ -4,9 +4,7 @@ import sys
 from pathlib import Path
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.output import write_text
-from nnunet_brats_ext.workflow.state import as_json
+from nnunet_brats_ext.storage.json_files import read_json, write_json
 
 
 def shrink(plans: dict) -> dict:
@@ -20,4 +18,4 @@ def shrink(plans: dict) -> dict:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    write_text(file, as_json(shrink(read_json(file))))
+    write_json(file, shrink(read_json(file)))

@@ -1,48 +1,49 @@
-"""The folder of a run: its graph, the logs and the state of its jobs, and who is at work in it."""
+"""The folder of a run: its graph, and the logs and the state of its jobs. All paths in it are relative to it."""
 
-import fcntl
-import json
 import os
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.workflow.jobs import Job
+from nnunet_brats_ext.workflow.ownership import is_alive
+from nnunet_brats_ext.workflow.recipe_text import HERE
 from nnunet_brats_ext.workflow.resources import Needs
 
 GRAPH = "graph.json"
+OLDER_DELAY_S = 60  # between the end of a job and its done file, in version 0.1
 OF_THE_MACHINE = {"-np", "-npfp", "-num_gpus"}  # options of commands that follow its cores and GPUs
-
-
-def as_json(content: Any) -> str:
-    return json.dumps(content, indent=2, default=str) + "\n"
+DONE, RUNNING, STOPPED, INTERRUPTED, FAILED, WAITING = "done", "running", "stopped", "interrupted", "failed", "waiting"
+Noted = dict[str, Any]  # what a job's last attempt has left in its state file
 
 
 @dataclass(frozen=True)
 class Run:
     """What `nnunet_brats run` has planned in a folder.
 
-    environment: nnU-Net's folders. devices: the GPUs of this machine that jobs share out among them; none where a
-    scheduler does. settings: what was asked, for the screen.
+    environment: nnU-Net's folders, relative where they lie in this one. devices: the GPUs of this machine that jobs
+    share among them; none where a scheduler does. settings: what was asked for, to be read by people. older: states
+    that version 0.1 has left, as this version writes them, until it does.
     """
 
     folder: Path
     jobs: Mapping[str, Job]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
+    older: Mapping[str, Noted] = field(default_factory=dict)
 
     def write(self, name: str = GRAPH) -> None:
-        content = asdict(self) | {"jobs": {name: asdict(job) for name, job in self.jobs.items()}}
-        write_text(self.folder / name, as_json(content))
+        jobs = {name: asdict(job) for name, job in self.jobs.items()}
+        content = {"jobs": jobs, "environment": dict(self.environment), "devices": self.devices}
+        write_json(self.folder / name, content | {"settings": self.settings})
 
     def done_file(self, job: str) -> Path:
         """Snakemake's output of a job: it is there when the job has ended well."""
@@ -54,12 +55,19 @@ class Run:
     def log(self, job: str) -> Path:
         return self.folder / "logs" / f"{job}.log"
 
+    def noted(self, job: str) -> Noted:
+        """What the last attempt at a job has left; nothing where there was none."""
+        if job in self.older:
+            return self.older[job]
+        return _checked(self.state_file(job), "state") if self.state_file(job).is_file() else {}
+
 
 def open_run(folder: Path, graph: str = GRAPH) -> Run:
     """The run of a folder; an error where none has been started."""
-    if not (folder / graph).is_file():
+    file = folder / graph
+    if not file.is_file():
         raise UserError(f"{folder} is no folder of `nnunet_brats run`: it has no {graph}")
-    content = read_json(folder / graph)
+    content = _checked(file, "graph")
     jobs = {
         name: Job(
             name, tuple(job["command"]), Path(job["result"]), tuple(job["after"]), Needs(**job["needs"]),
@@ -67,7 +75,29 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
         )
         for name, job in content["jobs"].items()
     }  # fmt: skip
-    return Run(folder, jobs, content["environment"], tuple(content["devices"]), content["settings"])
+    for name, job in jobs.items():
+        if unknown := set(job.after) - set(jobs):
+            _refuse(file, f"jobs.{name}.after", f"there is no job {sorted(unknown)[0]!r}")
+    return Run(folder, jobs, content["environment"], tuple(content.get("devices", ())), content.get("settings"))
+
+
+def _checked(file: Path, schema: str) -> dict[str, Any]:
+    content = read_json(file)
+    for error in _validator(schema).iter_errors(content):
+        _refuse(file, ".".join(map(str, error.absolute_path)), error.message)
+    return content
+
+
+@cache
+def _validator(schema: str) -> Draft202012Validator:
+    return Draft202012Validator(read_json(HERE / f"{schema}.schema.json"))
+
+
+def _refuse(file: Path, key: str, problem: str) -> None:
+    raise UserError(
+        f"{file}, {key or 'as a whole'}: {problem}; remove the file and give the command of the run again, which makes "
+        "it anew"
+    )
 
 
 def signature(job: Job) -> dict[str, Any]:
@@ -79,74 +109,63 @@ def signature(job: Job) -> dict[str, Any]:
     return {"command": command, "environment": dict(job.environment), "result": str(job.result)}
 
 
-def states_of(run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Of each job: done, running, interrupted, failed or waiting; and what its last attempt has noted.
+def states_of(run: Run) -> dict[str, tuple[str, Noted]]:
+    """Of each job: done, running, stopped, interrupted, failed or waiting; and what its last attempt has noted.
 
-    One that was done waits again when something before it does, and when it was done otherwise than now planned.
+    stopped: by Ctrl-C or by the scheduler. interrupted: gone without a word. One that was done waits again when
+    something before it does or was done after it, and when it was done otherwise than now planned.
     """
-    states: dict[str, tuple[str, dict[str, Any]]] = {}
+    states: dict[str, tuple[str, Noted]] = {}
     for name, job in run.jobs.items():
-        noted = read_json(run.state_file(name)) if run.state_file(name).is_file() else {}
-        if noted.get("state") == "running":
-            state = "running" if is_alive(noted) else "interrupted"
-        elif noted.get("state") == "failed":
-            state = "failed"
-        else:
-            ready = all(states[before][0] == "done" for before in job.after)
-            same = all(noted.get(key) == value for key, value in signature(job).items())
-            state = "done" if ready and same and run.done_file(name).is_file() else "waiting"
+        noted = run.noted(name)
+        state = noted.get("state")
+        if state == RUNNING:
+            state = RUNNING if is_alive(noted) else INTERRUPTED
+        elif state not in (FAILED, STOPPED):
+            state = DONE if run.done_file(name).is_file() and _is_good(job, noted, states) else WAITING
         states[name] = state, noted
     return states
 
 
-# ---- who is at work ------------------------------------------------------------------------------------------------
+def _is_good(job: Job, noted: Noted, states: Mapping[str, tuple[str, Noted]]) -> bool:
+    """Whether a job was done as it is now planned, on the last results of the jobs before it."""
+    on = noted.get("inputs", {})
+    inputs = all(states[name][0] == DONE and on.get(name) == states[name][1]["ended"] for name in job.after)
+    return inputs and all(noted.get(key) == value for key, value in signature(job).items())
 
 
-def owner() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+def settle(run: Run) -> None:
+    """Let Snakemake, which goes by the times of files, see the states: also after a change, and in a copied folder."""
+    times: dict[str, float] = {}
+    for name, (state, noted) in states_of(run).items():
+        if state == DONE:
+            times[name] = max([noted["ended"], *(times[before] for before in run.jobs[name].after)])
+            os.utime(run.done_file(name), (times[name], times[name]))
+        elif state != RUNNING:
+            run.done_file(name).unlink(missing_ok=True)
 
 
-def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Whether the process still runs; of another machine's process nothing is known, and it counts as alive."""
-    if owner["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def older_states(folder: Path) -> dict[str, Noted]:
+    """The states of a run of version 0.1 as this version has them; none for another run.
 
-
-def describe(owner: Mapping[str, Any]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner["since"]))
-    return f"process {owner['pid']} on {owner['host']}, since {since}"
-
-
-@contextmanager
-def only_one(place: Path, what: str, patience_s: float = 5) -> Iterator[bool]:
-    """Let one process at a time work in a place, on whatever machine; the lock goes with the process that holds it.
-
-    A second one is an error that names the first. Gives False on a file system that knows no locks.
+    There, the graph names the folder of then, and states have absolute paths and, as inputs, the times of done files.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a+") as file:
-        for attempt in range(int(patience_s * 10) + 1):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == int(patience_s * 10):
-                    file.seek(0)
-                    holder = file.read()
-                    by = describe(json.loads(holder)) if holder else "another process"
-                    raise UserError(f"{what} by {by}; wait until it ends, or end it") from None
-                time.sleep(0.1)
-            except OSError:
-                yield False
-                return
-        file.truncate(0)
-        file.write(json.dumps(owner()))
-        file.flush()
-        yield True
+    if not (folder / GRAPH).is_file() or not (then := read_json(folder / GRAPH).get("folder")):
+        return {}
+    place = folder / "jobs"
+    states = {
+        str(file.relative_to(place).with_suffix("")): _checked(file, "state") for file in sorted(place.rglob("*.json"))
+    }
+    for noted in states.values():
+        noted["command"] = [relative_to(word, then) for word in noted["command"]]
+        noted["result"] = relative_to(noted["result"], then)
+        for before, touched in noted["inputs"].items():
+            ended = states.get(before, {}).get("ended", 0)
+            if abs(touched - ended) < OLDER_DELAY_S:
+                noted["inputs"][before] = ended
+    return states
+
+
+def relative_to(path: str | Path, folder: str | Path) -> str:
+    """A path in a folder relative to it, any other as it is."""
+    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else str(path)

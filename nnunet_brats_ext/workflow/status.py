@@ -1,24 +1,25 @@
-"""`nnunet_brats status`: what of a run is done, running, failed; and what to do about failures."""
+"""What of a run is done, running, stopped or failed, and what to do about failures: read from states and logs."""
 
 import re
 import time
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from nnunet_brats_ext.storage.options import Options, argument
 
-from nnunet_brats_ext.workflow.state import Run, describe, open_run, states_of
-
-COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "interrupted": "yellow", "waiting": "dim"}
 # What a log says -> what to do; the first that is found counts.
 ADVICE = {
     r"CUDA out of memory|OutOfMemoryError": "the GPU's memory is too small: run with a lower --gpu-memory-gb, which "
     "makes the papers' batches and patches smaller",
+    r"No space left on device|Disk quota exceeded|could not be written: |PytorchStreamWriter failed|inline_container"
+    r".*(unexpected pos|write)|(?i:disk is full)": "the disk is full, or its quota: make room and start the same "
+    "command again; a training goes on from its last whole checkpoint",
+    r"PytorchStreamReader failed|failed finding central directory|invalid load key|Ran out of input": "a checkpoint is "
+    "damaged, the one that the log names last: remove it and start the same command again; the training goes on from "
+    "another one, or begins anew",
     r"(?i)worker\(?s?\)?.{0,40}(died|not alive|6 feet under)|Killed|process was killed|MemoryError": "too little main "
     "memory: raise `resources: {memory_gb: ...}` of the model in the recipe, or run fewer jobs at once with --jobs",
-    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start the same command again",
     r"Could not find requested nnunet trainer|Unable to find trainer": "nnU-Net does not find the trainer: "
     "`nnunet_brats doctor` says why",
     r"sees no CUDA device|CUDA is not available|Found no NVIDIA driver": "this machine has no usable GPU: run with "
@@ -29,42 +30,22 @@ ADVICE = {
     r"DUE TO TIME LIMIT|CANCELLED AT": "the scheduler ended it: start the same command again, and a training goes on "
     "from its last checkpoint; raise `resources: {hours: ...}` if it happens often",
 }
+OTHERWISE = "correct what the log says, then start the same command again; what is done stays done"
 LAST_BYTES = 20_000
-ATTEMPT = re.compile(r"[\d-]+ [\d:]+ \$ ")  # how `job` begins one
+ATTEMPT = re.compile(r"[\d-]+ [\d:]+ \$ ")  # how `perform` begins one
 
 
-def show_status(folder: Path, console: Console | None = None) -> int:
-    """Print a table of all jobs; 1 if any has failed."""
-    console = console or Console()
-    run = open_run(folder)
-    states = states_of(run)
-    width = max(map(len, run.jobs))
-    for name, (state, noted) in states.items():  # one line each, however narrow the screen: to be searched and cut
-        log = run.log(name) if run.log(name).is_file() else ""
-        line = f"[{COLOURS[state]}]{state:<11}[/] {name:<{width}} {duration(noted):>8}  {escape(str(log))}"
-        news = f"  {last_line(run.log(name))}" if state in ("running", "failed", "interrupted") else ""
-        console.print(line + escape(news), soft_wrap=True, highlight=False)
-    counts = Counter(state for state, _ in states.values())
-    summary = ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
-    console.print(f"{folder}: {summary}", soft_wrap=True, highlight=False)
-    tell_failures(run, console)
-    return 1 if counts["failed"] else 0
+@dataclass(frozen=True)
+class StatusOptions(Options):
+    """Which run to look at."""
 
-
-def tell_failures(run: Run, console: Console) -> None:
-    """For each failed job: its last words, where the rest is, and what to do."""
-    for name, (state, noted) in states_of(run).items():
-        if state == "failed":
-            console.print(f"\n[bold red]{name} failed[/] ({describe(noted)})")
-            console.print(escape("\n".join(tail(run.log(name))[-8:])), style="dim", highlight=False)
-            console.print(f"all it said: {run.log(name)}", soft_wrap=True, highlight=False)
-            console.print(f"what to do: {advise(run.log(name))}", soft_wrap=True, highlight=False)
+    folder: Path = argument("of `nnunet_brats run`", metavar="FOLDER")
 
 
 def advise(log: Path) -> str:
+    """What to do about a failed job, by the last words of its log."""
     text = "\n".join(tail(log))
-    found = (advice for pattern, advice in ADVICE.items() if re.search(pattern, text))
-    return next(found, "mend what the log says, then start the same command again; what is done stays done")
+    return next((advice for pattern, advice in ADVICE.items() if re.search(pattern, text)), OTHERWISE)
 
 
 def tail(log: Path) -> list[str]:
@@ -80,15 +61,15 @@ def tail(log: Path) -> list[str]:
 
 
 def last_line(log: Path) -> str:
+    """The last line of a log that says how far a job is: of a training, its epoch."""
     lines = tail(log)
     epochs = [line for line in lines if re.search(r"\bEpoch \d+\b", line)]
     return re.sub(r"^[\d-]+ [\d:.]+: ", "", (epochs or lines or [""])[-1])[-60:]  # without nnU-Net's time
 
 
 def duration(noted: dict[str, Any]) -> str:
-    if "since" not in noted:
-        return ""
-    return shown_seconds(noted.get("ended", time.time()) - noted["since"])
+    """How long an attempt took, or has taken so far."""
+    return shown_seconds(noted.get("ended", time.time()) - noted["since"]) if "since" in noted else ""
 
 
 def shown_seconds(seconds: float) -> str:

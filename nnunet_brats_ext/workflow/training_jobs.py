@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from nnunet_brats_ext import papers
 from nnunet_brats_ext.planning.plan import PLANNERS
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, SNAPSHOTS
 from nnunet_brats_ext.workflow.jobs import (
@@ -16,7 +15,7 @@ from nnunet_brats_ext.workflow.jobs import (
     TEST,
     Jobs,
 )
-from nnunet_brats_ext.workflow.recipe import PLANS, Data, Model
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model
 from nnunet_brats_ext.workflow.resources import Needs, bases
 
 
@@ -164,7 +163,7 @@ class TrainingJobs(Jobs):
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
         later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
         wanted = {epoch for epochs in (model.checkpoints, *later) for epoch in epochs if isinstance(epoch, int)}
-        own = papers.find_trainer(model.trainer).snapshot_epochs
+        own = self.trainer(model).snapshot_epochs
         if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
             environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))
         return environment

@@ -10,24 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunet_brats_ext.planning.configurations import CONFIGURATIONS
-from nnunet_brats_ext.planning.memory import FOOTPRINTS, GIB
-from nnunet_brats_ext.planning.plans import add_configurations, rebuild, resolve
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.planning.fitting import Cases, fit, reductions, within_cases
-from nnunet_brats_ext.planning.plan import trainers_here
-from nnunet_brats_ext.planning.topology import divisors, topology
+from nnunet_brats_ext.papers import GIB, configurations
+from nnunet_brats_ext.planning.brats_plans import add_configurations, rebuild, resolve
+from nnunet_brats_ext.planning.fitting import PLAIN_UNET, Cases, fit, reductions, within_cases
+from nnunet_brats_ext.planning.plan import plan
+from nnunet_brats_ext.planning.topology import deepest_topology, divisors
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSBaselineTrainer, BraTSVAETrainer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory  # the counting that the constants come from
 
-WISHES = {wish.name: wish for wish in CONFIGURATIONS}
-NAMES = sorted(WISHES)
-VOLUMES = [name for name in NAMES if WISHES[name].base == "3d_fullres"]
+ROWS = configurations()
+NAMES = sorted(ROWS)
+VOLUMES = [name for name in NAMES if ROWS[name].base == "3d_fullres"]
+FOOTPRINTS = {name: row.footprint for name, row in ROWS.items()} | {"nnunet": PLAIN_UNET}
 BRATS = Cases((1.0, 1.0, 1.0), (140.0, 171.0, 137.0), (155, 190, 170))  # brains of BraTS 2020, as nnU-Net crops them
 SHAPES = [[140, 171, 137], [155, 165, 130], [128, 190, 170]]  # of three cases; the largest per axis as above
 
@@ -120,11 +119,11 @@ def cumulated(strides) -> np.ndarray:
 # ---- sizes and topology --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if WISHES[name].patch_size])
+@pytest.mark.parametrize("name", [name for name in NAMES if ROWS[name].patch_size])
 def test_real_brains_hold_every_papers_patch_and_batch(name, plans):
     planned, fits = add_configurations(plans, "BraTSPlans", FINGERPRINT)
-    assert tuple(planned["configurations"][name]["patch_size"]) == WISHES[name].patch_size
-    assert planned["configurations"][name]["batch_size"] == WISHES[name].batch_size
+    assert tuple(planned["configurations"][name]["patch_size"]) == ROWS[name].patch_size
+    assert planned["configurations"][name]["batch_size"] == ROWS[name].batch_size
     assert fits[name].reasons == ()
 
 
@@ -151,13 +150,13 @@ def test_cases_are_measured_at_the_spacing_and_in_the_axes_of_the_plans(plans):
 @pytest.mark.parametrize("largest", [(155, 190, 170), (143, 171, 137), (100, 120, 90), (57, 64, 61), (32, 36, 32)])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0)])
 def test_strides_divide_a_patch_that_no_case_falls_short_of(name, largest, spacing):
-    wish = WISHES[name]
-    axes = 2 if wish.base == "2d" else 3
+    row = ROWS[name]
+    axes = 2 if row.base == "2d" else 3
     cases = Cases(spacing[-axes:], tuple(map(float, largest))[-axes:], largest[-axes:])
-    patch_size, strides, kernels = within_cases(wish, cases)
+    patch_size, strides, kernels = within_cases(row, cases)
     assert not any(np.array(patch_size) % cumulated(strides))
     assert len(strides) == len(kernels)
-    needed = divisors(cases.spacing, patch_size, wish.poolings)
+    needed = divisors(cases.spacing, patch_size, row.poolings)
     within = [length < case + step for length, case, step in zip(patch_size, cases.largest, needed, strict=True)]
     assert all(within), "the patch exceeds the case by more than rounding"
 
@@ -171,7 +170,7 @@ def test_strides_divide_a_patch_that_no_case_falls_short_of(name, largest, spaci
     ],
 )
 def test_the_topology_is_the_deepest_that_leaves_the_patch_alone(patch_size, poolings, divisor):
-    chosen = topology((1.0, 1.0, 1.0), patch_size, poolings)
+    chosen = deepest_topology((1.0, 1.0, 1.0), patch_size, poolings)
     assert chosen.patch_size == patch_size
     assert tuple(cumulated(chosen.strides)) == divisor
 
@@ -203,11 +202,11 @@ def test_a_base_that_the_plans_lack_leaves_its_configurations_out(plans):
 def test_nnunet_resolves_it_as_we_do_and_reads_the_preprocessed_data_of_its_base_or_its_own(name, plans):
     planned, _ = add_configurations(plans, "BraTSPlans", FINGERPRINT)
     manager = PlansManager(json.loads(json.dumps(planned)))
-    found, base = manager.get_configuration(name), manager.get_configuration(WISHES[name].base)
+    found, base = manager.get_configuration(name), manager.get_configuration(ROWS[name].base)
     resolved = resolve(planned["configurations"], name)
     assert {key: found.configuration[key] for key in resolved} == json.loads(json.dumps(resolved))
-    assert base.data_identifier == f"nnUNetPlans_{WISHES[name].base}"
-    assert found.data_identifier == (f"BraTSPlans_{name}" if WISHES[name].resampled else base.data_identifier)
+    assert base.data_identifier == f"nnUNetPlans_{ROWS[name].base}"
+    assert found.data_identifier == (f"BraTSPlans_{name}" if ROWS[name].resampled else base.data_identifier)
     given = found.network_arch_init_kwargs
     lengths = [len(given[key]) for key in ("strides", "kernel_sizes", "features_per_stage", "n_conv_per_stage")]
     assert lengths == [given["n_stages"]] * 4
@@ -215,9 +214,9 @@ def test_nnunet_resolves_it_as_we_do_and_reads_the_preprocessed_data_of_its_base
 
 
 def test_stages_name_each_other():
-    for name, wish in WISHES.items():
-        assert wish.next_stage is None or WISHES[wish.next_stage].previous_stage == name
-        assert wish.previous_stage is None or WISHES[wish.previous_stage].next_stage == name
+    for name, row in ROWS.items():
+        assert row.next_stage is None or ROWS[row.next_stage].previous_stage == name
+        assert row.previous_stage is None or ROWS[row.previous_stage].next_stage == name
 
 
 @pytest.mark.parametrize("name", VOLUMES)
@@ -242,7 +241,7 @@ def test_nnunets_residual_network_follows_a_shallower_or_deeper_topology(patch_s
     plans["configurations"]["other"] = {
         "inherits_from": "3d_fullres",
         "patch_size": list(patch_size),
-        "architecture": rebuild(base["architecture"], topology((1.0, 1.0, 1.0), patch_size, 4)),
+        "architecture": rebuild(base["architecture"], deepest_topology((1.0, 1.0, 1.0), patch_size, 4)),
     }
     manager = PlansManager(plans)
     with torch.device("meta"), torch.no_grad():
@@ -257,18 +256,18 @@ def test_nnunets_residual_network_follows_a_shallower_or_deeper_topology(patch_s
 
 def test_more_memory_never_means_less():
     for name in ("lyu_stage1", "lyu_stage2"):
-        fits = [fit(WISHES[name], BRATS, budget) for budget in (3, 4, 6, 8, 11, 12, 16, 24, 32, 40, 48, 80)]
+        fits = [fit(ROWS[name], BRATS, budget) for budget in (3, 4, 6, 8, 11, 12, 16, 24, 32, 40, 48, 80)]
         for budget, chosen in zip((3, 4, 6, 8, 11, 12, 16, 24, 32, 40, 48, 80), fits, strict=True):
             assert chosen.estimate_gb is not None
             assert chosen.estimate_gb <= budget
         voxels = [prod(chosen.topology.patch_size) * chosen.batch_size for chosen in fits]
         assert voxels == sorted(voxels)
-        assert voxels[0] < voxels[-1] == prod(WISHES[name].patch_size or ()) * WISHES[name].batch_size
+        assert voxels[0] < voxels[-1] == prod(ROWS[name].patch_size or ()) * ROWS[name].batch_size
 
 
 def test_the_batch_shrinks_before_the_patch_and_the_patch_keeps_the_networks_depth():
-    wish = WISHES["lyu_stage1"]
-    steps = list(reductions(wish, within_cases(wish, BRATS), BRATS))
+    row = ROWS["lyu_stage1"]
+    steps = list(reductions(row, within_cases(row, BRATS), BRATS))
     assert [batch for _, batch in steps[:4]] == [4, 3, 2, 1]
     assert {chosen.patch_size for chosen, _ in steps[:4]} == {(128, 192, 160)}
     assert {batch for _, batch in steps[4:]} == {1}
@@ -281,47 +280,45 @@ def test_the_batch_shrinks_before_the_patch_and_the_patch_keeps_the_networks_dep
 
 def test_several_gpus_share_the_batch():
     # 50 GB on one GPU; with the paper's four, each has one sample and needs less than 24 GB, as the authors' had.
-    chosen = fit(WISHES["lyu_stage1"], BRATS, 24, gpus=4)
+    chosen = fit(ROWS["lyu_stage1"], BRATS, 24, gpus=4)
     assert (chosen.batch_size, chosen.topology.patch_size, chosen.reasons) == (4, (128, 192, 160), ())
-    assert fit(WISHES["lyu_stage1"], BRATS, 24).batch_size == 1
+    assert fit(ROWS["lyu_stage1"], BRATS, 24).batch_size == 1
     # Two samples on each of two GPUs are too much for 24 GB; less is one on each, never three on two.
-    assert fit(WISHES["lyu_stage1"], BRATS, 24, gpus=2).batch_size == 2
+    assert fit(ROWS["lyu_stage1"], BRATS, 24, gpus=2).batch_size == 2
 
 
 def test_what_was_changed_and_why_is_said():
-    chosen = fit(WISHES["lyu_stage1"], BRATS, 10)
+    chosen = fit(ROWS["lyu_stage1"], BRATS, 10)
     patch = " x ".join(map(str, chosen.topology.patch_size))
     expected = f"batch 4 -> 1, 128 x 192 x 160 -> {patch}: 10 GB asked, estimate {chosen.estimate_gb:.1f} GB"
     assert chosen.reasons == (expected,)
 
 
 def test_too_small_a_budget_is_an_error_that_says_what_would_do():
-    with pytest.raises(ValueError, match=r"1.5 GB are too little for lyu_stage1: a patch of 64 x 64 x 64 .* 2\.\d GB"):
-        fit(WISHES["lyu_stage1"], BRATS, 1.5)
+    with pytest.raises(
+        ValueError, match=r"--gpu-memory-gb 1.5: too little for lyu_stage1: .* 64 x 64 x 64 .* 2\.\d GB"
+    ):
+        fit(ROWS["lyu_stage1"], BRATS, 1.5)
 
 
 def test_a_network_that_nobody_counted_keeps_its_papers_setting():
-    chosen = fit(replace(WISHES["henry_b"], footprint=None), BRATS, 1)
+    chosen = fit(replace(ROWS["henry_b"], footprint=None), BRATS, 1)
     assert (chosen.topology.patch_size, chosen.batch_size, chosen.estimate_gb) == ((128, 128, 128), 3, None)
 
 
 def test_strides_that_differ_between_axes_are_outside_the_estimate():
-    chosen = fit(WISHES["lyu_stage1"], Cases((5.0, 1.0, 1.0), (31.0, 171.0, 137.0), (31, 190, 170)), 1)
+    chosen = fit(ROWS["lyu_stage1"], Cases((5.0, 1.0, 1.0), (31.0, 171.0, 137.0), (31, 190, 170)), 1)
     assert chosen.estimate_gb is None
     assert "no estimate for strides that differ between the axes" in chosen.reasons
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "batch"),
-    [
-        ("lyu_stage1", (128, 192, 160), 1),
-        ("lyu_stage1", (64, 96, 80), 2),
-        ("lyu_stage2", (128, 128, 128), 2),
-        ("henry", (128, 128, 128), 1),
-        ("henry_b", (64, 96, 80), 2),
-        ("nnunet", (128, 128, 128), 2),
-    ],
-)
+def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
+    """Every configuration at its paper's patch, one or two samples of its batch; small patches too."""
+    papers_own = [(name, row.patch_size or (192, 176), min(row.batch_size, 2)) for name, row in ROWS.items()]
+    return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
+
+
+@pytest.mark.parametrize(("name", "size", "batch"), sizes_to_count())
 def test_the_estimate_is_what_a_step_holds(name, size, batch):
     for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
         counted = count(name, size, batch).peak
@@ -360,12 +357,24 @@ def test_the_plans_are_written_and_the_next_commands_printed(on_disk, capsys):
     assert written["configurations"]["lyu_stage1"]["batch_size"] == 1
     printed = capsys.readouterr().out
     assert "nnUNetv2_train 137 lyu_stage1 $fold -tr BraTSVAETrainer -p BraTSPlans" in printed
-    assert "nnUNetv2_train 137 lyu_stage2 0 -tr BraTSAttentionVAETrainer -p BraTSPlans" in printed
+    assert "nnUNetv2_train 137 lyu_stage2 $fold -tr BraTSAttentionVAETrainer -p BraTSPlans" in printed
     assert "nnUNetv2_preprocess -d 137 -plans_name BraTSPlans -c 2d" in printed
     assert "-c 3d_fullres" not in printed
     assert sorted(path.name for path in on_disk.iterdir() if path.is_file()) == [
         "BraTSPlans.json", "dataset_fingerprint.json", "nnUNetPlans.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [None, 2, 10])
+def test_all_folds_that_there_are_get_trained(number, on_disk, capsys):
+    if number:
+        (on_disk / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}] * number))
+    assert main(["plan", "137"]) == 0
+    printed = capsys.readouterr().out
+    folds = " ".join(map(str, range(number or 5)))  # without the file, nnU-Net draws five
+    loops = [line for line in printed.splitlines() if "nnUNetv2_train" in line]
+    assert loops
+    assert all(line.strip().startswith(f"for fold in {folds}; do nnUNetv2_train") for line in loops)
 
 
 def test_no_more_gpus_are_asked_for_than_the_batch_has_samples(on_disk, capsys):
@@ -381,7 +390,7 @@ def test_a_configuration_can_have_gpus_of_its_own(on_disk, capsys):
     printed = capsys.readouterr().out
     assert "-tr BraTSVAETrainer -p BraTSPlans -num_gpus 4; done" in printed
     assert "-tr BraTSAttentionVAETrainer -p BraTSPlans -num_gpus 2" in printed
-    assert "-tr BraTSDeepSupervisionTrainer -p BraTSPlans\n" in printed, "a batch of one"
+    assert "-tr BraTSDeepSupervisionTrainer -p BraTSPlans; done\n" in printed, "a batch of one"
 
 
 def test_other_plans_of_that_name_are_replaced_on_request_only(on_disk, capsys):
@@ -391,9 +400,9 @@ def test_other_plans_of_that_name_are_replaced_on_request_only(on_disk, capsys):
     assert main(["plan", "137", "--gpu-memory-gb", "24"]) == 0
     assert "Nothing new" in capsys.readouterr().out
     assert main(["plan", "137"]) == 1
-    assert "(lyu_stage1, lyu_stage2)" in capsys.readouterr().err
+    assert "BraTSPlans.json exists and differs (" in capsys.readouterr().err
     assert target.read_text() == first
-    assert main(["plan", "137", "-o", "Others"]) == 0
+    assert main(["plan", "137", "--name", "Others"]) == 0
     assert main(["plan", "137", "--overwrite"]) == 0
     others = json.loads((on_disk / "Others.json").read_text().replace("Others", "BraTSPlans"))
     assert json.loads(target.read_text()) == others
@@ -418,12 +427,19 @@ def test_a_configuration_that_somebody_added_survives(on_disk):
         (["138"], "nnUNetv2_plan_and_preprocess -d 138 --verify_dataset_integrity\n"),
         (["137", "-p", "nnUNetResEncUNetLPlans"], "-d 137 --verify_dataset_integrity -pl nnUNetPlannerResEncL\n"),
         (["137", "-p", "Mine"], "-overwrite_plans_name Mine\n"),
-        (["137", "-o", "nnUNetPlans"], "-o nnUNetPlans would replace the plans"),
-        (["137", "-o", "../x"], "'../x'"),
-        (["137", "--gpu-memory-gb", "-3"], "--gpu-memory-gb -3"),
-        (["137", "--gpu-memory-gb", "1"], "1 GB are too little for lyu_stage1"),
-        (["137", "--gpus", "0"], "--gpus 0"),
-        (["137", "--gpus", "lyu_stage3=4"], "lyu_stage3 is none of lyu_stage1, lyu_stage2"),
+        (["137", "--name", "nnUNetPlans"], "--name nnUNetPlans would replace the plans"),
+        (["137", "--name", "../x"], "--name '../x': a name without folder"),
+        (["1000"], "ID 1000: expected at most 999"),
+        (["137", "--gpu-memory-gb", "-3"], "--gpu-memory-gb -3: expected more than 0"),
+        (["137", "--gpu-memory-gb", "nan"], "--gpu-memory-gb nan: expected more than 0"),
+        (["137", "--gpu-memory-gb", "inf"], "--gpu-memory-gb inf: expected at most"),
+        (["137", "--gpu-memory-gb", "1"], "--gpu-memory-gb 1: too little for "),
+        (["137", "--gpus", "0"], "--gpus 0: expected a number of at least 1"),
+        (["137", "--gpus", "two"], "--gpus two: expected a number"),
+        (["137", "--gpus", "lyu_stage3=4"], "lyu_stage3 is none of "),
+        (["137", "--gpus", "lyu_stage3=4"], "; did you mean 'lyu_stage"),
+        (["137", "--trainer", "BraTSVAETrainr"], "no trainer 'BraTSVAETrainr'; did you mean 'BraTSVAETrainer'?"),
+        (["137", "--trainer", "BraTSVAETrainer", "--paper", "lyu2020"], "choose one of them"),
         (["137", "--gpus", "lyu_stage1="], "--gpus lyu_stage1=: expected a number"),
     ],
 )
@@ -433,15 +449,42 @@ def test_what_cannot_be_done_is_quoted_and_nothing_is_written(arguments, message
     assert not list(on_disk.glob("BraTSPlans*"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plans: plans.pop("configurations"), "nnUNetPlans.json is no plans file"),
+        (lambda plans: plans.update(configurations=[1]), "nnUNetPlans.json is no plans file"),
+        (lambda plans: plans.pop("transpose_forward"), "transpose_forward should be an order of 0, 1, 2"),
+        (lambda plans: plans["configurations"]["2d"].pop("spacing"), "'2d' has no spacing"),
+        (lambda plans: plans["configurations"]["2d"].update(batch_size="two"), "'2d' has no batch_size, or one that"),
+        (lambda plans: plans["configurations"].update(a={"inherits_from": "a"}), "'a' inherits from 'a'"),
+        (lambda plans: plans["configurations"]["2d"].pop("architecture"), "is of an older nnU-Net; run: nnUNetv2_plan"),
+    ],
+)
+def test_plans_that_somebody_has_edited_are_refused_with_file_and_key(change, message, plans, on_disk, capsys):
+    change(plans)
+    (on_disk / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert main(["plan", "137"]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(on_disk.glob("BraTSPlans*"))
+
+
+def test_from_python_it_returns_what_was_chosen_and_prints_nothing(on_disk, capsys):
+    planned = plan(137, gpu_memory_gb=24, gpus="2,lyu_stage1=4", name="Mine")
+    assert planned.file == on_disk / "Mine.json"
+    assert planned.written
+    assert json.loads(planned.file.read_text()) == planned.plans
+    assert planned.fits["lyu_stage1"].batch_size == 4
+    assert planned.gpus["lyu_stage2"] == 2
+    assert not plan(137, gpu_memory_gb=24, gpus="2,lyu_stage1=4", name="Mine").written
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
 def test_the_environment_has_to_name_the_folder(monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     assert main(["plan", "137"]) == 1
     assert "export nnUNet_preprocessed=" in capsys.readouterr().err
-
-
-def test_the_trainers_told_are_those_that_exist():
-    assert trainers_here() >= set(trainers.__all__)
-    assert all(hasattr(trainers, name) for wish in CONFIGURATIONS for name in wish.trainers if name in trainers_here())
 
 
 def test_both_stages_meet_on_plans_of_nnunet_itself(world, capsys):
@@ -455,7 +498,7 @@ def test_both_stages_meet_on_plans_of_nnunet_itself(world, capsys):
     device = torch.device("cpu")
     first = BraTSVAETrainer(deepcopy(plans), "lyu_stage1", 0, world.dataset_json, device)
     second = BraTSAttentionVAETrainer(deepcopy(plans), "lyu_stage2", 0, world.dataset_json, device)
-    yardstick = BraTSBaselineTrainer(deepcopy(plans), "lyu_stage1", 0, world.dataset_json, device)
+    plain = BraTSBaselineTrainer(deepcopy(plans), "lyu_stage1", 0, world.dataset_json, device)
 
     # nnU-Net writes here after the validation of stage 1, and stage 2 reads there.
     (stage,) = first.configuration_manager.next_stage_names
@@ -464,7 +507,7 @@ def test_both_stages_meet_on_plans_of_nnunet_itself(world, capsys):
     assert Path(first.preprocessed_dataset_folder) == Path(second.preprocessed_dataset_folder)
     assert Path(first.preprocessed_dataset_folder).is_dir()
 
-    for trainer in (first, yardstick):
+    for trainer in (first, plain):
         trainer.initialize()
         loader, _ = trainer.get_dataloaders()
         patch_size = trainer.configuration_manager.patch_size

@@ -1,9 +1,10 @@
-"""`python -m nnunet_brats_ext.workflow.job RUN JOB`: do what is left of one job, and say how it went.
+"""`python -m nnunet_brats_ext.workflow.perform JOB`, in the folder of a run: do what is left of one job.
 
 What Snakemake starts, here or on a node of a cluster. The job's log keeps all attempts, where Snakemake would delete
 those before.
 """
 
+import getpass
 import os
 import random
 import shlex
@@ -18,29 +19,38 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from nnunet_brats_ext.storage.json_files import read_json
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.workflow.jobs import Job
+from nnunet_brats_ext.workflow.ownership import InUse, only_one, this_process
 from nnunet_brats_ext.workflow.resume import commands_left, note_done
-from nnunet_brats_ext.workflow.state import Run, as_json, only_one, open_run, owner, signature
+from nnunet_brats_ext.workflow.state import DONE, FAILED, RUNNING, STOPPED, Run, open_run, signature
 
 OWN_RESULTS = ("collect", "ensemble", "postprocess", "restore", "predict")  # folders of the run, of one job each
 NNUNET_FOLDER_KINDS = ("train", "preprocess", "plan", "convert", "distill", "maps")  # which other runs share
 
 
+class Stopped(Exception):
+    """A signal has ended the job: Ctrl-C, or a scheduler's."""
+
+
 def perform(run: Run, job: Job) -> int:
-    """Do what is left of a job; its exit code. A job that another process is at, in any run, is refused."""
-    work = {**signature(job), "inputs": inputs(run, job)}
-    before = read_json(run.state_file(job.name)) if run.state_file(job.name).is_file() else {}
+    """Do what is left of a job, from the folder of its run; its exit code.
+
+    A job that another process is at, in any run, is refused.
+    """
+    inputs = {name: run.noted(name).get("ended", 0) for name in job.after}  # another attempt means another result
+    work = {**signature(job), "inputs": inputs, "folder": str(run.folder.resolve())}
+    before = run.noted(job.name)
     continues = all(before.get(key) == value for key, value in work.items())
-    attempt = {**work, **owner()}
+    attempt = {**work, **this_process()}
     with ExitStack() as held:
         if job.kind in NNUNET_FOLDER_KINDS:
             lock = job.result.parent / f".{job.result.name}.lock"
             held.enter_context(only_one(lock, f"{job.result} is being written"))
         devices = held.enter_context(gpus_for(run, job))
-        write_text(run.state_file(job.name), as_json({**attempt, "state": "running"}))
-        code = 1
+        write_json(run.state_file(job.name), {**attempt, "state": RUNNING})
+        code, stopped = 1, False
         try:
             # A prediction that was interrupted goes on; what was made from anything else goes first.
             if job.kind in OWN_RESULTS and not (job.kind == "predict" and continues):
@@ -51,17 +61,15 @@ def perform(run: Run, job: Job) -> int:
                 code = 1
             if code == 0:
                 note_done(job)
+        except (Stopped, KeyboardInterrupt):
+            stopped = True
+            raise
         finally:
-            ended = {"state": "failed" if code else "done", "code": code, "ended": time.time()}
-            write_text(run.state_file(job.name), as_json({**attempt, **ended}))
+            state = STOPPED if stopped else FAILED if code else DONE
+            write_json(run.state_file(job.name), {**attempt, "state": state, "code": code, "ended": time.time()})
     if code == 0:
         run.done_file(job.name).touch()
     return code
-
-
-def inputs(run: Run, job: Job) -> dict[str, float]:
-    """When each job that this one waits for was done: another time means another result."""
-    return {name: run.done_file(name).stat().st_mtime for name in job.after}
 
 
 def environment_of(run: Run, job: Job) -> dict[str, str]:
@@ -73,11 +81,12 @@ def environment_of(run: Run, job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": "1" if job.needs.gpus else str(job.needs.cpus),
         "PYTHONUNBUFFERED": "1",
     }
-    return {**os.environ, **workers, **run.environment, **job.environment}
+    folders = {name: str(run.folder.resolve() / folder) for name, folder in run.environment.items()}
+    return {**os.environ, **workers, **folders, **job.environment}
 
 
 def run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
-    """Run commands one after the other until one fails; ends their whole process group when it is told to end."""
+    """Run commands one after the other until one fails; a signal to this process ends their whole process group."""
     if not commands:
         print("nothing is left to do", flush=True)
     for words in commands:
@@ -96,7 +105,7 @@ def run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -
 def ending_with_us(process: subprocess.Popen) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # nnU-Net's workers survive anything less
-        raise SystemExit(128 + number)
+        raise Stopped(signal.Signals(number).name)
 
     former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
@@ -112,13 +121,13 @@ def gpus_for(run: Run, job: Job) -> Iterator[dict[str, str]]:
     if not job.needs.gpus or not run.devices:
         yield {}
         return
-    locks = Path(tempfile.gettempdir(), f"nnunet_brats_gpus_{os.getuid()}")
+    locks = Path(tempfile.gettempdir(), f"nnunet_brats_gpus_{getattr(os, 'getuid', getpass.getuser)()}")
     while True:
         with ExitStack() as held:
             taken: list[str] = []
             for device in run.devices:
                 if len(taken) < job.needs.gpus:
-                    with suppress(RuntimeError):
+                    with suppress(InUse):
                         held.enter_context(only_one(locks / device, f"GPU {device} is used", patience_s=0))
                         taken.append(device)
             if len(taken) == job.needs.gpus:
@@ -128,19 +137,21 @@ def gpus_for(run: Run, job: Job) -> Iterator[dict[str, str]]:
         time.sleep(random.uniform(3, 8))
 
 
-def main() -> int:
-    folder, name = sys.argv[1:]
-    run = open_run(Path(folder))
+def main(name: str) -> int:
+    """The job of the run in the current folder. What it says goes to its log, tracebacks of defects included."""
+    run = open_run(Path.cwd())
     run.log(name).parent.mkdir(parents=True, exist_ok=True)
     with run.log(name).open("ab") as log:
         for output in (sys.stdout, sys.stderr):  # of the commands as well, which inherit them
             os.dup2(log.fileno(), output.fileno())
     try:
         return perform(run, run.jobs[name])
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, UserError) as error:
         print(error, flush=True)
-        return 1
+    except (Stopped, KeyboardInterrupt) as signalled:
+        print(f"stopped by {signalled or 'Ctrl-C'}", flush=True)
+    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,216 @@
+"""What is wrong with a recipe beyond its form: names that stand for nothing, and what a job would refuse hours later.
+
+Each check yields the place in the file and a sentence. `content` is the recipe as it stands in the file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.evaluation.presets import find_preset
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
+from nnunet_brats_ext.predictions.ensemble import METHODS
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import model_name
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe
+from nnunet_brats_ext.workflow.recipe_text import KeyPath
+
+Content = Mapping[str, Any]
+Problems = Iterator[tuple[KeyPath, str]]
+
+NNUNETS_OWN = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # configurations, which PLANS take over
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def problems_of_names(recipe: Recipe, content: Content) -> Problems:
+    """Names that are given twice, or stand for nothing, or for what would be made of itself."""
+    for section in ("ensembles", "postprocessing"):
+        for name in content.get(section, {}):
+            if recipe.predictions.count(name) > 1:
+                yield (section, name), f"{name!r} is the name of two predictions"
+    unknown = False
+    for path, name, known in _references(recipe, content):
+        if name not in known:
+            unknown = True
+            yield path, f"{name!r} is none of {', '.join(known)}{papers.did_you_mean(name, known)}"
+    if not unknown:
+        for section, names in (("models", recipe.models), ("ensembles", recipe.ensembles),
+                               ("postprocessing", recipe.postprocessing)):  # fmt: skip
+            for name in names:
+                if name in _ancestors(recipe, name, ()):
+                    yield (section, name), f"{name!r} would be made of itself"
+
+
+def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str, Sequence[str]]]:
+    """Every name that stands for something else: where it is said, and what it may be."""
+    predictions = recipe.predictions
+    for name, model in recipe.models.items():
+        yield ("models", name, "data"), model.data, list(recipe.data)
+        for key, other in (("previous_stage", model.previous_stage), ("filtered", model.filtered)):
+            if other:
+                yield ("models", name, key), other, list(recipe.models)
+        if model.tiling:
+            yield ("models", name, "tiling"), model.tiling, [FROM_TRAINER, *tiling_names()]
+        if model.tta:
+            yield ("models", name, "tta"), model.tta, [FROM_TRAINER, *symmetry_names()]
+    for name, ensemble in recipe.ensembles.items():
+        yield ("ensembles", name, "method"), ensemble.method, list(METHODS)
+        for i, member in enumerate(ensemble.of):
+            yield ("ensembles", name, "of", i), member, predictions
+    for name, rules in recipe.postprocessing.items():
+        yield ("postprocessing", name, "of"), rules.of, predictions
+    for name, data in recipe.data.items():
+        if data.distill:
+            yield ("data", name, "distill"), data.distill, predictions
+    for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
+        yield ("evaluation", "of", i), name, predictions
+    yield ("submission",), content["submission"], predictions
+
+
+def _ancestors(recipe: Recipe, prediction: str, below: tuple[str, ...]) -> set[str]:
+    if prediction in below:
+        return set()
+    sources = recipe.sources_of(prediction)
+    return {*sources, *(name for one in sources for name in _ancestors(recipe, one, (*below, prediction)))}
+
+
+# ---- what the jobs can do --------------------------------------------------------------------------------------------
+
+
+def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
+    """What the command of a single model, ensemble or post-processing would refuse."""
+    known: dict[str, str] = {}
+    for model in recipe.models.values():
+        if model.trainer not in known:
+            known[model.trainer] = _problem_of_trainer(model.trainer)
+        if problem := known[model.trainer]:
+            yield ("models", model.name, "trainer"), problem
+        yield from _problems_of_model(recipe, model)
+    for ensemble in recipe.ensembles.values():
+        yield from _problems_of_ensemble(recipe, ensemble)
+    for name, rules in recipe.postprocessing.items():
+        try:
+            if rules.needs_probabilities and not recipe.has_probabilities(rules.of):
+                words = f"the rules need probabilities, and {rules.of} has only label maps"
+                yield ("postprocessing", name), words
+        except UserError as error:
+            yield ("postprocessing", name), str(error)
+
+
+def _problem_of_trainer(name: str) -> str:
+    try:
+        papers.find_trainer(name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
+    here, folds = ("models", model.name), recipe.data[model.data].folds
+    if model.folds and max(model.folds) >= folds:
+        yield (*here, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
+    known = [*papers.configurations(), *NNUNETS_OWN]
+    known += [f"{recipe.models[model.filtered].configuration}_filtered"] if model.filtered else []
+    if model.plans == PLANS and model.configuration not in known:
+        words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"
+        yield (*here, "configuration"), words + papers.did_you_mean(model.configuration, known)
+    previous = recipe.models.get(model.previous_stage or "", model)
+    for key, one, epochs in (("checkpoints", model, model.checkpoints), ("maps", previous, model.maps)):
+        for epoch in epochs:
+            if isinstance(epoch, int) and one.epochs and epoch > one.epochs:
+                yield (*here, key), f"epoch {epoch} is beyond the `epochs` of {one.name}, {one.epochs}"
+
+
+def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
+    here, method, number = ("ensembles", ensemble.name), ensemble.method, len(ensemble.of)
+    for key in ("weights", "space"):
+        if getattr(ensemble, key) and key not in METHODS[method].takes:
+            yield (*here, key), f"method {method} takes no `{key}`"
+    if ensemble.weights and len(ensemble.weights) != number:
+        yield (*here, "weights"), f"{len(ensemble.weights)} weights for {number} members"
+    if (roles := METHODS[method].roles) and number != len(roles):
+        yield (*here, "of"), f"{method} takes {len(roles)} members, not {number}"
+    for i, member in enumerate(ensemble.of):
+        if ensemble.averages and not recipe.has_probabilities(member):
+            yield (*here, "of", i), f"{member} has no probabilities to average, only label maps"
+    if ensemble.best is not None:
+        yield from _problems_of_pool(recipe, ensemble, ensemble.best)
+    for i, words in _other_folds(recipe, ensemble.of):
+        yield (*here, "of", i), f"{words}; an ensemble needs the same cases of all its members"
+
+
+def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
+    """What a pool cannot do: its models may differ only in what they have learnt."""
+    here = ("ensembles", pool.name)
+    if pool.method != "mean":
+        yield (*here, "best"), f"`best` is of method mean, not of {pool.method}"
+    if best >= len(pool.of):
+        yield (*here, "best"), f"the best {best} of {len(pool.of)} members are all of them"
+    for key in ("weights", "space"):
+        if getattr(pool, key):
+            yield (*here, key), f"`{key}` does not go with `best`: all that are chosen have the same weight"
+    models = [recipe.models[name] for name in pool.of if name in recipe.models]
+    for i, name in enumerate(pool.of):
+        model = recipe.models.get(name)
+        if model is None:
+            yield (*here, "of", i), f"{name} is no model; `best` chooses among those"
+            continue
+        if model.previous_stage or model.checkpoints:
+            yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
+        for key in ("data", "plans", "folds", "tiling", "tta"):
+            if (value := getattr(model, key)) != (first := getattr(models[0], key)):
+                words = f"`{key}` {value} of {name} is not that of {models[0].name}, {first}"
+                yield (*here, "of", i), f"{words}; `best` compares models that have it in common"
+
+
+# ---- what does not go together ---------------------------------------------------------------------------------------
+
+
+def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
+    """What does not go together, also of recipes that are included in one."""
+    firsts: dict[tuple[str, str], Model] = {}
+    for name, model in recipe.models.items():
+        folder = model_name(model.trainer, model.plans, model.configuration)
+        if (first := firsts.setdefault((folder, model.data), model)) != model:
+            words = f"{name} and {first.name} would both be trained in {folder} of {model.data}"
+            yield ("models", name), f"{words}; give one of them another configuration, other plans or other data"
+    yield from _problems_of_gpus(recipe)
+    try:
+        find_preset(recipe.preset, recipe.cohort)
+    except UserError as error:
+        yield ("evaluation",), str(error)
+    for i, words in _other_folds(recipe, recipe.evaluated):
+        advice = "give them the same folds, or leave some out of what is scored"
+        yield ("evaluation", "of", i), f"{words}; a ranking needs the same cases of all: {advice}"
+
+
+def _other_folds(recipe: Recipe, predictions: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The predictions whose cross-validation holds other cases than that of the first."""
+    models = [(i, model) for i, name in enumerate(predictions) for model in recipe.models_of(name)]
+    for i, model in models:
+        shown, first = (_shown_folds(recipe, one) for one in (model, models[0][1]))
+        if shown != first and not (shown.startswith("all") and first.startswith("all")):
+            yield i, f"{model.name} has folds {shown}, {models[0][1].name} {first}"
+
+
+def _shown_folds(recipe: Recipe, model: Model) -> str:
+    every = recipe.data[model.data].folds
+    chosen = sorted(model.folds or range(every))
+    return f"all {every}" if len(chosen) == every else f"{', '.join(map(str, chosen))} of {every}"
+
+
+def _problems_of_gpus(recipe: Recipe) -> Problems:
+    """nnU-Net needs a sample for every GPU, and `nnunet_brats plan` fits a configuration to one number of them."""
+    firsts: dict[tuple[str, str], Model] = {}
+    for name, model in recipe.models.items():
+        if (configuration := recipe.paper_configuration(model)) is None:
+            continue
+        here = ("models", name, "gpus")
+        if model.gpus > (batch := papers.configurations()[configuration].batch_size):
+            yield here, f"a batch of {configuration} has {batch} samples, too few for {model.gpus} GPUs"
+        first = firsts.setdefault((model.data, configuration), model)
+        if model.gpus != first.gpus:
+            words = f"`gpus` {model.gpus} of {name} is not that of {first.name}, {first.gpus}"
+            yield here, f"{words}; {configuration} is fitted to one number of them"

@@ -1,0 +1,140 @@
+"""What a recipe consists of: data sets, models, ensembles, post-processing, evaluation, submission."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.predictions.ensemble import METHODS
+from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
+
+PLANS = "BraTSPlans"
+DEFAULT_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases."""
+
+    name: str
+    normalise: str | None = None
+    folds: int = DEFAULT_FOLDS
+    distill: str | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a recipe asks for in each training of a model, on all its GPUs; None is the default of `resources`."""
+
+    cpus: int | None = None
+    memory_gb: float | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data.
+
+    filtered: a model of the same data; the cases that it could not learn are left out, by `filter-cases`.
+    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs.
+    """
+
+    name: str
+    trainer: str
+    configuration: str
+    data: str
+    plans: str = PLANS
+    folds: tuple[int, ...] | None = None
+    previous_stage: str | None = None
+    filtered: str | None = None
+    epochs: int | None = None
+    gpus: int = 1
+    maps: tuple[int, ...] = ()
+    checkpoints: tuple[str | int, ...] = ()
+    combine: str | None = None
+    tiling: str | None = None
+    tta: str | None = None
+    resources: Resources = Resources()
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several predictions as one. best: a pool of models, of which each fold's `best` by validation enter."""
+
+    name: str
+    of: tuple[str, ...]
+    method: str
+    weights: tuple[float, ...] = ()
+    space: str | None = None
+    best: int | None = None
+
+    @property
+    def averages(self) -> bool:
+        """Whether its method works on probabilities, and saves them on request."""
+        return "save_probabilities" in METHODS[self.method].takes
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """Rules on a prediction: published or of a file, given one by one, or tuned on the cross-validation."""
+
+    name: str
+    of: str
+    rules: tuple[str, ...] = ()
+    rule: tuple[str, ...] = ()
+    tune: Mapping[str, Any] | None = None
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """A UserError where rules do not exist or cannot be read."""
+        if self.tune is None:
+            return collect_rules(self.rules, self.rule).needs_probabilities
+        return any(needs_probabilities(parse_rule(step.split(",")[0])) for step in self.tune.get("grid", ()))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, to combine and to score. In a recipe that includes others, their names carry a prefix."""
+
+    title: str
+    data: Mapping[str, Data]
+    models: Mapping[str, Model]
+    ensembles: Mapping[str, Ensemble]
+    postprocessing: Mapping[str, Postprocessing]
+    preset: str
+    cohort: str
+    evaluated: tuple[str, ...]
+    submissions: tuple[str, ...]
+    gpu_memory_gb: float | None = None
+    paper: str = ""
+
+    @property
+    def predictions(self) -> list[str]:
+        """The names of all predictions: a model has one, as an ensemble and post-processing have."""
+        return [*self.models, *self.ensembles, *self.postprocessing]
+
+    def sources_of(self, prediction: str) -> tuple[str, ...]:
+        """The predictions that a prediction is made of; none for a model of its own."""
+        if prediction in self.models:
+            model = self.models[prediction]
+            return tuple(name for name in (model.previous_stage, model.filtered) if name)
+        if prediction in self.ensembles:
+            return self.ensembles[prediction].of
+        return (self.postprocessing[prediction].of,)
+
+    def paper_configuration(self, model: Model) -> str | None:
+        """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
+        whole = self.models.get(model.filtered or "", model)
+        return whole.configuration if model.plans == PLANS and whole.configuration in papers.configurations() else None
+
+    def models_of(self, prediction: str) -> tuple[Model, ...]:
+        """The models whose probabilities end up in a prediction."""
+        if prediction in self.models:
+            return (self.models[prediction],)
+        return tuple(model for source in self.sources_of(prediction) for model in self.models_of(source))
+
+    def has_probabilities(self, prediction: str) -> bool:
+        """Whether a prediction can have more than label maps."""
+        if prediction in self.models:
+            return self.models[prediction].combine != "vote"
+        return prediction in self.ensembles and self.ensembles[prediction].averages

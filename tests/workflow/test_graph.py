@@ -1,0 +1,152 @@
+"""Graphs of recipes: which jobs there are, what each waits for, and what their commands say."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from workflow_runs import graph_of, kinds
+
+from nnunet_brats_ext.workflow.recipe import COMPARE, find_recipe, load_recipe, published_recipes
+
+
+@pytest.mark.parametrize("recipe", published_recipes())
+@pytest.mark.parametrize("smoke", [False, True])
+def test_a_job_comes_after_all_that_it_waits_for(recipe, smoke):
+    jobs = graph_of(recipe, smoke=smoke, source=None if smoke else Path("/release"))
+    names = list(jobs)
+    for i, name in enumerate(names):
+        assert set(jobs[name].after) <= set(names[:i]), name
+    written = Counter(job.result for job in jobs.values() if job.kind in ("train", "collect", "predict", "ensemble"))
+    assert max(written.values()) == 1
+
+
+@pytest.mark.parametrize("name", published_recipes())
+def test_every_fold_of_every_model_that_is_scored_is_trained_once(name):
+    recipe, jobs = load_recipe(find_recipe(name)), graph_of(name)
+    trained = {one for one in jobs if one.startswith("train/")}
+    scored = [model for prediction in recipe.evaluated for model in recipe.models_of(prediction)]
+    assert trained >= {f"train/{model.name}/fold_{k}" for model in scored for k in range(recipe.data[model.data].folds)}
+    every = {f"train/{one.name}/fold_{k}" for one in recipe.models.values() for k in range(recipe.data[one.data].folds)}
+    assert trained <= every
+    assert name == COMPARE.stem or trained == every
+
+
+def test_models_that_share_data_share_their_preprocessing():
+    assert kinds(graph_of("lyu2020"))["preprocess"] == 1
+    assert [name for name in graph_of("lachinov2019") if name.startswith("preprocess")] == [
+        "preprocess/brats/nnUNetPlans/3d_fullres",
+        "preprocess/brats/BraTSPlans/lachinov_brain",
+        "preprocess/distilled/nnUNetPlans/3d_fullres",
+    ]
+    assert kinds(graph_of("compare"))["convert"] == 2  # z-scores and percentiles
+
+
+def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
+    jobs = graph_of("lyu2020", folds=(0,))
+    stage1 = {f"train/stage1/fold_{fold}" for fold in range(5)}
+    assert stage1 | {"maps/stage1"} <= set(jobs["train/stage2/fold_0"].after)
+    assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
+    for name in ("stage1", "stage2"):  # a ranking wants both on the same cases
+        assert jobs[f"collect/{name}"].after == (f"train/{name}/fold_0",)
+        assert "--partial" in jobs[f"evaluate/{name}"].command
+
+
+@pytest.mark.parametrize(("smoke", "fold"), [(False, 5), (True, 2), (False, -1)])
+def test_a_fold_that_is_not_there_is_refused(smoke, fold):
+    with pytest.raises(ValueError, match=f"--folds {fold}: .* has the folds 0 to {1 if smoke else 4}"):
+        graph_of("lyu2020", folds=(0, fold), smoke=smoke)
+
+
+def test_preprocessings_of_one_folder_wait_for_each_other():
+    for recipe in published_recipes():
+        last: dict[Path, str] = {}
+        for name, job in graph_of(recipe).items():
+            if job.kind == "preprocess":
+                assert job.result not in last or last[job.result] in job.after
+                last[job.result] = name
+
+
+def test_a_training_keeps_the_snapshots_that_are_asked_for(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    text = find_recipe("lyu2020").read_text()
+    assert graph_of("lyu2020")["train/stage1/fold_0"].environment == {}, "its trainer keeps them anyway"
+    mine.write_text(
+        text.replace("maps: [165,", "maps: [100, 165,").replace("vote\n", "vote\n    checkpoints: [best, 9]\n")
+    )
+    jobs = graph_of(mine)
+    epochs = jobs["train/stage1/fold_0"].environment["nnUNet_brats_snapshots"]
+    assert epochs == "100 165 184 190 205 244 254 261 271 289 294"
+    assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9 57 66 67 69 77 100 115"}
+
+
+def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
+    jobs = graph_of("henry2020")
+    assert "filter/a_unet" in jobs["train/a_filtered/fold_0"].after
+    assert {f"train/a_unet/fold_{fold}" for fold in range(5)} <= set(jobs["filter/a_unet"].after)
+    assert kinds(jobs)["preprocess"] == 2
+
+
+def test_a_pool_waits_for_its_candidates_which_are_not_predicted_beside_it():
+    jobs = graph_of("henry2020")
+    trainings = {f"train/{model}/fold_{fold}" for model in ("a_unet", "a_cbam", "a_filtered") for fold in range(5)}
+    assert {name for name in jobs if name.startswith("predict/")} == {"predict/a", "predict/b"}
+    for name, where in (("predict/a", "-i"), ("ensemble/cv/a", "--cross-validation")):
+        job, words = jobs[name], " ".join(jobs[name].command)
+        assert trainings <= set(job.after)
+        assert words.startswith("nnunet_brats pool ")
+        assert "--best 2 -f 0 1 2 3 4 " in words
+        assert "BraTSDeepSupervisionCBAMTrainer:henry BraTSDeepSupervisionTrainer:henry_filtered" in words
+        assert where in job.command
+    assert (jobs["predict/a"].needs.gpus, jobs["ensemble/cv/a"].needs.gpus) == (1, 0)
+    assert {f"evaluate/{name}" for name in ("a_unet", "a_cbam", "a_filtered", "a", "merged")} <= set(jobs)
+    assert "--npz" in jobs["train/a_cbam/fold_0"].command, "the cross-validation averages probabilities"
+    assert set(jobs["ensemble/test/merged"].after) == {"predict/a", "predict/b"}
+    assert "-f 0 " in " ".join(graph_of("henry2020", folds=(0,))["predict/a"].command)
+
+
+def test_data_sets_of_one_recipe_keep_patients_in_their_folds():
+    jobs = graph_of("henry2020")
+    command = jobs["convert/minmax"].command
+    assert command[command.index("--same-patients-as") + 1] == "137"
+    assert "percentile-minmax" in command
+    assert "convert/zscore" in jobs["convert/minmax"].after
+
+
+def test_a_student_needs_unlabelled_cases():
+    with pytest.raises(ValueError, match="the source has no cases without label, which 'distilled' is to learn from"):
+        graph_of("lachinov2019", unlabelled=False)
+
+
+def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
+    jobs = graph_of("baseline", unlabelled=False)
+    assert not {"predict", "restore"} & set(kinds(jobs))
+    assert "report/all" in jobs
+
+
+def test_the_batch_of_each_configuration_is_fitted_to_its_own_number_of_gpus():
+    plans = graph_of("compare", gpu_memory_gb=24)["configure/brats"].command
+    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4,lyu_stage2=4",), "the others train on one"
+    assert "--gpus" not in graph_of("compare", gpu_memory_gb=24, gpus=1)["configure/brats"].command
+    assert "--gpus" not in graph_of("compare")["configure/brats"].command, "without a budget all is as published"
+
+
+def test_a_training_gets_no_more_gpus_than_there_are():
+    assert "-num_gpus" in graph_of("lyu2020", gpus=8)["train/stage1/fold_0"].command
+    assert graph_of("lyu2020", gpus=8)["train/stage1/fold_0"].needs.gpus == 4
+    alone = graph_of("lyu2020", gpus=1)["train/stage1/fold_0"]
+    assert "-num_gpus" not in alone.command
+    assert alone.needs.gpus == 1
+    assert graph_of("lyu2020", device="cpu")["train/stage1/fold_0"].needs.gpus == 0
+
+
+def test_probabilities_are_kept_only_where_something_averages_them():
+    lyu, hashemi = graph_of("lyu2020"), graph_of("hashemi2021")
+    assert "--npz" not in lyu["train/stage2/fold_0"].command
+    assert "--npz" in hashemi["train/tumor_core/fold_0"].command
+    assert "--save_probabilities" in hashemi["predict/tumor_core"].command
+
+
+def test_our_plans_in_folders_of_others_are_not_overwritten():
+    assert "--overwrite" in graph_of("lyu2020")["configure/brats"].command
+    elsewhere = graph_of("lyu2020", preprocessed=Path("/data/nnUNet_preprocessed"))
+    assert "--overwrite" not in elsewhere["configure/brats"].command

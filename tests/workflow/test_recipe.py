@@ -1,0 +1,322 @@
+"""Recipes: what is wrong with one is said before anything runs, with its file and its line."""
+
+import re
+from pathlib import Path
+
+import pytest
+from workflow_runs import SMALL, graph_of
+
+from nnunet_brats_ext import papers
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.predictions.ensemble import METHODS
+from nnunet_brats_ext.workflow.recipe import COMPARE, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe_parts import DEFAULT_FOLDS
+from nnunet_brats_ext.workflow.recipe_text import HERE
+
+
+def test_every_paper_has_a_recipe():
+    assert all(paper.recipe for paper in papers.find_papers(external="").values())
+    assert set(published_recipes()) == {*papers.find_papers(), COMPARE.stem}
+
+
+def test_neither_the_schema_nor_the_comparison_lists_names():
+    """Papers, trainers, configurations, methods, tilings and symmetries have their homes elsewhere."""
+    names = {*papers.find_papers(), *papers.trainers(), *papers.configurations(), *papers.published_rules()}
+    names |= {*papers.tilings(), *papers.symmetries(), *METHODS}
+    comparison = "\n".join(line for line in COMPARE.read_text().splitlines() if not line.startswith("#"))
+    for text in ((HERE / "recipe.schema.json").read_text(), comparison):
+        assert not names & {word.strip('"') for word in re.findall(r'"[\w-]+"', text)}
+    assert not names & set(re.findall(r"[\w-]+", comparison))
+
+
+def test_the_comparison_takes_every_recipe_with_the_usual_folds():
+    compared = load_recipe(COMPARE)
+    for name, path in published_recipes().items():
+        if path != COMPARE:
+            recipe = load_recipe(path)
+            usual = {data.folds for data in recipe.data.values()} == {DEFAULT_FOLDS}
+            assert {f"{name}.{one}" for one in recipe.submissions if usual} <= set(compared.evaluated)
+            assert usual or not any(one.startswith(f"{name}.") for one in compared.models)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("trainer:", "trainr:"), 3, "unknown key 'trainr'; did you mean 'trainer'?"),
+        (("submission: one", "submission: ones"), 4, "'ones' is none of one; did you mean 'one'?"),
+        (("submission: one", "submission: one\ngpu_memory_gb: many"), 5, "'many' is not of type 'number'"),
+        (("submission: one\n", "submission: one\ntitle: again\n"), 5, "'title' is given twice, in line 1 already"),
+        (("plans: nnUNetPlans", "folds: [0, 5]"), 3, "fold 5 of 5: they count from 0"),
+        (("  one:", "  1st:"), 3, "name '1st'"),
+        (("submission: one\n", ""), 1, "give `models` and `submission`"),
+        (
+            ("3d_fullres, plans: nnUNetPlans", "henry_b, gpus: 4"), 3,
+            "a batch of henry_b has 3 samples, too few for 4 GPUs",
+        ),
+        (
+            (
+                "3d_fullres, plans: nnUNetPlans}",
+                "henry_b, gpus: 3}\n  two: {trainer: BraTSVAETrainer, configuration: henry_b}",
+            ), 4,
+            "`gpus` 1 of two is not that of one, 3; henry_b is fitted to one number of them",
+        ),
+        (
+            ("submission: one", "ensembles:\n  a: {of: [one, b], method: mean}\n  b: {of: [a, one], method: mean}\n"
+             "submission: a"),
+            5, "'a' would be made of itself",
+        ),
+        (
+            ("submission: one", "ensembles:\n  a: {of: [one, three], method: mean}\nsubmission: a"), 5,
+            "'three' is none of one, a",
+        ),
+        (
+            ("plans: nnUNetPlans}", "combine: vote}\n  two: {trainer: BraTSVAETrainer, configuration: 2d}\nensembles:\n"
+             "  a: {of: [one, two], method: mean}"),
+            6, "one has no probabilities to average",
+        ),
+        (("submission: one", "postprocessing:\n  p: {of: one}\nsubmission: p"), 5, "needs one of `rules`"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_recipe_is_said_with_its_line(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL.replace(*change))
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
+
+
+POOL = """title: pool
+data: {brats: {}, minmax: {normalise: percentile-minmax}}
+models:
+  one: {trainer: BraTSVAETrainer, configuration: henry}
+  two: {trainer: BraTSVAETrainer, configuration: henry_b}
+  three: {trainer: BraTSBaselineTrainer, configuration: henry}
+ensembles:
+  pool:
+    method: mean
+    of: [one, two, three]
+    best: 2
+submission: pool
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("method: mean", "method: majority"), 11, "`best` is of method mean, not of majority"),
+        (("best: 2", "best: 3"), 11, "the best 3 of 3 members are all of them"),
+        (("best: 2", "best: 0"), 11, "0 is less than the minimum of 1"),
+        (("best: 2", "best: 2\n    weights: [1, 1, 1]"), 12, "`weights` does not go with `best`"),
+        (("best: 2", "best: 2\n    space: labels"), 12, "`space` does not go with `best`"),
+        (("y_b}", "y_b, data: minmax}"), 10, "`data` minmax of two is not that of one, brats; `best` compares"),
+        (("y_b}", "y_b, tta: none}"), 10, "`tta` none of two is not that of one, None"),
+        (("y_b}", "y_b, folds: [0]}"), 10, "`folds` (0,) of two is not that of one, None"),
+        (("y_b}", "y_b, checkpoints: [best]}"), 10, "two has a previous stage or checkpoints of its own"),
+        (("b}", "b, combine: vote}"), 10, "two has no probabilities to average"),
+        (
+            ("three]\n    best: 2", "both]\n    best: 2\n  both: {method: mean, of: [one, two]}"), 10,
+            "both is no model; `best` chooses among those",
+        ),
+    ],
+)  # fmt: skip
+def test_the_models_of_a_pool_differ_only_in_what_they_have_learnt(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(POOL)
+    assert load_recipe(file).ensembles["pool"].best == 2
+    file.write_text(POOL.replace(*change))
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
+
+
+FOUR = """title: four
+data: {brats: {}}
+models:
+  one: {trainer: BraTSVAETrainer, configuration: lyu_stage1}
+  two: {trainer: BraTSDeepSupervisionTrainer, configuration: henry}
+  three: {trainer: BraTS2DTrainer, configuration: hashemi_2d}
+  four: {trainer: BraTSAttentionVAETrainer, configuration: lyu_stage2, previous_stage: one}
+ensembles:
+  vote: {method: majority, of: [one, two]}
+  e: {method: mean, of: [one, two]}
+postprocessing:
+  p: {of: one, rules: [lyu2020]}
+evaluation: {preset: brats2023}
+submission: e
+"""
+E = "e: {method: mean, of: [one, two]}"
+P = "p: {of: one, rules: [lyu2020]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (
+            ("Supervision", "SupervisionB"), None, "",
+        ),
+        (
+            ("BraTSDeepSupervisionTrainer, configuration: henry", "BraTSVAETrainer, configuration: lyu_stage1"), 5,
+            "two and one would both be trained in BraTSVAETrainer__BraTSPlans__lyu_stage1 of brats; give one of them "
+            "another configuration, other plans or other data",
+        ),
+        (("henry}", "hnry}"), 5, "'hnry' is no configuration of BraTSPlans, which has "),
+        (("henry}", "henry_filtered}"), 5, "'henry_filtered' is no configuration of BraTSPlans"),
+        (("henry}", "henry_filtered, filtered: one}"), 5, "'henry_filtered' is no configuration of BraTSPlans"),
+        (("henry}", "lyu_stage1_filtered, filtered: one}"), None, ""),
+        (("henry}", "mine, plans: Mine}"), None, ""),
+        (("henry}", "henry, epochs: 9, checkpoints: [final, 10]}"), 5, "epoch 10 is beyond the `epochs` of two, 9"),
+        (("lyu_stage1}", "lyu_stage1, epochs: 9}"), None, ""),
+        (
+            ("lyu_stage1}", "lyu_stage1, epochs: 9}\n  five: {trainer: BraTSAttentionVAETrainer, configuration: "
+             "henry_b, previous_stage: one, maps: [3, 10]}"),
+            5, "epoch 10 is beyond the `epochs` of one, 9",
+        ),
+        (("henry}", "henry, folds: [0, 2]}"), 9, "two has folds 0, 2 of 5, one all 5; an ensemble needs the same"),
+        (("henry}", "henry, folds: [4, 3, 2, 1, 0]}"), None, ""),
+        ((E, "e: {method: mean, of: [one, vote]}"), 10, "vote has no probabilities to average"),
+        ((E, "e: {method: nested, of: [one, two, p]}"), 10, "p has no probabilities to average"),
+        ((E, "e: {method: majority, of: [one, two, p], weights: [1, 1, 2]}"), None, ""),
+        ((E, "e: {method: two-pass, of: [one, two], weights: [1, 1]}"), 10, "method two-pass takes no `weights`"),
+        ((E, "e: {method: majority, of: [one, two], space: labels}"), 10, "method majority takes no `space`"),
+        ((E, "e: {method: two-pass, of: [one, two, three]}"), 10, "two-pass takes 2 members, not 3"),
+        ((E, "e: {method: nested, of: [one, two]}"), 10, "nested takes 3 members, not 2"),
+        ((P, "p: {of: one, rules: [lyu2021]}"), 12, "no rules called 'lyu2021'"),
+        ((P, "p: {of: one, rule: [small-et]}"), 12, "rule small-et lacks a threshold"),
+        (
+            (P, "p: {of: vote, rule: ['unlikely-components:ET=0.6']}"), 12,
+            "the rules need probabilities, and vote has only label maps",
+        ),
+        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2017"),
+        (("brats2023", "brats2023, cohort: goat"), 13, "brats2023 has no cohort 'goat'"),
+    ],
+)  # fmt: skip
+def test_what_a_job_would_refuse_is_refused_in_the_recipe(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    assert change[0] in FOUR
+    file.write_text(FOUR.replace(*change))
+    if line is None:
+        load_recipe(file)
+        return
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: {words}" in str(error.value)
+
+
+def test_what_is_scored_together_has_the_same_folds(tmp_path):
+    file = tmp_path / "mine.yaml"
+    two = "}\n  two: {trainer: BraTSVAETrainer, configuration: henry, folds: [1]}\n"
+    file.write_text(SMALL.replace("}\n", two))
+    with pytest.raises(ValueError, match=r"two has folds 1 of 5, one all 5; a ranking needs the same") as error:
+        load_recipe(file)
+    assert f"{file}:1: " in str(error.value)
+    file.write_text(SMALL.replace("}\n", two) + "evaluation: {of: [two]}\n")
+    assert load_recipe(file).evaluated == ("two",)
+
+
+def test_the_example_of_the_guide_is_a_recipe(tmp_path):
+    guide = Path(__file__).parents[2] / "docs" / "cluster.md"
+    (tmp_path / "mine.yaml").write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
+    assert "train/plain/fold_0" in graph_of(tmp_path / "mine.yaml")
+
+
+def test_a_file_of_rules_is_meant_from_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(FOUR.replace("lyu2020", "mine.json"))
+    (tmp_path / "mine.json").write_text('{"rules": [{"rule": "small-et", "min_voxels": 7}]}')
+    command = graph_of(tmp_path / "mine.yaml")["postprocess/cv/p"].command
+    assert command[command.index("--rules") + 1] == str(tmp_path / "mine.json"), "jobs run in the folder of the run"
+
+
+def test_recipes_that_are_included_do_not_get_into_each_others_way(tmp_path):
+    for folder, gpus in (("x", 1), ("y", 2)):
+        (tmp_path / folder).mkdir()
+        words = SMALL.replace("3d_fullres, plans: nnUNetPlans", f"lyu_stage1, gpus: {gpus}")
+        (tmp_path / folder / "own.yaml").write_text(words)
+        (tmp_path / folder / f"{folder}.yaml").write_text(words)
+    both = tmp_path / "both.yaml"
+    for included, words in (
+        ("x/own.yaml, y/own.yaml", "y/own.yaml is called 'own' like x/own.yaml, and so would be what they predict"),
+        ("x/x.yaml, y/y.yaml", "y.one and x.one would both be trained in BraTSBaselineTrainer__BraTSPlans__lyu_stage1"),
+        ("x/x.yaml, y/y.yaml", "`gpus` 2 of y.one is not that of x.one, 1"),
+        ("lyu2020, lyu2020", "lyu2020 is called 'lyu2020' like lyu2020"),
+        ("baseline]\nevaluation: {preset: brats2022}\n#", "no preset 'brats2022'"),
+    ):
+        both.write_text(f"title: both\ninclude: [{included}]\n")
+        with pytest.raises(ValueError, match=r"both\.yaml:\d: ") as error:
+            load_recipe(both)
+        assert words in str(error.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL.replace("trainer:", "trainr:") + "evaluatoin: {}\n")
+    with pytest.raises(ValueError, match=r"trainr(?s:.*)evaluatoin"):
+        load_recipe(file)
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones(capsys):
+    assert main(["run", "lyu2021", "somewhere"]) == 1
+    said = capsys.readouterr().err
+    assert f"there are {', '.join(published_recipes())}" in said
+    assert "did you mean 'lyu2020'?" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (bytes(range(256)), "is no text in UTF-8"),
+        (b"\x89PNG\r\n" + b"\x00" * 10, "is no text in UTF-8"),
+        (b"title: [", "is no YAML"),
+        (b"title: 2020-13-99", "is no YAML"),
+        (b"a: 1\n---\nb: 2", "is no YAML"),
+        (b"just words", "should hold keys and values"),
+        (b"", "should hold keys and values"),
+        (b"[" * 3000 + b"]" * 3000, "is nested too deeply"),
+        (b"title: x\nmodels: &m\n  a: *m\n", "a value that holds itself"),
+        (b"title: " + b"x" * 1_000_001, "far more than a recipe"),
+        (b"1: x", ":1: 1 is no name"),
+        (b"title: x\nyes: y", ":2: yes is no name"),
+        (b"? [a]\n: x", "is no YAML"),
+        (b"a: &a [x, x, x, x, x, x, x, x]\n" + b"".join(
+            b"%c: &%c [%s]\n" % (letter, letter, b", ".join([b"*%c" % (letter - 1)] * 8)) for letter in b"bcdefgh"
+        ), "too many for a recipe"),
+        (SMALL.encode() + b"gpu_memory_gb: .nan\n", ":5: gpu_memory_gb: nan is no number"),
+        (SMALL.encode() + b"gpu_memory_gb: .inf\n", ":5: gpu_memory_gb: inf is no number"),
+        (b"title: x\ninclude: some\n", ":2: include: 'some' is neither a list of recipes nor the word all"),
+    ],
+)  # fmt: skip
+def test_what_is_no_recipe_at_all_is_refused_with_its_name(tmp_path, capsys, text, words):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text)
+    assert main(["run", str(file), "somewhere"]) == 1
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("BraTSBaselineTrainer", "BraTSBaselineTrainr"), 3, "'BraTSBaselineTrainr'; did you mean 'BraTSBaselin"),
+        (("BraTSBaselineTrainer", "nnUNetTrainr"), 3, "no trainer 'nnUNetTrainr'; did you mean 'nnUNetTrainer'?"),
+        (("BraTSBaselineTrainer", "nnUNetTrainer"), None, ""),
+        (("plans: nnUNetPlans", "tiling: slidin"), 3, "'slidin' is none of paper, sliding"),
+        (("plans: nnUNetPlans", "tta: miror"), 3, "; did you mean 'mirror'?"),
+        (("plans: nnUNetPlans", "combine: votes"), 3, "'votes' is not one of"),
+        (
+            ("submission: one", "ensembles:\n  e: {method: means, of: [one, one2]}\nsubmission: one"), 5,
+            "'means' is none of mean, majority",
+        ),
+    ],
+)  # fmt: skip
+def test_names_that_stand_for_nothing_are_found_with_the_nearest_that_does(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SMALL.replace(*change))
+    if line is None:
+        load_recipe(file)
+        return
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)

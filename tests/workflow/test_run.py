@@ -1,0 +1,98 @@
+"""The command `run`: what it refuses before it writes anything, and what it keeps in its folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+from workflow_runs import SMALL, graph_of
+
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.workflow import run as run_module
+from nnunet_brats_ext.workflow.ownership import only_one
+from nnunet_brats_ext.workflow.run import RunOptions, plan_run
+
+SMOKE = ["--scale", "smoke", "-device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["baseline"], "name the folder of the release"),
+        (["baseline", "/nowhere"], "/nowhere is not a folder"),
+        (["baseline", "--scale", "smoke"], "this machine has no GPU"),
+        (["mine.yaml", *SMOKE], "no trainer 'BraTSBaselineTrainr'; did you mean 'BraTSBaselineTrainer'?"),
+        (["baseline", *SMOKE, "-o", "mine.yaml"], "mine.yaml is a file; choose a folder"),
+        (["baseline", *SMOKE, "--profile", "nowhere"], "--profile nowhere is no folder"),
+        (["baseline", *SMOKE, "--jobs", "0"], "--jobs 0: expected at least 1"),
+        (["baseline", *SMOKE, "--gpus", "-1"], "--gpus -1: expected at least 1"),
+        (["baseline", *SMOKE, "--gpu-memory-gb", "nan"], "--gpu-memory-gb nan: expected more than 0"),
+        (["baseline", *SMOKE, "--gpu-memory-gb", "0"], "--gpu-memory-gb 0: expected more than 0"),
+        (["baseline", *SMOKE, "--folds", "-1"], "--folds -1: expected at least 0"),
+        (["baseline", *SMOKE, "--folds", "2"], "--folds 2: plain has the folds 0 to 1 here"),
+        (["baseline", *SMOKE, "-d", "1000"], "-d 1000: expected at most 999"),
+        (["henry2020", *SMOKE, "-d", "999"], "-d 1000: data set IDs lie between 1 and 999"),
+        (["baseline", "--copy", "mine.yaml"], "--copy mine.yaml exists already"),
+        (["baseline", "--copy", "mine.txt"], "--copy mine.txt: a recipe's file ends in .yaml"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(SMALL.replace("BraTSBaselineTrainer", "BraTSBaselineTrainr"))
+    assert main(["run", *words]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("words", [["--jobs", "two"], ["--folds", "zero"], ["--scale", "tiny"], ["-device", "tpu"]])
+def test_words_for_numbers_and_unknown_choices_are_refused_with_their_option(capsys, words):
+    with pytest.raises(SystemExit):
+        main(["run", "baseline", *words])
+    assert words[0] in capsys.readouterr().err
+
+
+def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, capsys):
+    with only_one(tmp_path / ".lock", "it is used"):
+        assert main(["run", "baseline", *SMOKE, "-o", str(tmp_path)]) == 1
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert not (tmp_path / "graph.json").exists()
+
+
+def test_the_recipe_in_the_folder_of_a_run_runs_there(tmp_path, monkeypatch):
+    mine = tmp_path / "recipe.yaml"
+    mine.write_text(SMALL)
+    monkeypatch.setattr(run_module, "follow", lambda *_: True)
+    assert main(["run", str(mine), *SMOKE, "-o", str(tmp_path)]) == 130
+    assert mine.read_text() == SMALL
+
+
+def test_a_recipe_can_be_copied_edited_and_named_by_its_path(tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    assert main(["run", "lyu2020", "--copy", str(mine)]) == 0
+    mine.write_text(mine.read_text().replace("    combine: vote\n", "    combine: vote\n    epochs: 7\n"))
+    assert graph_of(mine)["train/stage2/fold_0"].environment == {"nnUNet_brats_epochs": "7"}
+
+
+def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypatch):
+    """So that the folder can move; what lies elsewhere keeps its place."""
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "elsewhere"))
+    _, run = plan_run(RunOptions("lyu2020", folder=tmp_path / "run", scale="smoke", device="cpu"))
+    words = [
+        word for job in run.jobs.values() for word in (*job.command, str(job.result), *map(str, job.facts.values()))
+    ]
+    assert not [word for word in words if str(tmp_path) in word]
+    assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
+    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"release": Release(), "cases": []}))
+    _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
+    assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
+    assert run.environment["nnUNet_results"] == "nnUNet_results"
+    assert str(tmp_path / "release") in run.jobs["convert/brats"].command
+    assert run.jobs["convert/brats"].result.is_relative_to(tmp_path / "elsewhere")
+    assert not Path(run.jobs["report/all"].result).is_absolute()
+
+
+class Release:
+    name = "BraTS-2020"
