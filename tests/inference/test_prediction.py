@@ -206,9 +206,10 @@ VOTE = ("-chk", "one.pth", "two.pth", "-prev_chk", "one.pth", "two.pth", "--comb
     [SMALL, (*CASCADE, "-chk", "one.pth", "-prev_chk", "two.pth"), (*CASCADE, *VOTE)],
     ids=["one model", "cascade", "vote and rules"],
 )
-def test_cross_validation_is_prediction_of_each_folds_own_cases(words, models, world, tmp_path):
+def test_cross_validation_is_prediction_of_each_folds_own_cases(words, models, world, tmp_path, capsys):
     command = ["predict", *words, "--cross-validation", "-o", str(tmp_path / "out"), "-f", "0", "1"]
     assert main(command) == 0
+    assert ("voxels changed" in capsys.readouterr().out) == ("--rules" in words)
     found = label_maps(tmp_path / "out")
     _, splits = find_splits("Dataset901_World")
     assert {name.removesuffix(".nii.gz") for name in found} == {*splits[0]["val"], *splits[1]["val"]}
