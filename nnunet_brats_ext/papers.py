@@ -15,6 +15,7 @@ from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from math import prod
 from pathlib import Path
+from traceback import extract_tb
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
@@ -227,7 +228,9 @@ def _read_paper(file: Path) -> Paper:
     except Exception as error:
         if file.is_relative_to(HERE):
             raise
-        raise UserError(f"{file} cannot be used: {type(error).__name__}: {error}") from error
+        lines = [one.lineno for one in extract_tb(error.__traceback__) if one.filename == str(file)]
+        place = f"{file}, line {lines[-1]}," if lines else str(file)
+        raise UserError(f"{place} cannot be used: {type(error).__name__}: {error}") from error
     if not isinstance(paper, Paper):
         raise UserError(f"{file}: PAPER is {paper!r}; expected a Paper of nnunet_brats_ext.papers")
     key = file.parent.name

@@ -100,7 +100,7 @@ def world_on_disk(tmp_path_factory) -> World:
         for name, value in world.settings.items():
             patch.setenv(name, value)
         release = str(world.root / "release")
-        size = ("--size", "32", "36", "32", "--anatomy", "procedural", "--processes", "1")
+        size = ("--size", "32", "36", "32", "--anatomy", "procedural", "-np", "1")
         assert main(["phantom", release, "--cases", "8", "--unlabelled", "2", *size]) == 0
         assert main(["convert", release, "-d", "901", "--name", "World", "-np", "1"]) == 0
         plan_and_preprocess(901, "3d_fullres", "2d")

@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()
+    except ImportError as error:
+        return _fail(verb.name, str(error), debug)
+    try:
         options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.description or verb.help, words[1:])
         with progress_shown():
             return verb.load_run()(options) or 0
-    except (UserError, ImportError) as error:
+    except UserError as error:
         return _fail(verb.name, str(error), debug)
     except OSError as error:
         if error.filename is None and error.errno is None:  # raised by code, not by the operating system

@@ -29,7 +29,7 @@ def snakemake(folder: Path) -> list[str]:
     try:
         import snakemake as _  # noqa: F401
     except ImportError:
-        raise ImportError("recipes run on Snakemake: pip install 'nnunet-brats-ext[workflow]'") from None
+        raise UserError("recipes run on Snakemake: pip install 'nnunet-brats-ext[workflow]'") from None
     return [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(folder)]
 
 

@@ -77,7 +77,7 @@ class Graph(TrainingJobs):
         command += ["--weights", *ensemble.weights] if ensemble.weights else []
         command += ["--space", ensemble.space] if ensemble.space else []
         if ensemble.averages and ensemble.name in self.averaged:
-            command.append("--save-probabilities")
+            command.append("--save_probabilities")
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
 
     def pool(self, ensemble: Ensemble, branch: str) -> str:
@@ -85,7 +85,7 @@ class Graph(TrainingJobs):
         out, models = self.folder(ensemble.name, branch), [self.recipe.models[name] for name in ensemble.of]
         after = [job for model in models for job in self.trained(model)]
         data, folds = self.recipe.data[models[0].data], self.scored_folds(models[0])
-        command = ["nnunet_brats", "pool", "-o", out, "-d", self.ids[data.name], "-p", models[0].plans]
+        command = ["nnunet_brats", "predict", "-o", out, "-d", self.ids[data.name], "-p", models[0].plans]
         command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
         command += ["--best", ensemble.best, "-f", *folds]
         command += ["--save_probabilities"] if ensemble.name in self.averaged else []
@@ -100,7 +100,7 @@ class Graph(TrainingJobs):
 
     def postprocess(self, rules: Postprocessing, branch: str) -> str:
         out, before = self.folder(rules.name, branch), self.predicted(rules.of, branch)
-        command = ["nnunet_brats", "postprocess", self.jobs[before].result, "-o", out]
+        command = ["nnunet_brats", "postprocess", "-i", self.jobs[before].result, "-o", out]
         after = [before]
         if rules.tune is not None:
             after.append(self.tune(rules))

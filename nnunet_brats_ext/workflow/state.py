@@ -19,6 +19,13 @@ from nnunet_brats_ext.workflow.resources import Needs
 
 GRAPH = "graph.json"
 OLDER_DELAY_S = 60  # between the end of a job and its done file, in version 0.1
+OLDER_WORDS = {  # of version 0.1 in a command, and what this version writes
+    "pool": ["predict"],
+    "predict-stage": ["predict", "--for-next-stage"],
+    "postprocess": ["postprocess", "-i"],
+    "--processes": ["-np"],
+    "--save-probabilities": ["--save_probabilities"],
+}
 OF_THE_MACHINE = {"-np", "-npfp", "-num_gpus"}  # options of commands that follow its cores and GPUs
 DONE, RUNNING, STOPPED, INTERRUPTED, FAILED, WAITING = "done", "running", "stopped", "interrupted", "failed", "waiting"
 Noted = dict[str, Any]  # what a job's last attempt has left in its state file
@@ -157,7 +164,8 @@ def older_states(folder: Path) -> dict[str, Noted]:
         str(file.relative_to(place).with_suffix("")): _checked(file, "state") for file in sorted(place.rglob("*.json"))
     }
     for noted in states.values():
-        noted["command"] = [relative_to(word, then) for word in noted["command"]]
+        command = [relative_to(word, then) for word in noted["command"]]
+        noted["command"] = [new for word in command for new in OLDER_WORDS.get(word, [word])]
         noted["result"] = relative_to(noted["result"], then)
         for before, touched in noted["inputs"].items():
             ended = states.get(before, {}).get("ended", 0)

@@ -58,7 +58,7 @@ class TrainingJobs(Jobs):
         out = self.setting.folder / "release"
         number = ["--cases", SMOKE_CASES + SMOKE_UNLABELLED, "--unlabelled", SMOKE_UNLABELLED]
         look = ["--size", 32, 36, 32, "--anatomy", "procedural", "--contrast", 1.8]
-        return self.add("phantom/release", ["nnunet_brats", "phantom", out, *number, *look, "--processes", 1], out)
+        return self.add("phantom/release", ["nnunet_brats", "phantom", out, *number, *look, "-np", 1], out)
 
     def planned(self, data: Data, plans: str) -> str:
         """The plans of a data set: nnU-Net's, or ours made from those."""
@@ -180,5 +180,6 @@ class TrainingJobs(Jobs):
         """Several stage-1 maps per training case, of which stage 2 draws."""
         out = self.model_folder(previous) / "predicted_next_stage"
         chosen = ["-chk", *self.checkpoints(model.maps)]
-        command = ["nnunet_brats", "predict-stage", *self.model_words(previous), *chosen, "-np", self.workers("maps")]
+        command = ["nnunet_brats", "predict", "--for-next-stage", *self.model_words(previous), *chosen]
+        command += ["-np", self.workers("maps")]
         return self.add(f"maps/{previous.name}", command, out, self.trained(previous))

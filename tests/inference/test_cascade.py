@@ -53,7 +53,7 @@ def recipe(world_on_disk, tmp_path_factory):
         patch.setenv(SNAPSHOTS, "1 2")
         for fold in (0, 1):
             train("BraTSVAETrainer", "lyu_stage1", fold)
-        assert main(["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
+        assert main(["predict", "--for-next-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
         patch.delenv(ITERATIONS)
         train("BraTSAttentionVAETrainer", "lyu_stage2", 0)
         yield folder
@@ -202,16 +202,16 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(changes, sentence, recip
 
 
 def test_maps_out_of_fold_need_all_folds_and_no_other_maps_beside_them(recipe, capsys):
-    assert main(["predict-stage", *STAGE_1, "-f", "0", "-np", "0"]) == 1
+    assert main(["predict", "--for-next-stage", *STAGE_1, "-f", "0", "-np", "0"]) == 1
     assert "need all 2 folds" in capsys.readouterr().err
-    assert main(["predict-stage", *STAGE_1, "-np", "0"]) == 1
+    assert main(["predict", "--for-next-stage", *STAGE_1, "-np", "0"]) == 1
     assert "already holds checkpoint_epoch_1, checkpoint_epoch_2" in capsys.readouterr().err
-    assert main(["predict-stage", *STAGE_2, "-np", "0"]) == 1
+    assert main(["predict", "--for-next-stage", *STAGE_2, "-np", "0"]) == 1
     assert "no first stage" in capsys.readouterr().err
 
 
 def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):
-    command = ["predict-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
+    command = ["predict", "--for-next-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
     maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
     before = {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")}
     for words in (command, ["predict", "--for-next-stage", *command[1:]]):

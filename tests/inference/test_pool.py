@@ -22,7 +22,7 @@ from nnunet_brats_ext.trainers import BraTSBaselineTrainer
 SCORES = {"one": (0.9, 0.9), "two": (0.8, 0.1), "three": (0.1, 0.8), "four": (0.0, 0.0)}  # of folds 0 and 1
 CHOSEN = [("one", 0), ("two", 0), ("one", 1), ("three", 1)]
 MODEL = ("-d", "901", "-p", "PoolPlans", "-device", "cpu", "-np", "0", "--tta", "none")
-POOL = ("pool", *MODEL, "--models", *(f"BraTSBaselineTrainer:{name}" for name in SCORES))
+POOL = ("predict", *MODEL, "--models", *(f"BraTSBaselineTrainer:{name}" for name in SCORES))
 
 
 def folder_of(name: str) -> str:

@@ -566,7 +566,7 @@ def test_three_binary_models_are_trained_predicted_fused_and_scored(narrow, tmp_
 
     fused = tmp_path / "fused"
     inputs = [str(folder) for folder in folders]
-    options = ["--method", "nested", "--save-probabilities", "-np", "1"]
+    options = ["--method", "nested", "--save_probabilities", "-np", "1"]
     assert main(["ensemble", "-i", *inputs, "-o", str(fused), *options]) == 0
     for case in cases:
         own = np.stack([read_probabilities(folder / f"{case}.npz")[region] for region, folder in enumerate(folders)])

@@ -633,7 +633,7 @@ def test_three_teachers_an_ensemble_and_their_student(own_world, tmp_path, capsy
         out = tmp_path / configuration
         members.append(predict(trainer, configuration, 901, "LachinovPlans", world.raw / "imagesTs", out))
     together = tmp_path / "together"
-    assert main(["ensemble", "-i", *map(str, members), "-o", str(together), "--save-probabilities", "-np", "1"]) == 0
+    assert main(["ensemble", "-i", *map(str, members), "-o", str(together), "--save_probabilities", "-np", "1"]) == 0
     files = sorted(path.name for path in together.glob("*.npz"))
     assert len(files) == 2
     for file in files:
