@@ -7,8 +7,8 @@
 Counted: every storage that a step creates, from forward to optimiser, on tensors that have sizes but no data; so the
 papers' patches need no big machine. In fp32 that is the peak of the whole step. Mixed precision casts as CUDA does,
 where no backward runs without a GPU: its forward is counted, and the surplus of the backward taken from fp32, a bound.
-Neither sees the workspaces of cuDNN nor torch.compile, which nnU-Net uses on CUDA. These are what
-the footprints of the papers' configurations come from; --device cuda tells how far a real GPU is from them.
+Neither sees the workspaces of cuDNN nor torch.compile, which nnU-Net uses on CUDA. The footprints of the papers'
+configurations come from these counts; --device cuda shows how far a real GPU is from them.
 """
 
 import argparse

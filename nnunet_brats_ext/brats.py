@@ -26,12 +26,12 @@ EXTRA = 4  # as trained: the one further label of a cohort, named in its scheme
 
 @dataclass(frozen=True)
 class Head:
-    """What the channels of a network's output stand for.
+    """What the channels of a network's output mean.
 
     nnU-Net has two heads. A *region head* has one sigmoid per nested region (WT, TC, ET); a *label head* has one
     softmax over the background and every label.
 
-    channels: the labels that each channel stands for; a label head begins with the background, (0,).
+    channels: the labels of each channel; a label head begins with the background, (0,).
     paint: the label that each channel gives to a voxel; nnU-Net's `regions_class_order` for a region head.
     """
 
@@ -113,19 +113,19 @@ LABEL_SCHEMES: Mapping[str, LabelScheme] = {
         paint=(ED, NCR, ET, EXTRA),
     ),
     "decathlon": LabelScheme({0: 0, 1: ED, 2: NCR, 3: ET}, _GLIOMA_NAMES, _GLIOMA_REGIONS, (ED, NCR, ET)),
-    # Meningioma before radiotherapy: one target volume, hence no nested regions.
+    # Meningioma before radiotherapy: one target volume, so no nested regions.
     "radiotherapy_2024": LabelScheme({0: 0, 1: 1}, {1: "GTV"}, {"GTV": (1,)}, (1,)),
 }
 
 
 def find_sequence(name: str) -> str | None:
-    """The sequence that a data set calls so, whatever its capitals and signs; None for a name that is not known."""
+    """The sequence of a name in a data set, in any capitals and punctuation; None for a name that is not known."""
     plain = "".join(filter(str.isalnum, name.lower()))
     return next((sequence for sequence, names in SEQUENCE_NAMES.items() if plain in names), None)
 
 
 def remap(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
-    """Replace every label; one that the mapping lacks is an error, never a silent background. Gives uint8."""
+    """Replace every label; one that the mapping lacks is an error and never becomes background. Gives uint8."""
     values = np.unique(labels)
     if unknown := [float(v) for v in values if v not in mapping]:
         raise UserError(f"labels {unknown} are not among {sorted(mapping)}")

@@ -326,7 +326,8 @@ def find_trainer(name: str) -> TrainerFacts:
 
 
 def _names_with_subclasses(trainer: type) -> set[str]:
-    return {trainer.__name__, *(name for one in trainer.__subclasses__() for name in _names_with_subclasses(one))}
+    subclasses: list[type] = trainer.__subclasses__()
+    return {trainer.__name__, *(name for one in subclasses for name in _names_with_subclasses(one))}
 
 
 def did_you_mean(name: str, known: Any) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 LONGEST = (
-    "test_workflow", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021", "test_lachinov2019",
+    "test_whole_runs", "test_end_to_end", "test_cascade", "test_zhou2020", "test_hashemi2021", "test_lachinov2019",
     "test_contract", "test_distributed", "test_henry2020",
 )  # fmt: skip
 

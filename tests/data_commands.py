@@ -34,8 +34,8 @@ def printed(command: Any, options: Options) -> str:
 
 
 def printed_by_convert(source: Path, dataset_id: int, **options: Any) -> str:
-    return printed(data.convert, ConvertOptions(source, dataset_id, **{"processes": 1} | options))
+    return printed(data.run_convert, ConvertOptions(source, dataset_id, **{"processes": 1} | options))
 
 
 def printed_by_restore(predictions: Path, out: Path, **options: Any) -> str:
-    return printed(data.restore, RestoreOptions(predictions, out, **{"processes": 1} | options))
+    return printed(data.run_restore, RestoreOptions(predictions, out, **{"processes": 1} | options))

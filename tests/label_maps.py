@@ -17,7 +17,7 @@ def paint(*shapes: tuple[int, tuple[int, int, int], float]) -> np.ndarray:
 
 
 def make_pair(scheme: str) -> tuple[np.ndarray, np.ndarray]:
-    """A case with all that lesion-wise scores turn on: lesions near each other, missed, invented, tiny, touching."""
+    """A case with all that lesion-wise scores depend on: near, touching, tiny, missed and only predicted lesions."""
     reference = paint(
         (ED, (14, 16, 18), 9), (ET, (14, 16, 18), 6), (NCR, (14, 16, 18), 3),  # the main lesion
         (ED, (27, 34, 40), 4), (ET, (27, 34, 40), 2),  # another
@@ -30,7 +30,7 @@ def make_pair(scheme: str) -> tuple[np.ndarray, np.ndarray]:
         (ED, (15, 15, 19), 9.5), (ET, (15, 15, 19), 5.5), (NCR, (14, 16, 18), 3.2),
         (ED, (27, 35, 41), 3.5), (ET, (29, 35, 41), 1),
         (ET, (15, 25, 18), 1.5), (NCR, (14, 28, 19), 1),
-        (ED, (34, 41, 10), 2), (ET, (34, 41, 10), 1), (ED, (4, 4, 50), 0),  # invented
+        (ED, (34, 41, 10), 2), (ET, (34, 41, 10), 1), (ED, (4, 4, 50), 0),  # only predicted
         (EXTRA, (15, 31, 18), 2.5), (EXTRA, (8, 8, 44), 2),
     )  # fmt: skip
     if EXTRA not in LABEL_SCHEMES[scheme].names:

@@ -97,19 +97,31 @@ from nnunet_brats_ext.papers import Configuration, Paper, TrainerFacts
 
 PAPER = Paper(
     title="A narrow network", authors="Somebody", year=2030, link="https://example.org",
-    configurations=(Configuration("narrow", patch_size=(16, 16, 16), batch_size=2, poolings=2),),
+    configurations=(Configuration("narrow", patch_size=(32, 32, 32), batch_size=2, poolings=3),),
     trainers=(TrainerFacts("NarrowTrainer", "narrow", "nnU-Net in small", snapshot_epochs=(1, 2)),),
     rules={"narrow2030": [{"rule": "small-et", "min_voxels": 5}]},
 )
 """
 OWN_TRAINER = """
 import time
+from functools import partial
 from pathlib import Path
 
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunet_brats_ext.training.base import BraTSTrainer
+from torch import nn
 
 
 class NarrowTrainer(BraTSTrainer):
+    @classmethod
+    def architecture_for(cls, configuration):
+        strides = configuration.pool_op_kernel_sizes
+        return partial(
+            PlainConvUNet, n_stages=len(strides), features_per_stage=4, conv_op=nn.Conv3d, kernel_sizes=3,
+            strides=strides, n_conv_per_stage=1, n_conv_per_stage_decoder=1, norm_op=nn.InstanceNorm3d,
+            nonlin=nn.LeakyReLU,
+        )
+
     def on_epoch_start(self):
         super().on_epoch_start()
         while self.current_epoch == 1 and Path({hold!r}).exists():  # for a test that ends the training here

@@ -23,7 +23,7 @@ from nnunet_brats_ext.storage.errors import shorten
 from nnunet_brats_ext.storage.nnunet import dataset_id, train_command
 
 
-def convert(options: ConvertOptions) -> None:
+def run_convert(options: ConvertOptions) -> None:
     """What was found, what was unusual, and the next command."""
     console, done = Console(), convert_release(options)
     manifest, cases = done.manifest, done.manifest["cases"]
@@ -55,7 +55,7 @@ def convert(options: ConvertOptions) -> None:
         say(console, f"next: nnUNetv2_predict -i {images} -o PREDICTIONS -d TRAINED_ON -c 3d_fullres -tr TRAINER")
 
 
-def restore(options: RestoreOptions) -> None:
+def run_restore(options: RestoreOptions) -> None:
     """How many cases, with which labels, and what the challenge may refuse."""
     console, done = Console(), restore_predictions(options)
     mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(done.release.scheme.trained.items()))
@@ -76,7 +76,7 @@ def submission_notes(done: Submission) -> list[str]:
     return lines
 
 
-def phantom(options: PhantomOptions) -> None:
+def run_phantom(options: PhantomOptions) -> None:
     """How many cases were written."""
     rows = write_phantom_folder(options)
     unlabelled = sum(not row["labelled"] for row in rows)
@@ -84,7 +84,7 @@ def phantom(options: PhantomOptions) -> None:
     say(Console(), f"{options.out}: {len(rows)} phantoms as in {options.release}{without}")
 
 
-def distill(options: DistillOptions) -> None:
+def run_distill(options: DistillOptions) -> None:
     """What went in, what was left out and why, and the next command."""
     console, done = Console(), distill_dataset(options)
     for path, names in done.unknown_names.items():
@@ -114,7 +114,7 @@ def distill(options: DistillOptions) -> None:
     say(console, f"next: nnUNetv2_plan_and_preprocess -d {dataset_id(done.folder.name)} --verify_dataset_integrity")
 
 
-def filter_cases(options: FilterCasesOptions) -> None:
+def run_filter_cases(options: FilterCasesOptions) -> None:
     """The removed cases of each fold, and the next command."""
     console, done = Console(), filter_folds(options)
     removals = Column("removed", overflow="fold")

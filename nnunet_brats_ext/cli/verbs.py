@@ -53,16 +53,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "convert",
             "a BraTS release folder -> a data set in nnUNet_raw",
             "dataset_conversion.conversion:ConvertOptions",
-            "cli.data:convert",
+            "cli.data:run_convert",
             "A BraTS release folder becomes a data set in nnUNet_raw. Recognises every release from BraTS 2012 to "
-            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, before "
-            "anything is written.",
+            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, "
+            "before anything is written.",
         ),
         Verb(
             "restore",
             "predictions -> a submission: the release's labels, names and headers",
             "dataset_conversion.restoration:RestoreOptions",
-            "cli.data:restore",
+            "cli.data:run_restore",
             "Predictions become a submission with the release's labels, names and headers. Works on predictions of "
             "imagesTs and on those of cross-validation. What the challenge would refuse is listed for all cases, and "
             "then nothing is written.",
@@ -71,13 +71,13 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "phantom",
             "synthetic gliomas in BraTS form, deterministic by seed",
             "dataset_conversion.phantoms.folder:PhantomOptions",
-            "cli.data:phantom",
+            "cli.data:run_phantom",
         ),
         Verb(
             "distill",
             "manual labels + predictions on unlabelled cases -> one data set, to train a student on",
             "dataset_conversion.distillation.distill:DistillOptions",
-            "cli.data:distill",
+            "cli.data:run_distill",
             "Manual labels and predictions on unlabelled cases become one data set, to train a student on. "
             "Pseudo-labelled cases only train. Cases with the same images as an excluded or a labelled one are left "
             "out, whatever their names. After Lachinov et al. 2019.",
@@ -86,7 +86,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "filter-cases",
             "train again without the cases that a complete training could not learn (Henry 2020)",
             "dataset_conversion.case_filtering:FilterCasesOptions",
-            "cli.data:filter_cases",
+            "cli.data:run_filter_cases",
             "Reads the log of case losses of each fold's training, and removes from that fold's training cases those "
             "whose mean loss over the last epochs exceeds the mean of all cases by some standard deviations. Writes "
             "the reduced folds beside splits_final.json, with the removed cases in them, and a configuration "
@@ -105,6 +105,24 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         ),
     ),
     "Prediction": (
+        Verb(
+            "predict",
+            "images -> label maps: all stages, folds and checkpoints of a model in one command",
+            "inference.options:PredictOptions",
+            "cli.models:predict",
+            "nnU-Net's prediction, with the stage before a cascade's second one, the papers' windows and test-time "
+            "augmentations, votes, and post-processing; of test cases, of each fold's own cases, by the best of "
+            "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
+        ),
+        Verb(
+            "attention",
+            "where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
+            "inference.options:AttentionOptions",
+            "cli.models:attention",
+            "The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints in "
+            "rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
+            "that weigh most and least. One folder per case.",
+        ),
         Verb(
             "ensemble",
             "several prediction folders -> one: mean, vote, or the merges of papers",
@@ -128,24 +146,6 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "cli.predictions:run_uncertainty",
             "Writes CASE_unc_whole.nii.gz, _core, _enhance with whole numbers from 0 (certain) to 100; with "
             "--reference also uncertainty.json with QU-BraTS's filtered curves and scores.",
-        ),
-        Verb(
-            "predict",
-            "images -> label maps: all stages, folds and checkpoints of a model in one command",
-            "inference.options:PredictOptions",
-            "cli.models:predict",
-            "nnU-Net's prediction, with the stage before a cascade's second one, the papers' windows and test-time "
-            "augmentations, votes, and post-processing; of test cases, of each fold's own cases, by the best of "
-            "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
-        ),
-        Verb(
-            "attention",
-            "where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
-            "inference.options:AttentionOptions",
-            "cli.models:attention",
-            "The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints in "
-            "rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
-            "that weigh most and least. One folder per case.",
         ),
         Verb(
             "pool",

@@ -12,9 +12,10 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.json_files import read_json, to_json
 from nnunet_brats_ext.storage.nnunet import SPLITS, Split, find_dataset, model_name, read_splits, require_folder
 from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.output import write_texts
 
 CASE_LOSSES = "case_losses.jsonl"  # in a fold's output folder, one line per epoch
 SPLITS_FILE = "splits_file"  # key of a configuration in the plans, read by BraTSTrainer
@@ -23,7 +24,7 @@ Losses = dict[int, dict[str, float]]  # epoch -> case -> mean training loss
 
 @dataclass(frozen=True)
 class FilterCasesOptions(Options):
-    """What can be asked of a selection of training cases."""
+    """Options of `filter-cases`."""
 
     dataset_id: int = argument("of the data set", metavar="ID", at_least=1, at_most=999)
     trainer: str = option("-tr", metavar="TRAINER", help="that was trained")
@@ -104,9 +105,8 @@ def filter_cases(dataset_id: int, trainer: str, configuration: str, **options: A
 
 def filter_folds(options: FilterCasesOptions) -> FilteredCases:
     """The same with its options in one object."""
-    preprocessed, results = (
-        find_dataset(options.dataset_id, require_folder(name)) for name in ("nnUNet_preprocessed", "nnUNet_results")
-    )
+    preprocessed = find_dataset(options.dataset_id, require_folder("nnUNet_preprocessed"))
+    results = require_folder("nnUNet_results") / preprocessed.name
     plans_file = preprocessed / f"{options.plans_name}.json"
     plans = read_json(plans_file)
     configurations = _configurations(plans, plans_file, options.configuration)
@@ -125,9 +125,8 @@ def filter_folds(options: FilterCasesOptions) -> FilteredCases:
         raise UserError(f"{target} holds other folds, which trainings may rest on; --overwrite replaces it")
     if configurations.get(name, entry) != entry:
         raise UserError(f"{plans_file} has another configuration {name!r}; rename it there")
-    write_json(target, filtered)
     configurations[name] = entry
-    write_json(plans_file, plans)
+    write_texts({target: to_json(filtered), plans_file: to_json(plans)})
     return FilteredCases(target, name, folds)
 
 

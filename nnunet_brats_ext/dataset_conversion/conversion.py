@@ -52,7 +52,7 @@ FORMAT = 1  # of the manifest; a data set of another format counts as different
 
 @dataclass(frozen=True)
 class ConvertOptions(Options):
-    """What can be asked of a conversion."""
+    """Options of `convert`."""
 
     source: Path = argument("the unpacked release, or a folder above it", metavar="SOURCE")
     dataset_id: int = option("-d", metavar="ID", at_least=1, at_most=999, help="of the data set, 1 to 999")

@@ -1,4 +1,4 @@
-"""The folder of a data set in nnUNet_raw: what it says of itself, whether it is finished, how it is replaced."""
+"""The folder of a data set in nnUNet_raw: its descriptions, whether it is finished, how it is replaced."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress

@@ -36,11 +36,11 @@ class Release:
     name: what `--release` takes.
     case: a case name; the group `patient`, where present, is what the time points of one patient share.
     case_format: a case name from {number}, {session}, {letter}, {grade} and {part}, which is `training` or `held_out`.
-    numbered: the case names that this release gives out, where that tells it from another of the same names.
+    numbered: the case names that this release gives out, where another release has the same form of names.
     kinds: kind -> role. The first kind of a role is how we write it; a later one, found beside it, supersedes it.
     location: a regular expression for the end of a path, folders included, where `{case}_{kind}` does not describe it.
     folder, file, label_file: where to write; fields {case}, {kind}, {grade}, {id} and the groups of `case`.
-    hint: a folder name that gives this release away.
+    hint: a folder name that only this release has.
     superseding: a folder, inside the source, whose files replace the same files found elsewhere.
     misnamed: file name as handed out -> as it should be.
     stray_labels: label found in some files -> the label that was meant; both as released.
@@ -112,12 +112,12 @@ class Release:
         return re.fullmatch(self.numbered or self.case, case) is not None
 
     def groups(self, case: str) -> dict[str, str]:
-        """What a case name tells: `patient`, `session`, `site`, `grade`, as far as it does."""
+        """What a case name says: `patient`, `session`, `site`, `grade`, as far as they are in it."""
         match = re.fullmatch(self.case, case)
         return {key: value for key, value in match.groupdict().items() if value} if match else {}
 
     def patient(self, case: str) -> str:
-        """What all time points of the patient share; the case itself where its name tells nothing."""
+        """What all time points of the patient share; the case itself where its name has no patient."""
         return self.groups(case).get("patient", case)
 
     def case_name(self, number: int, session: int = 0, *, grade: str | None = None, training: bool = True) -> str:
@@ -413,7 +413,7 @@ RELEASES: Mapping[str, Release] = {release.name: release for release in _ROWS}
 
 
 def find_release(name: str) -> Release:
-    """The release of that name, whatever its capitals; an unknown one is an error that lists the known."""
+    """The release of that name, in any capitals; an unknown one is an error that lists the known."""
     for known, release in RELEASES.items():
         if known.casefold() == name.casefold():
             return release

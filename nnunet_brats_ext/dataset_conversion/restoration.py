@@ -35,7 +35,7 @@ ENDING = ".nii.gz"  # of predictions and of submissions
 
 @dataclass(frozen=True)
 class RestoreOptions(Options):
-    """What can be asked of a submission."""
+    """Options of `restore`."""
 
     predictions: Path = argument("folder of label maps as trained", metavar="PRED")
     out: Path = option("-o", metavar="OUT", help="folder of the submission")
@@ -125,7 +125,7 @@ class Origin:
 def restore(predictions: Path | str, out: Path | str, **options: Any) -> Submission:
     """Write a folder of label maps as the release's challenge takes them; `options`: the fields of `RestoreOptions`.
 
-    Headers come from the source images, byte for byte where those are NIfTI. Whatever the challenge would refuse is an
+    Headers come from the source images, byte for byte where those are NIfTI. What the challenge would refuse is an
     error that lists all of it, and nothing is written. Without a data set or a source, grids cannot be compared.
     """
     return restore_predictions(RestoreOptions(Path(predictions), Path(out), **options))

@@ -20,7 +20,7 @@ from nnunet_brats_ext.storage.nnunet import MANIFEST, SPLITS, Split, find_splits
 def group_patients(identities: Mapping[str, Collection[str]]) -> dict[str, str]:
     """Case -> patient: cases that share any identity, directly or through other cases, are one patient.
 
-    identities: case -> all names its patient goes by; at least one. The patient is called by the first in the alphabet.
+    identities: case -> all names of its patient, at least one. The patient gets the first of them in the alphabet.
     """
     parent: dict[str, str] = {}
 

@@ -87,7 +87,7 @@ def find_numberings(references: LabelMaps, predictions: LabelMaps) -> Numberings
     silent = [maps.source for maps in (references, predictions) if not maps.numbered_as_trained]
     if silent:
         raise UserError(
-            f"no dataset.json beside {' or '.join(map(str, silent))} tells how the files number the labels; add "
+            f"no dataset.json beside {' or '.join(map(str, silent))} says how the files number the labels; add "
             f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; where "
             "references and predictions differ, both: --labels released,trained"
         )

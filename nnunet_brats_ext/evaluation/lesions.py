@@ -1,6 +1,6 @@
-"""Lesion-wise scoring: a region is cut into lesions, these are matched, and each is scored for itself.
+"""Lesion-wise scores: a region is cut into lesions, these are matched, and each is scored on its own.
 
-Two families: lesions joined by dilation (BraTS 2023 and 2024) and one-to-one matching of components (2026).
+There are two ways: lesions joined by dilation (BraTS 2023 and 2024), and one-to-one matching of components (2026).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +70,7 @@ def drop_small(lesions: Lesions, max_voxels: float) -> Lesions:
 def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
     """Join the lesions whose first touching lesion among `others` is the same one, as the script of BraTS 2024 does.
 
-    The first is the one whose dilation comes first in (x, y, z) order. Lesions that share only a later one stay apart.
+    The first is the one whose dilation comes first in (x, y, z) order. Lesions that share a later one stay separate.
     """
     if lesions.numbers.max(initial=0) < 2:
         return lesions

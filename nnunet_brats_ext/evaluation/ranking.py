@@ -256,7 +256,7 @@ def _shared_cases_and_regions(entries: Mapping[str, CaseScores]) -> tuple[tuple[
 
 
 def _short_names(sources: Sequence[Path]) -> list[str]:
-    """What tells paths apart: the last part, or as many of the last parts as it takes."""
+    """Short names of paths: the last part, or as many of the last parts as make them differ."""
     parts = [source.with_suffix("").parts if source.suffix == ".json" else source.parts for source in sources]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-depth:]) for one in parts]

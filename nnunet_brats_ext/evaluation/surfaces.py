@@ -1,4 +1,4 @@
-"""The metric core: how far the surfaces of two masks lie apart, as two directed arrays of distances.
+"""Directed distances between the surfaces of two masks.
 
 Every distance metric of every preset is a reduction of these arrays (see `metrics`). A surface is a set of lattice
 points, under one of two conventions that give different numbers for the same masks:
@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 # Marching cubes by symmetry. Bit 4i + 2j + k of a pattern is corner (i, j, k) of a cube; each pattern stands for its
-# turned, mirrored and complemented likenesses. Its triangles are given by the absolute components of their normals, in
+# rotations, reflections and complement. Its triangles are given by the absolute components of their normals, in
 # eighths; a normal's length at 1 mm spacing is the triangle's area. All other patterns are empty or full.
 _TRIANGLES: dict[int, tuple[tuple[int, int, int], ...]] = {
     0b00000001: ((1, 1, 1),),

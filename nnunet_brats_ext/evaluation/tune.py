@@ -92,6 +92,7 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
     members = {case: member for member in folds.values() for case in member.cases}
     fold_of = [fold for fold, member in folds.items() for _ in member.cases]
     references = find_references(asked.reference, members)
+
     work = partial(_score_case, members, references, everything, grid, columns, preset)
     scores = for_each_case(work, list(members), "Tune", asked.processes)
     selection = select_rules(np.stack(list(scores.values())), fold_of, columns, asked.objective)

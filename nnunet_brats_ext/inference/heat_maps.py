@@ -122,7 +122,7 @@ def draw_panels(
 
 
 def colour_scale(values: Sequence[np.ndarray]) -> Normalize:
-    """A scale over all values, its ends rounded outward to tenths, so that pictures of like maps are alike."""
+    """A scale over all values, its ends rounded outward to tenths, so that pictures of similar maps share it."""
     filled = [part for part in values if part.size]
     low, high = (min(part.min() for part in filled), max(part.max() for part in filled)) if filled else (0, 1)
     low, high = np.floor(10 * low) / 10, np.ceil(10 * high) / 10

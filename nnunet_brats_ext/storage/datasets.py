@@ -36,7 +36,7 @@ class DatasetDescription:
 
     @classmethod
     def find(cls, *folders: Path) -> "DatasetDescription | None":
-        """That of the first folder that has one."""
+        """The description in the first of some folders that has one."""
         return next((cls.read(folder / FILE) for folder in folders if (folder / FILE).is_file()), None)
 
     # ---- channels --------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class DatasetDescription:
 
     @property
     def name(self) -> str:
-        """nnU-Net's name of the data set: that of the folder the file lies in, elsewhere what the file says; or empty.
+        """nnU-Net's name of the data set: that of its folder, elsewhere what the file says; or empty.
 
         nnU-Net finds a data set by its folder, whatever `name` says there.
         """

@@ -94,7 +94,7 @@ class Grid:
         return float(np.max([np.linalg.norm(self.point_mm(corner) - other.point_mm(corner)) for corner in corners]))
 
     def difference(self, other: "Grid", tolerance_mm: float = TOLERANCE_MM) -> str | None:
-        """In what two grids differ, in words; None where no voxel lies farther apart than the tolerance."""
+        """What differs between two grids; None where no voxel lies farther apart than the tolerance."""
         if self.size != other.size:
             return f"size {self.size} against {other.size}"
         shift = self.shift_mm(other)

@@ -1,4 +1,4 @@
-"""What can be asked of a command, as a dataclass: stated once, for Python, for the command line and for its help.
+"""The options of a command as a dataclass: stated once, for Python, for the command line and for its help.
 
     @dataclass(frozen=True)
     class EnsembleOptions(Options):
@@ -26,7 +26,7 @@ Choices = Iterable[Any] | Callable[[], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Spec:
-    """How a field of `Options` is asked for and checked.
+    """How a field of `Options` is given and checked.
 
     flags: the first one is shown and quoted. aliases: old spellings, accepted and not shown. choices: the values there
     are, or a function that lists them. repeat: the option is given once per value, not once with all of them.
@@ -53,7 +53,7 @@ class Spec:
 def option(
     *flags: str, help: str, default: Any = MISSING, aliases: Sequence[str] = (), **spec: Any
 ) -> Any:  # typed as the field's own type where it is declared
-    """An option of a command; without a default it is required. See `Spec` for what else can be said."""
+    """An option of a command; without a default it is required. `spec`: the other fields of `Spec`."""
     metadata = {"spec": Spec(help, flags, tuple(aliases), **spec)}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -36,7 +36,7 @@ def _advice(path: Path, error: OSError) -> str:
     """Where a disk is full: how much is left of it, and what to do."""
     if error.errno not in NO_ROOM:
         return ""
-    place = next((folder for folder in (path, *path.parents) if folder.exists()), Path.cwd())
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), Path.cwd())
     try:
         free = f" ({shutil.disk_usage(place).free / 1e9:.2f} GB free in {place})"
     except OSError:
@@ -67,18 +67,18 @@ def write_texts(files: Mapping[Path, str]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def refuse_file(folder: Path) -> None:
-    """An error where what should become a folder is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"the output folder {folder} is a file; choose another")
-
-
 def require_file_name(path: Path, ending: str = "") -> None:
     """An error where `-o` names a folder, or a file without the ending: before the work, not after it."""
     if path.is_dir():
         raise UserError(f"-o {path} is a folder; name a file{' that ends in ' + ending if ending else ''}")
     if not path.name.endswith(ending):
         raise UserError(f"-o {path}: give a file that ends in {ending}")
+
+
+def refuse_file(folder: Path) -> None:
+    """An error where what should become a folder is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the output folder {folder} is a file; choose another")
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 @contextmanager
 def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
-    """A folder whose files move into `out` when the block ends well, and vanish when it does not.
+    """A folder whose files move into `out` when the block ends well, and are removed when it does not.
 
     `out` may exist from an earlier run over the same cases; none of its files that would contradict this run stay.
     It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.

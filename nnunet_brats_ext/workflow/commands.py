@@ -75,7 +75,7 @@ def _commands(recipe: Recipe, planned: Planned, folder: str) -> list[str]:
 
 def _gpus(recipe: Recipe, model: Model, planned: Planned) -> int:
     configuration = recipe.paper_configuration(model)
-    return gpus_of(planned, configuration) if configuration in planned.fits else 1
+    return gpus_of(planned, configuration) if configuration and configuration in planned.fits else 1
 
 
 def _source(raw: Path) -> Path:

@@ -39,8 +39,8 @@ def find_recipe(name_or_path: str | Path) -> Path:
             return path
         raise UserError(f"there is no recipe {path}")
     known = published_recipes()
-    if path := known.get(str(name_or_path)):
-        return path
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
     hint = papers.did_you_mean(str(name_or_path), known)
     raise UserError(f"no recipe {str(name_or_path)!r}; there are {', '.join(known)}, or give a YAML file{hint}")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.evaluation.presets import find_preset
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import model_name
@@ -18,7 +19,6 @@ Content = Mapping[str, Any]
 Problems = Iterator[tuple[KeyPath, str]]
 
 NNUNETS_OWN = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # configurations, which PLANS take over
-MEMBERS = {"two-pass": 2, "nested": 3}  # of ensembles that take a fixed number
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -52,9 +52,9 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
             if other:
                 yield ("models", name, key), other, list(recipe.models)
         if model.tiling:
-            yield ("models", name, "tiling"), model.tiling, _tilings()
+            yield ("models", name, "tiling"), model.tiling, [FROM_TRAINER, *tiling_names()]
         if model.tta:
-            yield ("models", name, "tta"), model.tta, _symmetries()
+            yield ("models", name, "tta"), model.tta, [FROM_TRAINER, *symmetry_names()]
     for name, ensemble in recipe.ensembles.items():
         yield ("ensembles", name, "method"), ensemble.method, list(METHODS)
         for i, member in enumerate(ensemble.of):
@@ -67,18 +67,6 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
         yield ("evaluation", "of", i), name, predictions
     yield ("submission",), content["submission"], predictions
-
-
-def _tilings() -> list[str]:
-    from nnunet_brats_ext.inference.choices import FROM_TRAINER, tiling_names
-
-    return [FROM_TRAINER, *tiling_names()]
-
-
-def _symmetries() -> list[str]:
-    from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names
-
-    return [FROM_TRAINER, *symmetry_names()]
 
 
 def _ancestors(recipe: Recipe, prediction: str, below: tuple[str, ...]) -> set[str]:
@@ -142,8 +130,8 @@ def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
             yield (*here, key), f"method {method} takes no `{key}`"
     if ensemble.weights and len(ensemble.weights) != number:
         yield (*here, "weights"), f"{len(ensemble.weights)} weights for {number} members"
-    if number != MEMBERS.get(method, number):
-        yield (*here, "of"), f"{method} takes {MEMBERS[method]} members, not {number}"
+    if (roles := METHODS[method].roles) and number != len(roles):
+        yield (*here, "of"), f"{method} takes {len(roles)} members, not {number}"
     for i, member in enumerate(ensemble.of):
         if ensemble.averages and not recipe.has_probabilities(member):
             yield (*here, "of", i), f"{member} has no probabilities to average, only label maps"

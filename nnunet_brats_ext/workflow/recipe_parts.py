@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.predictions.ensemble import METHODS
-from nnunet_brats_ext.predictions.rule_sets import collect_rules
+from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
 
 PLANS = "BraTSPlans"
 DEFAULT_FOLDS = 5
@@ -89,7 +89,7 @@ class Postprocessing:
         """A UserError where rules do not exist or cannot be read."""
         if self.tune is None:
             return collect_rules(self.rules, self.rule).needs_probabilities
-        return any(step.startswith("unlikely-components") for step in self.tune.get("grid", ()))
+        return any(needs_probabilities(parse_rule(step.split(",")[0])) for step in self.tune.get("grid", ()))
 
 
 @dataclass(frozen=True)

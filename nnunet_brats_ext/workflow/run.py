@@ -117,7 +117,7 @@ def run_recipe(
     `state.states_of` says what has become of its jobs. say: is given a line whenever a job starts or ends. options:
     those of `RunOptions`.
     """
-    given = RunOptions(recipe, source, **options)
+    given = RunOptions(recipe, Path(source) if source else None, **options)
     _, run = plan_run(given)
     with writing(run.folder):
         for folder in (run.folder, *(run.folder / one for one in run.environment.values())):

@@ -134,7 +134,7 @@ def test_normalised_images_are_declared_so_that_nnunet_leaves_them_alone(world):
     assert [get_normalization_scheme(name) for name in plain["channel_names"].values()] == [ZScoreNormalization] * 4
 
 
-def test_the_manifest_tells_where_everything_came_from(world):
+def test_the_manifest_names_the_source_of_every_file(world):
     source, _, files = world
     manifest = manifest_of(convert(source, 137))
     assert (manifest["release"], manifest["source"]) == ("BraTS2020", str(source))
@@ -235,7 +235,7 @@ def test_a_bad_file_is_named_and_nothing_is_written(world, defect):
     assert list(raw.iterdir()) == []
 
 
-def test_all_bad_cases_are_told_at_once_and_can_be_left_out(world, capsys):
+def test_all_bad_cases_are_reported_at_once_and_can_be_left_out(world, capsys):
     source, raw, files = world
     third = write_case(source, RELEASE, "BraTS20_Training_003")
     truncate(files[CASES[1]]["T1"])
@@ -437,14 +437,14 @@ def test_ids_and_names_are_those_nnunet_can_read(world, options, message):
         convert(world[0], **options)
 
 
-def test_without_nnunets_folder_the_line_to_type_is_told(world, tmp_path, monkeypatch):
+def test_without_nnunets_folder_the_error_has_the_line_to_type(world, tmp_path, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
     with pytest.raises(ValueError, match=r"`export nnUNet_raw=.*, or name a folder with -o"):
         convert(world[0], 137)
     assert convert(world[0], 137, out=tmp_path / "elsewhere") == tmp_path / "elsewhere" / NAME
 
 
-# The last words.
+# What is printed at the end.
 
 
 def test_two_cases_of_the_same_image_are_remarked(world):
@@ -458,7 +458,7 @@ def test_two_cases_of_the_same_image_are_remarked(world):
     assert not (dataset / "splits_final.json").exists(), "one patient alone gives no folds"
 
 
-def test_blank_images_make_no_twins(world):
+def test_blank_images_are_no_duplicates(world):
     source, _, files = world
     for case in CASES:
         write(as_image(np.zeros_like(sequence_values(case, "T1"))), files[case]["T1"])
@@ -468,7 +468,7 @@ def test_blank_images_make_no_twins(world):
     ]
 
 
-def test_the_end_tells_what_was_found_and_what_to_type_next(world):
+def test_the_command_prints_what_was_found_and_what_to_type_next(world):
     source, _, files = world
     write_case(source, RELEASE, "BraTS20_Validation_001", training=False)
     labels = label_values(RELEASE)

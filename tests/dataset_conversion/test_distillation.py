@@ -1,30 +1,17 @@
-"""Distillation: one data set of manual, foreign and pseudo-labels in which nobody validates what was trained on."""
+"""Distillation: one data set of manual, foreign and pseudo-labels in which no case is trained on and validated."""
 
-import contextlib
 import hashlib
-import io
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from conftest import FOLDERS, World
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from conftest import FOLDERS
+from distillation_bench import SURE, UNSURE, Bench, digest, load, make_bench, read, save
 from scipy.ndimage import gaussian_filter, zoom
 
-from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.dataset_folder import RawDataset
 from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern, similar_pairs
@@ -37,98 +24,13 @@ from nnunet_brats_ext.dataset_conversion.distillation.sources import (
 )
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.trainers import BraTSBaselineTrainer
-from nnunet_brats_ext.training.sampling import CentredDraws
-from nnunet_brats_ext.training.soft_targets import (
-    SoftTargets,
-    SoftTargetView,
-    TakeSoftTarget,
-    UseSoftTarget,
-    to_preprocessed,
-)
-
-REGIONS = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}
-TOLD, UNSURE = "BraTS20_Validation_007", "BraTS20_Validation_008"  # the world's unlabelled cases
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A folder for nnU-Net with the world's labelled data set, and predictions on its unlabelled cases."""
-
-    root: Path
-
-    @property
-    def raw(self) -> Path:
-        return self.root / "nnUNet_raw"
-
-    @property
-    def labelled(self) -> Path:
-        return self.raw / "Dataset901_World"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
-    def distill(self, *words: object, dataset: str = "950") -> Path:
-        """Run the command; the data set. On an error that is not expected, the error."""
-        words = ("--pseudo", self.predictions, self.labelled / "imagesTs", *words, "-np", 1)
-        assert main(["distill", "-d", dataset, "--labelled", "901", *map(str, words)]) == 0
-        return self.raw / f"Dataset{dataset}_WorldDistilled"
-
-    def refusal(self, capsys, *words: object, pseudo: bool = True) -> str:
-        sources = ("--pseudo", self.predictions, self.labelled / "imagesTs") if pseudo else ()
-        capsys.readouterr()
-        assert main(["distill", "-d", "950", "--labelled", "901", *map(str, (*sources, *words)), "-np", "1"]) == 1
-        assert not list(self.raw.glob("*950*")), "a refused distillation leaves nothing"
-        return capsys.readouterr().err
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def save(array: np.ndarray, path: Path, like: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
-    image.CopyInformation(sitk.ReadImage(str(like)))
-    sitk.WriteImage(image, str(path))
-
-
-def load(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def bench(world, tmp_path, monkeypatch) -> Bench:
     for name in FOLDERS:
         monkeypatch.setenv(name, str(tmp_path / name))
-    return lay_bench(world, tmp_path)
-
-
-def lay_bench(world: World, root: Path) -> Bench:
-    """Predictions in nnU-Net's form: labels of other cases, blurred into probabilities; the second hardly decided."""
-    bench = Bench(root)
-    for name in FOLDERS:
-        (root / name).mkdir()
-    shutil.copytree(world.raw, bench.labelled)
-    bench.predictions.mkdir()
-    shutil.copy(bench.labelled / "dataset.json", bench.predictions)
-    (bench.predictions / "plans.json").write_text(json.dumps({"image_reader_writer": "SimpleITKIO"}))
-    labels = sorted((bench.labelled / "labelsTr").iterdir())
-    for case, source, sharpness in ((TOLD, labels[0], 1.0), (UNSURE, labels[1], 0.2)):
-        regions = np.stack(list(to_regions(read(source), REGIONS).values())).astype(np.float32)
-        blurred = gaussian_filter(regions, (0, 0.5, 0.5, 0.5))
-        probabilities = 0.5 + sharpness * (blurred - 0.5)
-        np.savez_compressed(bench.predictions / f"{case}.npz", probabilities=probabilities)
-        painted = np.zeros(regions.shape[1:], np.uint8)
-        for label, region in enumerate(probabilities, start=1):
-            painted[region > 0.5] = label
-        save(painted, bench.predictions / f"{case}.nii.gz", bench.labelled / "imagesTs" / f"{case}_0000.nii.gz")
-    return bench
+    return make_bench(world, tmp_path)
 
 
 # ---- the same images under other names -----------------------------------------------------------------------------
@@ -158,14 +60,14 @@ def test_the_content_hash_survives(change):
     assert content_hash(change(brain(0))) == content_hash(brain(0)) is not None
 
 
-def test_the_content_hash_tells_volumes_apart():
+def test_the_content_hash_of_different_volumes_differs():
     one = brain(0)
     touched = one.copy()
     touched[tuple(np.argwhere(one > 0)[0])] += 1
     assert len({content_hash(volume) for volume in (one, touched, brain(1))}) == 3
 
 
-def test_a_blank_or_binary_channel_identifies_nobody():
+def test_a_blank_or_binary_channel_has_no_content_hash():
     assert content_hash(np.zeros((9, 9, 9))) is None
     assert content_hash((brain(0) > 0).astype(np.uint8)) is None
 
@@ -233,10 +135,10 @@ def test_normalised_channels_match_such_only():
     with pytest.raises(ValueError, match="'FLAIR, normalised'"):
         channel_order(normalised, channels("T1", "FLAIR"))
     unknown = channels("noNorm", "noNorm")
-    assert channel_order(unknown, unknown) == [0, 1], "in their order where nobody says what they show"
+    assert channel_order(unknown, unknown) == [0, 1], "in their order where the file does not say what they show"
 
 
-def test_names_to_exclude_are_read_as_excel_saves_them_and_those_of_no_case_are_told(tmp_path):
+def test_names_to_exclude_are_read_as_excel_saves_them_and_those_of_no_case_are_found(tmp_path):
     """Excel begins a .csv with a mark, which is no part of the first name."""
     listed = tmp_path / "held_out.csv"
     listed.write_text("BraTS20_Training_001\nBraTS20_Training_02\n", encoding="utf-8-sig")
@@ -264,9 +166,9 @@ def test_a_data_set_of_manual_and_pseudo_labels(bench):
     splits = load(dataset / "splits_final.json")
     for made_fold, own in zip(splits, load(bench.labelled / "splits_final.json"), strict=True):
         assert made_fold["val"] == own["val"]
-        assert set(made_fold["train"]) == {*own["train"], TOLD, UNSURE}
+        assert set(made_fold["train"]) == {*own["train"], SURE, UNSURE}
     assert load(bench.root / "nnUNet_preprocessed" / dataset.name / "splits_final.json") == splits
-    for case in (TOLD, UNSURE):
+    for case in (SURE, UNSURE):
         for channel in range(4):
             name = f"{case}_{channel:04d}.nii.gz"
             assert (dataset / "imagesTr" / name).samefile(bench.labelled / "imagesTs" / name), "linked"
@@ -277,7 +179,7 @@ def test_a_data_set_of_manual_and_pseudo_labels(bench):
         predicted = np.load(bench.predictions / f"{case}.npz")["probabilities"]
         assert levels.dtype == np.uint8
         assert np.abs(levels / 255 - predicted).max() <= 0.5 / 255 + 1e-6
-    assert sorted(path.stem for path in (dataset / "soft_targets").iterdir()) == [TOLD, UNSURE]
+    assert sorted(path.stem for path in (dataset / "soft_targets").iterdir()) == [SURE, UNSURE]
     assert digest(bench.labelled) == before, "the labelled data set stays as it is"
 
 
@@ -285,13 +187,13 @@ def test_the_manifest_says_where_everything_comes_from(bench):
     manifest = load(bench.distill() / "manifest.json")
     cases = manifest["cases"]
     assert {case: entry["kind"] for case, entry in cases.items() if "Validation" in case} == dict.fromkeys(
-        (TOLD, UNSURE), "pseudo"
+        (SURE, UNSURE), "pseudo"
     )
-    image = bench.labelled / "imagesTs" / f"{TOLD}_0003.nii.gz"
+    image = bench.labelled / "imagesTs" / f"{SURE}_0003.nii.gz"
     flair = {"path": str(image.resolve()), "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
-    assert cases[TOLD]["files"]["FLAIR"] == flair
-    assert cases[TOLD]["label"]["path"] == str((bench.predictions / f"{TOLD}.nii.gz").resolve())
-    assert 0 < cases[UNSURE]["confidence"] < 0.25 < cases[TOLD]["confidence"] < 1
+    assert cases[SURE]["files"]["FLAIR"] == flair
+    assert cases[SURE]["label"]["path"] == str((bench.predictions / f"{SURE}.nii.gz").resolve())
+    assert 0 < cases[UNSURE]["confidence"] < 0.25 < cases[SURE]["confidence"] < 1
     assert manifest["distillation"]["labelled"] == 901
     assert manifest["dropped"] == []
     assert set(manifest["versions"]) >= {"nnunetv2", "numpy", "SimpleITK"}
@@ -324,7 +226,7 @@ def test_what_is_read_and_what_is_not_ours_is_not_overwritten(bench, capsys):
 
 def test_an_interruption_leaves_nothing_behind(bench, capsys, monkeypatch):
     def full(*arguments):
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nnunet_brats_ext.dataset_conversion.distillation.distill.write_json", full)
     assert "No space left" in bench.refusal(capsys)
@@ -350,7 +252,7 @@ def test_an_unlabelled_copy_of_a_labelled_case_is_left_out(bench):
             if case == "known":
                 values = read(Path(f"{source}_{channel:04d}.nii.gz"))[:, ::-1].astype(np.float32)
             else:
-                values = read(bench.labelled / "imagesTs" / f"{TOLD}_{channel:04d}.nii.gz")
+                values = read(bench.labelled / "imagesTs" / f"{SURE}_{channel:04d}.nii.gz")
             sitk.WriteImage(sitk.GetImageFromArray(values), str(_made(images / f"{case}_{channel:04d}.nii.gz")))
     predictions = bench.root / "more"
     predictions.mkdir()
@@ -363,7 +265,7 @@ def test_an_unlabelled_copy_of_a_labelled_case_is_left_out(bench):
     assert set(dropped) == {"known", "new"}
     assert dropped["known"]["reason"] == dropped["new"]["reason"] == "duplicate"
     assert dropped["known"]["because"] == f"{manual}: the same voxels in channel 0, 1, 2, 3"
-    assert dropped["new"]["because"].startswith(TOLD)
+    assert dropped["new"]["because"].startswith(SURE)
 
 
 def _made(path: Path) -> Path:
@@ -393,7 +295,7 @@ def test_the_decathlon_adds_its_own_labels_but_none_of_its_copies_of_brats(bench
     cases = {
         "BRATS_001": [volume[::-1].astype(np.float32) for volume in volumes(manual[0])],
         "BRATS_002": [np.where(v, v + noise.normal(0, 2, v.shape), 0).astype(np.float32) for v in volumes(manual[1])],
-        "BRATS_003": volumes(TOLD, "imagesTs"),
+        "BRATS_003": volumes(SURE, "imagesTs"),
         "BRATS_004": [brain(40 + channel, label.shape) for channel in range(4)],
     }
     decathlon(bench, cases, label)
@@ -403,7 +305,7 @@ def test_the_decathlon_adds_its_own_labels_but_none_of_its_copies_of_brats(bench
     assert why == {
         "BRATS_001": ("duplicate", manual[0]),
         "BRATS_002": ("duplicate", manual[1]),
-        TOLD: ("duplicate", "BRATS_003"),  # the label of others wins over a prediction
+        SURE: ("duplicate", "BRATS_003"),  # a foreign label is preferred to a prediction
     }
     kinds = {case: entry["kind"] for case, entry in manifest["cases"].items()}
     assert {case for case, kind in kinds.items() if kind == "foreign"} == {"BRATS_003", "BRATS_004"}
@@ -430,16 +332,16 @@ def test_what_is_evaluated_stays_out_by_name_by_patient_and_by_images(bench, cap
     names.write_text(f"{manual}\nnobody\n")
     renamed = bench.root / "evaluated"
     for channel in range(4):
-        values = read(bench.labelled / "imagesTs" / f"{TOLD}_{channel:04d}.nii.gz")
+        values = read(bench.labelled / "imagesTs" / f"{SURE}_{channel:04d}.nii.gz")
         sitk.WriteImage(sitk.GetImageFromArray(values[..., ::-1]), str(_made(renamed / f"secret_{channel:04d}.nii.gz")))
     dataset = bench.distill("--exclude", names, "--exclude", renamed)
     assert f"{names}: 1 names match no case, such as 'nobody'" in capsys.readouterr().out
     manifest = load(dataset / "manifest.json")
     assert {entry["key"]: entry["reason"] for entry in manifest["dropped"]} == {
         manual: "excluded by name",
-        TOLD: "excluded by images",
+        SURE: "excluded by images",
     }
-    assert {manual, TOLD} & set(manifest["cases"]) == set()
+    assert {manual, SURE} & set(manifest["cases"]) == set()
     assert manual not in str(load(dataset / "splits_final.json"))
     by_patient = load(bench.labelled / "manifest.json")["cases"][UNSURE]["patient"]
     (bench.root / "patients.json").write_text(json.dumps([by_patient]))
@@ -448,24 +350,24 @@ def test_what_is_evaluated_stays_out_by_name_by_patient_and_by_images(bench, cap
 
 
 def test_a_pseudo_labelled_case_never_trains_the_fold_that_validates_its_patient(bench):
-    """Another time point of a labelled patient: other images, hence no duplicate."""
+    """Another time point of a labelled patient has other images, so it is no duplicate."""
     manifest = load(bench.labelled / "manifest.json")
     manual = load(bench.labelled / "splits_final.json")[0]["val"][0]
-    manifest["cases"][TOLD]["known_as"] = [manifest["cases"][manual]["patient"]]
+    manifest["cases"][SURE]["known_as"] = [manifest["cases"][manual]["patient"]]
     (bench.labelled / "manifest.json").write_text(json.dumps(manifest))
     for fold in load(bench.distill() / "splits_final.json"):
-        assert (TOLD in fold["train"]) == (manual not in fold["val"])
+        assert (SURE in fold["train"]) == (manual not in fold["val"])
         assert UNSURE in fold["train"]
 
 
 def test_a_release_folder_is_excluded_by_its_images_whatever_its_cases_are_called(bench, world, capsys):
-    (source,) = (world.root / "release").rglob(TOLD)
+    (source,) = (world.root / "release").rglob(SURE)
     for image in source.iterdir():
-        renamed = image.name.replace(TOLD, "BraTS20_Validation_123")
+        renamed = image.name.replace(SURE, "BraTS20_Validation_123")
         shutil.copy(image, _made(bench.root / "release" / "BraTS20_Validation_123" / renamed))
     dataset = bench.distill("--exclude", bench.root / "release")
     (dropped,) = load(dataset / "manifest.json")["dropped"]
-    assert (dropped["key"], dropped["reason"]) == (TOLD, "excluded by images")
+    assert (dropped["key"], dropped["reason"]) == (SURE, "excluded by images")
 
 
 def test_channels_in_another_order_are_put_into_that_of_the_labelled_data_set(bench):
@@ -493,242 +395,35 @@ def test_a_name_that_is_taken_gets_its_sources_before_it(bench):
     images, predictions = bench.root / "images", bench.root / "site-b"
     for channel in range(4):
         image = sitk.GetImageFromArray(brain(70 + channel))
-        sitk.WriteImage(image, str(_made(images / f"{TOLD}_{channel:04d}.nii.gz")))
+        sitk.WriteImage(image, str(_made(images / f"{SURE}_{channel:04d}.nii.gz")))
     predictions.mkdir()
     shutil.copy(bench.labelled / "dataset.json", predictions)
     empty = np.zeros(brain(0).shape, np.uint8)
-    save(empty, predictions / f"{TOLD}.nii.gz", images / f"{TOLD}_0000.nii.gz")
+    save(empty, predictions / f"{SURE}.nii.gz", images / f"{SURE}_0000.nii.gz")
     dataset = bench.distill("--pseudo", predictions, images)
-    case = load(dataset / "manifest.json")["cases"][f"site-b_{TOLD}"]
-    assert case["name_at_source"] == TOLD
+    case = load(dataset / "manifest.json")["cases"][f"site-b_{SURE}"]
+    assert case["name_at_source"] == SURE
     assert case["tumour_voxels"] == 0
-    assert np.array_equal(read(dataset / "imagesTr" / f"site-b_{TOLD}_0002.nii.gz"), brain(72))
+    assert np.array_equal(read(dataset / "imagesTr" / f"site-b_{SURE}_0002.nii.gz"), brain(72))
 
 
-def test_what_does_not_fit_is_refused_with_the_offender(bench, capsys):
+def test_what_does_not_fit_is_refused_and_named(bench, capsys):
     assert "nothing to distill" in bench.refusal(capsys, pseudo=False)
-    (bench.root / "all.txt").write_text(f"{TOLD}\n{UNSURE}\n")
+    (bench.root / "all.txt").write_text(f"{SURE}\n{UNSURE}\n")
     assert "no case to distill is left: 2 excluded by name" in bench.refusal(
         capsys, "--exclude", bench.root / "all.txt"
     )
-    prediction = bench.predictions / f"{TOLD}.nii.gz"
+    prediction = bench.predictions / f"{SURE}.nii.gz"
     values = read(prediction)
     values[0, 0, 0] = 4
     save(values, prediction, prediction)
     said = bench.refusal(capsys)
-    assert TOLD in said
+    assert SURE in said
     assert "[4]" in said
     described = load(bench.predictions / "dataset.json")
     del described["brats_sequences"]
     described["channel_names"] = {"0": "FLAIR", "1": "T1", "2": "T1ce", "3": "T2"}
     (bench.predictions / "dataset.json").write_text(json.dumps(described))
     assert "was predicted from" in bench.refusal(capsys)
-    (bench.predictions / f"{TOLD}.npz").unlink()
+    (bench.predictions / f"{SURE}.npz").unlink()
     assert "lacks the probabilities" in bench.refusal(capsys, "--targets", "soft")
-
-
-# ---- training on soft targets --------------------------------------------------------------------------------------
-
-CENTRE = (14, 17, 12)  # of every patch, in the preprocessed case
-
-
-@pytest.fixture(scope="module")
-def soft_world(world_on_disk, tmp_path_factory) -> World:
-    """A data set with soft targets, accepted and preprocessed by nnU-Net itself."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
-
-    soft = World(tmp_path_factory.mktemp("soft"), "Dataset950_WorldDistilled")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        for name, value in soft.settings.items():
-            patch.setenv(name, value)
-        patch.setenv("nnUNet_n_proc_DA", "1")
-        lay_bench(world_on_disk, soft.root).distill("--targets", "soft")
-        extract_fingerprints([950], num_processes=1, check_dataset_integrity=True)
-        plan_experiments([950], gpu_memory_target_in_gb=0.1)
-        preprocess([950], configurations=("3d_fullres",), num_processes=(1,))
-    return soft
-
-
-class AroundOnePoint(CentredDraws):
-    def draw_centre(self, case):
-        return CENTRE
-
-
-class Plain(SoftTargets, BraTSBaselineTrainer):
-    """Draws the same patch of every case and leaves it as it is: https://example.org."""
-
-    hyperparameters: ClassVar = dict(oversample_foreground_percent=1.0, enable_deep_supervision=False)
-
-    def sampling(self, cases):
-        return AroundOnePoint(cases)
-
-    def augmentation(self):
-        return []
-
-
-class Student(SoftTargets, BraTSBaselineTrainer):
-    """nnU-Net's own training with soft targets: https://example.org."""
-
-
-@pytest.fixture
-def build(soft_world, monkeypatch):
-    for name, value in soft_world.settings.items():
-        monkeypatch.setenv(name, value)
-
-    def build(trainer: type, fold: int = 0, world: World = soft_world):
-        arguments = (world.plans | {"continue_training": False}, "3d_fullres", fold, world.dataset_json)
-        return trainer(*arguments, torch.device("cpu"))
-
-    return build
-
-
-def crop(volume: np.ndarray, size) -> np.ndarray:
-    """The patch around `CENTRE`, zeros where the volume ends."""
-    margin = max(size)
-    padded = np.pad(volume, [(0, 0), *[(margin, margin)] * 3])
-    starts = [centre - length // 2 + margin for centre, length in zip(CENTRE, size, strict=True)]
-    return padded[(slice(None), *(slice(start, start + length) for start, length in zip(starts, size, strict=True)))]
-
-
-def test_soft_targets_reach_the_loss_as_they_were_predicted(build, soft_world):
-    trainer = build(Plain)
-    trainer.initialize()
-    loader, _ = trainer.get_dataloaders()
-    size = trainer.configuration_manager.patch_size
-    cases = trainer.dataset_class(trainer.preprocessed_dataset_folder)
-    seen = []
-    trainer.loss, loss = lambda output, target: seen.append(target) or loss(output, target), trainer.loss
-    drawn = set()
-    for _ in range(40):
-        batch = next(loader)
-        keys, images = batch["keys"], batch["data"].clone()
-        if drawn >= {TOLD, UNSURE} and len(drawn) > 2:
-            break
-        if set(keys) <= drawn:
-            continue
-        assert np.isfinite(trainer.train_step(batch)["loss"])
-        for key, image, target in zip(keys, images, seen.pop(), strict=True):
-            drawn.add(str(key))
-            data, segmentation, _, properties = cases.load_case(key)
-            box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
-            if key in (TOLD, UNSURE):
-                predicted = np.load(soft_world.raw / "soft_targets" / f"{key}.npz")["probabilities"] / 255
-                expected = predicted[(slice(None), *box)]
-            else:
-                expected = np.stack(list(to_regions(segmentation[0], REGIONS).values()))
-            assert target.dtype == torch.float32
-            assert np.allclose(target, crop(expected, size), atol=1e-6)
-            assert np.array_equal(image, crop(data[:], size)), "the image is nnU-Net's"
-    assert drawn >= {TOLD, UNSURE}
-    assert len(drawn) > 2
-
-
-def test_a_whole_training_with_nnunets_augmentation_and_deep_supervision(build, monkeypatch):
-    monkeypatch.setenv("nnUNet_brats_epochs", "1")
-    monkeypatch.setenv("nnUNet_brats_iterations", "1")
-    trainer = build(Student)
-    trainer.on_train_start()
-    batch = next(trainer.dataloader_train)
-    assert len(batch["target"]) == len(trainer._get_deep_supervision_scales())
-    assert all(target.dtype == torch.float32 and 0 <= target.min() <= target.max() <= 1 for target in batch["target"])
-    assert batch["data"].shape[1] == 4
-    assert next(trainer.dataloader_val)["target"][0].dtype == torch.bool, "validation is against label maps"
-    trainer.on_train_end()
-    build(Student).run_training()
-
-
-def test_soft_targets_are_preprocessed_once(build, soft_world, monkeypatch, tmp_path):
-    trainer = build(Plain)
-    trainer.get_tr_and_val_datasets()
-    folder = Path(f"{trainer.preprocessed_dataset_folder}_soft_targets")
-    cached = folder / f"{TOLD}.b2nd"
-    before = cached.stat().st_mtime_ns
-    trainer.get_tr_and_val_datasets()
-    assert cached.stat().st_mtime_ns == before
-    (soft_world.raw / "soft_targets" / f"{TOLD}.npz").touch()
-    trainer.get_tr_and_val_datasets()
-    assert cached.stat().st_mtime_ns > before, "a new distillation counts"
-    assert not list(folder.glob(".*"))
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
-    trainer.get_tr_and_val_datasets()  # a machine that only trains
-    cached.rename(tmp_path / "aside")
-    with pytest.raises(ValueError, match="1 of 2 soft targets; set nnUNet_raw"):
-        trainer.get_tr_and_val_datasets()
-    (tmp_path / "aside").rename(cached)
-
-
-def test_processes_share_the_preprocessing_even_if_one_begins_late(build, soft_world, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
-    trainer = build(Plain)
-    trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
-    folder = Path(f"{trainer.preprocessed_dataset_folder}_soft_targets")
-    for case in (TOLD, UNSURE):
-        (folder / f"{case}.b2nd").unlink(missing_ok=True)
-    trainer.is_ddp = True
-    for trainer.local_rank in (0, 1):
-        trainer._preprocess_soft_targets(folder)
-    assert sorted(path.stem for path in folder.glob("[!.]*.b2nd")) == [TOLD, UNSURE]
-
-
-def test_soft_targets_lie_where_nnunets_preprocessing_puts_the_labels(soft_world):
-    """Another order of axes, another spacing: above a half lies what nnU-Net's resampled label map has."""
-    plans = soft_world.plans
-    spacing = plans["configurations"]["3d_fullres"]["spacing"]
-    plans["transpose_forward"] = [2, 0, 1]
-    plans["configurations"]["3d_fullres"]["spacing"] = [0.8 * spacing[2], 1.3 * spacing[0], spacing[1]]
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration("3d_fullres")
-    case = sorted((soft_world.raw / "labelsTr").iterdir())[0]
-    images = sorted((soft_world.raw / "imagesTr").glob(f"{case.name.removesuffix('.nii.gz')}_*"))
-    data, segmentation, properties = DefaultPreprocessor(verbose=False).run_case(
-        list(map(str, images)), str(case), manager, configuration, soft_world.dataset_json
-    )
-    whole = (read(case) > 0)[None].astype(np.uint8) * 255
-    found = to_preprocessed(whole, data.shape[1:], properties, manager, configuration)
-    assert found.shape == (1, *data.shape[1:])
-    here, there = found[0] > 127, segmentation[0] > 0
-    assert 2 * (here & there).sum() / (here.sum() + there.sum()) > 0.9
-
-
-def test_transforms_of_space_move_targets_with_the_image_and_those_of_intensity_leave_them():
-    generator = torch.Generator().manual_seed(0)
-    image, other = torch.rand(1, 20, 20, 20, generator=generator), torch.rand(1, 20, 20, 20, generator=generator)
-    transforms = ComposeTransforms([
-        TakeSoftTarget(1),
-        SpatialTransform((16, 16, 16), 0, False, p_rotation=1, rotation=(0.3, 0.4), p_scaling=1, scaling=(0.8, 0.9)),
-        MirrorTransform((0, 1, 2)),
-        Rot90Transform(1, num_rot_per_combination=(1,), allowed_axes={1, 2}),
-        MultiplicativeBrightnessTransform((2, 2), synchronize_channels=True),
-        UseSoftTarget(),
-    ])  # fmt: skip
-    result = transforms(image=torch.cat([other, image, image]), segmentation=torch.zeros(1, 20, 20, 20))
-    assert result["image"].shape == (2, 16, 16, 16)
-    assert torch.allclose(result["segmentation"], result["image"][1:] / 2, atol=1e-6)
-    assert "regression_target" not in result
-
-
-def test_a_transform_that_loses_the_target_is_named_as_the_cause():
-    with pytest.raises(ValueError, match="_apply_to_regr_target"):
-        UseSoftTarget()(image=torch.zeros(1, 2, 2, 2), segmentation=None, regression_target=None)
-
-
-def test_a_trainer_that_cannot_use_soft_targets_says_so(build, monkeypatch):
-    said: list[str] = []
-    for trainer_class in (BraTSBaselineTrainer, Student):
-        trainer = build(trainer_class)
-        trainer.initialize()
-        monkeypatch.setattr(trainer, "print_to_log_file", lambda *words, **_: said.append(" ".join(map(str, words))))
-        trainer.get_tr_and_val_datasets()
-    assert ["class Mine(SoftTargets, BraTSBaselineTrainer)" in text for text in said if "WARNING" in text] == [True]
-
-
-def test_without_soft_targets_nothing_changes(world, build, monkeypatch):
-    for name, value in world.settings.items():
-        monkeypatch.setenv(name, value)
-    trainer = build(Student, world=world)
-    trainer.initialize()
-    training, _ = trainer.get_tr_and_val_datasets()
-    assert not isinstance(training, SoftTargetView)
-    loader, _ = trainer.get_dataloaders()
-    assert next(loader)["target"][0].dtype == torch.bool

@@ -141,7 +141,7 @@ def test_a_dozen_cases_hold_low_grades_cases_without_et_and_multifocal_ones(phan
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_dozen_holds_the_rarer_sorts_and_the_shares_are_those_of_the_table(seed):
+def test_every_dozen_has_the_rarer_kinds_and_the_shares_are_those_of_the_table(seed):
     kinds = [draw_kind(seed, index) for index in range(1000)]
     multifocal = [is_multifocal(seed, index) for index in range(1000)]
     assert np.mean([kind.grade == "LGG" for kind in kinds]) == pytest.approx(0.21, abs=0.005)
@@ -267,7 +267,7 @@ def test_the_lowest_cost_voxels_are_as_many_as_asked_for_and_of_the_given_ones()
     assert lowest_cost(cost, among, 9).sum() == 4
 
 
-def test_crumbs_are_components_under_a_twentieth():
+def test_small_components_are_those_under_a_twentieth():
     mask = np.zeros(100, bool)
     mask[:60] = mask[70:74] = mask[80:82] = True  # 60 + 4 + 2 = 66, of which a twentieth is 3.3
     np.testing.assert_array_equal(np.flatnonzero(without_small_components(mask)), [*range(60), *range(70, 74)])
@@ -292,7 +292,7 @@ def test_files_lie_in_space_as_brats_has_them(folder):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected.transpose(2, 1, 0))
 
 
-def test_the_name_mapping_tells_grades_and_names_in_earlier_releases(folder):
+def test_the_name_mapping_has_grades_and_names_in_earlier_releases(folder):
     with (folder / "MICCAI_BraTS2020_TrainingData" / "name_mapping.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["BraTS_2020_subject_ID"] for row in rows] == ["BraTS20_Training_001", "BraTS20_Training_002"]
@@ -302,7 +302,7 @@ def test_the_name_mapping_tells_grades_and_names_in_earlier_releases(folder):
     assert rows[0]["TCGA_TCIA_subject_ID"] == "NA"
 
 
-def stand_in(seed, index, shape, scheme, anatomy, sequences, contrast):
+def empty_phantom(seed, index, shape, scheme, anatomy, sequences, contrast):
     """What `make_case` gives, at no cost: every label of the scheme, and grades in turn."""
     labels = np.zeros(shape, np.uint8)
     labels[0, 0, : len(scheme.names)] = list(scheme.names)
@@ -311,7 +311,7 @@ def stand_in(seed, index, shape, scheme, anatomy, sequences, contrast):
 
 @pytest.mark.parametrize("name", RELEASES)
 def test_every_release_can_be_written_and_recognises_its_own_files(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "make_case", stand_in)
+    monkeypatch.setattr(folder_module, "make_case", empty_phantom)
     release = RELEASES[name]
     (row,) = write_phantoms(tmp_path / "out", name, cases=1, shape=(32, 33, 34), anatomy=PROCEDURAL)
     found = {}
@@ -329,7 +329,7 @@ def test_every_release_can_be_written_and_recognises_its_own_files(name, tmp_pat
 
 @pytest.mark.parametrize("name", [name for name, release in RELEASES.items() if release.grades])
 def test_grades_are_in_the_path_where_the_release_sorts_by_them(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "make_case", stand_in)
+    monkeypatch.setattr(folder_module, "make_case", empty_phantom)
     rows = write_phantoms(tmp_path / "out", name, cases=2, shape=(32, 32, 32), anatomy=PROCEDURAL, processes=1)
     for row, grade in zip(rows, RELEASES[name].grades, strict=True):
         assert (tmp_path / "out" / RELEASES[name].path(row["case"], LABEL, grade=grade)).is_file()
@@ -363,22 +363,22 @@ def test_only_phantoms_are_overwritten_and_only_when_asked(tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["MICCAI_FeTS2022_TrainingData", "phantoms.json"]
     assert list(tmp_path.iterdir()) == [out], "no scratch folder stays"
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    (tmp_path / "thesis" / "chapter1.tex").write_text("text")
     assert main(["phantom", str(tmp_path / "thesis"), *options, "--overwrite"]) == 1
-    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "precious"
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "text"
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         (["--size", "31", "40", "40"], "--size 31: expected at least 32"),
         (["--cases", "2", "--unlabelled", "3"], "--unlabelled 3: expected at most as many as --cases 2"),
         (["--release", "BraTS1999"], "'BraTS1999'"),
     ],
 )
-def test_bad_requests_are_quoted_and_write_nothing(options, told, tmp_path, capsys):
+def test_bad_requests_are_quoted_and_write_nothing(options, message, tmp_path, capsys):
     assert main(["phantom", str(tmp_path / "out"), *options]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

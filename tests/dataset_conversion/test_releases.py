@@ -7,8 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_brats_ext.dataset_conversion.convert import Options, convert
-from nnunet_brats_ext.dataset_conversion.restore import restore
+from data_commands import convert, restore
 from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, verify_labels
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -20,7 +19,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.dataset_folder import dataset_json
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
 
-REAL_CASE = Path(__file__).parents[2] / "shared" / "real_case"
+REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_convert_then_restore_gives_every_label_back(release, nnunet, tmp_path):
     files = {case: write_case(source, release, case) for case in labelled}
     files[held_out] = write_case(source, release, held_out, training=False)
 
-    dataset = convert(source.parent, Options(137))
+    dataset = convert(source.parent, 137)
 
     description = json.loads((dataset / "dataset.json").read_text())
     assert description["brats_release"] == release.name
@@ -78,7 +77,7 @@ def test_convert_then_restore_gives_every_label_back(release, nnunet, tmp_path):
 def test_nnunet_accepts_what_convert_writes(release, nnunet, tmp_path):
     for number in (1, 2):
         write_case(tmp_path / "source", release, release.case_name(number))
-    dataset = convert(tmp_path / "source", Options(137))
+    dataset = convert(tmp_path / "source", 137)
     description = json.loads((dataset / "dataset.json").read_text())
     manager = LabelManager(description["labels"], description.get("regions_class_order"))
     assert np.all(np.diff(manager.all_labels) == 1)  # nnU-Net wants consecutive labels
@@ -95,7 +94,7 @@ def test_nnunet_lists_the_training_cases(nnunet, tmp_path):
     for number in (1, 2):
         write_case(tmp_path / "source", release, release.case_name(number))
     write_case(tmp_path / "source", release, release.case_name(3), training=False)
-    dataset = convert(tmp_path / "source", Options(137))
+    dataset = convert(tmp_path / "source", 137)
     listed = get_filenames_of_train_images_and_targets(str(dataset))
     assert sorted(listed) == ["BraTS-GLI-00001-000", "BraTS-GLI-00002-000"]
     assert all(len(entry["images"]) == 4 for entry in listed.values())

@@ -64,13 +64,13 @@ def test_headers_come_from_the_data_set_where_the_source_is_gone(world):
     assert nibabel.load(restored).header["srow_y"].tolist() == header["srow_y"].tolist()
 
 
-def test_a_source_that_moved_is_found_where_told(world):
+def test_a_source_that_moved_is_found_at_its_new_place(world):
     moved = (world / "source").rename(world / "moved")
     shutil.rmtree(world / "raw" / "Dataset137_BraTS2020" / "imagesTs")
     assert "not compared" not in printed_by_restore(world / "predicted", world / "out", dataset_id=137, source=moved)
 
 
-def test_predictions_tell_their_data_set_themselves(world):
+def test_the_dataset_json_of_predictions_names_their_data_set(world):
     shutil.copy(world / "raw" / "Dataset137_BraTS2020" / "dataset.json", world / "predicted")
     assert main(["restore", str(world / "predicted"), "-o", str(world / "out"), "-np", "1"]) == 0
     assert sorted(path.name for path in (world / "out").iterdir()) == [f"{case}.nii.gz" for case in CASES]
@@ -137,7 +137,7 @@ def test_every_violation_of_every_case_is_listed_and_nothing_written(world):
         ("BraTS2024-MEN-RT", "BraTS-MEN-RT-0000-1", (17, 3, 5), (1, 2, 3), []),
     ],
 )
-def test_grids_are_held_against_the_challenges_rules(tmp_path, release, case, size, origin, refused):
+def test_grids_are_compared_with_the_challenges_rules(tmp_path, release, case, size, origin, refused):
     image = sitk.Image(size, sitk.sitkUInt8)
     image.SetOrigin(origin)
     write(image, tmp_path / "predicted" / f"{case}.nii.gz")
@@ -148,14 +148,14 @@ def test_grids_are_held_against_the_challenges_rules(tmp_path, release, case, si
         assert len(restore(tmp_path / "predicted", tmp_path / "out", release=release)) == 1
 
 
-def test_a_truncated_prediction_is_told(world):
+def test_a_truncated_prediction_is_named(world):
     path = world / "predicted" / f"{CASES[0]}.nii.gz"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"BraTS20_Validation_001: .*001.nii.gz is truncated or damaged"):
         restore(world / "predicted", world / "out", dataset_id=137)
 
 
-def test_missing_predictions_of_the_test_set_are_told(world):
+def test_missing_predictions_of_the_test_set_are_named(world):
     (world / "predicted" / f"{CASES[1]}.nii.gz").unlink()
     assert f"1 unlabelled cases have no prediction, such as {CASES[1]}" in printed_by_restore(
         world / "predicted", world / "out", dataset_id=137
@@ -177,14 +177,14 @@ def test_what_is_read_is_not_overwritten(world):
     assert (world / "predicted" / f"{CASES[0]}.nii.gz").read_bytes() == before
 
 
-def test_a_data_set_that_does_not_tell_its_release_needs_to_be_told(world):
+def test_a_data_set_without_release_needs_one_by_option(world):
     """As one that was distilled from a data set of someone else's."""
     path = world / "raw" / "Dataset137_BraTS2020" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"release": None}))
     with pytest.raises(ValueError, match="does not say which release it is; name it with --release"):
         restore(world / "predicted", world / "out", dataset_id=137)
     assert len(restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")) == 2
-    path.unlink()  # a data set that nobody of us made
+    path.unlink()  # a data set that we did not make
     with pytest.raises(ValueError, match="does not say which release it is; name it with --release"):
         restore(world / "predicted", world / "out", dataset_id=137)
     text = printed_by_restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")

@@ -146,7 +146,7 @@ def test_a_folder_linked_into_itself_ends(tmp_path):
         ("brats2023/BraTS-PEDs2024_Training", "BraTS-PED-00001-000", "BraTS2024-PED"),
     ],
 )
-def test_folders_and_time_points_tell_releases_of_the_same_names_apart(tmp_path, folder, case, expected):
+def test_folders_and_time_points_distinguish_releases_of_the_same_names(tmp_path, folder, case, expected):
     touch_case(tmp_path, expected, case, f"{folder}/{case}")
     assert scan(tmp_path).release.name == expected
 
@@ -154,7 +154,7 @@ def test_folders_and_time_points_tell_releases_of_the_same_names_apart(tmp_path,
 @pytest.mark.parametrize(
     ("size", "expected"), [((240, 240, 155), "BraTS2023-GLI"), ((182, 218, 182), "BraTS2025-GLI-PRE")]
 )
-def test_the_grid_tells_apart_what_names_and_folders_leave_open(tmp_path, size, expected):
+def test_the_grid_decides_what_names_and_folders_leave_open(tmp_path, size, expected):
     case = "BraTS-GLI-00001-000"
     for kind in ("t1n", "t1c", "t2w", "t2f"):
         write(sitk.Image(size, sitk.sitkUInt8), tmp_path / case / f"{case}-{kind}.nii.gz")
@@ -162,7 +162,7 @@ def test_the_grid_tells_apart_what_names_and_folders_leave_open(tmp_path, size, 
 
 
 @pytest.mark.parametrize("folder", [".", "somewhere", "data"])
-def test_two_numberings_that_cannot_be_told_apart_are_never_guessed(tmp_path, folder):
+def test_a_release_that_could_be_one_of_two_is_never_guessed(tmp_path, folder):
     case = "BraTS-PED-00001-000"
     write_case(tmp_path / "elsewhere", RELEASES["BraTS2024-PED"], case)
     source = tmp_path / "brats2023_project" / "cases"  # a folder above the source proves nothing
@@ -184,7 +184,7 @@ def test_a_wrong_choice_among_the_same_names_shows_in_the_labels(tmp_path):
     )
 
 
-def test_a_source_of_several_releases_is_told_what_it_holds(tmp_path):
+def test_a_source_of_several_releases_is_refused_with_what_it_holds(tmp_path):
     touch_case(tmp_path, "BraTS2020", "BraTS20_Training_001")
     touch_case(tmp_path, "BraTS2021", "BraTS2021_00000")
     touch_case(tmp_path, "BraTS2021", "BraTS2021_00002")
@@ -258,7 +258,7 @@ def test_a_training_case_that_lost_its_label_is_remarked(tmp_path):
     assert [case.remarks for case in scan(tmp_path).cases] == [[], [remark], []]
 
 
-def test_a_source_of_no_release_is_told_what_was_seen_and_what_is_known(tmp_path):
+def test_a_source_of_no_release_is_refused_with_what_was_seen_and_what_is_known(tmp_path):
     touch(tmp_path, "patient_1/t1.nii.gz")
     with pytest.raises(
         ValueError, match=r"1 image files, such as patient_1/t1.nii.gz(.|\n)*BraTS2020 +MICCAI_BraTS2020"
@@ -372,7 +372,7 @@ def test_a_name_mapping_that_maps_nothing_is_refused(tmp_path):
         scan(tmp_path, name_mapping=tmp_path / "survival_info.csv")
 
 
-def test_a_broken_table_is_told_only_to_who_names_it(tmp_path):
+def test_a_broken_table_is_an_error_only_where_the_user_names_it(tmp_path):
     touch_case(tmp_path, "BraTS2020", "BraTS20_Training_001")
     table = tmp_path / "notes.csv"
     table.write_text("BraTS_2020_subject_ID,Grade\n" + "x" * 200_000)  # csv takes 131072 characters at most

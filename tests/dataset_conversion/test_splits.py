@@ -1,4 +1,4 @@
-"""Folds: a patient never straddles them, grades are spread over them, and other data sets can follow them."""
+"""Folds: each patient is in one of them, grades are spread over them, and other data sets can follow them."""
 
 import json
 from collections import Counter
@@ -152,7 +152,7 @@ def test_folds_that_part_a_patient_cannot_be_followed(nnunet):
         convert(nnunet / "2020", 138, same_patients_as=5)
 
 
-def test_folds_someone_else_wrote_are_kept_unless_told_otherwise(nnunet):
+def test_folds_that_are_there_are_kept_unless_overwritten(nnunet):
     release = RELEASES["BraTS2020"]
     for number in (1, 2, 3):
         write_case(nnunet / "source", release, release.case_name(number))

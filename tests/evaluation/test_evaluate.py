@@ -14,7 +14,8 @@ import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.evaluation import evaluate_folders
+from nnunet_brats_ext.dataset_conversion.scan import scan
+from nnunet_brats_ext.evaluation import evaluate_folders, label_maps
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps
 from nnunet_brats_ext.evaluation.results import summarise_scores
 
@@ -95,7 +96,7 @@ def test_released_numbering_gives_the_scores_of_the_trained_one(folders, tmp_pat
     assert evaluate_folders(*released, preset="brats2023", labels="glioma_2017")["labels"] == "glioma_2017"
 
 
-def test_without_a_dataset_json_the_numbering_must_be_told(folders, tmp_path):
+def test_without_a_dataset_json_the_numbering_must_be_given(folders, tmp_path):
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(ValueError, match="add --labels trained"):
         evaluate_folders(*folders)
@@ -121,7 +122,7 @@ def test_what_one_side_says_of_its_numbering_does_not_count_for_the_other(folder
         write(release / case / f"{case}-seg.nii.gz", labels)  # below the same dataset.json, in a release's form
     shutil.copytree(prediction, elsewhere)  # without one
     for pair in ((release, prediction), (reference, elsewhere)):
-        with pytest.raises(ValueError, match=r"no dataset\.json beside \S+ tells how .* --labels released,trained"):
+        with pytest.raises(ValueError, match=r"no dataset\.json beside \S+ says how .* --labels released,trained"):
             evaluate_folders(*pair, preset="brats2023")
     out = str(tmp_path / "results.json")
     command = ["evaluate", str(release), str(prediction), "--preset", "brats2023", "-np", "1", "-o", out]
@@ -173,10 +174,10 @@ def test_what_a_release_holds_twice_or_under_other_names_is_not_passed_over(tmp_
         find_label_maps(release)
 
 
-def test_a_link_to_nothing_is_told_and_not_left_out(folders):
+def test_a_link_to_nothing_is_an_error_and_not_left_out(folders):
     (folders[0] / "case_1.nii.gz").unlink()
     (folders[0] / "case_1.nii.gz").symlink_to("nowhere.nii.gz")
-    with pytest.raises(ValueError, match=r"case_1: .*case_1.nii.gz cannot be read"):
+    with pytest.raises(ValueError, match=r"case_1: .*case_1.nii.gz does not exist"):
         evaluate_folders(*folders, partial=True)
 
 
@@ -187,6 +188,20 @@ def test_a_release_of_case_folders_is_found_and_its_images_are_not_taken_for_lab
             write(tmp_path / grade / case / f"{case}_{sequence}.nii.gz", labels)
         (tmp_path / grade / case / f"._{case}_seg.nii.gz").write_bytes(b"left by a Mac")
     assert list(find_label_maps(tmp_path).files) == ["Brats18_A_1", "Brats18_B_1"]
+
+
+def test_a_release_is_looked_through_once(tmp_path, monkeypatch):
+    labels, _ = make_case()
+    for side in ("references", "predictions"):
+        for sequence in ("t1", "t1ce", "t2", "flair", "seg"):
+            case = tmp_path / side / "BraTS20_Training_001"
+            write(case / f"BraTS20_Training_001_{sequence}.nii.gz", labels)
+    looked_through = []
+    monkeypatch.setattr(label_maps, "scan", lambda folder: looked_through.append(folder) or scan(folder))
+    folders = [tmp_path / side for side in ("references", "predictions")]
+    with pytest.raises(ValueError, match="add --labels trained"):
+        evaluate_folders(*folders)
+    assert looked_through == folders
 
 
 def test_missing_and_surplus_cases_are_named_unless_partial(folders):
@@ -218,13 +233,13 @@ def test_all_cases_that_cannot_be_scored_are_named_and_nothing_is_written(folder
     write(prediction / "case_1.nii.gz", np.where(labels == ET, 9, labels))
     (prediction / "case_2.nii.gz").write_bytes((prediction / "case_2.nii.gz").read_bytes()[:40])
     assert main(["evaluate", *map(str, folders), "-o", str(tmp_path / "results.json"), "-np", "1"]) == 1
-    told = capsys.readouterr().err
-    assert "3 of 3 cases failed" in told
-    assert "case_0: reference and prediction differ in size (16, 16, 16) against (16, 16, 15)" in told
-    assert "case_1: " in told
-    assert "labels [9.0] are not among [0, 1, 2, 3]" in told
-    assert "case_2: " in told
-    assert "is no readable image" in told
+    said = capsys.readouterr().err
+    assert "3 of 3 cases failed" in said
+    assert "case_0: reference and prediction differ in size (16, 16, 16) against (16, 16, 15)" in said
+    assert "case_1: " in said
+    assert "labels [9.0] are not among [0, 1, 2, 3]" in said
+    assert "case_2: " in said
+    assert "is truncated or damaged" in said
     assert not (tmp_path / "results.json").exists()
 
 
@@ -269,7 +284,7 @@ def test_spacing_reaches_the_scores_in_the_order_of_the_axes(tmp_path):
 def test_empty_regions_are_flagged(tmp_path, capsys):
     labels = make_case()[0]
     without = np.where(labels == ET, NCR, labels)
-    pairs = {"absent": (without, without), "invented": (without, labels), "missed": (labels, without)}
+    pairs = {"absent": (without, without), "extra": (without, labels), "missed": (labels, without)}
     for case, pair in pairs.items():
         for folder, values in zip(("reference", "prediction"), pair, strict=True):
             write(tmp_path / folder / f"{case}.nii.gz", values)
@@ -278,7 +293,7 @@ def test_empty_regions_are_flagged(tmp_path, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["empty"] == {
         "absent": {"ET": "both"},
-        "invented": {"ET": "reference"},
+        "extra": {"ET": "reference"},
         "missed": {"ET": "prediction"},
     }
     assert "missed altogether: ET in 1 of 3 cases" in capsys.readouterr().out

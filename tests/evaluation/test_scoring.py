@@ -145,10 +145,10 @@ def test_empty_regions_score_by_the_rule_of_the_year(year, cohort):
         assert (missed["lesionwise_dice"], missed["lesionwise_hd95"]) == (0, pytest.approx(penalty))
         assert (missed["n_tp"], missed["n_fp"], missed["n_fn"]) == (0, 0, 1)
 
-    invented = evaluate_case(nothing, lesion, preset=year, cohort=cohort)[region]
-    assert (invented["dice"], invented["hd95"], invented["nsd"]) == (0, pytest.approx(penalty), 0)
+    only_predicted = evaluate_case(nothing, lesion, preset=year, cohort=cohort)[region]
+    assert (only_predicted["dice"], only_predicted["hd95"], only_predicted["nsd"]) == (0, pytest.approx(penalty), 0)
     if by_lesion:
-        assert (invented["n_tp"], invented["n_fp"], invented["n_fn"]) == (0, 1, 0)
+        assert (only_predicted["n_tp"], only_predicted["n_fp"], only_predicted["n_fn"]) == (0, 1, 0)
 
     agreed = evaluate_case(nothing, nothing, preset=year, cohort=cohort)[region]
     expected = (nan, nan, nan) if year == "brats2026" else (1, 0, 1)
@@ -169,7 +169,7 @@ def test_sensitivity_and_specificity_of_empty_masks():
     assert (scores["sensitivity"], scores["specificity"]) == (0, 0)
 
 
-def test_invented_lesions_count_in_2023_of_any_size_in_2024_above_the_threshold_and_never_for_radiotherapy():
+def test_false_positive_lesions_count_in_2023_of_any_size_in_2024_above_the_threshold_and_never_for_radiotherapy():
     reference = np.zeros((30, 30, 30), np.uint8)
     reference[5:10, 5:10, 5:10] = 1
     prediction = reference.copy()
@@ -252,7 +252,7 @@ def test_where_the_tumour_lies_in_the_volume_does_not_matter(year, cohort):
             assert scores[name] == pytest.approx(alone[name], nan_ok=True), (region, name)
 
 
-def test_what_cannot_be_scored_is_told():
+def test_what_cannot_be_scored_is_quoted():
     labels = np.zeros((3, 3, 3), np.uint8)
     with pytest.raises(ValueError, match=r"reference has shape \(3, 3, 3\), but the prediction \(3, 3, 2\)"):
         evaluate_case(labels, labels[..., :2])

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunet_brats_ext.planning.memory import FOOTPRINTS
-from nnunet_brats_ext.planning.plans import add_configurations
+from conftest import threads_for_processes
 from nnunetv2.ensembling.ensemble import merge_files
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from scipy.ndimage import gaussian_filter, map_coordinates
-from test_trainers import CPU, build, random_batch
+from tiny_trainers import CPU, build, random_batch
 from torch import nn
 
 from nnunet_brats_ext.architectures.plain_unet_2d import ABSENT_LOGIT, BinaryUNet2D, PlainUNet2D
 from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+from nnunet_brats_ext.planning.brats_plans import add_configurations
 from nnunet_brats_ext.predictions.fusion import nested, paint_masks
 from nnunet_brats_ext.storage.images import read_label_map, read_probabilities
 from nnunet_brats_ext.trainers.hashemi2021 import composed_warp
@@ -39,9 +39,9 @@ from nnunet_brats_ext.trainers.hashemi2021.trainers import (
     BraTS2DWholeTumorAugmentedTrainer,
     BraTS2DWholeTumorTrainer,
 )
-from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory  # the counting that the estimate comes from
 
 from nnunet_brats_ext.storage.errors import UserError
@@ -157,7 +157,7 @@ def test_the_final_relu_stops_the_gradient_of_some_pixels():
 def test_the_plans_estimate_is_what_a_step_holds(size, batch):
     for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
         counted = count("hashemi_2d", size, batch).peak
-        assert FOOTPRINTS["hashemi_2d"].step_bytes(size, batch, precision) == pytest.approx(counted, rel=0.03)
+        assert memory.footprint_of("hashemi_2d").step_bytes(size, batch, precision) == pytest.approx(counted, rel=0.03)
 
 
 # --- loss ----------------------------------------------------------------------------------------------------------
@@ -368,7 +368,8 @@ def test_it_trains_as_the_paper_and_its_code_state(world):
     schedule = trainer.lr_scheduler
     assert (schedule.factor, schedule.patience, schedule.threshold) == (0.5, 5, 1e-2)
     assert (schedule.mode, schedule.threshold_mode) == ("min", "rel")
-    assert (trainer.tiling, trainer.test_time_augmentation) == ("sliding", "none")
+    prediction = trainer.all_facts().prediction
+    assert (prediction.tiling, prediction.symmetries) == ("sliding", "none")
     assert parameters(trainer.network) == 31_045_763
 
 
@@ -388,8 +389,8 @@ def test_an_epoch_draws_as_many_slices_as_there_are_and_ten_times_with_augmentat
 
 
 def test_it_trains_on_the_configuration_that_plan_adds(world, monkeypatch):
-    monkeypatch.setattr(hashemi2021.HashemiTrainer, "features_per_stage", (4, 8, 16))
-    monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    monkeypatch.setattr(hashemi2021.HashemiTrainer, "network_options", dict(features_per_stage=(4, 8, 16)))
+    monkeypatch.setenv(ITERATIONS, "1")
     fingerprint = world.root / "nnUNet_preprocessed" / world.dataset / "dataset_fingerprint.json"
     found = json.loads(fingerprint.read_text())
     plans, _ = add_configurations(world.plans, "BraTSPlans", found)
@@ -417,7 +418,7 @@ def test_a_volume_is_refused_with_what_to_train_on_instead(world):
 
 
 def test_the_rate_halves_when_six_epochs_bring_no_gain_and_a_resumed_training_goes_on_counting(world, monkeypatch):
-    monkeypatch.setattr(hashemi2021.HashemiTrainer, "features_per_stage", (4, 8))
+    monkeypatch.setattr(hashemi2021.HashemiTrainer, "network_options", dict(features_per_stage=(4, 8)))
     trainer = build(world, BraTS2DTrainer)
     trainer.initialize()
 
@@ -440,7 +441,7 @@ def test_the_rate_halves_when_six_epochs_bring_no_gain_and_a_resumed_training_go
     assert epochs(resumed, 4, 8) == [1e-3, 1e-3, 5e-4, 5e-4]
 
 
-def test_the_start_of_an_epoch_tells_the_schedule_nothing():
+def test_the_start_of_an_epoch_does_not_change_the_rate():
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 1.0)
     schedule = PlateauOfEpochs(optimizer, patience=0)
     for epoch in range(5):
@@ -454,7 +455,7 @@ def test_the_start_of_an_epoch_tells_the_schedule_nothing():
 def test_a_subclass_turns_the_authors_relu_on_for_training_and_inference(world):
     class Authors(BraTS2DWholeTumorTrainer):
         final_relu = True
-        features_per_stage = (4, 8)
+        network_options = dict(features_per_stage=(4, 8))
 
     trainer = build(world, Authors, "2d")
     trainer.initialize()
@@ -465,7 +466,7 @@ def test_a_subclass_turns_the_authors_relu_on_for_training_and_inference(world):
 
 @pytest.mark.parametrize("trainer_class", BINARY)
 def test_the_pseudo_dice_of_a_binary_model_is_that_of_its_region(trainer_class, world, monkeypatch):
-    monkeypatch.setattr(hashemi2021.HashemiTrainer, "features_per_stage", (4, 8))
+    monkeypatch.setattr(hashemi2021.HashemiTrainer, "network_options", dict(features_per_stage=(4, 8)))
     trainer = build(world, trainer_class)
     trainer.initialize()
     trainer.network.eval()
@@ -485,9 +486,9 @@ def test_the_pseudo_dice_of_a_binary_model_is_that_of_its_region(trainer_class, 
 @pytest.fixture
 def narrow(monkeypatch, world):
     """Small networks, trained for long enough to find a phantom's tumour."""
-    monkeypatch.setattr(hashemi2021.HashemiTrainer, "features_per_stage", (8, 16, 32))
-    monkeypatch.setenv(SHORT_EPOCHS, "1")
-    monkeypatch.setenv(SHORT_ITERATIONS, "30")
+    monkeypatch.setattr(hashemi2021.HashemiTrainer, "network_options", dict(features_per_stage=(8, 16, 32)))
+    monkeypatch.setenv(EPOCHS, "1")
+    monkeypatch.setenv(ITERATIONS, "30")
     np.random.seed(0)
     torch.manual_seed(0)
     return world
@@ -512,10 +513,11 @@ def score(world, folder: Path, results: Path) -> dict:
 
 
 def test_nnunets_validation_and_ensembling_take_a_binary_model(narrow, tmp_path, monkeypatch):
-    monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    monkeypatch.setenv(ITERATIONS, "1")
     trainer = build(narrow, BraTS2DTumorCoreTrainer, fold=2)
     trainer.run_training()
-    trainer.perform_actual_validation(save_probabilities=True)
+    with threads_for_processes():
+        trainer.perform_actual_validation(save_probabilities=True)
     folder = Path(trainer.output_folder, "validation")
     scores = json.loads((folder / "summary.json").read_text())["mean"]
     assert 0 <= scores["(2, 3)"]["Dice"] <= 1

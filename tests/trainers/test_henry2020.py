@@ -4,7 +4,6 @@ import json
 import sys
 from collections import Counter
 from copy import deepcopy
-from functools import partial
 from math import prod, sqrt
 from pathlib import Path
 
@@ -12,11 +11,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from conftest import threads_for_processes
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.run.run_training import run_training_entry
+from tiny_trainers import CPU, build, keep_latest, make_tiny, run, same, state
 from torch import Tensor, nn
 
+from nnunet_brats_ext import trainers
 from nnunet_brats_ext.architectures.dilated_unet import ConvolutionalBlockAttention, DilatedUNet, group_norm, norm_op
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.case_filtering import case_losses_line, judge, read_case_losses
@@ -26,7 +28,6 @@ from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.losses.outputs import MeanOverOutputs
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import (
-    BraTSBaselineTrainer,
     BraTSDeepSupervisionBTrainer,
     BraTSDeepSupervisionCBAMTrainer,
     BraTSDeepSupervisionTrainer,
@@ -34,10 +35,9 @@ from nnunet_brats_ext.trainers import (
 from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
 from nnunet_brats_ext.trainers.henry2020.trainers import HenryTrainer, PipelineA
 from nnunet_brats_ext.trainers.henry2020.transforms import DropChannel, RelativeNoise, ShiftBrain, SwapAndFlip
-from nnunet_brats_ext.training.averaging import Cycles, StochasticWeightAveraging
-from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, topology
+from nnunet_brats_ext.training.averaging import Cycles
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
-CPU = torch.device("cpu")
 AUTHORS_ORDER = [2, 1, 0]  # the release's channels are ET, TC, WT
 SMALL = dict(features_per_stage=(4, 8, 12, 16))
 
@@ -212,28 +212,12 @@ def learning_rates(trainer, epochs) -> list[float]:
     return rates
 
 
-def build(world, trainer_class, fold: int = 0, **changes):
-    plans = world.plans
-    plans["configurations"]["3d_fullres"] |= changes
-    trainer = trainer_class(plans | {"continue_training": False}, "3d_fullres", fold, world.dataset_json, CPU)
-    trainer.logger.plot_progress_png = lambda folder: None  # as long as a whole epoch here
-    return trainer
+class NarrowA(BraTSDeepSupervisionTrainer):
+    network_options = dict(features_per_stage=(4, 8))
 
 
-class Narrow:
-    """A mixin for tests: the trainer's network with few channels."""
-
-    @classmethod
-    def architecture_for(cls, configuration):
-        return partial(DilatedUNet, **topology(configuration), norm=cls.norm, features_per_stage=(4, 8))
-
-
-class NarrowA(Narrow, BraTSDeepSupervisionTrainer):
-    pass
-
-
-class NarrowB(Narrow, BraTSDeepSupervisionBTrainer):
-    pass
+class NarrowB(BraTSDeepSupervisionBTrainer):
+    network_options = dict(features_per_stage=(4, 8))
 
 
 def test_pipeline_a_trains_as_the_paper_and_its_release_state(world):
@@ -276,15 +260,17 @@ def test_pipeline_b_trains_as_the_paper_states(world):
 )
 def test_every_trainer_has_its_network_and_loss(trainer_class, norm, attention, squared, world):
     trainer = build(world, trainer_class)
-    assert (trainer.norm, trainer.attention) == (norm, attention)
+    options = trainer.all_network_options()
+    assert (options["norm"], options.get("attention", False)) == (norm, attention)
     dice = trainer.region_loss().loss
     assert (dice.smooth_numerator, dice.smooth_denominator, dice.batch) == (1, 1, True)
     assert dice.power == (2 if squared else 1)
-    assert (trainer.tiling, trainer.test_time_augmentation) == ("brain", "henry16")
+    prediction = trainer.all_facts().prediction
+    assert (prediction.tiling, prediction.symmetries) == ("brain", "henry16")
 
 
 @pytest.mark.parametrize(("trainer_class", "warned"), [(NarrowA, True), (NarrowB, False)])
-def test_images_of_the_other_pipeline_are_told(trainer_class, warned, world):
+def test_images_of_the_other_pipeline_are_a_warning(trainer_class, warned, world):
     trainer = build(world, trainer_class)  # on z-scores
     trainer.initialize()
     assert ("--normalise percentile-minmax" in Path(trainer.log_file).read_text()) == warned
@@ -292,40 +278,6 @@ def test_images_of_the_other_pipeline_are_told(trainer_class, warned, world):
 
 
 # ---- weight averaging ----------------------------------------------------------------------------------------------
-
-
-def test_the_timeline_of_the_paper_has_five_cycles_and_51_snapshots():
-    cycles, snapshots = Cycles().timeline(350)
-    assert cycles == tuple(range(start, start + 30) for start in (200, 230, 260, 290, 320))
-    assert len(snapshots) == 51
-    assert min(snapshots) == 200
-    assert max(snapshots) == 350
-    assert {203, 206, 230, 233, 347} <= snapshots
-
-
-@pytest.mark.parametrize("num_epochs", [1, 2, 3, 7, 14, 35, 100, 700])
-def test_a_shorter_run_keeps_the_proportions(num_epochs):
-    cycles, snapshots = Cycles().timeline(num_epochs)
-    assert [epoch for cycle in cycles for epoch in cycle] == list(range(round(num_epochs * 4 / 7), num_epochs))
-    assert num_epochs in snapshots
-    if num_epochs >= 14:
-        assert len(cycles) == 5
-
-
-def run(trainer, before_epoch=lambda trainer: None):
-    trainer.save_every = 1
-    start = trainer.on_epoch_start
-    trainer.on_epoch_start = lambda: (before_epoch(trainer), start())
-    trainer.run_training()
-    return trainer
-
-
-def state(trainer) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in trainer.bare_network.state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class ShortCycles(NarrowA):
@@ -336,14 +288,12 @@ class ShortCycles(NarrowA):
 @pytest.fixture
 def averaged_run(world, monkeypatch):
     """A whole run, with the weights before and the checkpoint after every epoch."""
-    monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    monkeypatch.setenv(ITERATIONS, "1")
     seen: list[dict[str, Tensor]] = []
 
     def keep(trainer):
         seen.append(state(trainer))
-        latest = Path(trainer.output_folder, "checkpoint_latest.pth")
-        if latest.exists():
-            latest.rename(latest.with_name(f"after_{trainer.current_epoch}.pth"))
+        keep_latest(trainer)
 
     np.random.seed(0)
     torch.manual_seed(0)
@@ -388,45 +338,12 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_mean(averaged_run, world)
         assert same(state(run(again)), state(trainer)), f"interrupted {place}"
 
 
-class Normalised(nn.Sequential):
-    def __init__(self, input_channels: int, num_classes: int):
-        super().__init__(nn.Conv3d(input_channels, 4, 1), nn.BatchNorm3d(4), nn.Conv3d(4, num_classes, 1))
-
-
-class AveragedBaseline(StochasticWeightAveraging, BraTSBaselineTrainer):
-    """Any trainer can be averaged; this one under nnU-Net's own optimiser, with batch normalisation."""
-
-    hyperparameters = dict(num_epochs=3, enable_deep_supervision=False)
-    averaging = Cycles(base_epochs=1, cycles=1, cycle_epochs=2, snapshot_every=1)
-
-    @classmethod
-    def architecture_for(cls, configuration):
-        return Normalised
-
-
-def test_batch_normalisation_is_measured_anew_with_the_mean(world, monkeypatch):
-    monkeypatch.setenv(SHORT_ITERATIONS, "2")
-    trainer = build(world, AveragedBaseline)
-    trainer.on_train_start()
-    assert trainer.lr_scheduler.max_steps == 1, "the base schedule goes on into the cycles"
-    for _ in range(3):
-        trainer.average.update_parameters(trainer.bare_network)
-    batches = [next(trainer.dataloader_train) for _ in range(2)]
-    trainer.dataloader_train = iter(batches)
-    norm = trainer.bare_network[1]
-    norm.running_mean += 100
-    trainer.conclude()
-    with torch.no_grad():
-        means = [trainer.bare_network[0](batch["data"]).mean((0, 2, 3, 4)) for batch in batches]
-    assert torch.allclose(norm.running_mean, torch.stack(means).mean(0), atol=1e-5)
-
-
 # ---- the lowest validation loss ------------------------------------------------------------------------------------
 
 
 def test_pipeline_b_ends_with_the_weights_of_the_lowest_validation_loss_also_when_interrupted(world, monkeypatch):
-    monkeypatch.setenv(SHORT_ITERATIONS, "1")
-    monkeypatch.setenv(SHORT_EPOCHS, "4")
+    monkeypatch.setenv(ITERATIONS, "1")
+    monkeypatch.setenv(EPOCHS, "4")
     losses = [0.9, 0.5, float("nan"), 0.7]
 
     class Prescribed(NarrowB):
@@ -562,8 +479,8 @@ def test_pipeline_b_does_each_of_its_changes_to_a_fifth_and_flips_half(world):
 
 
 def test_losses_are_logged_for_every_case_and_a_resumed_training_goes_on_with_the_log(world, monkeypatch):
-    monkeypatch.setenv(SHORT_EPOCHS, "2")
-    monkeypatch.setenv(SHORT_ITERATIONS, "2")
+    monkeypatch.setenv(EPOCHS, "2")
+    monkeypatch.setenv(ITERATIONS, "2")
     trainer = run(build(world, NarrowB, fold=2))
     log = Path(trainer.output_folder, "case_losses.jsonl")
     losses = read_case_losses(log)
@@ -651,18 +568,20 @@ def test_filter_cases_writes_folds_that_a_new_configuration_trains_on(world, cap
     "trainer", ["BraTSDeepSupervisionTrainer", "BraTSDeepSupervisionCBAMTrainer", "BraTSDeepSupervisionBTrainer"]
 )
 def test_it_trains_validates_and_predicts_by_nnunets_commands(trainer, world, monkeypatch, tmp_path):
-    monkeypatch.setenv(SHORT_EPOCHS, "2")  # a base and a cycle
-    monkeypatch.setenv(SHORT_ITERATIONS, "1")
+    monkeypatch.setenv(EPOCHS, "2")  # a base and a cycle
+    monkeypatch.setenv(ITERATIONS, "1")
     plans = world.plans | {"plans_name": "HenryPlans"}
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"] = [[1, 1, 1], [2, 2, 2]]
     file = world.root / "nnUNet_preprocessed" / world.dataset / "HenryPlans.json"
-    file.write_text(json.dumps(plans))  # fewer stages, so that checkpoints are small
+    file.write_text(json.dumps(plans))
     model = ("-tr", trainer, "-p", "HenryPlans", "-device", "cpu")
     predict = ("-i", str(world.raw / "imagesTs"), "-o", str(tmp_path), "-d", "901", "-c", "3d_fullres", "-f", "3")
     threads = torch.get_num_threads()
+    make_tiny(getattr(trainers, trainer), monkeypatch)
     try:
         monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "901", "3d_fullres", "3", *model])
-        run_training_entry()
+        with threads_for_processes():
+            run_training_entry()
         monkeypatch.setattr(
             sys, "argv", ["nnUNetv2_predict", *predict, *model, "--disable_tta", "-npp", "0", "-nps", "0"]
         )

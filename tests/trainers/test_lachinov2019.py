@@ -14,8 +14,6 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunet_brats_ext.planning.memory import FOOTPRINTS
-from nnunet_brats_ext.planning.plans import resampled_data
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -33,7 +31,9 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss, WeightedBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
+from nnunet_brats_ext.planning.brats_plans import resampled_data
 from nnunet_brats_ext.planning.fitting import Cases
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import (
     BraTSCascadedUNetTrainer,
     BraTSNoNewNetTrainer,
@@ -43,12 +43,11 @@ from nnunet_brats_ext.trainers import (
 from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
 from nnunet_brats_ext.trainers.lachinov2019.trainers import LachinovTrainer, MXNetParity, StudentRelease
 from nnunet_brats_ext.trainers.lachinov2019.transforms import ReplaceChannelsByNoise, ShiftChannels
-from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
+from nnunet_brats_ext.training.planned_network import PlannedNetwork
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory
-
-from nnunet_brats_ext.storage.errors import UserError
 
 CPU = torch.device("cpu")
 GLIOMA = [(1, 2, 3), (2, 3), 3]
@@ -465,7 +464,8 @@ def test_adam_takes_160_000_updates_and_slows_down_after_120_000(trainer, world)
     assert rates(trainer, [0, drop - 1, drop, 639]) == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
     assert isinstance(trainer.optimizer, torch.optim.Adam)
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 1e-6
-    assert (trainer.tiling, trainer.test_time_augmentation) == ("brain", "inplane-mirror")
+    prediction = trainer.all_facts().prediction
+    assert (prediction.tiling, prediction.symmetries) == ("brain", "inplane-mirror")
 
 
 def test_the_release_of_the_student_halves_its_rate_every_16_000_updates(world):
@@ -517,13 +517,11 @@ def test_the_cascade_stores_which_labels_its_regions_hold(world):
         (BraTSCascadedUNetTrainer, [32, 32, 32], r"\(32, 32, 64\)"),
     ],
 )
-def test_a_patch_that_ends_in_one_voxel_is_told_the_smallest_that_does_not(trainer, patch_size, smallest):
-    strides = [[1, 1, 1], *[[2, 2, 2]] * 6]
-    configuration = SimpleNamespace(patch_size=patch_size, pool_op_kernel_sizes=strides)
-    with pytest.raises(ValueError, match=f"one voxel.*smallest patch.*{smallest}"):
-        trainer.architecture_for(configuration)
-    configuration.patch_size = [*patch_size[:2], 2 * patch_size[2]]
-    trainer.architecture_for(configuration)
+def test_a_patch_that_ends_in_one_voxel_is_an_error_with_the_smallest_that_does_not(trainer, patch_size, smallest):
+    planned = PlannedNetwork(tuple(patch_size), nn.Conv3d, ((1, 1, 1), *[(2, 2, 2)] * 6))
+    with pytest.raises(UserError, match=f"one voxel.*smallest patch.*{smallest}"):
+        trainer.check_plans(planned)
+    trainer.check_plans(replace(planned, patch_size=(*patch_size[:2], 2 * patch_size[2])))
 
 
 def test_in_plane_axes_follow_the_plans(world):
@@ -544,13 +542,13 @@ def test_nnunets_own_prediction_mirrors_in_the_plane_too(trainer, world):
 @pytest.mark.parametrize(
     ("name", "size", "parameters"),
     [
-        ("no_new_net", (128, 128, 128), 14_490_753),
-        ("lachinov_vae", (128, 144, 144), 12_880_087),
-        ("cascaded_unet", (128, 128, 128), 9_557_124),
+        ("lachinov_128", (128, 128, 128), 14_490_753),
+        ("lachinov_144", (128, 144, 144), 12_880_087),
+        ("lachinov_brain", (128, 128, 128), 9_557_124),
     ],
 )
 def test_the_estimate_of_memory_is_what_a_step_holds(name, size, parameters):
-    footprint = FOOTPRINTS[name]
+    footprint = memory.footprint_of(name)
     assert footprint.constant_bytes(size, "fp32") == 4 * (1 + footprint.optimiser_state) * parameters
     for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
         assert footprint.step_bytes(size, 2, precision) == pytest.approx(count(name, size, 2).peak, rel=0.03)
@@ -603,7 +601,7 @@ def own_world(world, tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         shutil.copytree(world.root / name / world.dataset, copy.root / name / world.dataset)
     (copy.root / "nnUNet_results").mkdir()
-    for name, value in (copy.settings | {SHORT_EPOCHS: "1", SHORT_ITERATIONS: "1"}).items():
+    for name, value in (copy.settings | {EPOCHS: "1", ITERATIONS: "1"}).items():
         monkeypatch.setenv(name, value)
     return copy
 

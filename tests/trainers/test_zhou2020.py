@@ -1,21 +1,20 @@
 """OM-Net of Zhou et al. 2020: networks, fusion, loss, samplers, curriculum, post-processing, and its commands."""
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from conftest import threads_for_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_entry_point
+from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from scipy import ndimage
-from test_trainers import build, random_batch, weights
+from tiny_trainers import build, make_tiny, random_batch, weights
 from torch import nn
 from torch.nn import functional
 
@@ -33,6 +32,7 @@ from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMN
 from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
 from nnunet_brats_ext.trainers.zhou2020.trainers import curriculum_phase
 from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
+from nnunet_brats_ext.training.planned_network import PlannedNetwork
 
 TRAINERS = [name for name in trainers.__all__ if "OMNet" in name or "MC" in name]
 SMALL = dict(features_per_stage=(4, 8, 12, 16))
@@ -93,9 +93,9 @@ def test_networks_have_the_weights_of_the_paper(architecture, options, in_layers
 def test_trainers_build_the_networks_of_table_one(model, paper):
     """The paper rounds each layer to 0.001 M before it adds them up."""
     trainer = getattr(trainers, f"BraTS{model}Trainer")
-    configuration = SimpleNamespace(patch_size=(16, 32, 32), pool_op_kernel_sizes=[(1, 1, 1), *3 * [(2, 2, 2)]])
+    planned = PlannedNetwork((16, 32, 32), nn.Conv3d, ((1, 1, 1), *3 * [(2, 2, 2)]))
     with torch.device("meta"):
-        network = trainer.build_network_architecture(None, configuration, 4, 3, False)
+        network = trainer.build_network(planned, 4, 3, deep_supervision=False)
     assert sum(p.numel() for p in network.parameters() if p.ndim > 1) / 1e6 == pytest.approx(paper, abs=0.0025)
 
 
@@ -416,7 +416,7 @@ def test_cases_that_lack_what_a_task_looks_for_are_replaced(tumours):
 
 def test_regions_that_preprocessing_did_not_know_are_an_error():
     view = TaskDraws(Cases("core"), [(1, 2, 3, 4), (2, 3), 3], 3, 1, (8, 8, 8))
-    with pytest.raises(RuntimeError, match=r"not \(1, 2, 3, 4\): run nnUNetv2_preprocess"):
+    with pytest.raises(UserError, match=r"not \(1, 2, 3, 4\): run nnUNetv2_preprocess"):
         view.draw(view.identifiers[0], 1)
 
 
@@ -453,10 +453,11 @@ def test_a_batch_holds_the_configurations_rows_for_each_task(augmented, world):
 
 
 def test_the_papers_tiles_cover_brats_and_hold_the_dilation_of_what_they_keep():
-    patch, kept = (16, 32, 32), BraTSOMNetTrainer.tile_kept
+    prediction = BraTSOMNetTrainer.all_facts().prediction
+    patch, kept = (16, 32, 32), prediction.kept
     assert [-(-size // step) for size, step in zip((155, 240, 240), kept, strict=True)] == [31, 12, 12]
     assert min((length - step) // 2 for length, step in zip(patch, kept, strict=True)) >= DILATION
-    assert (BraTSOMNetTrainer.tiling, BraTSOMNetTrainer.test_time_augmentation) == ("overlap", "none")
+    assert (prediction.tiling, prediction.symmetries) == ("overlap", "none")
 
 
 # --- training (6) --------------------------------------------------------------------------------------------------
@@ -640,30 +641,33 @@ def test_the_second_step_looks_at_what_the_first_has_left():
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("trainer", [BraTSOMNetTrainer, BraTSOMNetCGATrainer, BraTSMC3Trainer])
-def test_nnunets_commands_train_and_predict(trainer, world, tmp_path):
+def test_nnunets_commands_train_and_predict(trainer, world, tmp_path, monkeypatch, capsys):
     folder = world.root / "nnUNet_preprocessed" / world.dataset
     plans = world.plans | {"plans_name": "TinyPlans"}
     plans["configurations"]["omnet"] = {"inherits_from": "3d_fullres", "patch_size": [28, 16, 28], "batch_size": 1}
     (folder / "TinyPlans.json").write_text(json.dumps(plans))
     model = ("-tr", trainer.__name__, "-p", "TinyPlans")
     device = ("-device", "cpu")
-    brief = {"nnUNet_brats_epochs": "2", "nnUNet_brats_iterations": "1"}
+    make_tiny(trainer, monkeypatch)
+    for variable, value in {"nnUNet_brats_epochs": "2", "nnUNet_brats_iterations": "1"}.items():
+        monkeypatch.setenv(variable, value)
 
-    def command(*words: str) -> str:
-        environment = {**os.environ, **brief, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [Path(sys.executable).parent / words[0], *words[1:]], env=environment, cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}"
-        return done.stdout
+    def command(entry_point, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", list(words))
+        threads = torch.get_num_threads()
+        with threads_for_processes():
+            entry_point()
+        torch.set_num_threads(threads)
+        return capsys.readouterr().out
 
-    said = command("nnUNetv2_train", world.dataset, "omnet", "0", *model, *device)
+    said = command(run_training_entry, "nnUNetv2_train", world.dataset, "omnet", "0", *model, *device)
     assert "Mean Validation Dice" in said
     assert "train_loss, of which task 3" in said
     options = ("-f", "0", "-step_size", "1", "-npp", "0", "-nps", "0", "--save_probabilities", *model, *device)
-    command("nnUNetv2_predict", "-i", str(world.raw / "imagesTs"), "-o", "out", "-d", "901", "-c", "omnet", *options)
-    predictions = sorted((tmp_path / "out").glob("*.nii.gz"))
+    out = tmp_path / "out"
+    data = ("-i", str(world.raw / "imagesTs"), "-o", str(out), "-d", "901", "-c", "omnet")
+    command(predict_entry_point, "nnUNetv2_predict", *data, *options)
+    predictions = sorted(out.glob("*.nii.gz"))
     assert len(predictions) == 2
     for prediction in predictions:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(prediction)))

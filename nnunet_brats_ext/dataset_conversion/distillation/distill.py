@@ -60,7 +60,7 @@ from nnunet_brats_ext.storage.parallel import for_each_case
 
 @dataclass(frozen=True)
 class DistillOptions(Options):
-    """What can be asked of a distillation."""
+    """Options of `distill`."""
 
     dataset_id: int = option("-d", metavar="ID", at_least=1, at_most=999, help="of the new data set, 1 to 999")
     labelled: int = option(metavar="ID", at_least=1, at_most=999, help="data set with manual labels")
@@ -349,7 +349,7 @@ def write_candidate(
 def _dataset_json(
     labelled: RawDataset, name: str, kept: Mapping[str, Candidate], soft_regions: Head | None
 ) -> dict[str, Any]:
-    """That of the labelled data set, of more cases; `brats_soft_targets` says to trainers that there are such."""
+    """That of the labelled data set, of more cases; trainers read `brats_soft_targets`."""
     content = labelled.description.content
     inherited = {key: value for key, value in content.items() if key not in ("dataset", "numTest", "test")}
     soft = {}

@@ -147,9 +147,9 @@ def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabi
     the channels of the images are, since the model was given them; one beside the images must agree.
     """
     (folder,) = open_folders([predictions], probabilities)
-    if folder.description is None:
-        raise UserError(f"{predictions} has no {DATASET_JSON}, which says what its labels and channels are")
     predicted, target = folder.description, wanted.description
+    if predicted is None:
+        raise UserError(f"{predictions} has no {DATASET_JSON}, which says what its labels and channels are")
     if predicted.labels != target.labels:
         raise UserError(
             f"{predictions} predicts the labels {sorted(predicted.labels)}, {wanted.folder.name} has "

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnunet_brats_ext.brats import ED, ET, EXTRA, LABEL_SCHEMES, NCR, SEQUENCES, LabelScheme
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import (
+    VoxelGrid,
     draw_pose,
     field_grid,
     grow_brain,
@@ -18,6 +19,7 @@ from nnunet_brats_ext.dataset_conversion.phantoms.signals import acquire, compos
 from nnunet_brats_ext.dataset_conversion.phantoms.tumours import (
     GLIOMAS,
     MENINGIOMAS,
+    Tumour,
     draw_kind,
     draw_tumour,
     grow_tumour,
@@ -77,24 +79,28 @@ def make_case(
     tissues, mask = grow_brain(brain, fine, template, pose, tumour.pushes(effect))
     labels = grow_tumour(growth, fine, tumour, tissues, mask, extra)
 
-    shown_as = {ED: "ED", NCR: "NCR" if tumour.enhancing_of_core else "solid", ET: "ET", EXTRA: extra}
-    regions = {name: labels == label for label, name in shown_as.items() if name and (labels == label).any()}
-    parts = {name: block_mean(part, factor) for name, part in compose(mixture, fine, tissues, regions).items()}
+    parts = compose(mixture, fine, tissues, shown_regions(labels, tumour, extra))
+    parts = {name: block_mean(part, factor) for name, part in parts.items()}
     mask = block_mean(mask, factor) > 0.5
     labels = np.where(mask, known_to(scheme, block_majority(labels, factor)), np.uint8(0))
     conspicuity = contrast * protocol.uniform(0.7, 1.2)
     streams = dict(zip(SEQUENCES, protocol.spawn(len(SEQUENCES)), strict=True))
+    images = {name: acquire(streams[name], grid, SEQUENCES.index(name), parts, mask, conspicuity) for name in sequences}
+    images = {name: in_field(image, field, window) for name, image in images.items()}
+    return Phantom(images, in_field(labels, field, window), kind.grade, len(tumour.foci), field.spacing_mm)
 
-    def in_field(array: np.ndarray) -> np.ndarray:
-        whole = np.zeros(field.shape, array.dtype)
-        whole[window] = array
-        return whole
 
-    images = {
-        name: in_field(acquire(streams[name], grid, SEQUENCES.index(name), parts, mask, conspicuity))
-        for name in sequences
-    }
-    return Phantom(images, in_field(labels), kind.grade, len(tumour.foci), field.spacing_mm)
+def shown_regions(labels: np.ndarray, tumour: Tumour, extra: str | None) -> dict[str, np.ndarray]:
+    """Part of `signals.SIGNALS` -> its mask; a core that does not enhance is solid tumour."""
+    shown_as = {ED: "ED", NCR: "NCR" if tumour.enhancing_of_core else "solid", ET: "ET", EXTRA: extra}
+    return {name: labels == label for label, name in shown_as.items() if name and (labels == label).any()}
+
+
+def in_field(array: np.ndarray, field: VoxelGrid, window: tuple[slice, ...]) -> np.ndarray:
+    """The whole image of a part of it, zero elsewhere."""
+    whole = np.zeros(field.shape, array.dtype)
+    whole[window] = array
+    return whole
 
 
 def known_to(scheme: LabelScheme, labels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """`phantom`: folders of phantoms in the form of a BraTS release, with the tables that it ships beside the images."""
 
-import csv
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from nnunet_brats_ext.brats import ET, remap
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import ANATOMIES, load_template
 from nnunet_brats_ext.dataset_conversion.phantoms.case import BRATS_SHAPE, Phantom, make_case
 from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release, find_release
+from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, write_image
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import refuse_file, working_folder, writing
+from nnunet_brats_ext.storage.output import refuse_file, working_folder, write_text, writing
 from nnunet_brats_ext.storage.parallel import for_each
 
 SMALLEST = 32  # voxels along an axis; with fewer there is no anatomy left
@@ -33,7 +33,7 @@ NAME_MAPPINGS = {"BraTS2018": _2018, "BraTS2019": _2019, "BraTS2020": _2020}
 
 @dataclass(frozen=True)
 class PhantomOptions(Options):
-    """What can be asked of a folder of phantoms."""
+    """Options of `phantom`."""
 
     out: Path = argument("folder to write, with the folders of the release in it", metavar="OUT")
     release: str = option(metavar="NAME", default="BraTS2020", help="whose folders, names and labels")
@@ -175,16 +175,15 @@ def write_array(path: Path, array: np.ndarray, phantom: Phantom) -> None:
     write_image(path, array.T, Grid(array.shape, spacing, origin, tuple(np.eye(array.ndim).ravel().tolist())))
 
 
-def _write_name_mapping(folder: Path, release: Release, rows: Sequence[Mapping]) -> None:
+def _write_name_mapping(folder: Path, release: Release, cases: Sequence[Mapping]) -> None:
     """The table of grades and of each patient's names in earlier releases, where the release ships one."""
     columns = NAME_MAPPINGS.get(release.name)
-    training = [row for row in rows if row["labelled"]]
+    training = [row for row in cases if row["labelled"]]
     if not columns or not training:
         return
-    path = folder / release.path(training[0]["case"], LABEL).parts[0] / "name_mapping.csv"
-    with writing(path), path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["Grade", *columns])
-        for row in training:
-            ids = [RELEASES[name].case_name(row["number"]) if name else NO_ID for name in columns.values()]
-            table.writerow([row["grade"], *ids])
+    rows = [["Grade", *columns]]
+    for row in training:
+        ids = [RELEASES[name].case_name(row["number"]) if name else NO_ID for name in columns.values()]
+        rows.append([row["grade"], *ids])
+    root = release.path(training[0]["case"], LABEL).parts[0]
+    write_text(folder / root / "name_mapping.csv", to_csv(rows))

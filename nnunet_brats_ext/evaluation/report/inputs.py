@@ -39,7 +39,7 @@ class ReportOptions(Options):
     )
     images: Path | None = option(default=None, metavar="DIR", help="imagesTr or imagesTs, or a BraTS release")
     release: str | None = option(
-        default=None, metavar="NAME", help="which release the images are, where it cannot be told"
+        default=None, metavar="NAME", help="which release the images are, where their names do not say"
     )
     cases: int = option(default=3, metavar="N", at_least=0, help="to draw, from best to worst")
     metric: str = option(default="dice", help="by which they are chosen")

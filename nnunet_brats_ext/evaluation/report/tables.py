@@ -49,7 +49,7 @@ def title_of(metric: str) -> str:
 
 
 def format_score(metric: str, value: float | None) -> str:
-    """A score as text; the digits that its unit deserves."""
+    """A score as text, with two digits of mm and counts and three of shares."""
     if value is None or np.isnan(value):
         return "–"
     return f"{value:.{decimals(metric)}f}"
