@@ -191,7 +191,9 @@ def test_its_model_predicts_as_its_paper_says(trained, own, tmp_path):
     assert (predictor.tiling, predictor.symmetries) == ("brain", "both-sides")
     names = ("-d", "901", "-tr", "DoeTrainer", "-c", "doe", "-p", "BraTSPlans")
     images, out = str(own.raw / "imagesTs"), tmp_path / "final"
-    assert main(["predict", "-i", images, "-o", str(out), *names, "--rules", "doe2026", "-device", "cpu", "-np", "0"]) == 0
+    assert (
+        main(["predict", "-i", images, "-o", str(out), *names, "--rules", "doe2026", "-device", "cpu", "-np", "0"]) == 0
+    )
     assert len(list(out.glob("*.nii.gz"))) == 2
     assert read_json(out / "predict.json")["rules"]["rules"] == list(papers.find_paper("doe2026").rules["doe2026"])
 
