@@ -4,7 +4,7 @@
 
 Every command is logged in OUT/log.txt, and none that succeeded is run again: a study goes on where it was stopped, and
 more seeds add to those that are there. Scored are held-out patients. What a study compares is a module of `studies/`;
-its trainers, with narrow networks and learning rates for few steps, are in `studies/trainers/`. A study tells whether
+its trainers, with narrow networks and learning rates for few steps, are in `studies/trainers/`. A study shows whether
 the parts do to each other what they should, not what a method is worth on patients. Everything is seeded and runs on
 one core, so that two studies suit a machine with two.
 """

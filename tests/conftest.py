@@ -53,7 +53,8 @@ class World:
 
 @contextlib.contextmanager
 def threads_for_processes() -> Iterator[None]:
-    """nnU-Net's pools of processes become pools of threads: each process takes seconds to import torch."""
+    """nnU-Net's pools of processes become pools of threads: each process takes seconds to import torch or to fork."""
+    import nnunetv2.utilities.utils
 
     class Context:
         Pool = ThreadPool
@@ -63,6 +64,7 @@ def threads_for_processes() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda method=None: Context())
+        patch.setattr(nnunetv2.utilities.utils, "Pool", ThreadPool)
         yield
 
 

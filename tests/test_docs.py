@@ -19,9 +19,12 @@ MARKS = re.compile(r"<!-- trainers: .*? -->\n(.*?)<!-- end of trainers -->", re.
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every `nnunet_brats VERB ...` in the bash blocks of a page, as words."""
+    """Every `nnunet_brats VERB ...` in the bash blocks of a page, as words; what the page assigns is filled in."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+    text = page.read_text()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for name, value in re.findall(r'^(\w+)="?(.*?)"?$', text, re.MULTILINE):
+            block = re.sub(rf"\$({name}\b|{{{name}}})", value, block)
         lines = block.replace("\\\n", " ").splitlines()
         for line in lines:
             for part in re.split(r"(?:;|&&|\bdo\b|\bdone\b)", line):

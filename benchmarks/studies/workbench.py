@@ -126,7 +126,7 @@ class Trial:
             self.bench.run("nnUNetv2_train", *words, **self.settings, **short, **settings)
 
     def predict(self, name: str, model: Model, *options: str, images: str | None = None) -> str:
-        """The images without labels of the model's data set, unless told otherwise."""
+        """The images without labels of the model's data set, unless others are given."""
         images = images or f"nnUNet_raw/Dataset{model.dataset}_Study/imagesTs"
         out = self.place("predictions", name)
         place = ("-i", images, "-o", out, "-device", "cpu", "-np", "0")

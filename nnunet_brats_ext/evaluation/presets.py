@@ -121,7 +121,7 @@ _MEASURES_2023 = {
     "hd95": _hd95("surfels"),
     "nsd": _nsd("surfels", 1.0),
 }
-# 2024 took HD95 from one library and NSD from another, hence two kinds of surface.
+# 2024 took HD95 from one library and NSD from another, so there are two kinds of surface.
 _MEASURES_2024 = {
     "hd95": _hd95("surfels"),
     "nsd": _nsd("balanced", 1.0),

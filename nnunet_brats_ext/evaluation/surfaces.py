@@ -5,7 +5,7 @@ points, under one of two conventions that give different numbers for the same ma
 
 voxels: the voxels of the mask that touch the outside with a face (MedPy, MONAI, panoptica).
 surfels: the corners at which the eight voxels around disagree, each weighted by the area of the marching-cubes surface
-    through it (Nikolov et al. 2021, https://doi.org/10.2196/26151; DeepMind's `surface-distance`, hence BraTS 2023-25).
+    through it (Nikolov et al. 2021, https://doi.org/10.2196/26151; DeepMind's `surface-distance`; BraTS 2023-25).
 """
 
 from collections.abc import Sequence

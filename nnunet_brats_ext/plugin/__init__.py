@@ -1,9 +1,9 @@
-"""How nnU-Net finds our trainers: a shim folder it searches, and a start-up hook that tells it where.
+"""How nnU-Net finds our trainers: a shim folder it searches, and a start-up hook that says where.
 
 nnU-Net imports every module of the folders named in `nnUNet_extTrainer` and forgets them again, so that folder must not
 be the package itself: it is `shim/`, whose one module hands out the classes of the installed package.
 
-This module runs at every start of Python, hence `os.path`: importing pathlib would cost more than all the rest.
+This module runs at every start of Python, so it uses `os.path`: importing pathlib would cost more than all the rest.
 """
 
 import os

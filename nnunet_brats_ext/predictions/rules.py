@@ -119,7 +119,7 @@ def oedema_to_core(
     oedema of such a component becomes core: test the rule first (`nnunet_brats tune`).
 
     WT and ET stay as they are, and TC only grows. No tumour, fewer than two oedema voxels or no two different ones:
-    unchanged. K-means starts from the two sides of the mean along the principal axis, hence needs no random numbers.
+    unchanged. K-means starts from the two sides of the mean along the principal axis and needs no random numbers.
     """
     if case.images is None:
         raise UserError("oedema-to-core needs the images of the case: give --images")

@@ -126,7 +126,7 @@ def _preprocessing(job: Job) -> tuple[Path, dict[str, Any]]:
     plans_file = Path(str(job.facts["plans"]))
     configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
     labels = sorted(Path(str(job.facts["labels"])).glob("*.nii.gz"))
-    # Label files may be links; what they point to tells whether a conversion has replaced them.
+    # Label files may be links; what they point to shows whether a conversion has replaced them.
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in labels]
     settings = {key: configuration.get(key) for key in OF_THE_DATA} | {"cases": _digest(stamps)}
     return plans_file.with_name(f"{configuration['data_identifier']}.{NOTE}"), settings

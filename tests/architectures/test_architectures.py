@@ -345,7 +345,7 @@ def test_the_stored_weights_are_the_networks_alone():
     plain.load_state_dict(trained.state_dict(), strict=True)
     x = torch.randn(1, 4, 16, 16, 16)
     assert torch.equal(plain.eval()(x), trained.eval()(x))
-    fresh = regularised((32, 16, 16))  # another patch, hence another branch
+    fresh = regularised((32, 16, 16))  # another patch, so another branch
     fresh.load_state_dict(trained.state_dict(), strict=True)
     assert torch.equal(fresh.eval()(x), trained(x))
 

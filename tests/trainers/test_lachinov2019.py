@@ -14,6 +14,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from conftest import threads_for_processes
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -21,6 +22,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tiny_trainers import make_tiny
 from torch import nn
 
 from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet, region_logits, unit_intensities
@@ -62,7 +64,9 @@ def build(world, trainer: type, configuration: str = "3d_fullres", plans: str = 
     path = world.root / "nnUNet_preprocessed" / world.dataset / f"{plans}.json"
     content = json.loads(path.read_text()) | {"continue_training": False}
     content["configurations"][configuration] |= changes
-    return trainer(content, configuration, 0, world.dataset_json, CPU)
+    built = trainer(content, configuration, 0, world.dataset_json, CPU)
+    built.logger.plot_progress_png = lambda folder: None  # takes as long as an epoch
+    return built
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
@@ -603,13 +607,16 @@ def own_world(world, tmp_path, monkeypatch):
     (copy.root / "nnUNet_results").mkdir()
     for name, value in (copy.settings | {EPOCHS: "1", ITERATIONS: "1"}).items():
         monkeypatch.setenv(name, value)
-    return copy
+    with threads_for_processes():
+        yield copy
 
 
 @pytest.mark.end_to_end
-def test_three_teachers_an_ensemble_and_their_student(own_world, tmp_path, capsys):
+def test_three_teachers_an_ensemble_and_their_student(own_world, tmp_path, capsys, monkeypatch):
     """The paper's whole way, one update per network: plans, teachers, ensemble, pseudo-labels, student, scores."""
     world = own_world
+    for trainer in (*TEACHERS.values(), BraTSStudentTrainer):
+        make_tiny(trainer, monkeypatch)
     assert main(["plan", "901", "-o", "LachinovPlans", "--overwrite"]) == 0
     assert "nnUNetv2_preprocess -d 901 -plans_name LachinovPlans -c lachinov_brain" in capsys.readouterr().out
     folder = preprocess(world, "LachinovPlans", "lachinov_brain")

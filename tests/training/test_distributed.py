@@ -16,14 +16,15 @@ import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet
 import numpy as np
 import pytest
 import torch
-from conftest import World
-from test_trainers import CPU, EVERY_TRAINER, build, random_batch
+from conftest import World, threads_for_processes
+from tiny_trainers import CPU, build, make_tiny, random_batch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_brats_ext import trainers
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.dataset_conversion.case_filtering import CASE_LOSSES
-from nnunet_brats_ext.training.base import SHORT_EPOCHS, SHORT_ITERATIONS, BraTSTrainer
+from nnunet_brats_ext.training.base import BraTSTrainer
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
 RANKS = 2
 TRAINED = (
@@ -134,15 +135,17 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 def run(rank: int, world: World, folder: Path) -> None:
     """What one process does; it leaves a file per training for the tests."""
-    os.environ |= world.settings | {SHORT_EPOCHS: "2", SHORT_ITERATIONS: "1"}
+    os.environ |= world.settings | {EPOCHS: "2", ITERATIONS: "1"}
     torch.set_num_threads(1)
     nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)  # there are no GPUs to name
     nn.SyncBatchNorm.convert_sync_batchnorm = lambda network: network
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch, threads_for_processes():
+        for name in papers.trainers():
+            make_tiny(getattr(trainers, name), patch)
         for name in TRAINED:
             note(partial(train, world, name), rank, folder / f"training-{name}")
         torch.randn_like = torch.zeros_like  # the noise of VAE branches, which a batch and its parts do not share
-        for name in trainers.__all__:
+        for name in papers.trainers():
             note(partial(compare_gradients, world, name), rank, folder / f"gradients-{name}")
 
 
@@ -168,7 +171,7 @@ def results(world_on_disk, tmp_path_factory) -> Callable[[str], list[dict]]:
     return read
 
 
-@EVERY_TRAINER
+@pytest.mark.parametrize("name", papers.trainers())
 def test_a_step_of_two_processes_has_the_gradients_of_one_with_the_whole_batch(name, results):
     found, _ = results(f"gradients-{name}")
     assert found["norm"] > 0
