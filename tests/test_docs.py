@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from page_blocks import write_files
 
 from nnunet_brats_ext.cli.parser import build_parser
 from nnunet_brats_ext.cli.setup import readme_table
@@ -43,8 +44,15 @@ def test_the_readmes_table_is_that_of_the_papers():
     assert table.strip() == readme_table(), "stale: paste the output of `nnunet_brats papers --markdown` into README.md"
 
 
+@pytest.fixture
+def own_papers(tmp_path, monkeypatch) -> None:
+    """The papers that docs/extending.md writes, which commands name."""
+    write_files("extending.md", tmp_path)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "my_trainers"))
+
+
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value.stem if isinstance(value, Path) else None)
-def test_every_command_in_the_pages_can_be_parsed(page, words):
+def test_every_command_in_the_pages_can_be_parsed(page, words, own_papers):
     verb = find_verb(words[0])
     assert verb and not verb.hidden, f"{page.name}: there is no verb {words[0]!r}"
     parser = build_parser(verb.load_options(), verb.name, verb.help)
