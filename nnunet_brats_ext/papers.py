@@ -102,13 +102,11 @@ class Prediction:
 
     tiling: `sliding` is nnU-Net's; others are names of `inference.tilings` or of a paper's `tilings`.
     symmetries: what is averaged over, test-time augmentation; `mirror` is nnU-Net's, `none` predicts once.
-    combine: how folds and checkpoints become one: `logits`, `probabilities`, or `vote`.
     kept: the central part of a tile that a tiling of such tiles keeps; None is half of it.
     """
 
     tiling: str = "sliding"
     symmetries: str = "mirror"
-    combine: str = "logits"
     kept: Sizes | None = None
 
 

@@ -74,7 +74,10 @@ def test_debug_shows_the_traceback_of_a_users_error_too(verb_that_raises, capsys
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [ValueError("shape"), RuntimeError("mat1 and mat2"), TypeError("x"), OSError("ours")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("shape"), RuntimeError("mat1 and mat2"), TypeError("x"), OSError("ours"), ImportError("no module")],
+)
 def test_any_other_error_is_a_defect_and_keeps_its_traceback(error, verb_that_raises):
     verb_that_raises(error)
     with pytest.raises(type(error)):

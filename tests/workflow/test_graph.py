@@ -93,7 +93,7 @@ def test_a_pool_waits_for_its_candidates_which_are_not_predicted_beside_it():
     for name, where in (("predict/a", "-i"), ("ensemble/cv/a", "--cross-validation")):
         job, words = jobs[name], " ".join(jobs[name].command)
         assert trainings <= set(job.after)
-        assert words.startswith("nnunet_brats pool ")
+        assert words.startswith("nnunet_brats predict ") and "--models" in words
         assert "--best 2 -f 0 1 2 3 4 " in words
         assert "BraTSDeepSupervisionCBAMTrainer:henry BraTSDeepSupervisionTrainer:henry_filtered" in words
         assert where in job.command
