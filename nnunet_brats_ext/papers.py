@@ -24,6 +24,7 @@ from nnunet_brats_ext.storage.errors import UserError
 FILE, RECIPE = "paper.py", "recipe.yaml"
 EXTERNAL = "nnUNet_extTrainer"  # nnU-Net's variable: folders with trainers of the user's own
 HERE = Path(__file__).parent / "trainers"
+NNUNETS_OWN = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # configurations
 
 GIB = 2**30  # what nnU-Net and the makers of GPUs call a GB of their memory
 RESERVE_BYTES = GIB  # CUDA's context, workspaces of its libraries, fragmentation: assumed, not measured
@@ -212,6 +213,13 @@ def _find_papers(external: str) -> Mapping[str, Paper]:
                 raise UserError(f"{file} and {trainers[trainer.name]} both have the trainer {trainer.name}; rename one")
             trainers[trainer.name] = file
         papers[paper.key] = paper
+    known = [*NNUNETS_OWN, *(one.name for paper in papers.values() for one in paper.configurations)]
+    for paper in papers.values():
+        for trainer in paper.trainers:
+            if trainer.configuration not in known:
+                hint = did_you_mean(trainer.configuration, known)
+                words = f"{trainer.name} is for the configuration {trainer.configuration!r}, which no paper has{hint}"
+                raise UserError(f"{paper.folder / FILE}: {words}")
     return MappingProxyType(papers)
 
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import World
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.training.seams import PlainTrainer
 
 CPU = torch.device("cpu")
-TINY = {  # by the class of the network, what makes it small
+TINY = {  # by the class of the network, what makes it small; of any other, `two_stages`
     "AttentionGatedResidualUNet": dict(features_per_stage=(8, 8), n_blocks_per_stage=(1, 1)),
     "BinaryUNet2D": dict(features_per_stage=(2, 4)),
     "CascadedUNet": dict(features=(1, 2)),
@@ -28,10 +29,17 @@ TINY = {  # by the class of the network, what makes it small
 }
 
 
+def two_stages(network: type[nn.Module]) -> dict[str, Any]:
+    """Two stages of eight features, if its constructor takes `features_per_stage`."""
+    return dict(features_per_stage=(8, 8)) if "features_per_stage" in signature(network).parameters else {}
+
+
 def make_tiny(trainer: type[PlainTrainer], patch: pytest.MonkeyPatch) -> type[PlainTrainer]:
     """Give a trainer class a small network, also for nnU-Net's predictor, which finds the class by its name."""
     if trainer.architecture is not None:
-        options = vars(trainer).get("network_options", {}) | TINY[trainer.architecture.__name__]
+        options = vars(trainer).get("network_options", {}) | TINY.get(
+            trainer.architecture.__name__, two_stages(trainer.architecture)
+        )
         if "squeeze" in options:
             options["squeeze"] = 2  # of the 4 channels
         patch.setattr(trainer, "network_options", options)

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.demo import Demo, DemoOptions
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, describe_rule
 from nnunet_brats_ext.storage.options import Options, argument, option
 
 
@@ -51,16 +52,33 @@ def show_papers(options: PapersOptions) -> None:
             console.print(f"  [cyan]{one.name}[/] on {one.configuration}: {escape(one.summary)}")
             if options.paper:
                 style, kept = one.prediction, one.snapshot_epochs
+                count = "as many as the plans give it" if one.parameters is None else f"{one.parameters:,}"
+                console.print(f"    parameters: {count}")
                 console.print(f"    predicts by tiling {style.tiling}, symmetries {style.symmetries}")
                 if kept:
                     console.print(f"    keeps the weights after epochs {', '.join(map(str, kept))}")
-        for what, names in (("rules", paper.rules), ("recipe", [paper.key] if paper.recipe else [])):
-            if names:
-                console.print(f"  {what}: {', '.join(names)}")
+        if options.paper:
+            for configuration in paper.configurations:
+                print_configuration(configuration, console)
+        for name, rules in paper.rules.items():
+            shown = " then ".join(map(describe_rule, RuleSet(tuple(rules)).rules))
+            console.print(f"  rules {name}: {escape(shown)}")
+        if paper.recipe:
+            console.print(f"  recipe {paper.key}: `nnunet_brats run {paper.key} RELEASE`")
         if options.paper:
             for result in paper.results:
                 scores = ", ".join(f"{region} {values['dice']:.3f}" for region, values in result.scores.items())
                 console.print(f"  published, {escape(result.system)}, {escape(result.data)}: Dice {scores}")
+
+
+def print_configuration(one: papers.Configuration, console: Console) -> None:
+    """What a configuration of a paper was understood as; sizes are (z, y, x)."""
+    patch = "the largest case" if one.patch_size is None else " x ".join(map(str, one.patch_size))
+    memory = "network not counted" if one.footprint is None else f"{one.footprint.parameters:,} parameters counted"
+    console.print(
+        f"  configuration {one.name}: patch (z, y, x) {patch}, batch {one.batch_size}, {one.poolings} poolings, "
+        f"from {one.base}; {memory}"
+    )
 
 
 def readme_table() -> str:

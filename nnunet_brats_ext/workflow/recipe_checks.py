@@ -18,8 +18,6 @@ from nnunet_brats_ext.workflow.recipe_text import KeyPath
 Content = Mapping[str, Any]
 Problems = Iterator[tuple[KeyPath, str]]
 
-NNUNETS_OWN = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # configurations, which PLANS take over
-
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
@@ -111,7 +109,7 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
     here, folds = ("models", model.name), recipe.data[model.data].folds
     if model.folds and max(model.folds) >= folds:
         yield (*here, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
-    known = [*papers.configurations(), *NNUNETS_OWN]
+    known = [*papers.configurations(), *papers.NNUNETS_OWN]
     known += [f"{recipe.models[model.filtered].configuration}_filtered"] if model.filtered else []
     if model.plans == PLANS and model.configuration not in known:
         words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"

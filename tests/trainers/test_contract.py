@@ -15,8 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tiny_trainers import CPU, build, keep_latest, random_batch, run, same, tiny, weights
 
 from nnunet_brats_ext import papers, trainers
-from nnunet_brats_ext.inference.symmetries import find_symmetries
-from nnunet_brats_ext.inference.tilings import find_tiling
+from nnunet_brats_ext.inference.choices import find_symmetries, find_tiling
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 from nnunet_brats_ext.training.seams import PlainTrainer
