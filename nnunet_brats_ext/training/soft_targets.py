@@ -5,7 +5,6 @@ which moves with the image and keeps its intensities. So a view appends the regi
 are cut out with it, the first transform makes them the regression target, and the last one makes that the target.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_brats_ext.dataset_conversion.distillation.targets import LEVELS, SOFT_TARGETS
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.output import partial_file
 from nnunet_brats_ext.storage.parallel import for_each_case
 from nnunet_brats_ext.training.preconditions import SOFT_TARGETS_KEY
 from nnunet_brats_ext.training.sampling import Case, CaseView
@@ -126,12 +126,8 @@ def preprocess_case(
         levels = archive["probabilities"]
     result = to_preprocessed(levels, data.shape[1:], properties, plans_manager, configuration_manager)
     blocks, chunks = comp_blosc2_params(result.shape, tuple(configuration_manager.patch_size), result.itemsize)
-    partial_file = folder / f".{case}.{os.getpid()}.b2nd"
-    try:
-        blosc2.asarray(result, urlpath=str(partial_file), chunks=chunks, blocks=blocks, mode="w")
-        partial_file.replace(folder / f"{case}.b2nd")
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with partial_file(folder / f"{case}.b2nd", shared=True) as unfinished:  # folds may start at the same time
+        blosc2.asarray(result, urlpath=str(unfinished), chunks=chunks, blocks=blocks, mode="w")
 
 
 def to_preprocessed(
