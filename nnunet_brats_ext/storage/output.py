@@ -126,7 +126,9 @@ def publish(growing: Path, target: Path, overwrite: bool = False) -> None:
         growing.replace(target)
     except OSError as error:
         if target.exists():
-            raise FileExistsError(errno.EEXIST, "another run has made it in the meantime", str(target)) from error
+            raise FileExistsError(
+                errno.EEXIST, "another run has made it in the meantime; choose another place", str(target)
+            ) from error
         if old.exists():
             old.replace(target)
         raise

@@ -21,7 +21,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_brats_ext.dataset_conversion.distillation.targets import LEVELS, SOFT_TARGETS
+from nnunet_brats_ext.dataset_conversion.distillation.targets import AGAIN, LEVELS, SOFT_TARGETS, read_soft_target
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.output import partial_file
 from nnunet_brats_ext.storage.parallel import for_each_case
@@ -122,8 +122,7 @@ def preprocess_case(
 ) -> None:
     """Write the soft target of one case in the format of nnU-Net's loader: uint8 (r, *s) in blocks, in one rename."""
     data, _, _, properties = cases.load_case(case)
-    with np.load(raw / f"{case}.npz") as archive:
-        levels = archive["probabilities"]
+    levels = read_soft_target(raw / f"{case}.npz")
     result = to_preprocessed(levels, data.shape[1:], properties, plans_manager, configuration_manager)
     blocks, chunks = comp_blosc2_params(result.shape, tuple(configuration_manager.patch_size), result.itemsize)
     with partial_file(folder / f"{case}.b2nd", shared=True) as unfinished:  # folds may start at the same time
@@ -141,7 +140,7 @@ def to_preprocessed(
     axes = plans_manager.transpose_forward
     turned = levels.transpose(0, *(axis + 1 for axis in axes))
     if (expected := tuple(properties["shape_before_cropping"])) != turned.shape[1:]:
-        raise UserError(f"the soft target has the shape {turned.shape[1:]}, its case {expected}")
+        raise UserError(f"the soft target has the shape {turned.shape[1:]}, its case {expected}; {AGAIN}")
     box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
     cropped = turned[box]
     if cropped.shape[1:] == tuple(shape):
