@@ -69,7 +69,7 @@ def read_case_losses(path: Path) -> Losses:
     losses: Losses = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            entry = json.loads(line)
+            entry = json.loads(line)  # not read_json: each line is a JSON text of its own, and errors name the line
             losses[int(entry["epoch"])] = {case: float(loss) for case, loss in entry["losses"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number}, is no epoch of case losses: {line[:80]!r}; remove it") from error
