@@ -89,7 +89,9 @@ def judge(losses: Losses, last_epochs: int = 10, deviations: float = 2.0) -> Fil
             drawn.setdefault(case, []).append(loss)
     means = {case: fmean(values) for case, values in sorted(drawn.items())}
     if bad := [case for case, mean in means.items() if not isfinite(mean)]:
-        raise UserError(f"the training loss of {bad[0]} is {means[bad[0]]:g}: this training has diverged")
+        raise UserError(
+            f"the training loss of {bad[0]} is {means[bad[0]]:g}: this training has diverged; train that fold again"
+        )
     limit = fmean(means.values()) + deviations * pstdev(means.values())
     return FilteredFold(means, limit, {case: loss for case, loss in means.items() if loss > limit})
 

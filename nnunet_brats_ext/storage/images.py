@@ -180,7 +180,10 @@ def to_labels(array: np.ndarray, path: Path) -> np.ndarray:
     """The voxels of a label map as uint8; a value that is no label is an error that names the file."""
     labels = array if array.dtype == np.uint8 else array.astype(np.uint8)
     if not np.array_equal(labels, array):
-        raise UserError(f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}")
+        raise UserError(
+            f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}; "
+            "labels are whole numbers, 0 to 255"
+        )
     return labels
 
 

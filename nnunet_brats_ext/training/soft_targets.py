@@ -200,5 +200,8 @@ class UseSoftTarget(BasicTransform):
     def apply(self, data_dict: dict, **params: Any) -> dict:
         rest = {key: value for key, value in data_dict.items() if key != "regression_target"}
         if (target := data_dict["regression_target"]) is None:
-            raise UserError("a transform of this trainer has lost the soft target: it needs _apply_to_regr_target")
+            raise UserError(
+                f"a transform of this trainer has lost the soft target, 'regression_target', and kept {sorted(rest)}: "
+                "each of its own transforms needs batchgeneratorsv2's method _apply_to_regr_target"
+            )
         return rest | {"segmentation": target.clamp(0, 1)}

@@ -84,7 +84,9 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         release, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
         source = Path(relative_to(options.source.resolve(), folder))
     elif not options.smoke:
-        raise UserError("name the folder of the release: only --scale smoke makes cases of its own")
+        raise UserError(
+            f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own"
+        )
     # A trial run must never meet real models: it has nnU-Net's folders of its own, whatever the environment says.
     given = {} if options.smoke else os.environ
     places = {name: Path(given.get(name) or folder / name).resolve() for name in FOLDERS}
@@ -148,7 +150,10 @@ def resources_for(options: RunOptions) -> tuple[list[str], int, int]:
         return [], options.gpus or 8, 64
     devices = local_gpus()[: options.gpus] if options.device == "cuda" else []
     if options.device == "cuda" and not devices and not options.dry_run:
-        raise UserError("this machine has no GPU: run with -device cpu, or with --executor slurm where GPUs are")
+        raise UserError(
+            f"-device {options.device}: this machine has no GPU; "
+            "run with -device cpu, or with --executor slurm where GPUs are"
+        )
     gpus = max(len(devices), 1)
     return devices, gpus, max((os.cpu_count() or 1) // gpus, 1)
 
