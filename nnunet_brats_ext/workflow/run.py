@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
@@ -119,6 +120,8 @@ def run_recipe(
     `state.states_of` says what has become of its jobs. say: is given a line whenever a job starts or ends. options:
     those of `RunOptions`.
     """
+    if sys.platform == "win32":  # jobs end by signals to process groups, which Windows lacks
+        raise UserError("recipes need Linux or macOS; nnU-Net's and the other commands run on Windows")
     given = RunOptions(recipe, Path(source) if source else None, **options)
     _, run = plan_run(given)
     with writing(run.folder):

@@ -96,3 +96,11 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
 
 class Release:
     name = "BraTS-2020"
+
+
+def test_on_windows_a_run_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module.sys, "platform", "win32")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "baseline", *SMOKE]) == 1
+    assert "recipes need Linux or macOS" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
