@@ -183,7 +183,7 @@ P = "p: {of: one, rules: [lyu2020]}"
         ((E, "e: {method: two-pass, of: [one, two, three]}"), 10, "two-pass takes 2 members, not 3"),
         ((E, "e: {method: nested, of: [one, two]}"), 10, "nested takes 3 members, not 2"),
         ((P, "p: {of: one, rules: [lyu2021]}"), 12, "no rules called 'lyu2021'"),
-        ((P, "p: {of: one, rule: [small-et]}"), 12, "rule small-et lacks a threshold"),
+        ((P, "p: {of: one, rule: [small-et]}"), 12, "rule 1, small-et: lacks a threshold"),
         (
             (P, "p: {of: vote, rule: ['unlikely-components:ET=0.6']}"), 12,
             "the rules need probabilities, and vote has only label maps",
