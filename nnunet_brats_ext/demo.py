@@ -4,7 +4,6 @@ Every command is printed as it would be typed, so the demo is also the shortest 
 minutes, because heads are coarse and training is brief: its scores say that everything works, not how well.
 """
 
-import json
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 
 MARK = ".nnunet_brats_demo"  # a folder that has it was made by the demo and may be made anew
@@ -149,7 +149,7 @@ class Demo:
             *("nnunet_brats", "evaluate", "references", f"submission/{entry}", "--preset", "brats2020"),
             *("--labels", "released", "-o", f"scores/{entry}.json"),
         )
-        return json.loads((self.folder / "scores" / f"{entry}.json").read_text())
+        return read_json(self.folder / "scores" / f"{entry}.json")
 
     def print_scores(self, scores: Mapping[str, dict]) -> None:
         steps = self.scale.epochs * self.scale.iterations

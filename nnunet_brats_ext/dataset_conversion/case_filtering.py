@@ -69,7 +69,7 @@ def read_case_losses(path: Path) -> Losses:
     losses: Losses = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            entry = json.loads(line)
+            entry = json.loads(line)  # not read_json: each line is a JSON text of its own, and errors name the line
             losses[int(entry["epoch"])] = {case: float(loss) for case, loss in entry["losses"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number}, is no epoch of case losses: {line[:80]!r}; remove it") from error
@@ -89,7 +89,9 @@ def judge(losses: Losses, last_epochs: int = 10, deviations: float = 2.0) -> Fil
             drawn.setdefault(case, []).append(loss)
     means = {case: fmean(values) for case, values in sorted(drawn.items())}
     if bad := [case for case, mean in means.items() if not isfinite(mean)]:
-        raise UserError(f"the training loss of {bad[0]} is {means[bad[0]]:g}: this training has diverged")
+        raise UserError(
+            f"the training loss of {bad[0]} is {means[bad[0]]:g}: this training has diverged; train that fold again"
+        )
     limit = fmean(means.values()) + deviations * pstdev(means.values())
     return FilteredFold(means, limit, {case: loss for case, loss in means.items() if loss > limit})
 

@@ -145,7 +145,11 @@ def _compressed(values: np.ndarray, itemsize: int) -> int:
 
 
 def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
-    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs."""
+    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs.
+
+    What is changed is read here a second time, after the inspection: nothing may be written before all cases are
+    inspected, and they would not fit into memory. Other images are linked, unread.
+    """
     case, release, grid = found.case, RELEASES[found.case.release], found.grid
     assert grid is not None, "a case without problems has images"
     stacked = {}

@@ -1,7 +1,6 @@
 """The folder of a data set in nnUNet_raw: its descriptions, whether it is finished, how it is replaced."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescripti
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
+from nnunet_brats_ext.storage.output import publish
 
 CASE_KEYS = {"labelled", "patient", "known_as", "grade", "site", "files", "grid"}  # of a case in a manifest
 
@@ -103,21 +103,10 @@ def dataset_json(release: Release, name: str, training_cases: int, normalise: bo
 
 
 def publish_folder(growing: Path, target: Path, overwrite: bool, fingerprint: str) -> None:
-    """Move the finished folder into its place; an old one moves out of it, into the same scratch folder.
-
-    Where another run has put the same data set there in the meantime, that one stays.
-    """
-    old = growing.with_name("old")
-    if overwrite:
-        with suppress(FileNotFoundError):
-            target.replace(old)
+    """Move the finished folder into its place. Where another run has put the same data set there, that one stays."""
     try:
-        growing.replace(target)
-    except OSError as error:
-        if not target.exists():
-            if old.exists():
-                old.replace(target)
-            raise
+        publish(growing, target, overwrite)
+    except FileExistsError as error:
         if not is_finished(target, fingerprint):
             raise UserError(
                 f"{target} was made by another run in the meantime, and is another data set; start again with "

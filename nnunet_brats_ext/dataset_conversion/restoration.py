@@ -203,6 +203,7 @@ def compare_grids(found: SubmissionCase, grid: Grid, release: Release) -> None:
         ("size", release.shape, grid.size),
         ("origin", release.origin_mm, grid.origin_mm),
     ):
+        # Not TOLERANCE_MM: these are whole numbers that the release has set and no scanner measured; formats keep them.
         if expected and not np.allclose(actual, expected, atol=1e-3):
             # A source that is not on the challenge's grid is no fault of the prediction; phantoms are such.
             notes = found.warnings if as_source else found.violations

@@ -116,7 +116,7 @@ def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
     for fold, split in enumerate(splits):
         for case in split["val"]:
             if case not in cases:
-                raise UserError(f"{path} lists {case}, which {dataset / MANIFEST} does not know")
+                raise UserError(f"{path} lists {case}, which {dataset / MANIFEST} does not know; convert it again")
             for name in (cases[case]["patient"], *cases[case]["known_as"]):
                 folds[name].add(fold)
     return len(splits), folds

@@ -101,7 +101,7 @@ def evaluate_folders(
 def _score(preset: Preset, numberings: Numberings, pair: _Pair) -> _Outcome:
     images = [read_image(path) for path in (pair.reference, pair.prediction)]
     if difference := images[0].grid.difference(images[1].grid):
-        raise UserError(f"reference and prediction differ in {difference}")
+        raise UserError(f"reference and prediction differ in {difference}; bring them to one grid")
     reference, prediction = (
         renumber(image.array, mapping) for image, mapping in zip(images, numberings.to_trained(preset), strict=True)
     )

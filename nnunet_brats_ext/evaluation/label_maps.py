@@ -38,7 +38,7 @@ class LabelMaps:
 def find_label_maps(source: Path) -> LabelMaps:
     """The label maps in a folder, else those of the case folders below it; or the one file itself."""
     if not source.exists():
-        raise UserError(f"there is no {source}")
+        raise UserError(f"there is no {source}; give a label map, or a folder of them, that exists")
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if _is_label_map(path))
     if not files and (released := _label_maps_of_release(source)):
         return LabelMaps(source, released)
@@ -49,10 +49,10 @@ def find_label_maps(source: Path) -> LabelMaps:
     for path in files:
         case = _RELEASE_SUFFIX.sub("", _stem(path))
         if case in cases:
-            raise UserError(f"two label maps of case {case}: {cases[case]} and {path}")
+            raise UserError(f"two label maps of case {case}: {cases[case]} and {path}; move one of them away")
         cases[case] = path
     if not cases:
-        raise UserError(f"{source} holds no label maps ({', '.join(ENDINGS)})")
+        raise UserError(f"{source} holds no label maps ({', '.join(ENDINGS)}); choose the folder that does")
     return LabelMaps(source, cases)
 
 

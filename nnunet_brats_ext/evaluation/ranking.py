@@ -109,7 +109,10 @@ def rank_entries(
     unranked = np.isnan(ranks[0])
     ranked = ~unranked.all(1)
     if not ranked.any():
-        raise UserError("there is no case in which all entries have a score")
+        raise UserError(
+            f"there is no case in which all entries have a score: {', '.join(entries)} by {', '.join(metrics)}; rank "
+            "other metrics, or leave the entry out that has none"
+        )
     cases = tuple(case for case, known in zip(cases, ranked, strict=True) if known)
     case_ranks = np.nanmean(ranks[:, ranked], axis=2)
     better = case_ranks[None] - case_ranks[:, None]  # (row, column, case): positive where the row ranks better
@@ -251,7 +254,9 @@ def _shared_cases_and_regions(entries: Mapping[str, CaseScores]) -> tuple[tuple[
         if not problems and set(scores[cases[0]]) != set(regions):
             problems.append(f"{name} has the regions {list(scores[cases[0]])}, {first[0]} has {list(regions)}")
     if problems:
-        raise UserError("entries are ranked over the same cases\n  " + "\n  ".join(problems))
+        raise UserError(
+            "entries are ranked over the same cases; evaluate all on the same references\n  " + "\n  ".join(problems)
+        )
     return cases, regions
 
 
@@ -262,7 +267,7 @@ def _short_names(sources: Sequence[Path]) -> list[str]:
         names = ["/".join(one[-depth:]) for one in parts]
         if len(set(names)) == len(names):
             return names
-    raise UserError(f"the same results twice among {', '.join(map(str, sources))}")
+    raise UserError(f"the same results twice among {', '.join(map(str, sources))}; give each once")
 
 
 def _mean(values: np.ndarray) -> float:

@@ -105,11 +105,14 @@ def require_previous(model: TrainedModel, previous: Path | None, images: Path) -
 
 def require_reference(folder: Path, cases: CaseFiles, ending: str) -> None:
     if missing := [case for case in cases if not (folder / f"{case}{ending}").is_file()]:
-        raise UserError(f"{folder} lacks the label maps of {shorten(missing)}")
+        raise UserError(
+            f"{folder} lacks the label maps of {shorten(missing)}; "
+            "predict these cases there, or leave them out of --cases"
+        )
     for case, (image, *_) in cases.items():
         file = folder / f"{case}{ending}"
         if difference := read_grid(image).difference(read_grid(file)):
-            raise UserError(f"{image} and {file} differ in {difference}")
+            raise UserError(f"{image} and {file} differ in {difference}; bring them to one grid")
 
 
 def require_image_axes(predictor: MapPredictor) -> None:

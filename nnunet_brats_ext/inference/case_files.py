@@ -20,7 +20,7 @@ CaseFiles = Mapping[str, Sequence[Path]]
 def find_image_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
     """Case name -> its channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... in order, none missing."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of images")
+        raise UserError(f"{folder} is no folder of images; name one that exists")
     ending, channels = description.ending, len(description.channel_names)
     expected = f"CASE_0000{ending}" + (f" to CASE_{channels - 1:04d}{ending}" if channels > 1 else "")
     files = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")

@@ -55,6 +55,7 @@ class ImageCases:
 def _preprocess(settings: tuple, item: tuple[str, list[str], str | None]) -> dict[str, Any]:
     plans_manager, dataset_json, configuration_manager = settings
     name, files, previous = item
+    # A second reading, after `check_images`: nnU-Net's own reader takes files, and checks neither bytes nor grids.
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     case = next(
         PreprocessAdapter([files], [previous], preprocessor, [name], plans_manager, dataset_json, configuration_manager)

@@ -182,6 +182,6 @@ def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Seq
     model = TrainedModel(folder, chosen, tuple(checkpoints))
     for file in model.files:
         if not file.is_file():
-            there = ", ".join(sorted(path.name for path in file.parent.glob("*.pth"))) or "no checkpoint"
+            there = ", ".join(sorted(path.name for path in file.parent.glob("[!.]*.pth"))) or "no checkpoint"
             raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
     return model

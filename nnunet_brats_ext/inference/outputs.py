@@ -11,18 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
 
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_label_map
 from nnunet_brats_ext.storage.json_files import read_json, to_json, write_json
 from nnunet_brats_ext.storage.locks import AlreadyLocked, lock
-from nnunet_brats_ext.storage.output import LOCK, writing
+from nnunet_brats_ext.storage.output import LOCK, PARTIAL, partial_file, writing
 from nnunet_brats_ext.training.cascade import missing_cases
 
 BESIDE = ("dataset.json", "plans.json")  # which nnU-Net's own commands look for beside predictions
-PARTIAL = ".partial-"
 
 
 class Target(Protocol):
@@ -75,13 +74,10 @@ class PredictionTarget:
 
     def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
         configuration_manager, plans_manager, dataset_json = model
-        partial = self.out / f"{PARTIAL}{case}"
-        with writing(self.out / f"{case}{self.ending}"):
+        with partial_file(self.out / case, self.suffixes) as partial:
             export_prediction_from_logits(
                 logits, properties, configuration_manager, plans_manager, dataset_json, str(partial), self.probabilities
             )
-            for suffix, file in zip(self.suffixes, self.files(case), strict=True):
-                Path(f"{partial}{suffix}").replace(file)
 
 
 def is_whole(file: Path) -> bool:
@@ -137,14 +133,12 @@ class NextStageTarget:
         place = str(self.preprocessed / plans_manager.get_configuration(self.stage).data_identifier)
         cases = infer_dataset_class(place)
         shape = cases(place, [case]).load_case(case)[0].shape[1:]
-        partial = self.out / f".{case}"
-        with writing(self.out / case):
+        ending = next(f".{name}" for name, known in file_ending_dataset_mapping.items() if known is cases)
+        with partial_file(self.out / case, [ending]) as partial:
             resample_and_save(
                 logits, shape, str(partial), plans_manager, configuration_manager, properties, dataset_json,
                 dataset_class=cases,
             )  # fmt: skip
-            for written in self.out.glob(f".{case}.*"):
-                written.replace(self.out / written.name.removeprefix("."))
 
 
 # ---- what a folder holds -------------------------------------------------------------------------------------------

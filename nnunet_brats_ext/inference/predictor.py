@@ -134,7 +134,10 @@ class BraTSPredictor(nnUNetPredictor):
         tiling = find_tiling(self.tiling)
         if tiling and tiling.needs_previous_stage and self.configuration_manager.previous_stage_name is None:
             if self.requested_tiling != FROM_TRAINER:
-                raise UserError(f"--tiling {self.tiling} looks at the previous stage, which this model does not have")
+                raise UserError(
+                    f"--tiling {self.tiling} looks at the previous stage, which this model does not have; "
+                    "leave --tiling out"
+                )
             self.tiling = SLIDING  # the trainer of a second stage, trained alone
         fits = len(self.kept) == len(self.patch_size)
         if not fits or any(kept > size for kept, size in zip(self.kept, self.patch_size, strict=True)):

@@ -111,7 +111,10 @@ def predict_slices(
     out, and label maps are the same.
     """
     if any(size > extent for size, extent in zip(volume.data.shape[2:], volume.patch_size, strict=True)):
-        raise UserError(f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}")
+        raise UserError(
+            f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}; "
+            "predict with --tiling sliding"
+        )
 
     def predict_rows(start: int, count: int) -> Tensor:
         rows = volume.data[:, start : start + count].movedim(1, 0)

@@ -74,7 +74,10 @@ def _read(model: TrainedModel, fold: int) -> Validation:
             f"{file} is no summary of nnU-Net's validation: {error!r}; validate again with --val"
         ) from error
     if isnan(dice):
-        raise UserError(f"{file} has no Dice of the foreground: one of the regions is in none of its cases")
+        raise UserError(
+            f"{file} has no Dice of the foreground: one of the regions is in none of its cases; "
+            "leave this fold out with -f"
+        )
     return Validation(dice, cases)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.parallel import KILLED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,7 +68,7 @@ def _result(future: Future) -> Any:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise UserError("a process was killed, most likely because memory ran out; use fewer with -np") from error
+        raise UserError(KILLED) from error
 
 
 @contextmanager

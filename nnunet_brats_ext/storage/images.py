@@ -180,7 +180,10 @@ def to_labels(array: np.ndarray, path: Path) -> np.ndarray:
     """The voxels of a label map as uint8; a value that is no label is an error that names the file."""
     labels = array if array.dtype == np.uint8 else array.astype(np.uint8)
     if not np.array_equal(labels, array):
-        raise UserError(f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}")
+        raise UserError(
+            f"{path} is no label map: it holds {float(array[labels != array].flat[0]):g}; "
+            "labels are whole numbers, 0 to 255"
+        )
     return labels
 
 
@@ -313,8 +316,7 @@ def read_probabilities(path: Path, head: Head | None = None) -> np.ndarray:
     Values that are no number, complex or outside [0, 1] are an error: they are no probabilities, but perhaps logits.
     head: of the network, if known; the channels of a label head must sum to one.
     """
-    with _reading_npz(path), np.load(path) as archive:
-        stored = archive[PROBABILITIES]
+    stored = read_stored_probabilities(path)
     if np.iscomplexobj(stored) or not np.issubdtype(stored.dtype, np.number):
         raise UserError(f"{path} holds {stored.dtype} numbers instead of probabilities")
     if stored.ndim != 4:
@@ -333,6 +335,12 @@ def read_probabilities(path: Path, head: Head | None = None) -> np.ndarray:
                 f"{sums.max():g} instead of 1; predict that case again"
             )
     return probabilities
+
+
+def read_stored_probabilities(path: Path) -> np.ndarray:
+    """The array of probabilities of an .npz file, in whatever form it was stored; a damaged file is an error."""
+    with _reading_npz(path), np.load(path) as archive:
+        return archive[PROBABILITIES]
 
 
 PROBABILITIES = "probabilities"  # nnU-Net's name of the array

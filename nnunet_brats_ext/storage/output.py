@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +14,7 @@ from nnunet_brats_ext.storage.locks import is_locked, lock
 
 GRACE_S = 60.0  # the lock of a working folder younger than this may be about to be taken
 LOCK = ".lock"
+PARTIAL = ".partial-"  # what the names of unfinished files begin with
 SETTINGS_FILES = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
 
 
@@ -51,20 +52,30 @@ def write_text(path: Path, text: str) -> None:
 
 def write_texts(files: Mapping[Path, str]) -> None:
     """Write text files that belong together: all of them or, where one cannot be written, none; UTF-8."""
-    partials = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
-    try:
-        for path, partial in partials.items():
+    with ExitStack() as stack:
+        for path in reversed(list(files)):  # the stack ends with the first, so they take their places in order
             if path.is_dir():
                 raise UserError(f"{path} is a folder, where a file of this name is to be written; choose another place")
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_text(files[path], encoding="utf-8")
-        for path, partial in partials.items():
-            with writing(path):
-                partial.replace(path)
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+            stack.enter_context(partial_file(path, shared=True)).write_text(files[path], encoding="utf-8")
+
+
+@contextmanager
+def partial_file(path: Path, endings: Sequence[str] = ("",), shared: bool = False) -> Iterator[Path]:
+    """A path to write to, which becomes `path` in one rename when the block ends well; else it is removed.
+
+    endings: for what adds endings to a name itself, perhaps for several files; they take their places in this order.
+    shared: several processes may write the file at a time. Without it, what a killed run left is written over.
+    """
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}" if shared else f"{PARTIAL}{path.name}")
+    with writing(Path(f"{path}{endings[-1]}")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            for ending in endings:
+                Path(f"{partial}{ending}").replace(f"{path}{ending}")
+        finally:
+            for ending in endings:
+                Path(f"{partial}{ending}").unlink(missing_ok=True)
 
 
 def require_file_name(path: Path, ending: str = "") -> None:
@@ -97,6 +108,30 @@ def working_folder(target: Path) -> Iterator[Path]:
         scratch = TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True)
     with scratch as name, lock(Path(name, LOCK)):
         yield Path(name)
+
+
+def publish(growing: Path, target: Path, overwrite: bool = False) -> None:
+    """Move a finished folder out of a working folder into its place.
+
+    With `overwrite`, the one that is there moves into the working folder, and back if the new one cannot take its
+    place. Where another run has put one there in the meantime, that one stays, and this is a FileExistsError.
+    """
+    old = growing.with_name("old")
+    with suppress(OSError):
+        target.rmdir()  # an empty one, which Windows would not replace
+    if overwrite:
+        with suppress(FileNotFoundError):
+            target.replace(old)
+    try:
+        growing.replace(target)
+    except OSError as error:
+        if target.exists():
+            raise FileExistsError(
+                errno.EEXIST, "another run has made it in the meantime; choose another place", str(target)
+            ) from error
+        if old.exists():
+            old.replace(target)
+        raise
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nnunet_brats_ext.storage.errors import UserError, shorten
-from nnunet_brats_ext.storage.output import writing
+from nnunet_brats_ext.storage.output import partial_file
 
 OURS = "nnunet_brats_ext"  # our key in a checkpoint, next to nnU-Net's
 TO_GO_ON = "Delete it and go on with --c from another checkpoint of its folder, or train this fold again without --c"
@@ -20,21 +20,16 @@ NEEDED = ("network_weights", "optimizer_state", "logging", "_best_ema", "current
 
 @contextmanager
 def writing_checkpoint(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` in one rename when the block ends well; else it is removed."""
-    partial = Path(f"{file}.partial")
-    try:
-        with writing(file):
-            try:
-                yield partial
-            except RuntimeError as error:
-                if "unexpected pos" not in str(error) and "PytorchStreamWriter" not in str(error):
-                    raise
-                # torch does not say why; a full disk is the common cause.
-                reason = f"torch could not write all of it, as on a full disk ({_first_line(error)})"
-                raise OSError(errno.ENOSPC, reason) from error
-            partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    """`storage.output.partial_file` for what torch writes, whose errors on a full disk are not the system's."""
+    with partial_file(file) as partial:
+        try:
+            yield partial
+        except RuntimeError as error:
+            if "unexpected pos" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            # torch does not say why; a full disk is the common cause.
+            reason = f"torch could not write all of it, as on a full disk ({_first_line(error)})"
+            raise OSError(errno.ENOSPC, reason) from error
 
 
 def read_checkpoint(

@@ -20,7 +20,9 @@ class ReducedFolds(PlainTrainer):
         path = Path(self.preprocessed_dataset_folder_base, name)
         splits = read_splits(path)
         if self.fold not in range(len(splits)):
-            raise UserError(f"{path} has {len(splits)} folds; there is no fold {self.fold}")
+            raise UserError(
+                f"{path} has {len(splits)} folds, so there is no fold {self.fold}; train one of 0 to {len(splits) - 1}"
+            )
         kept = splits[self.fold]
         if kept["val"] != validation or not set(kept["train"]) <= set(training):
             raise UserError(f"{path} was made from other folds: run `nnunet_brats filter-cases` again")

@@ -5,7 +5,6 @@ which moves with the image and keeps its intensities. So a view appends the regi
 are cut out with it, the first transform makes them the regression target, and the last one makes that the target.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_brats_ext.dataset_conversion.distillation.targets import LEVELS, SOFT_TARGETS
+from nnunet_brats_ext.dataset_conversion.distillation.targets import AGAIN, LEVELS, SOFT_TARGETS, read_soft_target
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.output import partial_file
 from nnunet_brats_ext.storage.parallel import for_each_case
 from nnunet_brats_ext.training.preconditions import SOFT_TARGETS_KEY
 from nnunet_brats_ext.training.sampling import Case, CaseView
@@ -122,16 +122,11 @@ def preprocess_case(
 ) -> None:
     """Write the soft target of one case in the format of nnU-Net's loader: uint8 (r, *s) in blocks, in one rename."""
     data, _, _, properties = cases.load_case(case)
-    with np.load(raw / f"{case}.npz") as archive:
-        levels = archive["probabilities"]
+    levels = read_soft_target(raw / f"{case}.npz")
     result = to_preprocessed(levels, data.shape[1:], properties, plans_manager, configuration_manager)
     blocks, chunks = comp_blosc2_params(result.shape, tuple(configuration_manager.patch_size), result.itemsize)
-    partial_file = folder / f".{case}.{os.getpid()}.b2nd"
-    try:
-        blosc2.asarray(result, urlpath=str(partial_file), chunks=chunks, blocks=blocks, mode="w")
-        partial_file.replace(folder / f"{case}.b2nd")
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with partial_file(folder / f"{case}.b2nd", shared=True) as unfinished:  # folds may start at the same time
+        blosc2.asarray(result, urlpath=str(unfinished), chunks=chunks, blocks=blocks, mode="w")
 
 
 def to_preprocessed(
@@ -145,7 +140,7 @@ def to_preprocessed(
     axes = plans_manager.transpose_forward
     turned = levels.transpose(0, *(axis + 1 for axis in axes))
     if (expected := tuple(properties["shape_before_cropping"])) != turned.shape[1:]:
-        raise UserError(f"the soft target has the shape {turned.shape[1:]}, its case {expected}")
+        raise UserError(f"the soft target has the shape {turned.shape[1:]}, its case {expected}; {AGAIN}")
     box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
     cropped = turned[box]
     if cropped.shape[1:] == tuple(shape):
@@ -205,5 +200,8 @@ class UseSoftTarget(BasicTransform):
     def apply(self, data_dict: dict, **params: Any) -> dict:
         rest = {key: value for key, value in data_dict.items() if key != "regression_target"}
         if (target := data_dict["regression_target"]) is None:
-            raise UserError("a transform of this trainer has lost the soft target: it needs _apply_to_regr_target")
+            raise UserError(
+                f"a transform of this trainer has lost the soft target, 'regression_target', and kept {sorted(rest)}: "
+                "each of its own transforms needs batchgeneratorsv2's method _apply_to_regr_target"
+            )
         return rest | {"segmentation": target.clamp(0, 1)}

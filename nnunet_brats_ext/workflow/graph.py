@@ -13,7 +13,10 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     """All jobs of a recipe by name, each after those it waits for."""
     for data in recipe.data.values():
         if data.distill and not setting.unlabelled:
-            raise UserError(f"the source has no cases without label, which {data.name!r} is to learn from")
+            raise UserError(
+                f"the source has no cases without label, which {data.name!r} is to learn from; "
+                "give a release that has some"
+            )
     graph = Graph(recipe, setting)
     for model in recipe.models.values():
         every = graph.every_fold(model)

@@ -1,6 +1,5 @@
 """Who works where: one process at a time in a place, on whatever machine, and its name for those that wait."""
 
-import json
 import os
 import socket
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.locks import AlreadyLocked, lock
 
 
@@ -61,7 +60,6 @@ def only_one(place: Path, what: str, patience_s: float = 5) -> Iterator[bool]:
 
 def _read_note(note: Path) -> dict[str, Any]:
     """The owner, if its note is whole: it may be written or removed this very moment."""
-    with suppress(OSError, json.JSONDecodeError):
-        content = json.loads(note.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
+    with suppress(UserError):
+        return read_json(note)
     return {}

@@ -37,7 +37,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     if path.suffix in SUFFIXES:
         if path.is_file():
             return path
-        raise UserError(f"there is no recipe {path}")
+        raise UserError(f"there is no recipe {path}; `nnunet_brats run baseline --copy {path}` writes one to edit")
     known = published_recipes()
     if str(name_or_path) in known:
         return known[str(name_or_path)]

@@ -1,6 +1,5 @@
 """The text of a recipe: YAML whose every key knows its line, checked against `recipe.schema.json`."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from jsonschema.exceptions import ValidationError
 
 from nnunet_brats_ext.papers import did_you_mean
 from nnunet_brats_ext.storage.errors import UserError, raise_problems
+from nnunet_brats_ext.storage.json_files import read_json
 
 HERE = Path(__file__).parent
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"  # as in recipe.schema.json
@@ -73,7 +73,7 @@ class RecipeText:
                 self._note_lines(value, (*path, i), (*above, node))
 
     def problems_of_form(self) -> Iterator[tuple[KeyPath, str]]:
-        schema = json.loads((HERE / "recipe.schema.json").read_text(encoding="utf-8"))
+        schema = read_json(HERE / "recipe.schema.json")
         for error in Draft202012Validator(schema).iter_errors(self.content):
             yield from _explained(error)
         yield from _not_finite(self.content, ())

@@ -80,7 +80,7 @@ def training_settings(job: Job) -> dict[str, Any]:
     configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
     splits = read_splits(splits_file := plans_file.with_name(configuration.get(SPLITS_FILE, SPLITS)))
     if fold >= len(splits):
-        raise UserError(f"{splits_file} has {len(splits)} folds, so there is no fold {fold}")
+        raise UserError(f"{splits_file} has {len(splits)} folds, so there is no fold {fold}; leave it out of --folds")
     previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
     deciding = {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")}
     deciding.pop(SNAPSHOTS, None)  # of the same training, more or fewer are kept

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
@@ -84,7 +85,9 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         release, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
         source = Path(relative_to(options.source.resolve(), folder))
     elif not options.smoke:
-        raise UserError("name the folder of the release: only --scale smoke makes cases of its own")
+        raise UserError(
+            f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own"
+        )
     # A trial run must never meet real models: it has nnU-Net's folders of its own, whatever the environment says.
     given = {} if options.smoke else os.environ
     places = {name: Path(given.get(name) or folder / name).resolve() for name in FOLDERS}
@@ -117,6 +120,8 @@ def run_recipe(
     `state.states_of` says what has become of its jobs. say: is given a line whenever a job starts or ends. options:
     those of `RunOptions`.
     """
+    if sys.platform == "win32":  # jobs end by signals to process groups, which Windows lacks
+        raise UserError("recipes need Linux or macOS; nnU-Net's and the other commands run on Windows")
     given = RunOptions(recipe, Path(source) if source else None, **options)
     _, run = plan_run(given)
     with writing(run.folder):
@@ -148,7 +153,10 @@ def resources_for(options: RunOptions) -> tuple[list[str], int, int]:
         return [], options.gpus or 8, 64
     devices = local_gpus()[: options.gpus] if options.device == "cuda" else []
     if options.device == "cuda" and not devices and not options.dry_run:
-        raise UserError("this machine has no GPU: run with -device cpu, or with --executor slurm where GPUs are")
+        raise UserError(
+            f"-device {options.device}: this machine has no GPU; "
+            "run with -device cpu, or with --executor slurm where GPUs are"
+        )
     gpus = max(len(devices), 1)
     return devices, gpus, max((os.cpu_count() or 1) // gpus, 1)
 

@@ -216,7 +216,7 @@ def test_missing_and_surplus_cases_are_named_unless_partial(folders):
         path.rename(path.with_name(f"other_{path.name}"))
     with pytest.raises(ValueError, match="share no case; they hold, for example, case_0 and other_case_0"):
         evaluate_folders(*folders, partial=True)
-    with pytest.raises(ValueError, match=r"there is no .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere; give a label map"):
         evaluate_folders(reference, prediction / "nowhere")
 
 

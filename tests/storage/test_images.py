@@ -286,7 +286,7 @@ def test_label_maps_of_any_number_type_are_read_alike(tmp_path, dtype):
 @pytest.mark.parametrize("value", [0.5, -1, 256, 300.0])
 def test_a_value_that_is_no_label_is_quoted(tmp_path, value):
     path = image_file(tmp_path / "a.nii.gz", np.full((2, 2, 2), value, np.float32))
-    with pytest.raises(UserError, match=rf"a.nii.gz is no label map: it holds {value:g}$"):
+    with pytest.raises(UserError, match=rf"a.nii.gz is no label map: it holds {value:g};"):
         read_label_map(path)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nnunet_brats_ext.storage import output
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.output import staged, working_folder, writing
+from nnunet_brats_ext.storage.output import partial_file, publish, staged, working_folder, write_texts, writing
 
 WORK = (
     "import sys, time; from pathlib import Path; from nnunet_brats_ext.storage.output import working_folder\n"
@@ -173,3 +173,57 @@ def test_a_place_that_is_a_file_is_named(tmp_path):
     with pytest.raises(UserError, match="could not be written: "), working_folder(tmp_path / "file" / "out"):
         pass
     assert time.time() - started < 5
+
+
+def test_a_file_that_fails_half_way_leaves_the_earlier_one_and_nothing_else(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("earlier")
+    with pytest.raises(KeyError), partial_file(file) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
+
+
+def test_files_whose_writer_adds_the_endings_take_their_places_together(tmp_path):
+    with partial_file(tmp_path / "case", (".npz", ".nii.gz")) as partial:
+        for ending in (".npz", ".nii.gz"):
+            Path(f"{partial}{ending}").touch()
+        assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"case.npz", "case.nii.gz"}
+    unwritten = pytest.raises(UserError, match=r"other\.nii\.gz could not be written")
+    with unwritten, partial_file(tmp_path / "other", (".nii.gz",)):
+        pass
+
+
+def test_of_texts_that_belong_together_none_is_written_where_one_cannot_be(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for names in (("first", "folder"), ("folder", "first")):
+        with pytest.raises(UserError, match="folder is a folder"):
+            write_texts({tmp_path / name: "text" for name in names})
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("there", [None, "empty", "full"])
+def test_a_folder_is_published_over_none_an_empty_one_or_on_request_a_full_one(tmp_path, there):
+    growing, target = tmp_path / "scratch" / "new", tmp_path / "out"
+    growing.mkdir(parents=True)
+    (growing / "new").touch()
+    if there:
+        target.mkdir()
+    if there == "full":
+        (target / "old").touch()
+        with pytest.raises(FileExistsError):
+            publish(growing, target)
+        assert [path.name for path in target.iterdir()] == ["old"]
+    publish(growing, target, overwrite=there == "full")
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_where_the_new_folder_cannot_be_published_the_old_one_comes_back(tmp_path):
+    scratch, target = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        publish(scratch / "missing", target, overwrite=True)
+    assert [path.name for path in target.iterdir()] == ["old"]

@@ -18,7 +18,7 @@ SMOKE = ["--scale", "smoke", "-device", "cpu"]
     ("words", "message"),
     [
         (["baseline"], "name the folder of the release"),
-        (["baseline", "/nowhere"], "/nowhere is not a folder"),
+        (["baseline", "/nowhere"], "/nowhere does not exist"),
         (["baseline", "--scale", "smoke"], "this machine has no GPU"),
         (["mine.yaml", *SMOKE], "no trainer 'BraTSBaselineTrainr'; did you mean 'BraTSBaselineTrainer'?"),
         (["baseline", *SMOKE, "-o", "mine.yaml"], "mine.yaml is a file; choose a folder"),
@@ -26,10 +26,10 @@ SMOKE = ["--scale", "smoke", "-device", "cpu"]
         (["baseline", *SMOKE, "--jobs", "0"], "--jobs 0: expected at least 1"),
         (["baseline", *SMOKE, "--gpus", "-1"], "--gpus -1: expected at least 1"),
         (["baseline", *SMOKE, "--gpu-memory-gb", "nan"], "--gpu-memory-gb nan: expected more than 0"),
-        (["baseline", *SMOKE, "--gpu-memory-gb", "0"], "--gpu-memory-gb 0: expected more than 0"),
+        (["baseline", *SMOKE, "--gpu-memory-gb", "0"], "--gpu-memory-gb 0.0: expected more than 0"),
         (["baseline", *SMOKE, "--folds", "-1"], "--folds -1: expected at least 0"),
         (["baseline", *SMOKE, "--folds", "2"], "--folds 2: plain has the folds 0 to 1 here"),
-        (["baseline", *SMOKE, "-d", "1000"], "-d 1000: expected at most 999"),
+        (["baseline", *SMOKE, "-d", "1000"], "-d 1000: expected at least 1 and at most 999"),
         (["henry2020", *SMOKE, "-d", "999"], "-d 1000: data set IDs lie between 1 and 999"),
         (["baseline", "--copy", "mine.yaml"], "--copy mine.yaml exists already"),
         (["baseline", "--copy", "mine.txt"], "--copy mine.txt: a recipe's file ends in .yaml"),
@@ -96,3 +96,11 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
 
 class Release:
     name = "BraTS-2020"
+
+
+def test_on_windows_a_run_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module.sys, "platform", "win32")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "baseline", *SMOKE]) == 1
+    assert "recipes need Linux or macOS" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -336,7 +336,11 @@ def _write(
 def write_candidate(
     kept: Mapping[str, Candidate], folder: Path, ending: str, soft_regions: Head | None, link: str, key: str
 ) -> None:
-    """Link the images of a case into a data set, copy its label map, and write its soft targets."""
+    """Link the images of a case into a data set, copy its label map, and write its soft targets.
+
+    Probabilities are read here a second time, after the examination: which cases stay is known once all are examined,
+    and they would not fit into memory.
+    """
     case = kept[key]
     for channel, image in enumerate(case.images):
         link_file(image, folder / "imagesTr" / f"{key}_{channel:04d}{ending}", link)

@@ -50,7 +50,7 @@ def examine_case(cases: Mapping[str, Candidate], labels: frozenset[int], regions
         return found
     image = read_image(case.label)
     if difference := image.grid.difference(grid):
-        raise UserError(f"{case.label} and its images differ in {difference}")
+        raise UserError(f"{case.label} and its images differ in {difference}; leave it out with --exclude")
     present, counts = np.unique(to_labels(image.array, case.label), return_counts=True)
     if unknown := sorted(set(present.tolist()) - labels):
         raise UserError(f"{case.label} holds the labels {unknown}; the data set has {sorted(labels)}")

@@ -22,7 +22,9 @@ def manual_splits(
         path, splits = found
         listed = {case for split in splits for part in split.values() for case in part}
         if unknown := sorted(listed - set(patients)):
-            raise UserError(f"{path} lists {', '.join(unknown[:3])}, which {dataset} does not hold")
+            raise UserError(
+                f"{path} lists {', '.join(unknown[:3])}, which {dataset} does not hold; convert the data set again"
+            )
         return splits, str(path)
     if (number := min(folds, len(set(patients.values())))) < 2:
         return [], "too few patients"

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import PROBABILITIES, read_stored_probabilities
 from nnunet_brats_ext.storage.output import writing
 
 SOFT_TARGETS = "soft_targets"  # the folder beside imagesTr, and our key in dataset.json
 LEVELS = 255  # a probability is stored as a whole number of these
+AGAIN = "run `nnunet_brats distill` again, with --overwrite"
 
 
 def confidence(regions: np.ndarray) -> float:
@@ -27,4 +30,17 @@ def write_soft_target(path: Path, regions: np.ndarray) -> None:
     """Store probabilities (region, z, y, x) in uint8, within 1/510 of what they were; compressed some 20-fold."""
     levels = np.rint(np.clip(regions, 0, 1) * LEVELS).astype(np.uint8)
     with writing(path):
-        np.savez_compressed(path, probabilities=levels)
+        np.savez_compressed(path, **{PROBABILITIES: levels})
+
+
+def read_soft_target(path: Path) -> np.ndarray:
+    """What `write_soft_target` stored: uint8 (region, z, y, x), in which LEVELS means a probability of 1."""
+    try:
+        levels = read_stored_probabilities(path)
+    except UserError as error:
+        raise UserError(f"{error}; {AGAIN}") from error
+    if levels.dtype != np.uint8 or levels.ndim != 4:
+        raise UserError(
+            f"{path} holds {levels.dtype} numbers of shape {levels.shape}, which are no soft target; {AGAIN}"
+        )
+    return levels

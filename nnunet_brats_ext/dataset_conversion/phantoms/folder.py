@@ -18,7 +18,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, write_image
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import refuse_file, working_folder, write_text, writing
+from nnunet_brats_ext.storage.output import publish, refuse_file, working_folder, write_text, writing
 from nnunet_brats_ext.storage.parallel import for_each
 
 SMALLEST = 32  # voxels along an axis; with fewer there is no anatomy left
@@ -88,9 +88,7 @@ def write_phantom_folder(options: PhantomOptions) -> list[dict]:
         _write_name_mapping(folder, release, rows)
         write_json(folder / MANIFEST, _manifest(release, options, rows))
         with writing(out):
-            if out.exists():
-                out.rename(scratch / "old")
-            folder.rename(out)
+            publish(folder, out, options.overwrite)
         if references := options.references:
             with writing(references):
                 references.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     The dataset.json above nnU-Net's images says what each channel shows; without it they are T1, T1ce, T2, FLAIR.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of images")
+        raise UserError(f"{folder} is no folder of images; name one that exists")
     description = DatasetDescription.find(folder.parent)
     content = description.content if description else {}  # another program's has neither of the two
     ending = content.get("file_ending", ".nii.gz")
@@ -143,7 +143,7 @@ def match_predictions(given: Sequence[str], names: Sequence[str]) -> dict[str, P
     """Model -> folder, from NAME=FOLDER, or from folders in the order of the models."""
     pairs = {name: Path(folder) for name, equals, folder in (text.partition("=") for text in given) if equals}
     if pairs and len(pairs) < len(given):
-        raise UserError("give all predictions as NAME=FOLDER, each name once, or all as FOLDER")
+        raise UserError(f"--predictions {' '.join(given)}: give all as NAME=FOLDER, each name once, or all as FOLDER")
     if unknown := [name for name in pairs if name not in names]:
         raise UserError(f"--predictions names {', '.join(unknown)}, but the results are {', '.join(names)}")
     if not pairs and given and len(given) != len(names):

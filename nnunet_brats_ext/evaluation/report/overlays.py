@@ -134,7 +134,7 @@ def encode(picture: np.ndarray) -> str:
 def _on_grid(path: Path, first: Path, grid: Grid) -> np.ndarray:
     array, own = read_upright(path)
     if difference := grid.difference(own):
-        raise UserError(f"{first} and {path} differ in {difference}")
+        raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")
     return array
 
 

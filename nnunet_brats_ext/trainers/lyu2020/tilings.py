@@ -42,7 +42,10 @@ class EightWindows(TumourWindow):
 def previous_labels(volume: Volume) -> Tensor:
     labels = volume.data[volume.image_channels :]
     if not len(labels):
-        raise UserError("windows on the tumour need the label maps of a previous stage, which this model does not see")
+        raise UserError(
+            "windows on the tumour need the label maps of a previous stage, but this model sees only "
+            f"{len(volume.data)} images; predict with --tiling sliding"
+        )
     return labels > 0
 
 
