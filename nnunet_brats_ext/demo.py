@@ -22,6 +22,7 @@ from rich.table import Table
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.shared_options import device_option
 
 MARK = ".nnunet_brats_demo"  # a folder that has it was made by the demo and may be made anew
 DATASET = "998"
@@ -37,7 +38,7 @@ class DemoOptions(Options):
     """Where and how much. The default takes about eight minutes on two cores; tests take less."""
 
     folder: Path = argument("folder of the demo, made anew", Path("brats_demo"))
-    device: str = option("-device", aliases=("--device",), default="cpu", choices=("cpu", "cuda", "mps"), help="device")
+    device: str = device_option("cpu", aliases=("--device",))
     cases: int = option(default=16, at_least=4, help="synthetic patients, held-out ones included")
     held_out: int = option(default=4, at_least=1, help="of them not for training")
     size: tuple[int, int, int] = option(

@@ -29,6 +29,7 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, option, shown_name
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 
@@ -65,7 +66,7 @@ class EnsembleOptions(Options):
     dtype: str | None = option(
         default=None, choices=("float32", "float16"), help="of saved probabilities; default: float32"
     )
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+    processes: int | None = processes_option()
 
 
 @dataclass(frozen=True)
