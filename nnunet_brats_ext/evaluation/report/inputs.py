@@ -116,9 +116,8 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images")
     description = DatasetDescription.find(folder.parent)
-    content = description.content if description else {}  # another program's has neither of the two
-    ending = content.get("file_ending", ".nii.gz")
-    sequences = description.sequences if description and "channel_names" in content else SEQUENCES
+    known = description is not None and description.is_of_nnunet
+    ending, sequences = (description.ending, description.sequences) if known else (".nii.gz", SEQUENCES)
     cases: dict[str, dict[str, Path]] = {}
     if any(folder.glob(f"*_0000{ending}")):
         for channel, sequence in enumerate(sequences):
