@@ -48,6 +48,7 @@ from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
 
 PERCENTILE_MINMAX = "percentile-minmax"
+NORMALISATIONS = (PERCENTILE_MINMAX,)
 FORMAT = 1  # of the manifest; a data set of another format counts as different
 
 
@@ -80,7 +81,7 @@ class ConvertOptions(Options):
         help="how images that need no change get there; auto: the first of these that works",
     )
     normalise: str | None = option(
-        choices=(PERCENTILE_MINMAX,),
+        choices=NORMALISATIONS,
         default=None,
         help="write images clipped to their 1st to 99th percentile and scaled to 0..1 (Henry 2020); nnU-Net then "
         "leaves them as they are",

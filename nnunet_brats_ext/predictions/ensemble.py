@@ -32,6 +32,7 @@ from nnunet_brats_ext.storage.parallel import for_each_case
 from nnunet_brats_ext.storage.shared_options import processes_option
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
+SPACES = ("regions", "labels")
 
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
 
@@ -48,7 +49,7 @@ class EnsembleOptions(Options):
     )
     space: str | None = option(
         default=None,
-        choices=("regions", "labels"),
+        choices=SPACES,
         help="where region heads and label heads meet (mean); default: regions",
     )
     order: tuple[int, ...] | None = option(
