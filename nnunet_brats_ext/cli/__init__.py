@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()
-        options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.description or verb.help, words[1:])
+        options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.load_description(), words[1:])
         with progress_shown():
             return verb.load_run()(options) or 0
     except (UserError, ImportError) as error:
