@@ -116,8 +116,9 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images")
     description = DatasetDescription.find(folder.parent)
-    known = description is not None and description.is_of_nnunet
-    ending, sequences = (description.ending, description.sequences) if known else (".nii.gz", SEQUENCES)
+    ending, sequences = ".nii.gz", SEQUENCES
+    if description and description.is_of_nnunet:
+        ending, sequences = description.ending, description.sequences
     cases: dict[str, dict[str, Path]] = {}
     if any(folder.glob(f"*_0000{ending}")):
         for channel, sequence in enumerate(sequences):
