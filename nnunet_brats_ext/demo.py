@@ -19,15 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.papers import find_papers
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.shared_options import device_option
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
 MARK = ".nnunet_brats_demo"  # a folder that has it was made by the demo and may be made anew
 DATASET = "998"
 NAME = f"Dataset{DATASET}_BraTSDemo"
 CONFIGURATION = "3d_fullres"
-OURS, BASELINE = "BraTSVAETrainer", "BraTSBaselineTrainer"
+OURS, BASELINE = (find_papers(external="")[name].trainers[0].name for name in ("lyu2020", "baseline"))
 # The lines of nnU-Net's output that are shown while it runs.
 NEWS = re.compile(r"Epoch \d+|train_loss -?[\d.]+|Pseudo dice|[Pp]redicting|Preprocessing|fingerprint|\d+%")
 
@@ -37,7 +41,7 @@ class DemoOptions(Options):
     """Where and how much. The default takes about eight minutes on two cores; tests take less."""
 
     folder: Path = argument("folder of the demo, made anew", Path("brats_demo"))
-    device: str = option("-device", aliases=("--device",), default="cpu", choices=("cpu", "cuda", "mps"), help="device")
+    device: str = device_option("cpu", aliases=("--device",))
     cases: int = option(default=16, at_least=4, help="synthetic patients, held-out ones included")
     held_out: int = option(default=4, at_least=1, help="of them not for training")
     size: tuple[int, int, int] = option(
@@ -120,8 +124,8 @@ class Demo:
             f"{trainer}, fold {fold}: {self.scale.epochs} short epochs",
             *("nnUNetv2_train", DATASET, CONFIGURATION, fold, "-tr", trainer, "-device", self.device),
             environment={
-                "nnUNet_brats_epochs": str(self.scale.epochs),
-                "nnUNet_brats_iterations": str(self.scale.iterations),
+                EPOCHS: str(self.scale.epochs),
+                ITERATIONS: str(self.scale.iterations),
             },
         )
 
@@ -204,15 +208,20 @@ def name_of(trainer: str, fold: int) -> str:
 
 
 def draw_cases(images: Path, label_maps: Mapping[str, Path], out: Path) -> Path:
-    """One row per case: the slice with most tumour of T1ce and FLAIR, with the outlines of WT, TC and ET."""
+    """One row per case: the slice with most tumour of T1ce and FLAIR, with the outlines of WT, TC and ET.
+
+    images: a folder of a data set in nnUNet_raw.
+    """
     from nnunet_brats_ext.evaluation.pictures import HeadImage, PicturePanel, draw_grid, find_slices, read_upright
 
     scheme = RELEASES["BraTS2020"].scheme
     in_release = {name: tuple(scheme.trained[label] for label in labels) for name, labels in scheme.regions.items()}
     cases = sorted(path.name.removesuffix(".nii.gz") for path in label_maps["reference"].glob("*.nii.gz"))
+    description = DatasetDescription.read(images.parent)
+    channels = [description.channel(sequence) for sequence in ("T1ce", "FLAIR")]
     rows = []
     for case in cases:
-        t1ce, flair = (HeadImage.read(case, images / f"{case}_{channel:04d}.nii.gz") for channel in (1, 3))
+        t1ce, flair = (HeadImage.read(case, images / f"{case}_{channel:04d}.nii.gz") for channel in channels)
         maps = {name: read_upright(folder / f"{case}.nii.gz")[0] for name, folder in label_maps.items()}
         index, *_ = find_slices([maps["reference"]], flair.box)
         grey = flair.grey(flair.crop(flair.image[index]))

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _fail(verb.name, str(error), debug)
     try:
-        options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.description or verb.help, words[1:])
+        options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.load_description(), words[1:])
         with progress_shown():
             return verb.load_run()(options) or 0
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import Any
 class Verb:
     """One verb. options, run: `module:name` within the package; `run` takes the options and gives an exit code or None.
 
+    describe: `module:name` of a function that gives the description, where its facts have their home elsewhere.
     hidden: an old name of another verb, accepted and not listed.
     """
 
@@ -19,9 +20,13 @@ class Verb:
     run: str
     description: str = ""
     hidden: bool = False
+    describe: str = ""
 
     def load_options(self) -> type:
         return _load(self.options)
+
+    def load_description(self) -> str:
+        return _load(self.describe)() if self.describe else self.description or self.help
 
     def load_run(self) -> Callable[[Any], int | None]:
         return _load(self.run)
@@ -120,16 +125,15 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "inference.options:AttentionOptions",
             "cli.models:run_attention",
             "The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints in "
-            "rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
-            "that weigh most and least. One folder per case.",
+            "rows, gates in columns. Of networks that weigh channels: their weights, and the features that weigh most "
+            "and least. One folder per case.",
         ),
         Verb(
             "ensemble",
             "several prediction folders -> one: mean, vote, or the merges of papers",
             "predictions.ensemble:EnsembleOptions",
             "cli.predictions:run_ensemble",
-            "mean: of probabilities (.npz), any trainers and heads. majority: of label maps, with the tie rule of Lyu "
-            "and Shu. two-pass: A decides ET and NCR, B oedema. nested: binary models of WT, TC, ET, in this order.",
+            describe="predictions.ensemble:describe_methods",
         ),
         Verb(
             "postprocess",

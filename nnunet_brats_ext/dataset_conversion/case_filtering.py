@@ -18,7 +18,7 @@ from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
 
 CASE_LOSSES = "case_losses.jsonl"  # in a fold's output folder, one line per epoch
-SPLITS_FILE = "splits_file"  # key of a configuration in the plans, read by BraTSTrainer
+SPLITS_FILE = "splits_file"  # key of a configuration in the plans, which trainings read
 Losses = dict[int, dict[str, float]]  # epoch -> case -> mean training loss
 
 
@@ -159,6 +159,6 @@ def _read_logs(model: Path, number_of_folds: int, folds: Sequence[int] | None) -
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise UserError(
             f"{len(missing)} folds have no log of case losses, such as {missing[0]}. Train them with a trainer that "
-            "keeps one, such as BraTSDeepSupervisionTrainer, or name the folds that have one with -f"
+            "keeps one, by the mixin CaseLosses of nnunet_brats_ext.training, or name the folds that have one with -f"
         )
     return {fold: read_case_losses(path) for fold, path in paths.items()}

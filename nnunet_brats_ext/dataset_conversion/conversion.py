@@ -45,8 +45,10 @@ from nnunet_brats_ext.storage.nnunet import (
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import refuse_file, working_folder
 from nnunet_brats_ext.storage.parallel import for_each
+from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
 
 PERCENTILE_MINMAX = "percentile-minmax"
+NORMALISATIONS = (PERCENTILE_MINMAX,)
 FORMAT = 1  # of the manifest; a data set of another format counts as different
 
 
@@ -55,7 +57,7 @@ class ConvertOptions(Options):
     """Options of `convert`."""
 
     source: Path = argument("the unpacked release, or a folder above it", metavar="SOURCE")
-    dataset_id: int = option("-d", metavar="ID", at_least=1, at_most=999, help="of the data set, 1 to 999")
+    dataset_id: int = dataset_id_option("of the data set, 1 to 999")
     name: str | None = option(
         metavar="NAME", default=None, help="what follows the ID in the folder's name (default: the release's name)"
     )
@@ -79,7 +81,7 @@ class ConvertOptions(Options):
         help="how images that need no change get there; auto: the first of these that works",
     )
     normalise: str | None = option(
-        choices=(PERCENTILE_MINMAX,),
+        choices=NORMALISATIONS,
         default=None,
         help="write images clipped to their 1st to 99th percentile and scaled to 0..1 (Henry 2020); nnU-Net then "
         "leaves them as they are",
@@ -99,7 +101,7 @@ class ConvertOptions(Options):
     )
     skip_bad: bool = option(default=False, help="leave bad cases out; the manifest lists them")
     overwrite: bool = option(default=False, help="convert again, replacing the data set and folds that are there")
-    processes: int | None = option("-np", at_least=1, default=None, help="processes (default: one per core, at most 8)")
+    processes: int | None = processes_option()
 
     @property
     def normalises(self) -> bool:

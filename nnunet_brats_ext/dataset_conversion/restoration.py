@@ -29,6 +29,7 @@ from nnunet_brats_ext.storage.nnunet import MANIFEST, find_dataset, nnunet_folde
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import refuse_file, staged, writing
 from nnunet_brats_ext.storage.parallel import for_each
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 ENDING = ".nii.gz"  # of predictions and of submissions
 
@@ -51,7 +52,7 @@ class RestoreOptions(Options):
     source: Path | None = option(
         metavar="SOURCE", default=None, help="where the release's images are now (default: where they were converted)"
     )
-    processes: int | None = option("-np", at_least=1, default=None, help="processes (default: one per core, at most 8)")
+    processes: int | None = processes_option()
 
 
 @dataclass

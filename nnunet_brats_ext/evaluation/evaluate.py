@@ -12,14 +12,15 @@ import numpy as np
 from nnunet_brats_ext.evaluation.boxes import find_box
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps, find_numberings, match_cases
 from nnunet_brats_ext.evaluation.numbering import Numberings, renumber
-from nnunet_brats_ext.evaluation.presets import COHORTS, PRESETS, Preset, find_preset
+from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_preset, preset_option
 from nnunet_brats_ext.evaluation.results import Results, summarise_scores
 from nnunet_brats_ext.evaluation.scoring import evaluate_case
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_image
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import require_file_name
-from nnunet_brats_ext.storage.parallel import available_cores, for_each
+from nnunet_brats_ext.storage.parallel import for_each
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class EvaluateOptions(Options):
 
     reference: Path = argument("folder of reference label maps (or of case folders), or one file", metavar="REFERENCE")
     prediction: Path = argument("folder of predicted label maps with the same names, or one file", metavar="PREDICTION")
-    preset: str = option(default="brats2020", choices=PRESETS, help="the challenge year")
-    cohort: str = option(default="gli", choices=COHORTS, help="the patients of that year's challenge")
+    preset: str = preset_option()
+    cohort: str = cohort_option()
     labels: str | None = option(
         default=None,
         help="numbering of the files: trained, released, or a scheme's name; two, as released,trained, where "
@@ -37,7 +38,7 @@ class EvaluateOptions(Options):
     )
     partial: bool = option(default=False, help="score only the cases that both folders hold")
     out: Path = option("-o", default=Path("results.json"), help="the file to write, with two CSV tables beside it")
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core")
+    processes: int | None = processes_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +77,8 @@ def evaluate_folders(
     labels: the numbering of all files, or of references and of predictions: "trained", "released" (as the preset's
         challenge did) or a name in `LABEL_SCHEMES`; None asks the dataset.json beside each of them.
     partial: score the cases that both folders hold; otherwise a missing or surplus prediction is an error.
-    processes: None is one per core. With more than one, the calling script needs its `if __name__ == "__main__"`.
+    processes: None is one per core, at most 8. With more than one, the calling script needs its
+        `if __name__ == "__main__"`.
 
     Cases that cannot be scored are one UserError that names them all.
     """
@@ -86,7 +88,7 @@ def evaluate_folders(
     numberings = Numberings.parse(labels) if labels else find_numberings(references, predictions)
     numberings.to_trained(rules)  # an unknown one is an error before any work
     work = bind(_score, rules, numberings)
-    outcomes = for_each(work, pairs, "Evaluate", processes or available_cores(), name=lambda pair: pair.case)
+    outcomes = for_each(work, pairs, "Evaluate", processes, name=lambda pair: pair.case)
     scores = {pair.case: outcome.scores for pair, outcome in zip(pairs, outcomes, strict=True)}
     return {
         "preset": rules.name,

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf, nan
+from typing import Any
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.evaluation.metrics import HD95, NSD, Overlap
 from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.options import option
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,11 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
 COHORTS = tuple(dict.fromkeys(cohort for cohorts in PRESETS.values() for cohort in cohorts))
 
 
+def preset_names() -> tuple[str, ...]:
+    """The challenge years, by the names that `find_preset` takes."""
+    return tuple(PRESETS)
+
+
 def find_preset(preset: str | Preset, cohort: str = "gli") -> Preset:
     """The preset of a challenge year and cohort, by name; a Preset stands for itself.
 
@@ -247,3 +254,13 @@ def find_preset(preset: str | Preset, cohort: str = "gli") -> Preset:
     if cohort not in PRESETS[preset]:
         raise UserError(f"{preset} has no cohort {cohort!r}; it has {', '.join(PRESETS[preset])}")
     return PRESETS[preset][cohort]
+
+
+def preset_option(use: str = "") -> Any:
+    """`--preset`, for the commands that score. use: what for, at the beginning of its help."""
+    return option(default="brats2020", choices=preset_names, help=f"{use}the challenge year")
+
+
+def cohort_option(use: str = "") -> Any:
+    """`--cohort`, beside it."""
+    return option(default="gli", choices=COHORTS, help=f"{use}the patients of that year's challenge")

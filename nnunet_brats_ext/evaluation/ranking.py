@@ -15,13 +15,14 @@ from scipy.stats import permutation_test, rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, is_small_good
-from nnunet_brats_ext.evaluation.presets import COHORTS, PRESETS, Preset
+from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option
 from nnunet_brats_ext.evaluation.results import CaseScores, Results, read_results
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import require_file_name, write_texts
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 EXACT_UP_TO = 16  # cases: 65,536 sign patterns
 BATCH = 1000  # permutations at a time, which bounds the memory
@@ -37,12 +38,12 @@ class RankOptions(Options):
         default=None, help="what to rank by; default: lesion-wise Dice and HD95 if there are, else dice hd95"
     )
     reference: Path | None = option(default=None, help="reference label maps, to score folders")
-    preset: str = option(default="brats2020", choices=PRESETS, help="to score folders: as for `evaluate`")
-    cohort: str = option(default="gli", choices=COHORTS, help="to score folders: as for `evaluate`")
+    preset: str = preset_option("to score folders: ")
+    cohort: str = cohort_option("to score folders: ")
     labels: str | None = option(default=None, help="to score folders: as for `evaluate`")
     permutations: int = option(default=100_000, at_least=1, help="of the test, where there are too many to try all")
     out: Path = option("-o", default=Path("ranking.json"), help="the file to write, with two CSV tables beside it")
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core")
+    processes: int | None = processes_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

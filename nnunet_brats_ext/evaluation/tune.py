@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE
-from nnunet_brats_ext.evaluation.presets import COHORTS, PRESETS, Preset, find_preset
+from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_preset, preset_option
 from nnunet_brats_ext.evaluation.rule_selection import (
     RuleGrid,
     RuleSelection,
@@ -31,6 +31,7 @@ from nnunet_brats_ext.storage.nnunet import read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import require_file_name, write_texts
 from nnunet_brats_ext.storage.parallel import for_each_case
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 DEFAULT_GRID = ("small-et=10,20,50,100,200,300,500,1000", "small-components:WT=10,20,50,100,200,500,1000")
 
@@ -53,13 +54,13 @@ class TuneOptions(Options):
         "unlikely-components:ET=0.6,0.7 oedema-to-core; of every step one or none is chosen",
     )
     objective: str = option(default="ranking", help="ranking, or a metric such as dice")
-    preset: str = option(default="brats2020", choices=PRESETS, help="as for `evaluate`")
-    cohort: str = option(default="gli", choices=COHORTS, help="as for `evaluate`")
+    preset: str = preset_option()
+    cohort: str = cohort_option()
     images: Path | None = option(default=None, help="images as nnU-Net names them, for oedema-to-core")
     save: str | None = option(
         default=None, metavar="NAME", help="save the rules beside the trained model too, so named"
     )
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+    processes: int | None = processes_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nnunet_brats_ext.inference.case_files import CaseFiles
 from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 
 PreprocessedCase = tuple[str, Tensor, dict[str, Any]]
 """Name; images (c, z, y, x) in fp32 and behind them the one-hot labels of a previous stage; nnU-Net's properties."""
@@ -43,7 +44,7 @@ class ImageCases:
         return list(self.files)
 
     def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
-        ending = predictor.dataset_json["file_ending"]
+        ending = DatasetDescription(predictor.dataset_json).ending
         settings = predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager
         previous = {name: str(self.previous / f"{name}{ending}") if self.previous else None for name in names}
         items = ((name, [str(file) for file in self.files[name]], previous[name]) for name in names)

@@ -6,8 +6,8 @@ from pathlib import Path
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.storage.nnunet import FINAL
 from nnunet_brats_ext.storage.options import Options, option
+from nnunet_brats_ext.storage.shared_options import device_option
 
-DEVICES = ("cuda", "cpu", "mps")
 COMBINATIONS = ("logits", "probabilities", "vote")
 LOW_MEMORY_MB = 630.0  # what Hashemi et al. 2021 predict with
 
@@ -27,9 +27,7 @@ class ModelOptions(Options):
         "-f", default=(), metavar="FOLD", help="numbers, or all; default: all numbered ones that are trained"
     )
     checkpoints: tuple[str, ...] = option("-chk", default=(FINAL,), metavar="NAME", help="checkpoints of each fold")
-    device: str | None = option(
-        "-device", default=None, choices=DEVICES, help="default: cuda where there is a GPU, else cpu"
-    )
+    device: str | None = device_option(None, "default: cuda where there is a GPU, else cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, probabilities_of
 from nnunet_brats_ext.inference.tilings import StoredVolume, Volume, predict_padded, predict_slices
 from nnunet_brats_ext.papers import Prediction
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, raise_problems
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
 
@@ -281,7 +282,7 @@ class BraTSPredictor(nnUNetPredictor):
             properties=self.properties,
             patch_size=self.patch_size,
             divisor=self.divisor,
-            image_channels=len(self.dataset_json["channel_names"]),
+            image_channels=len(DatasetDescription(self.dataset_json).channel_names),
             regions=tuple(tuple(labels.index(label) for label in each) for each in members),
             outputs=self.label_manager.num_segmentation_heads,
             kept=self.kept,

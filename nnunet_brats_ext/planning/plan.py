@@ -14,6 +14,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, train_command
 from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.shared_options import gpu_memory_option
 
 PLANNERS = {  # plans file -> the planner that makes nnU-Net write it
     "nnUNetPlans": "",
@@ -33,9 +34,7 @@ class PlanOptions(Options):
     dataset_id: int = argument("a data set that nnU-Net has planned", metavar="ID", at_least=1, at_most=999)
     source: str = option("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from")
     name: str = option(default="BraTSPlans", metavar="PLANS", aliases=("-o",), help="name of the new plans")
-    gpu_memory_gb: float | None = option(
-        default=None, metavar="GB", above=0, at_most=10_000, help="memory of each GPU; default: the papers' settings"
-    )
+    gpu_memory_gb: float | None = gpu_memory_option()
     gpus: str = option(
         default="1", metavar="N", help="that share a batch: 4, or lyu_stage1=4,lyu_stage2=4 for some configurations"
     )

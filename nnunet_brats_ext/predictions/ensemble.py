@@ -29,8 +29,10 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, option, shown_name
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
+SPACES = ("regions", "labels")
 
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
 
@@ -47,7 +49,7 @@ class EnsembleOptions(Options):
     )
     space: str | None = option(
         default=None,
-        choices=("regions", "labels"),
+        choices=SPACES,
         help="where region heads and label heads meet (mean); default: regions",
     )
     order: tuple[int, ...] | None = option(
@@ -65,7 +67,7 @@ class EnsembleOptions(Options):
     dtype: str | None = option(
         default=None, choices=("float32", "float16"), help="of saved probabilities; default: float32"
     )
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+    processes: int | None = processes_option()
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,12 @@ class Combination:
 class Method:
     """One way to combine prediction folders.
 
-    prepare: folders and options -> how a case is combined. probabilities: whether it uses them, as `open_folders` takes
-    it. takes: the options that not every method has. roles: what each folder is for, in their order; empty where any
-    number of folders count alike.
+    help: what it does, in a sentence for the command line. prepare: folders and options -> how a case is combined.
+    probabilities: whether it uses them, as `open_folders` takes it. takes: the options that not every method has.
+    roles: what each folder is for, in their order; empty where any number of folders count alike.
     """
 
+    help: str
     prepare: Callable[[Sequence[PredictionFolder], EnsembleOptions], Combination]
     probabilities: str
     takes: tuple[str, ...] = ()
@@ -253,11 +256,29 @@ def _labels_of_region(folder: PredictionFolder, region: str) -> tuple[int, ...] 
 
 
 METHODS: Mapping[str, Method] = {
-    "mean": Method(_mean, "needed", ("weights", "space", "save_probabilities", "dtype")),
-    "majority": Method(_majority, "if complete", ("weights", "order")),
-    "two-pass": Method(_two_pass, "ignored", roles=("for ET and NCR", "for oedema")),
-    "nested": Method(_nested, "if complete", ("save_probabilities", "dtype"), roles=tuple(GLIOMA.regions)),
+    "mean": Method(
+        "of probabilities (.npz), any trainers and heads.",
+        _mean,
+        "needed",
+        ("weights", "space", "save_probabilities", "dtype"),
+    ),
+    "majority": Method(
+        "of label maps, with the tie rule of Lyu and Shu.", _majority, "if complete", ("weights", "order")
+    ),
+    "two-pass": Method("A decides ET and NCR, B oedema.", _two_pass, "ignored", roles=("for ET and NCR", "for oedema")),
+    "nested": Method(
+        f"binary models of {', '.join(GLIOMA.regions)}, in this order.",
+        _nested,
+        "if complete",
+        ("save_probabilities", "dtype"),
+        roles=tuple(GLIOMA.regions),
+    ),
 }
+
+
+def describe_methods() -> str:
+    """All methods in a line, for the help of `nnunet_brats ensemble`."""
+    return " ".join(f"{name}: {method.help}" for name, method in METHODS.items())
 
 
 # ---- checks and files -----------------------------------------------------------------------------------------------

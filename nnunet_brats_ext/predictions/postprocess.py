@@ -17,6 +17,7 @@ from nnunet_brats_ext.storage.images import read_grid, require_labels, write_lab
 from nnunet_brats_ext.storage.options import Options, option
 from nnunet_brats_ext.storage.output import staged, write_text
 from nnunet_brats_ext.storage.parallel import for_each_case
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class PostprocessOptions(Options):
     )
     save: str | None = option(default=None, metavar="NAME", help="save the rules beside -m under this name")
     images: Path | None = option(default=None, help="images as nnU-Net names them, for rules that look at them")
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+    processes: int | None = processes_option()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from nnunet_brats_ext.storage.images import read_grid, read_label_map, require_l
 from nnunet_brats_ext.storage.options import Options, option
 from nnunet_brats_ext.storage.output import staged, write_text
 from nnunet_brats_ext.storage.parallel import for_each_case
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 SUFFIXES = {"WT": "whole", "TC": "core", "ET": "enhance"}  # QU-BraTS's names of files; other regions keep theirs
 
@@ -49,7 +50,7 @@ class UncertaintyOptions(Options):
         default=None, help="with --reference: images as nnU-Net names them; true negatives count in the brain"
     )
     scheme: str = option(default="glioma_2017", choices=LABEL_SCHEMES, metavar="SCHEME", help="whose regions")
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+    processes: int | None = processes_option()
 
 
 def map_uncertainty(inputs: Sequence[Path | str], out: Path | str, **options: Any) -> dict[str, Any]:

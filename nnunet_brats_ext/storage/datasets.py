@@ -39,6 +39,11 @@ class DatasetDescription:
         """The description in the first of some folders that has one."""
         return next((cls.read(folder / FILE) for folder in folders if (folder / FILE).is_file()), None)
 
+    @property
+    def is_of_nnunet(self) -> bool:
+        """Whether it says what nnU-Net asks for; other programs write files of this name, too."""
+        return bool({"channel_names", "file_ending"} & self.content.keys())
+
     # ---- channels --------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -84,7 +89,7 @@ class DatasetDescription:
         labels = self._get("labels", dict, '{"background": 0, "WT": [1, 2, 3], ...}')
         sets = {}
         for name, value in labels.items():
-            values = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list | tuple) else [value]
             if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
                 raise UserError(f"{self.source}: labels[{name!r}] is {value!r}; expected a number or a list of numbers")
             if name != "ignore":

@@ -4,11 +4,11 @@
     class EnsembleOptions(Options):
         inputs: tuple[Path, ...] = option("-i", help="prediction folders")
         out: Path = option("-o", help="output folder")
-        processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core")
+        size: int = option("-n", default=1, at_least=1, help="how many")
 
 A field without flags is `--name-with-hyphens`; `argument` makes a positional one. Text becomes paths and lists become
 tuples. A value of another type, out of range or not among the choices is a UserError that quotes the option, from
-Python as from the command line.
+Python as from the command line. What several commands have is in `shared_options`.
 """
 
 import dataclasses

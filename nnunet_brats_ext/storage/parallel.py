@@ -17,6 +17,7 @@ from nnunet_brats_ext.storage.errors import UserError, raise_problems
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MOST_PROCESSES = 8  # unless more are asked for: a case takes about half a gigabyte
 KILLED = (
     "a process was killed, most likely because memory ran out; use fewer with -np. In a script of your own, call this "
     'below `if __name__ == "__main__":`, or use processes=1'
@@ -80,8 +81,8 @@ def for_each_case(
 
 
 def default_processes() -> int:
-    """As many as there are cores for this process, but no more than 8: a case takes about half a gigabyte."""
-    return min(available_cores(), 8)
+    """As many as there are cores for this process, but no more than `MOST_PROCESSES`."""
+    return min(available_cores(), MOST_PROCESSES)
 
 
 def available_cores() -> int:

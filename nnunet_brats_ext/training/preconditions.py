@@ -8,6 +8,7 @@ import torch
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 
 SOFT_TARGETS_KEY = f"brats_{SOFT_TARGETS}"
@@ -16,10 +17,10 @@ READERS = {SPLITS_FILE: "ReducedFolds", SOFT_TARGETS_KEY: "SoftTargets"}  # key 
 
 def require_regions(dataset_json: dict, dataset_name: str) -> None:
     """Raise an error that says how to get nested regions, where the data set has none."""
-    labels = dataset_json["labels"]
-    if not any(isinstance(region, list | tuple) and len(region) > 1 for region in labels.values()):
+    description = DatasetDescription(dataset_json)
+    if not description.nested:
         raise UserError(
-            f"{dataset_name} has no nested regions (labels: {labels}), which BraTS trainers predict. "
+            f"{dataset_name} has no nested regions (labels: {description.declared}), which BraTS trainers predict. "
             f"Convert the release with `nnunet_brats convert SOURCE -d ID`, "
             f"or train these labels with nnU-Net's own `-tr nnUNetTrainer`."
         )

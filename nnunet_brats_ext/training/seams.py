@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunet_brats_ext.papers import TrainerFacts, facts_of_class
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
@@ -209,7 +210,7 @@ class PlainTrainer(ResumableTrainer):
     @property
     def image_channels(self) -> int:
         """The channels of an image, without the labels of a previous stage behind them."""
-        return len(self.dataset_json["channel_names"])
+        return len(DatasetDescription(self.dataset_json).channel_names)
 
     def load_cases(self) -> Cases:
         """The cases of training and validation as nnU-Net reads them. Mixins extend this."""

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnunet_brats_ext import papers
+from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
-from nnunet_brats_ext.predictions.ensemble import METHODS
+from nnunet_brats_ext.inference.options import COMBINATIONS
+from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import model_name
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe
@@ -49,17 +51,23 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
         for key, other in (("previous_stage", model.previous_stage), ("filtered", model.filtered)):
             if other:
                 yield ("models", name, key), other, list(recipe.models)
+        if model.combine:
+            yield ("models", name, "combine"), model.combine, COMBINATIONS
         if model.tiling:
             yield ("models", name, "tiling"), model.tiling, [FROM_TRAINER, *tiling_names()]
         if model.tta:
             yield ("models", name, "tta"), model.tta, [FROM_TRAINER, *symmetry_names()]
     for name, ensemble in recipe.ensembles.items():
         yield ("ensembles", name, "method"), ensemble.method, list(METHODS)
+        if ensemble.space:
+            yield ("ensembles", name, "space"), ensemble.space, SPACES
         for i, member in enumerate(ensemble.of):
             yield ("ensembles", name, "of", i), member, predictions
     for name, rules in recipe.postprocessing.items():
         yield ("postprocessing", name, "of"), rules.of, predictions
     for name, data in recipe.data.items():
+        if data.normalise:
+            yield ("data", name, "normalise"), data.normalise, NORMALISATIONS
         if data.distill:
             yield ("data", name, "distill"), data.distill, predictions
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):

@@ -16,6 +16,7 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, datasets_with_id
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_text, writing
+from nnunet_brats_ext.storage.shared_options import dataset_id_option, device_option, gpu_memory_option
 from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, release_stale_lock
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
@@ -35,7 +36,7 @@ class RunOptions(Options):
     recipe: str = argument("a name or a YAML file; --copy writes one to edit", metavar="RECIPE")
     source: Path | None = argument("the release; smoke can do without", default=None, metavar="SOURCE")
     copy: Path | None = option(default=None, metavar="FILE", help="write the recipe there to edit it, and run nothing")
-    dataset_id: int = option("-d", default=137, metavar="ID", at_least=1, at_most=999, help="first ID of data sets")
+    dataset_id: int = dataset_id_option("first ID of data sets", 137)
     folder: Path | None = option("-o", default=None, metavar="FOLDER", help="of the run; default: runs/RECIPE")
     scale: Literal["full", "smoke"] = option(
         default="full", help="smoke: tiny cases, two folds, two epochs, in folders of its own"
@@ -45,13 +46,11 @@ class RunOptions(Options):
     profile: Path | None = option(default=None, metavar="FOLDER", help="Snakemake profile of your cluster")
     jobs: int | None = option(default=None, at_least=1, help="at most so many at once")
     gpus: int | None = option(default=None, at_least=1, help="at most so many at once (default: all there are)")
-    gpu_memory_gb: float | None = option(
-        default=None, metavar="GB", above=0, at_most=10_000, help="of each GPU: fits the papers' patches to it"
-    )
+    gpu_memory_gb: float | None = gpu_memory_option()
     folds: tuple[int, ...] | None = option(
         default=None, metavar="FOLD", at_least=0, help="only these, but for stages before others"
     )
-    device: Literal["cuda", "cpu"] = option("-device", default="cuda", help="what networks run on")
+    device: str = device_option("cuda")
 
     @property
     def smoke(self) -> bool:

@@ -6,6 +6,7 @@ from nnunet_brats_ext import cli
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.cli.parser import build_parser
 from nnunet_brats_ext.cli.verbs import GROUPS, Verb
+from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, spec_of
 
@@ -99,3 +100,10 @@ def test_ctrl_c_is_no_failure(verb_that_raises, capsys):
 def test_a_number_out_of_range_is_refused_with_its_option(capsys):
     assert main(["demo", "--epochs", "0"]) == 1
     assert "--epochs 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_the_help_of_ensemble_says_what_each_method_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["ensemble", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {method.help}" in said for name, method in METHODS.items())

@@ -11,7 +11,6 @@ from label_maps import make_pair
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, to_regions
 from nnunet_brats_ext.evaluation import (
-    PRESETS,
     dice,
     evaluate_case,
     evaluate_folders,
@@ -19,6 +18,7 @@ from nnunet_brats_ext.evaluation import (
     hd95,
     lesionwise,
     nsd,
+    preset_names,
     sensitivity,
     specificity,
 )
@@ -132,10 +132,24 @@ def test_a_case_may_be_numbered_as_released_on_either_side(year):
         evaluate_case(*pair, labels="brats")
 
 
-@pytest.mark.parametrize("year", PRESETS)
-def test_a_preset_by_name_is_the_preset_itself(year):
-    pair = make_pair(find_preset(year).scheme)
-    np.testing.assert_equal(evaluate_case(*pair, preset=year), evaluate_case(*pair, preset=find_preset(year)))
+@pytest.mark.parametrize("labels", ["trained", "released"])
+@pytest.mark.parametrize("year", preset_names())
+def test_a_preset_by_name_is_the_preset_itself(year, labels, tmp_path):
+    preset = find_preset(year)
+    pair = make_pair(preset.scheme)
+    if labels == "released":
+        trained = LABEL_SCHEMES[preset.scheme].trained
+        table = np.array([trained.get(value, 0) for value in range(5)], np.uint8)
+        pair = tuple(table[one] for one in pair)
+    by_name, by_itself = (evaluate_case(*pair, preset=one, labels=labels) for one in (year, preset))
+    np.testing.assert_equal(by_name, by_itself)
+    folders = [tmp_path / "references", tmp_path / "predictions"]
+    for folder, one in zip(folders, pair, strict=True):
+        folder.mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(one), str(folder / "case.nii.gz"))
+    by_name, by_itself = (evaluate_folders(*folders, preset=one, labels=labels) for one in (year, preset))
+    assert by_name == by_itself
+    assert by_name["preset"] == year
 
 
 def test_folders_take_paths_as_text_and_a_preset_of_ones_own_and_print_nothing(tmp_path, capsys):

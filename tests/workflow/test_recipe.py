@@ -8,7 +8,9 @@ from workflow_runs import SMALL, graph_of
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.predictions.ensemble import METHODS
+from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
+from nnunet_brats_ext.inference.options import COMBINATIONS
+from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.workflow.recipe import COMPARE, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.recipe_parts import DEFAULT_FOLDS
 from nnunet_brats_ext.workflow.recipe_text import HERE
@@ -23,6 +25,7 @@ def test_neither_the_schema_nor_the_comparison_lists_names():
     """Papers, trainers, configurations, methods, tilings and symmetries have their homes elsewhere."""
     names = {*papers.find_papers(), *papers.trainers(), *papers.configurations(), *papers.published_rules()}
     names |= {*papers.tilings(), *papers.symmetries(), *METHODS}
+    names |= {*COMBINATIONS, *SPACES, *NORMALISATIONS}
     comparison = "\n".join(line for line in COMPARE.read_text().splitlines() if not line.startswith("#"))
     for text in ((HERE / "recipe.schema.json").read_text(), comparison):
         assert not names & {word.strip('"') for word in re.findall(r'"[\w-]+"', text)}
@@ -303,7 +306,12 @@ def test_what_is_no_recipe_at_all_is_refused_with_its_name(tmp_path, capsys, tex
         (("BraTSBaselineTrainer", "nnUNetTrainer"), None, ""),
         (("plans: nnUNetPlans", "tiling: slidin"), 3, "'slidin' is none of paper, sliding"),
         (("plans: nnUNetPlans", "tta: miror"), 3, "; did you mean 'mirror'?"),
-        (("plans: nnUNetPlans", "combine: votes"), 3, "'votes' is not one of"),
+        (("plans: nnUNetPlans", "combine: votes"), 3, "'votes' is none of logits, probabilities, vote"),
+        (("title:", "data: {brats: {normalise: minmax}}\ntitle:"), 1, "'minmax' is none of percentile-minmax"),
+        (
+            ("submission: one", "ensembles:\n  e: {method: mean, of: [one, one2], space: label}\nsubmission: one"), 5,
+            "'label' is none of regions, labels",
+        ),
         (
             ("submission: one", "ensembles:\n  e: {method: means, of: [one, one2]}\nsubmission: one"), 5,
             "'means' is none of mean, majority",

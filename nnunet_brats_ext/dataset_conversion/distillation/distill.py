@@ -56,13 +56,14 @@ from nnunet_brats_ext.storage.nnunet import (
 from nnunet_brats_ext.storage.options import Options, option
 from nnunet_brats_ext.storage.output import working_folder, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
+from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
 
 
 @dataclass(frozen=True)
 class DistillOptions(Options):
     """Options of `distill`."""
 
-    dataset_id: int = option("-d", metavar="ID", at_least=1, at_most=999, help="of the new data set, 1 to 999")
+    dataset_id: int = dataset_id_option("of the new data set, 1 to 999")
     labelled: int = option(metavar="ID", at_least=1, at_most=999, help="data set with manual labels")
     pseudo: tuple[tuple[Path, Path], ...] = option(
         metavar=("PREDICTIONS", "IMAGES"),
@@ -111,7 +112,7 @@ class DistillOptions(Options):
     folds: int = option(at_least=2, default=5, help="where the labelled data set has none")
     seed: int = option(default=12345, help="of such folds")
     overwrite: bool = option(default=False, help="replace another data set of that name, and its folds")
-    processes: int | None = option("-np", at_least=1, default=None, help="processes (default: one per core, at most 8)")
+    processes: int | None = processes_option()
 
     @property
     def soft(self) -> bool:

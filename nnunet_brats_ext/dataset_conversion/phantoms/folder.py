@@ -20,6 +20,7 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import publish, refuse_file, working_folder, write_text, writing
 from nnunet_brats_ext.storage.parallel import for_each
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 SMALLEST = 32  # voxels along an axis; with fewer there is no anatomy left
 MANIFEST = "phantoms.json"
@@ -50,9 +51,7 @@ class PhantomOptions(Options):
         choices=ANATOMIES, default="auto", help="mni152 needs nilearn; auto takes it where it is installed"
     )
     contrast: float = option(above=0, below=10, default=1.0, help="of tumours; 1 is that of patients")
-    processes: int | None = option(
-        "-np", aliases=("--processes",), at_least=1, default=None, help="processes (default: one per core, at most 8)"
-    )
+    processes: int | None = processes_option(aliases=("--processes",))
     overwrite: bool = option(default=False, help="replace the phantoms that OUT holds")
 
 

@@ -17,6 +17,7 @@ from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import require_file_name
+from nnunet_brats_ext.storage.shared_options import processes_option
 
 SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
 
@@ -51,7 +52,7 @@ class ReportOptions(Options):
         default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
     )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
-    processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
+    processes: int | None = processes_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,9 +116,9 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images; name one that exists")
     description = DatasetDescription.find(folder.parent)
-    content = description.content if description else {}  # another program's has neither of the two
-    ending = content.get("file_ending", ".nii.gz")
-    sequences = description.sequences if description and "channel_names" in content else SEQUENCES
+    ending, sequences = ".nii.gz", SEQUENCES
+    if description and description.is_of_nnunet:
+        ending, sequences = description.ending, description.sequences
     cases: dict[str, dict[str, Path]] = {}
     if any(folder.glob(f"*_0000{ending}")):
         for channel, sequence in enumerate(sequences):

@@ -1,0 +1,31 @@
+"""Options that several commands have, each stated once: flags, choices, limits and help."""
+
+from dataclasses import MISSING
+from typing import Any
+
+from nnunet_brats_ext.storage.options import option
+from nnunet_brats_ext.storage.parallel import MOST_PROCESSES
+
+DEVICES = ("cuda", "cpu", "mps")  # torch's names, as nnU-Net's commands take them
+
+
+def processes_option(**spec: Any) -> Any:
+    """How many processes share the cases; None is `storage.parallel.default_processes`."""
+    text = f"processes; default: one per core, at most {MOST_PROCESSES}"
+    return option("-np", default=None, at_least=1, help=text, **spec)
+
+
+def device_option(default: str | None, help: str = "what networks run on", **spec: Any) -> Any:
+    """What networks run on. help: says so where the default is more than a name."""
+    return option("-device", default=default, choices=DEVICES, help=help, **spec)
+
+
+def gpu_memory_option() -> Any:
+    """The memory that the papers' configurations are fitted to."""
+    text = "memory of each GPU, which the papers' patches are fitted to; default: the papers' own settings"
+    return option(default=None, metavar="GB", above=0, at_most=10_000, help=text)
+
+
+def dataset_id_option(help: str, default: Any = MISSING) -> Any:
+    """A new data set's number, in the range of nnU-Net's folder names."""
+    return option("-d", default=default, metavar="ID", at_least=1, at_most=999, help=help)
