@@ -20,7 +20,7 @@ from nnunet_brats_ext.architectures.post_activation_residual_unet import PostAct
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
+from nnunet_brats_ext.trainers.lachinov2019.sampling import LabelBoxDraws
 from nnunet_brats_ext.trainers.lachinov2019.transforms import RegionsBecomeSoft, ReplaceChannelsByNoise, ShiftChannels
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.branches import VAERegularisation, vae_regularisation

@@ -19,7 +19,8 @@ from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
+from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
+from nnunet_brats_ext.trainers.zhou2020.transforms import TaskTargets
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.optimizers import EpochSchedule
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
