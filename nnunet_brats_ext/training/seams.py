@@ -53,10 +53,10 @@ class PlainTrainer(ResumableTrainer):
     facts: ClassVar[TrainerFacts | None] = None
     """How the trainer predicts, and so on, where no `paper.py` says it; None is what its parent has."""
 
-    num_epochs: int
-
     keys_read: ClassVar[Sequence[str]] = ()
     """Keys of ours in the plans' configuration or in dataset.json that the class itself acts on."""
+
+    num_epochs: int  # nnU-Net's
 
     # nnU-Net reads the names of these parameters and stores them in the checkpoint: no more, no fewer, no **kwargs.
     def __init__(
@@ -144,7 +144,7 @@ class PlainTrainer(ResumableTrainer):
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
         if isinstance(network, PlainConvUNet | ResidualEncoderUNet | ResidualUNet):
-            network.apply(network.initialize)  # which these leave to nnU-Net
+            network.apply(network.initialize)  # nnU-Net does this, not their constructors
         return network
 
     def training_branch(self, network: nn.Module) -> nn.Module | None:
@@ -271,12 +271,12 @@ class PlainTrainer(ResumableTrainer):
                 patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
                 use_mask_for_norm, **labels,
             )  # fmt: skip
-        # What nnU-Net does in validation is what it always does: previous stage, regions, scales.
+        # nnU-Net's transforms for validation are those that training needs as well: previous stage, regions, scales.
         return ComposeTransforms([*transforms, self.get_validation_transforms(deep_supervision_scales, **labels)])
 
 
 def fastest_memory_format(device: torch.device, spatial_axes: int) -> torch.memory_format:
-    """Channels last on CPUs, where 3-D convolutions are faster so (`benchmarks/training_step.py`); else torch's own."""
+    """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default."""
     if device.type != "cpu":
         return torch.contiguous_format
     return torch.channels_last if spatial_axes == 2 else torch.channels_last_3d

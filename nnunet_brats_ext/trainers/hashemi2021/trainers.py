@@ -109,7 +109,7 @@ class BinaryTrainer(HashemiTrainer):
         return step
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        with np.errstate(invalid="ignore"):  # the pseudo Dice of the others is 0 / 0, which nnU-Net's mean leaves out
+        with np.errstate(invalid="ignore"):  # the pseudo Dice of other regions is 0 / 0, which nnU-Net's mean skips
             super().on_validation_epoch_end(val_outputs)
 
 

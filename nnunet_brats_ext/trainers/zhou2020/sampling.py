@@ -15,7 +15,7 @@ from nnunet_brats_ext.architectures.omnet.fusion import DILATION
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.sampling import Case, CaseView, centred
 
-PLACES, CASES = 1000, 20  # how often to try, before the draw falls back on something simpler
+PLACES, CASES = 1000, 20  # tries before a draw takes something simpler
 Region = int | tuple[int, ...]
 
 
@@ -66,9 +66,9 @@ def locations_of(case: Case, region: Region) -> np.ndarray:
 class TaskDraws(CaseView):
     """A view that draws each row of a batch for its task; needs `oversample_foreground_percent = 1.0` in the trainer.
 
-    A case that lacks what a task looks for is replaced by others; after `CASES` of them the row, still of its task,
-    is drawn anywhere in the brain. Cases come cropped around the centre, because nnU-Net's loader would push patches
-    away from the low border of a volume.
+    A case without the region that a task needs is replaced by another one; after `CASES` of them the row is drawn
+    anywhere in the brain. Cases are cropped around the centre, because nnU-Net's loader would move patches away from
+    the low border of a volume.
 
     regions: WT, TC and ET, as the label manager has them. patch_size: the largest that the loader will ask for.
     """
