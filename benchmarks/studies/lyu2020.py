@@ -24,7 +24,7 @@ def run(trial: Trial) -> list[str]:
     trial.train(STAGE_2, 0, 1)
     trial.predict("stage 2, one map", STAGE_2, "--tiling", "tumour")
     snapshots = [f"checkpoint_epoch_{epoch}.pth" for epoch in epochs]
-    stage = ("predict-stage", *STAGE_1.words, "-device", "cpu", "-np", "1", "-chk", *snapshots)
+    stage = ("predict", "--for-next-stage", *STAGE_1.words, "-device", "cpu", "-np", "1", "-chk", *snapshots)
     trial.bench.run("nnunet_brats", *stage, **trial.settings)
     trial.train(EXPANDED, 0, 1)
     trial.predict("stage 2, two maps", EXPANDED, "--tiling", "tumour")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nnunet_brats_ext.inference.validations import Choice
 
 
-def predict(options: PredictOptions) -> None:
+def run_predict(options: PredictOptions) -> None:
     from nnunet_brats_ext.inference.prediction import plan_prediction
 
     say_where(options)
@@ -29,6 +29,10 @@ def predict(options: PredictOptions) -> None:
             Console().print(table_of_profile(profile, title))
         elif options.low_memory_mb:
             print(f"{title}: {describe_peak(profile, options.low_memory_mb)}")
+    if outcome.changes:
+        from nnunet_brats_ext.cli.predictions import print_changes
+
+        print_changes(outcome.changes)
     if outcome.maps:
         for maps in dict.fromkeys(folder.parent for folder in outcome.maps):
             count = sum(path.is_dir() and path.name[0] != "." for path in maps.iterdir())
@@ -40,19 +44,19 @@ def predict(options: PredictOptions) -> None:
         print(f"{len(outcome.label_maps)} cases predicted into {outcome.out}{before}")
 
 
-def pool(options: PredictOptions) -> None:
+def run_pool(options: PredictOptions) -> None:
     """The old verb for `predict --models`."""
     if not options.models:
         raise UserError("--models missing: the candidates, as TRAINER:CONFIGURATION")
-    predict(options)
+    run_predict(options)
 
 
-def predict_stage(options: PredictOptions) -> None:
+def run_predict_stage(options: PredictOptions) -> None:
     """The old verb for `predict --for-next-stage`."""
-    predict(replace(options, for_next_stage=True))
+    run_predict(replace(options, for_next_stage=True))
 
 
-def attention(options: AttentionOptions) -> None:
+def run_attention(options: AttentionOptions) -> None:
     from nnunet_brats_ext.inference.attention import attend
 
     say_where(options)

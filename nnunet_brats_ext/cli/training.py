@@ -27,14 +27,14 @@ class PlanCommandOptions(PlanOptions):
         default=None, metavar="PAPER", choices=papers_with_recipes, help="print all commands of this paper"
     )
     trainer: str | None = option(
-        default=None, metavar="TRAINER", help="print all commands of this trainer, one of ours or of your own"
+        "-tr", default=None, metavar="TRAINER", help="print all commands of this trainer, one of ours or of your own"
     )
 
 
 def print_plan(options: PlanCommandOptions) -> None:
     """Write the plans, and print what was chosen and what to run next."""
     if options.paper and options.trainer:
-        raise UserError(f"--paper {options.paper} --trainer {options.trainer}: choose one of them")
+        raise UserError(f"--paper {options.paper} -tr {options.trainer}: choose one of them")
     if options.trainer:
         papers.find_trainer(options.trainer)  # a name that nobody knows is an error before anything is written
     planned = plan(**{field.name: getattr(options, field.name) for field in fields(PlanOptions)})
@@ -60,7 +60,7 @@ def print_plan(options: PlanCommandOptions) -> None:
     for command in commands:
         console.print(f"  {command}")
     if not (options.paper or options.trainer):
-        console.print("--paper and --trainer print everything from here to the submission.")
+        console.print("--paper and -tr print everything from here to the submission.")
 
 
 def table_of_plans(planned: Planned) -> Table:

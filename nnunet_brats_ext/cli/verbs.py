@@ -109,7 +109,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "predict",
             "images -> label maps: all stages, folds and checkpoints of a model in one command",
             "inference.options:PredictOptions",
-            "cli.models:predict",
+            "cli.models:run_predict",
             "nnU-Net's prediction, with the stage before a cascade's second one, the papers' windows and test-time "
             "augmentations, votes, and post-processing; of test cases, of each fold's own cases, by the best of "
             "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
@@ -118,7 +118,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "attention",
             "where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
             "inference.options:AttentionOptions",
-            "cli.models:attention",
+            "cli.models:run_attention",
             "The coefficients of attention gates on the grid of the images, and heat maps of them: checkpoints in "
             "rows, gates in columns. Of OM-Net with guided attention: the weights of its channels, and the features "
             "that weigh most and least. One folder per case.",
@@ -136,7 +136,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "apply rules to label maps: small ET, small components, ...",
             "predictions.postprocess:PostprocessOptions",
             "cli.predictions:run_postprocess",
-            "Rules come from --rules (a JSON file, a name saved beside --model, or a paper), then from --rule, in this "
+            "Rules come from --rules (a JSON file, a name saved beside -m, or a paper), then from --rule, in this "
             "order.",
         ),
         Verb(
@@ -151,14 +151,14 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "pool",
             "the old name of `predict --models`",
             "inference.options:PredictOptions",
-            "cli.models:pool",
+            "cli.models:run_pool",
             hidden=True,
         ),
         Verb(
             "predict-stage",
             "the old name of `predict --for-next-stage`",
             "inference.options:PredictOptions",
-            "cli.models:predict_stage",
+            "cli.models:run_predict_stage",
             hidden=True,
         ),
     ),

@@ -9,7 +9,7 @@ from torch import Tensor
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
-from nnunet_brats_ext.inference.checkpoints import read_checkpoint
+from nnunet_brats_ext.inference.checkpoints import open_checkpoint
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model
 from nnunet_brats_ext.inference.options import AttentionOptions
@@ -131,7 +131,7 @@ def describe_checkpoints(files: Sequence[Path]) -> list[ShownCheckpoint]:
     several = len({file.parent for file in files}) > 1
     shown = []
     for file in files:
-        epoch = read_checkpoint(file).get("current_epoch")
+        epoch = open_checkpoint(file).get("current_epoch")
         fold = file.parent.name
         label = f"epoch {epoch}" if not several else f"{fold.replace('_', ' ')}, epoch {epoch}"
         shown.append(ShownCheckpoint(f"{fold}_{file.stem}", label))

@@ -14,7 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.inference.checkpoints import Weights, check_checkpoint, check_weights
+from nnunet_brats_ext.inference.checkpoints import Weights, check_checkpoint, check_shapes
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
@@ -103,7 +103,7 @@ class BraTSPredictor(nnUNetPredictor):
                 raise
             first, *_ = (line.strip() for line in str(error).splitlines()[1:])
             raise UserError(f"{model.files[0]} does not fit its network: {first[:200]}") from error
-        self._check(lambda file: check_weights(file, self.bare_network))
+        self._check(lambda file: check_shapes(file, self.bare_network))
         self.list_of_parameters = Weights(self.checkpoints, keep=self.memory_budget_mb is None)
         self._release_weights()
         self._adopt(papers.find_trainer(self.trainer_name).prediction)

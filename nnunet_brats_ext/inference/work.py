@@ -23,7 +23,7 @@ from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.inference.validations import Choice
 from nnunet_brats_ext.inference.workers import workers
 from nnunet_brats_ext.predictions.ensemble import ensemble
-from nnunet_brats_ext.predictions.postprocess import apply_rules
+from nnunet_brats_ext.predictions.postprocess import Changes, apply_rules
 from nnunet_brats_ext.predictions.rule_sets import RuleSet
 from nnunet_brats_ext.storage.parallel import progress_bar
 from nnunet_brats_ext.training.seams import fastest_memory_format
@@ -103,7 +103,8 @@ class Outcome:
     """What came of a plan.
 
     label_maps: case -> file. maps: folders of maps for a next stage. finished_before: cases that were there already.
-    notes: sentences that the user should read. profiles: what was measured of each model, by a title.
+    notes: sentences that the user should read. profiles: what was measured of each model, by a title. changes: what
+    post-processing changed.
     """
 
     out: Path | None = None
@@ -112,6 +113,7 @@ class Outcome:
     finished_before: int = 0
     notes: list[str] = field(default_factory=list)
     profiles: list[tuple[str, Profile]] = field(default_factory=list)
+    changes: Changes | None = None
 
 
 def check_models(models: Iterable[tuple[TrainedModel, Passes]]) -> None:
@@ -225,7 +227,7 @@ class RulesStep:
     images: Path
 
     def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
-        apply_rules(self.source, self.out, self.rules, self.images, machine.processes or 1)
+        outcome.changes = apply_rules(self.source, self.out, self.rules, self.images, machine.processes or 1)
 
 
 @dataclass(frozen=True)

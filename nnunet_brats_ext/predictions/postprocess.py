@@ -28,7 +28,7 @@ class PostprocessOptions(Options):
     rules: tuple[str, ...] = option(
         default=(),
         metavar="RULES",
-        help="files, names of rules saved beside --model, or published rules, such as lyu2020",
+        help="files, names of rules saved beside -m, or published rules, such as lyu2020",
     )
     rule: tuple[str, ...] = option(
         default=(),
@@ -43,9 +43,13 @@ class PostprocessOptions(Options):
         help=f"whose regions --rule names; default {DEFAULT_SCHEME}",
     )
     model: Path | None = option(
-        default=None, help="folder of a trained model, beside which rules are found and saved by name"
+        "-m",
+        default=None,
+        aliases=("--model",),
+        metavar="FOLDER",
+        help="folder of a trained model, beside which rules are found and saved by name",
     )
-    save: str | None = option(default=None, metavar="NAME", help="save the rules beside --model under this name")
+    save: str | None = option(default=None, metavar="NAME", help="save the rules beside -m under this name")
     images: Path | None = option(default=None, help="images as nnU-Net names them, for rules that look at them")
     processes: int | None = option("-np", default=None, at_least=1, help="processes; default: one per core, at most 8")
 
@@ -69,7 +73,7 @@ def postprocess(predictions: Path | str, out: Path | str, **options: Any) -> Cha
     rule_set = collect_rules(given.rules, given.rule, given.model, given.scheme)
     if given.save is not None:  # what is wrong here is said before the work
         if given.model is None:
-            raise UserError(f"--save {given.save} needs --model, the folder beside which the rules are saved")
+            raise UserError(f"--save {given.save} needs -m, the folder beside which the rules are saved")
         rules_file(given.model, given.save)
     changes = apply_rules(given.predictions, given.out, rule_set, given.images, given.processes)
     if given.save is None or given.model is None:

@@ -154,7 +154,7 @@ def save_rules(rule_set: RuleSet, model: Path, name: str) -> Path:
 def rules_file(model: Path, name: str) -> Path:
     """Where rules of that name are saved beside a model, whose folder must exist."""
     if not model.is_dir():
-        raise UserError(f"--model {model} is no folder of a trained model")
+        raise UserError(f"-m {model} is no folder of a trained model")
     return model / f"brats_rules_{name}.json"
 
 

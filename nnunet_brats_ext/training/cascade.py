@@ -82,7 +82,7 @@ class DrawnMaps(CaseView):
 
 
 def expanded_folder(folder: Path) -> Path:
-    """Where `nnunet_brats predict-stage` writes several maps per case, a folder each, next to nnU-Net's own one."""
+    """Where `nnunet_brats predict --for-next-stage` writes several maps per case, in folders next to nnU-Net's own."""
     return folder.with_name(f"{folder.name}.maps")
 
 
@@ -110,7 +110,7 @@ def require_previous_stage(
         if missing := missing_cases(maps, cases):
             raise UserError(
                 f"{len(missing)} cases have no segmentation of the previous stage in {maps}: {shorten(missing)}. "
-                f"Go on with `nnunet_brats predict-stage` as this folder was begun, or delete the folder"
+                f"Go on with `nnunet_brats predict --for-next-stage` as this folder was begun, or delete the folder"
             )
     if not (missing := missing_cases(folder, cases)) or expanded_maps(folder):
         return

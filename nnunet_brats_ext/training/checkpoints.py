@@ -1,6 +1,8 @@
 """Checkpoints as files: written whole or not at all, and checked before training goes on from them."""
 
-from collections.abc import Iterator
+import errno
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.output import writing
 
 OURS = "nnunet_brats_ext"  # our key in a checkpoint, next to nnU-Net's
+TO_GO_ON = "Delete it and go on with --c from another checkpoint of its folder, or train this fold again without --c"
 NEEDED = ("network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")  # nnU-Net's
 
 
@@ -26,25 +29,33 @@ def writing_checkpoint(file: Path) -> Iterator[Path]:
             except RuntimeError as error:
                 if "unexpected pos" not in str(error) and "PytorchStreamWriter" not in str(error):
                     raise
-                raise OSError(f"torch could not write all of it, as on a full disk ({_first_line(error)})") from error
+                # torch does not say why; a full disk is the common cause.
+                reason = f"torch could not write all of it, as on a full disk ({_first_line(error)})"
+                raise OSError(errno.ENOSPC, reason) from error
             partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; one from which no training can go on is an error that names the file."""
-    advice = "Delete it and go on with --c from another checkpoint of its folder, or train this fold again without --c"
+def read_checkpoint(
+    file: Path, needed: Sequence[str] = NEEDED, advice: str = TO_GO_ON, mmap: bool = False
+) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; a damaged one, or one that lacks a key, is an error that names the file.
+
+    needed: keys. advice: what the error says to do. mmap: leave tensors in the file until they are used.
+    """
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+        if not zipfile.is_zipfile(file):  # as torch writes; other bytes are not unpickled
+            raise zipfile.BadZipFile(f"its {file.stat().st_size} bytes are not a whole archive")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=mmap)
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # arbitrary bytes raise arbitrary errors when they are unpickled
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"{file} is damaged, or no checkpoint ({reason}). {advice}") from error
-    missing = NEEDED if not isinstance(checkpoint, dict) else [key for key in NEEDED if key not in checkpoint]
+    missing = needed if not isinstance(checkpoint, dict) else [key for key in needed if key not in checkpoint]
     if missing:
-        raise UserError(f"{file} is no checkpoint to go on from: it lacks {', '.join(missing)}. {advice}")
+        raise UserError(f"{file} is no whole checkpoint of nnU-Net: it lacks {', '.join(missing)}. {advice}")
     return checkpoint
 
 

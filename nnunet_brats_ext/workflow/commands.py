@@ -36,7 +36,7 @@ def commands_of_trainer(name: str, planned: Planned) -> list[str]:
     entries = planned.plans["configurations"]
     if facts.configuration not in entries:
         raise UserError(
-            f"--trainer {name}: it is for the configuration {facts.configuration}, and {planned.file} has only "
+            f"-tr {name}: it is for the configuration {facts.configuration}, and {planned.file} has only "
             f"{', '.join(entries)}"
         )
     models = {"model": Model("model", name, facts.configuration, "brats")}

@@ -1,7 +1,9 @@
 """What `nnunet_brats attention` shows: coefficients of gates where they belong, in files and in pictures."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +298,23 @@ def test_an_error_quotes_what_is_wrong_and_nothing_is_written(
     assert attention(world, tmp_path / "out", *cases, *more, "-chk", SNAPSHOTS[0], configuration=configuration) == 1
     assert re.search(message.format(empty=empty), capsys.readouterr().err, re.DOTALL)
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: os.truncate(file, file.stat().st_size // 2), "truncated or damaged"),
+        (lambda file: file.rename(file.with_name("t1ce.nii.gz")), "`nnunet_brats convert` names them so"),
+    ],
+    ids=["cut", "named otherwise"],
+)
+def test_spoiled_images_are_named_and_nothing_is_written(spoil, message, model, world, tmp_path, capsys):
+    images = Path(shutil.copytree(world.raw / "imagesTs", tmp_path / "images"))
+    spoil(sorted(images.glob("*_0001.nii.gz"))[0])
+    words = ["attention", "-i", str(images), "-o", str(tmp_path / "out"), "-c", "alone", *MODEL, "-chk", SNAPSHOTS[0]]
+    assert main(words) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_without_gates_is_refused_with_the_names_of_those_that_have_some(model, world, tmp_path, capsys):

@@ -206,9 +206,10 @@ VOTE = ("-chk", "one.pth", "two.pth", "-prev_chk", "one.pth", "two.pth", "--comb
     [SMALL, (*CASCADE, "-chk", "one.pth", "-prev_chk", "two.pth"), (*CASCADE, *VOTE)],
     ids=["one model", "cascade", "vote and rules"],
 )
-def test_cross_validation_is_prediction_of_each_folds_own_cases(words, models, world, tmp_path):
+def test_cross_validation_is_prediction_of_each_folds_own_cases(words, models, world, tmp_path, capsys):
     command = ["predict", *words, "--cross-validation", "-o", str(tmp_path / "out"), "-f", "0", "1"]
     assert main(command) == 0
+    assert ("voxels changed" in capsys.readouterr().out) == ("--rules" in words)
     found = label_maps(tmp_path / "out")
     _, splits = find_splits("Dataset901_World")
     assert {name.removesuffix(".nii.gz") for name in found} == {*splits[0]["val"], *splits[1]["val"]}
@@ -344,11 +345,14 @@ def nan_weights(checkpoint: dict) -> None:
 
 
 SPOILED_CHECKPOINTS = {
-    "cut": (cut_checkpoint, "is no checkpoint, or a truncated one"),
-    "empty": (lambda file, models: file.write_bytes(b""), "is no checkpoint, or a truncated one (0 bytes)"),
-    "random": (random_bytes, "is no checkpoint, or a truncated one"),
-    "array": (lambda file, models: np.savez(file.open("wb"), a=1), "is damaged"),
-    "tensor": (lambda file, models: torch.save(torch.ones(3), file), "is no checkpoint of nnU-Net"),
+    "cut": (cut_checkpoint, "is damaged, or no checkpoint (BadZipFile"),
+    "empty": (lambda file, models: file.write_bytes(b""), "is damaged, or no checkpoint (BadZipFile: its 0 bytes"),
+    "random": (random_bytes, "is damaged, or no checkpoint (BadZipFile"),
+    "array": (lambda file, models: np.savez(file.open("wb"), a=1), "is damaged, or no checkpoint"),
+    "tensor": (
+        lambda file, models: torch.save(torch.ones(3), file),
+        "is no whole checkpoint of nnU-Net: it lacks network_weights",
+    ),
     "of another trainer": (of_another_trainer, "was trained with the trainer BraTSNoNewNetTrainer"),
     "of another network": (edited(other_weights), "does not fit its network"),
     "NaN": (edited(nan_weights), "has weights that are infinite or NaN"),
@@ -374,12 +378,12 @@ def test_spoiled_checkpoints_are_named_before_anything_is_written(kind, fold, ow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("-step_size", "0"), "-step_size 0: expected more than 0"),
-        (("-step_size", "2"), "-step_size 2: expected at most 1"),
+        (("-step_size", "0"), "-step_size 0.0: expected more than 0"),
+        (("-step_size", "2"), "-step_size 2.0: expected at most 1"),
         (("-step_size", "nan"), "-step_size nan: expected"),
         (("-np", "-1"), "-np -1: expected at least 0"),
-        (("--low-memory", "-5"), "--low-memory -5: expected more than 0"),
-        (("--low-memory", "0"), "--low-memory 0: expected more than 0"),
+        (("--low-memory", "-5"), "--low-memory -5.0: expected more than 0"),
+        (("--low-memory", "0"), "--low-memory 0.0: expected more than 0"),
         (("--patch-size", "0", "8", "8"), "--patch-size 0: expected at least 1"),
         (("--patch-size", "8", "8"), "this model has 3 axes"),
         (("-f", "one"), "-f one: expected the number of a fold, or all"),

@@ -438,8 +438,8 @@ def test_a_configuration_that_somebody_added_survives(on_disk):
         (["137", "--gpus", "two"], "--gpus two: expected a number"),
         (["137", "--gpus", "lyu_stage3=4"], "lyu_stage3 is none of "),
         (["137", "--gpus", "lyu_stage3=4"], "; did you mean 'lyu_stage"),
-        (["137", "--trainer", "BraTSVAETrainr"], "no trainer 'BraTSVAETrainr'; did you mean 'BraTSVAETrainer'?"),
-        (["137", "--trainer", "BraTSVAETrainer", "--paper", "lyu2020"], "choose one of them"),
+        (["137", "-tr", "BraTSVAETrainr"], "no trainer 'BraTSVAETrainr'; did you mean 'BraTSVAETrainer'?"),
+        (["137", "-tr", "BraTSVAETrainer", "--paper", "lyu2020"], "choose one of them"),
         (["137", "--gpus", "lyu_stage1="], "--gpus lyu_stage1=: expected a number"),
     ],
 )

@@ -358,7 +358,7 @@ def test_the_command_applies_rules_to_a_folder_and_saves_its_rules_beside_the_mo
     (tmp_path / "in" / "dataset.json").write_text("{}")
     (tmp_path / "model").mkdir()
     command = ["postprocess", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-np", "1"]
-    model = ["--model", str(tmp_path / "model")]
+    model = ["-m", str(tmp_path / "model")]
     assert main([*command, "--rule", "small-et=500", *model, "--save", "et"]) == 0
     assert "499" in capsys.readouterr().out
     for case, volume, label in (("a", 499, NCR), ("b", 500, ET)):
@@ -383,7 +383,7 @@ def test_what_is_missing_is_said_before_the_work(tmp_path, capsys):
     write(tmp_path / "in" / "a.nii.gz", fill(5, ET, EMPTY))
     command = ["postprocess", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rule", "small-et=5"]
     for options, complaint in (
-        (["--save", "x"], "--save x needs --model"),
+        (["--save", "x"], "--save x needs -m"),
         (["--save", "x", "--model", str(tmp_path / "none")], "none is no folder of a trained model"),
         (["-np", "0"], "-np 0: expected at least 1"),
     ):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from nnunet_brats_ext.storage import output
+from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError, raise_problems, refuse, shorten
-from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.output import write_text
+from nnunet_brats_ext.storage.json_files import JsonEntry, read_json, write_json
+from nnunet_brats_ext.storage.output import require_file_name, write_text, write_texts
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,58 @@ def test_problems_are_listed_one_per_line_and_none_is_no_error():
 def test_long_lists_of_names_are_shortened():
     assert shorten(["a", "b"]) == "a, b"
     assert shorten([str(number) for number in range(12)], 3) == "0, 1, 2 and 9 more"
+
+
+def test_files_that_belong_together_are_written_all_or_none(tmp_path):
+    files = {tmp_path / "a.json": "a", tmp_path / "deep" / "b.csv": "b"}
+    write_texts(files)
+    assert {path: path.read_text() for path in files} == files
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder is a folder, where a file of this name is to be written"):
+        write_texts({tmp_path / "a.json": "new", tmp_path / "folder": "b"})
+    assert (tmp_path / "a.json").read_text() == "a"
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_an_output_that_must_be_a_file_is_checked_before_the_work(tmp_path):
+    require_file_name(tmp_path / "a.html", ".html")
+    require_file_name(tmp_path / "a")
+    for path, message in (
+        (tmp_path, "is a folder; name a file that ends in .html"),
+        (tmp_path / "a.txt", "a.txt: give"),
+    ):
+        with pytest.raises(UserError, match=f"^-o .*{message}"):
+            require_file_name(path, ".html")
+
+
+def test_a_table_is_text_with_empty_cells_for_none():
+    assert to_csv([["case", "dice"], ["a, b", None], ["c", 0.5]]) == 'case,dice\n"a, b",\nc,0.5\n'
+
+
+def test_a_value_is_read_with_its_file_and_keys(tmp_path):
+    write_json(tmp_path / "a.json", {"cases": {"x": {"dice": 0.5, "name": "n"}}, "list": [1, {"b": None}]})
+    entry = JsonEntry.read(tmp_path / "a.json")
+    case = dict(entry["cases"].items())["x"]
+    assert (case["dice"].number(0, 1), case["name"].text()) == (0.5, "n")
+    assert [one.value for one in entry["list"].list()] == [1, {"b": None}]
+    assert entry.get("missing", 5).number() == 5
+
+
+WRONG = [
+    (lambda entry: entry["gone"], r"a.json lacks 'gone'"),
+    (lambda entry: entry["cases"]["x"]["dice"]["deep"], r'a.json: cases\["x"\]\["dice"\] is 2; expected an object'),
+    (lambda entry: entry["cases"]["x"]["dice"].number(0, 1), r'\["dice"\] is 2; expected a number from 0 to 1'),
+    (lambda entry: entry["cases"]["x"]["dice"].number(3), r'\["dice"\] is 2; expected a number from 3 on'),
+    (lambda entry: entry["cases"]["x"]["flag"].number(), r'\["flag"\] is true; expected a number'),
+    (lambda entry: entry["cases"]["x"]["nan"].number(), r'\["nan"\] is NaN; expected a number'),
+    (lambda entry: entry["cases"].list(), r"a.json: cases is \{.*; expected a list"),
+    (lambda entry: entry["cases"]["x"]["dice"].items(), "is 2; expected an object"),
+    (lambda entry: entry["cases"]["x"]["dice"].text(), "is 2; expected a text"),
+]
+
+
+@pytest.mark.parametrize(("read", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_wrong_value_is_quoted_with_its_file_and_keys(tmp_path, read, message):
+    write_json(tmp_path / "a.json", {"cases": {"x": {"dice": 2, "flag": True, "nan": float("nan")}}})
+    with pytest.raises(UserError, match=message):
+        read(JsonEntry.read(tmp_path / "a.json"))

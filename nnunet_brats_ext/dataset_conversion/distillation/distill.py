@@ -54,7 +54,7 @@ from nnunet_brats_ext.storage.nnunet import (
     require_folder,
 )
 from nnunet_brats_ext.storage.options import Options, option
-from nnunet_brats_ext.storage.output import working_folder
+from nnunet_brats_ext.storage.output import working_folder, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
 
 
@@ -341,7 +341,9 @@ def write_candidate(
     for channel, image in enumerate(case.images):
         link_file(image, folder / "imagesTr" / f"{key}_{channel:04d}{ending}", link)
     assert case.label is not None, "only excluded cases have none"
-    shutil.copyfile(case.label, folder / "labelsTr" / f"{key}{ending}")
+    target = folder / "labelsTr" / f"{key}{ending}"
+    with writing(target):
+        shutil.copyfile(case.label, target)
     if soft_regions and case.kind == PSEUDO:
         write_soft_target(folder / SOFT_TARGETS / f"{key}.npz", region_probabilities(case, soft_regions))
 

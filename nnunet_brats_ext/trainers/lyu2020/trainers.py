@@ -61,8 +61,8 @@ class BraTSAttentionVAETrainer(LyuTrainer):
     """Stage 2 of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881): the same, with attention gates on the skips.
 
     In a cascade it refines the labels of a previous stage, which `BraTSVAETrainer` has predicted, in one window on
-    their tumour; it also works alone. Where `nnunet_brats predict-stage` has left several maps per case, each draw
-    takes one of them, and training is as the paper does it then: half the learning rate, 200 longer epochs.
+    their tumour; it also works alone. Where `nnunet_brats predict --for-next-stage` has left several maps per case,
+    each draw takes one of them, and training is as the paper does it then: half the learning rate, 200 longer epochs.
     """
 
     hyperparameters = dict(oversample_foreground_percent=1.0)  # the window on the tumour
