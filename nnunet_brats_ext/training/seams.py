@@ -33,9 +33,9 @@ Cases = tuple[nnUNetBaseDataset, nnUNetBaseDataset]  # for training, for validat
 class PlainTrainer(ResumableTrainer):
     """nnU-Net's trainer (https://doi.org/10.1038/s41592-020-01008-z) with override points, and no feature of its own.
 
-    Left alone, every one is nnU-Net's behaviour in region-based training. A trainer declares `hyperparameters`,
-    `architecture` and `network_options`; where that is not enough, it overrides seams and nnU-Net's own methods such
-    as `configure_optimizers`.
+    By default all of them are nnU-Net's region-based training. A trainer declares `hyperparameters`, `architecture` and
+    `network_options`; where that is not enough, it overrides seams, and nnU-Net's own methods such as
+    `configure_optimizers`.
     """
 
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
