@@ -22,8 +22,8 @@ from rich.table import Table
 from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates, shift
 from threadpoolctl import threadpool_limits
 
-from nnunet_brats_ext.trainers.hashemi2021 import composed_warp
-from nnunet_brats_ext.trainers.hashemi2021.composed_warp import ComposedWarp, random_affine
+from nnunet_brats_ext.trainers.hashemi2021 import transforms
+from nnunet_brats_ext.trainers.hashemi2021.transforms import ComposedWarp, random_affine
 
 CHANNELS = 4
 Warp = Callable[[np.ndarray, np.ndarray], object]
@@ -36,8 +36,8 @@ def composed(image: np.ndarray, labels: np.ndarray) -> object:
 def scipy_displacement(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Of y and x, in pixels."""
     noise = rng.uniform(-1, 1, (2, *size)).astype(np.float32)
-    smooth = [gaussian_filter(field, composed_warp.ELASTIC_SIGMA, mode="constant") for field in noise]
-    return composed_warp.ELASTIC_ALPHA * np.stack(smooth)
+    smooth = [gaussian_filter(field, transforms.ELASTIC_SIGMA, mode="constant") for field in noise]
+    return transforms.ELASTIC_ALPHA * np.stack(smooth)
 
 
 def look_up(image: np.ndarray, labels: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,19 +55,19 @@ def scipy_once(image: np.ndarray, labels: np.ndarray) -> object:
 
 def scipy_step_by_step(image: np.ndarray, labels: np.ndarray) -> object:
     rng, size = np.random.default_rng(), image.shape[1:]
-    if rng.random() < composed_warp.FLIP_PROBABILITY:
+    if rng.random() < transforms.FLIP_PROBABILITY:
         image, labels = np.flip(image, -1), np.flip(labels, -1)
     for axis in (1, 0):
-        by = rng.uniform(-composed_warp.TRANSLATION, composed_warp.TRANSLATION) * size[axis]
+        by = rng.uniform(-transforms.TRANSLATION, transforms.TRANSLATION) * size[axis]
         image, labels = each(shift, image, labels, by * np.eye(2)[axis])
-    turn = np.deg2rad(rng.uniform(-1, 1) * composed_warp.ROTATION_DEGREES)
+    turn = np.deg2rad(rng.uniform(-1, 1) * transforms.ROTATION_DEGREES)
     for axis in (1, 0):
         scales = np.ones(2)
-        scales[axis] = 1 / rng.uniform(1 - composed_warp.SCALING, 1 + composed_warp.SCALING)
+        scales[axis] = 1 / rng.uniform(1 - transforms.SCALING, 1 + transforms.SCALING)
         image, labels = about_the_centre(image, labels, scales)
     for axis in (1, 0):
         sheared = np.eye(2)
-        sheared[axis, 1 - axis] = rng.uniform(-composed_warp.SHEAR, composed_warp.SHEAR)
+        sheared[axis, 1 - axis] = rng.uniform(-transforms.SHEAR, transforms.SHEAR)
         image, labels = about_the_centre(image, labels, sheared)
     image, labels = about_the_centre(
         image, labels, np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])

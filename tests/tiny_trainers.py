@@ -1,47 +1,30 @@
 """Trainers of all papers with small networks and patches, and short trainings of them, for tests."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import World
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.training.seams import PlainTrainer
 
 CPU = torch.device("cpu")
-TINY = {  # by the class of the network, what makes it small; of any other, `two_stages`
-    "AttentionGatedResidualUNet": dict(features_per_stage=(8, 8), n_blocks_per_stage=(1, 1)),
-    "BinaryUNet2D": dict(features_per_stage=(2, 4)),
-    "CascadedUNet": dict(features=(1, 2)),
-    "DilatedUNet": dict(features_per_stage=(2, 4)),
-    "ModelCascade": dict(features_per_stage=(4, 4)),
-    "NoNewUNet": dict(features_per_stage=(2, 4)),
-    "OMNet": dict(features_per_stage=(4, 4)),
-    "PlainUNet2D": dict(features_per_stage=(2, 4)),
-    "PostActivationResidualUNet": dict(features_per_stage=(8, 8), n_blocks_per_stage=(1, 1)),
-    "PreActivationResidualUNet": dict(features_per_stage=(8, 8), n_blocks_per_stage=(1, 1)),
-}
-
-
-def two_stages(network: type[nn.Module]) -> dict[str, Any]:
-    """Two stages of eight features, if its constructor takes `features_per_stage`."""
-    return dict(features_per_stage=(8, 8)) if "features_per_stage" in signature(network).parameters else {}
+SMALL = {"features_per_stage": (8, 8), "n_blocks_per_stage": (1, 1), "features": (1, 2)}  # arguments of networks
 
 
 def make_tiny(trainer: type[PlainTrainer], patch: pytest.MonkeyPatch) -> type[PlainTrainer]:
     """Give a trainer class a small network, also for nnU-Net's predictor, which finds the class by its name."""
     if trainer.architecture is not None:
-        options = vars(trainer).get("network_options", {}) | TINY.get(
-            trainer.architecture.__name__, two_stages(trainer.architecture)
-        )
+        taken = inspect.signature(trainer.architecture).parameters
+        options = {**vars(trainer).get("network_options", {}), **{k: v for k, v in SMALL.items() if k in taken}}
         if "squeeze" in options:
-            options["squeeze"] = 2  # of the 4 channels
+            options["squeeze"] = 4  # of 8 channels
         patch.setattr(trainer, "network_options", options)
     return trainer
 

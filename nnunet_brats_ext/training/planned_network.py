@@ -34,7 +34,7 @@ class PlannedNetwork:
 
     @classmethod
     def read(cls, configuration: ConfigurationManager) -> "PlannedNetwork":
-        """The network of a configuration; what its plans leave open is empty or None."""
+        """The network of a configuration; what the plans do not name is empty or None."""
         arguments = dict(configuration.network_arch_init_kwargs)
         for name in configuration.network_arch_init_kwargs_req_import:
             if isinstance(arguments.get(name), str):

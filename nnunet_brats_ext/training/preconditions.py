@@ -1,4 +1,4 @@
-"""What is checked and set before a training begins: regions, keys of ours that nobody reads, threads."""
+"""What is checked and set before a training begins: regions, keys that the trainer does not act on, threads."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -34,9 +34,9 @@ Cases = tuple[nnUNetBaseDataset, nnUNetBaseDataset]  # for training, for validat
 class PlainTrainer(ResumableTrainer):
     """nnU-Net's trainer (https://doi.org/10.1038/s41592-020-01008-z) with override points, and no feature of its own.
 
-    Left alone, every one is nnU-Net's behaviour in region-based training. A trainer declares `hyperparameters`,
-    `architecture` and `network_options`; where that is not enough, it overrides seams and nnU-Net's own methods such
-    as `configure_optimizers`.
+    By default all of them are nnU-Net's region-based training. A trainer declares `hyperparameters`, `architecture` and
+    `network_options`; where that is not enough, it overrides seams, and nnU-Net's own methods such as
+    `configure_optimizers`.
     """
 
     hyperparameters: ClassVar[Mapping[str, Any]] = {}
@@ -54,10 +54,10 @@ class PlainTrainer(ResumableTrainer):
     facts: ClassVar[TrainerFacts | None] = None
     """How the trainer predicts, and so on, where no `paper.py` says it; None is what its parent has."""
 
-    num_epochs: int
-
     keys_read: ClassVar[Sequence[str]] = ()
     """Keys of ours in the plans' configuration or in dataset.json that the class itself acts on."""
+
+    num_epochs: int  # nnU-Net's
 
     # nnU-Net reads the names of these parameters and stores them in the checkpoint: no more, no fewer, no **kwargs.
     def __init__(
@@ -145,7 +145,7 @@ class PlainTrainer(ResumableTrainer):
                 plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
             )
         if isinstance(network, PlainConvUNet | ResidualEncoderUNet | ResidualUNet):
-            network.apply(network.initialize)  # which these leave to nnU-Net
+            network.apply(network.initialize)  # nnU-Net does this, not their constructors
         return network
 
     def training_branch(self, network: nn.Module) -> nn.Module | None:
@@ -272,12 +272,12 @@ class PlainTrainer(ResumableTrainer):
                 patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
                 use_mask_for_norm, **labels,
             )  # fmt: skip
-        # What nnU-Net does in validation is what it always does: previous stage, regions, scales.
+        # nnU-Net's transforms for validation are those that training needs as well: previous stage, regions, scales.
         return ComposeTransforms([*transforms, self.get_validation_transforms(deep_supervision_scales, **labels)])
 
 
 def fastest_memory_format(device: torch.device, spatial_axes: int) -> torch.memory_format:
-    """Channels last on CPUs, where 3-D convolutions are faster so (`benchmarks/training_step.py`); else torch's own."""
+    """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default."""
     if device.type != "cpu":
         return torch.contiguous_format
     return torch.channels_last if spatial_axes == 2 else torch.channels_last_3d

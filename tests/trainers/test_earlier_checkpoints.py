@@ -13,6 +13,7 @@ from nnunet_brats_ext import trainers
 from nnunet_brats_ext.dataset_conversion.case_filtering import read_case_losses
 from nnunet_brats_ext.predictions.rule_sets import find_rules
 from nnunet_brats_ext.training import environment
+from nnunet_brats_ext.training.seams import PlainTrainer
 
 CPU = torch.device("cpu")
 FILES = Path(__file__).parents[1] / "data" / "version_0_1"
@@ -61,19 +62,33 @@ def test_its_checkpoints_predict_the_same(model):
             np.testing.assert_allclose(logits(model, name), expected[name], atol=1e-4)
 
 
-def test_its_trainings_go_on_to_the_same_weights(model, monkeypatch):
+def load(model: Path, checkpoint: str, monkeypatch) -> PlainTrainer:
+    """The trainer as nnUNetv2_train --c makes it, with the environment of the training."""
     name, _, configuration = model.name.split("__")
-    (model / "fold_0" / "checkpoint_final.pth").unlink(missing_ok=True)
     monkeypatch.setenv(environment.EPOCHS, str(EPOCHS[name]))
     monkeypatch.setenv(environment.ITERATIONS, "5")
     monkeypatch.setenv(environment.SNAPSHOTS, "1")
     plans, dataset_json = (json.loads((model / file).read_text()) for file in ("plans.json", "dataset.json"))
     trainer = getattr(trainers, name)(plans | {"continue_training": True}, configuration, 0, dataset_json, CPU)
     assert Path(trainer.output_folder) == model / "fold_0"
-    trainer.load_checkpoint(str(model / "fold_0" / "checkpoint_latest.pth"))
-    trainer.run_training()
+    trainer.logger.plot_progress_png = lambda folder: None  # takes as long as an epoch
+    trainer.load_checkpoint(str(model / "fold_0" / f"checkpoint_{checkpoint}.pth"))
+    return trainer
+
+
+def test_its_trainings_go_on_to_the_same_weights(model, monkeypatch):
+    (model / "fold_0" / "checkpoint_final.pth").unlink(missing_ok=True)
+    load(model, "latest", monkeypatch).run_training()
     with np.load(model / "logits.npz") as expected:
         np.testing.assert_allclose(logits(model, "final"), expected["final"], atol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["BraTSDeepSupervisionTrainer"], indirect=True)
+def test_a_mean_that_it_ended_with_counts_as_all_its_sets_where_the_training_goes_on(model, monkeypatch):
+    trainer = load(model, "final", monkeypatch)
+    assert trainer.average.n_averaged == len(trainer.timeline.snapshots) > 1
+    for name, value in trainer.average.module.state_dict().items():
+        assert torch.equal(value, trainer.bare_network.state_dict()[name])
 
 
 def test_its_text_files_are_read():

@@ -22,22 +22,22 @@ from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
 from nnunet_brats_ext.planning.brats_plans import add_configurations
 from nnunet_brats_ext.predictions.fusion import nested, paint_masks
 from nnunet_brats_ext.storage.images import read_label_map, read_probabilities
-from nnunet_brats_ext.trainers.hashemi2021 import composed_warp
 from nnunet_brats_ext.trainers.hashemi2021 import trainers as hashemi2021
-from nnunet_brats_ext.trainers.hashemi2021.composed_warp import (
-    ComposedWarp,
-    random_affine,
-    random_displacement,
-    sampling_grid,
-)
+from nnunet_brats_ext.trainers.hashemi2021 import transforms
 from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
-from nnunet_brats_ext.trainers.hashemi2021.slices import NonEmptySlices
+from nnunet_brats_ext.trainers.hashemi2021.sampling import NonEmptySlices
 from nnunet_brats_ext.trainers.hashemi2021.trainers import (
     BraTS2DEnhancingTumorTrainer,
     BraTS2DTrainer,
     BraTS2DTumorCoreTrainer,
     BraTS2DWholeTumorAugmentedTrainer,
     BraTS2DWholeTumorTrainer,
+)
+from nnunet_brats_ext.trainers.hashemi2021.transforms import (
+    ComposedWarp,
+    random_affine,
+    random_displacement,
+    sampling_grid,
 )
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
@@ -266,7 +266,7 @@ def test_one_interpolation_looks_up_what_nine_transforms_lead_to(seed):
 
 def test_nothing_moves_where_every_transform_is_off(monkeypatch):
     for name in ("FLIP_PROBABILITY", "TRANSLATION", "SCALING", "SHEAR", "ROTATION_DEGREES", "ELASTIC_ALPHA"):
-        monkeypatch.setattr(composed_warp, name, 0.0)
+        monkeypatch.setattr(transforms, name, 0.0)
     image, segmentation = torch.randn(4, *SIZE), torch.randint(-1, 4, (1, *SIZE), dtype=torch.int16)
     warped = ComposedWarp()(image=image.clone(), segmentation=segmentation.clone())
     assert torch.allclose(warped["image"], image, atol=1e-4)
@@ -275,7 +275,7 @@ def test_nothing_moves_where_every_transform_is_off(monkeypatch):
 
 def test_the_flip_exchanges_left_and_right_only(monkeypatch):
     for name in ("TRANSLATION", "SCALING", "SHEAR", "ROTATION_DEGREES", "ELASTIC_ALPHA"):
-        monkeypatch.setattr(composed_warp, name, 0.0)
+        monkeypatch.setattr(transforms, name, 0.0)
     image = torch.randn(1, *SIZE)
     flipped = [torch.allclose(ComposedWarp()(image=image)["image"], image.flip(-1), atol=1e-4) for _ in range(40)]
     assert 5 < sum(flipped) < 35

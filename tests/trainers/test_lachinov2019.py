@@ -42,7 +42,7 @@ from nnunet_brats_ext.trainers import (
     BraTSResUNetVAETrainer,
     BraTSStudentTrainer,
 )
-from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
+from nnunet_brats_ext.trainers.lachinov2019.sampling import LabelBoxDraws
 from nnunet_brats_ext.trainers.lachinov2019.trainers import LachinovTrainer, MXNetParity, StudentRelease
 from nnunet_brats_ext.trainers.lachinov2019.transforms import ReplaceChannelsByNoise, ShiftChannels
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS

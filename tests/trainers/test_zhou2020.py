@@ -29,8 +29,9 @@ from nnunet_brats_ext.predictions.rule_sets import find_rules
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
-from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
+from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
 from nnunet_brats_ext.trainers.zhou2020.trainers import curriculum_phase
+from nnunet_brats_ext.trainers.zhou2020.transforms import TaskTargets
 from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 

@@ -1,4 +1,4 @@
-"""Learning rates that follow what training does, rather than the number of the epoch."""
+"""The learning rate of Hashemi et al. 2021, https://github.com/Nima-Hs/BraTS: reduced where the loss stagnates."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
 class PlateauOfEpochs(ReduceLROnPlateau):
-    """torch's `ReduceLROnPlateau` where nnU-Net steps at the start of an epoch, before it has anything to show.
+    """ReduceLROnPlateau adapter: nnU-Net calls `step` at the start of an epoch, when there is no loss yet.
 
-    `step` therefore does nothing, and `observe` takes the value of an epoch once it is over.
+    `step` therefore does nothing, and `observe` takes the loss of an epoch when it is over.
     """
 
     def step(self, metrics: Any = None, epoch: Any = None) -> None:  # type: ignore[override]

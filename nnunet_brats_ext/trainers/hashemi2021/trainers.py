@@ -14,9 +14,9 @@ from torch import nn
 from nnunet_brats_ext.architectures.plain_unet_2d import BinaryUNet2D, PlainUNet2D
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.trainers.hashemi2021.composed_warp import ComposedWarp
 from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
-from nnunet_brats_ext.trainers.hashemi2021.slices import NonEmptySlices, count_slices
+from nnunet_brats_ext.trainers.hashemi2021.sampling import NonEmptySlices, count_slices
+from nnunet_brats_ext.trainers.hashemi2021.transforms import ComposedWarp
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 
@@ -109,7 +109,7 @@ class BinaryTrainer(HashemiTrainer):
         return step
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        with np.errstate(invalid="ignore"):  # the pseudo Dice of the others is 0 / 0, which nnU-Net's mean leaves out
+        with np.errstate(invalid="ignore"):  # the pseudo Dice of other regions is 0 / 0, which nnU-Net's mean skips
             super().on_validation_epoch_end(val_outputs)
 
 

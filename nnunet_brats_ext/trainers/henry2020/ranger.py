@@ -38,7 +38,7 @@ class Ranger(torch.optim.RAdam):
         for p in moving:
             if p.ndim > 1:
                 p.grad -= p.grad.mean(tuple(range(1, p.ndim)), keepdim=True)
-        # RAdam takes a state with anything in it for its own, so the slow weights join it after its first step.
+        # RAdam initialises a parameter's state only if that is empty: the slow weights are added after its first step.
         starts = {p: p.clone() for p in moving if p not in self.state}
         super().step()
         for p, slow in starts.items():

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class RelativeNoise(ImageOnlyTransform):
-    """Adds Gaussian noise to every voxel, `share` of the deviation of its channel's non-zero voxels wide.
+    """Adds Gaussian noise to every voxel; its deviation is `share` of that of the channel's non-zero voxels.
 
-    Pipeline A of Henry et al. 2020, https://arxiv.org/abs/2011.01045. A channel without two such voxels is left alone.
+    Pipeline A of Henry et al. 2020, https://arxiv.org/abs/2011.01045. A channel without two such voxels is not changed.
     """
 
     def __init__(self, share: float = 0.1):
@@ -36,7 +36,7 @@ class DropChannel(ImageOnlyTransform):
 class ShiftBrain(ImageOnlyTransform):
     """Adds one number, uniform in [-limit, limit], to all voxels inside the brain, in all channels.
 
-    Pipeline B of Henry et al. 2020, https://arxiv.org/abs/2011.01045. nnU-Net marks the brain by segmentation >= 0.
+    Pipeline B of Henry et al. 2020, https://arxiv.org/abs/2011.01045. In the brain, nnU-Net's segmentation is >= 0.
     """
 
     def __init__(self, limit: float = 0.1):
@@ -60,8 +60,8 @@ class SwapAndFlip(BasicTransform):
 
     def get_parameters(self, **data_dict) -> dict:
         size = data_dict["image"].shape[1:]
-        alike = [(i, j) for i, j in combinations(range(len(size)), 2) if size[i] == size[j]]
-        swapped = alike[int(torch.randint(len(alike), ()))] if alike else (0, 0)
+        equal = [(i, j) for i, j in combinations(range(len(size)), 2) if size[i] == size[j]]
+        swapped = equal[int(torch.randint(len(equal), ()))] if equal else (0, 0)
         return {"swapped": swapped, "flipped": int(torch.randint(len(size), ()))}
 
     def _apply_to_image(self, img: Tensor, **params) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lachinov et al. 2019: three unlike teachers and the student of their ensemble, https://arxiv.org/abs/2002.03688."""
+"""Lachinov et al. 2019: three different teachers and the student of their ensemble, https://arxiv.org/abs/2002.03688."""
 
 from collections.abc import Sequence
 from math import prod
@@ -20,7 +20,7 @@ from nnunet_brats_ext.architectures.post_activation_residual_unet import PostAct
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.trainers.lachinov2019.label_box import LabelBoxDraws
+from nnunet_brats_ext.trainers.lachinov2019.sampling import LabelBoxDraws
 from nnunet_brats_ext.trainers.lachinov2019.transforms import RegionsBecomeSoft, ReplaceChannelsByNoise, ShiftChannels
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.branches import VAERegularisation, vae_regularisation
@@ -41,10 +41,13 @@ class LachinovTrainer(BraTSTrainer):
     )
 
     one_draw_per_case = False
-    rate_drops: ClassVar[tuple[float, float]] = (0.75, 0.1)  # after each such share of the run, the rate by this factor
+    rate_drops: ClassVar[tuple[float, float]] = (
+        0.75,
+        0.1,
+    )  # after each share of the run, the rate is multiplied by the factor
     amsgrad: ClassVar[bool] = False
     mirror_z: ClassVar[bool] = False
-    channel_noise: ClassVar[float] = 0.0  # how often a channel is replaced by noise
+    channel_noise: ClassVar[float] = 0.0  # probability that a channel is replaced by noise
 
     def region_loss(self) -> nn.Module:
         return DiceAndBCELoss()
@@ -192,10 +195,11 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
 
 
 class MXNetParity:
-    """Mixin, listed first: the cascade's training as MXNet carried the release of 2018 out on one GPU.
+    """Mixin, listed first: the cascade's training as the release of 2018 runs in MXNet on one GPU.
 
-    Its loss operator passes the same gradient to all scales whatever their weights, its optimiser divides by the
-    batch, and its rate decays once per as many updates as there are cases. Channels are now and then noise.
+    There the loss operator passes the same gradient to all scales, without their weights; the optimiser divides by the
+    batch size; and the learning rate decays once per as many updates as there are cases. Some channels are replaced by
+    noise.
     """
 
     hyperparameters: ClassVar[dict] = dict(initial_lr=0.025)
@@ -210,6 +214,6 @@ def require_more_than_one_voxel(planned: PlannedNetwork, halvings: int) -> None:
     if all(length <= stride for length, stride in zip(planned.patch_size, cumulated, strict=True)):
         smallest = [*cumulated[:-1], 2 * cumulated[-1]]
         raise UserError(
-            f"a patch of {planned.patch_size} leaves one voxel at the bottom of the network, where "
+            f"a patch of {planned.patch_size} becomes one voxel at the bottom of the network, where "
             f"instance normalisation needs two; the smallest patch for these strides is {tuple(smallest)}"
         )

@@ -23,7 +23,7 @@ class ShiftChannels(ImageOnlyTransform):
 
 
 class ReplaceChannelsByNoise(ImageOnlyTransform):
-    """Makes a channel useless, N(0, 1) everywhere, now and then: Lachinov 2018, https://arxiv.org/abs/1810.04008."""
+    """Replaces channels by N(0, 1) noise at random: Lachinov 2018, https://arxiv.org/abs/1810.04008."""
 
     def __init__(self, p_per_channel: float):
         super().__init__()
@@ -38,10 +38,10 @@ class ReplaceChannelsByNoise(ImageOnlyTransform):
 
 
 class RegionsBecomeSoft(BasicTransform):
-    """Makes the regions of a label map a regression target: Lachinov et al. 2019, https://arxiv.org/abs/2002.03688.
+    """Copies the regions of a label map into a regression target: Lachinov 2019, https://arxiv.org/abs/2002.03688.
 
     segmentation (1, *s) -> regression_target (r, *s), 0 or 1, which batchgeneratorsv2's transforms move with the image
-    and interpolate linearly. Interpolating regions is summing interpolated labels, so the result is the authors'.
+    and interpolate linearly. Interpolated regions are sums of interpolated labels, as the authors have them.
     """
 
     def __init__(self, regions: Sequence[int | Sequence[int]]):

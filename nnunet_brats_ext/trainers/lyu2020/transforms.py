@@ -1,4 +1,7 @@
-"""Transforms of intensities that batchgeneratorsv2 lacks. Images (c, *s) are normalised, 0 outside the brain."""
+"""The training transform of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881) that batchgeneratorsv2 does not have.
+
+Images (c, *s) are normalised, and 0 outside the brain.
+"""
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
@@ -8,7 +11,7 @@ from torch import Tensor
 class ShiftIntensity(ImageOnlyTransform):
     """Adds to each channel a random share of its own deviation: Myronenko 2018, https://arxiv.org/abs/1810.11654.
 
-    Deviation and shift concern the voxels inside the brain only, which nnU-Net marks by segmentation >= 0.
+    Deviation and shift are those of the voxels inside the brain, where nnU-Net's segmentation is >= 0.
     """
 
     def __init__(self, largest_share: float = 0.1):
@@ -24,7 +27,7 @@ class ShiftIntensity(ImageOnlyTransform):
 
     def _apply_to_image(self, img: Tensor, **params) -> Tensor:
         brain = params["brain"]
-        if brain.sum() < 2:  # a patch beside the head
+        if brain.sum() < 2:  # a patch outside the head
             return img
         deviations = img[:, brain].std(dim=1, correction=0)
         return img + (params["shares"] * deviations).view(-1, *[1] * brain.ndim) * brain

@@ -1,4 +1,4 @@
-"""Where stage 2 of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881) looks: one window on the tumour of stage 1."""
+"""The window of stage 2 of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881) on the tumour that stage 1 has found."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ STRICT_STARTS = [(13, y, x) for y in (24, 40, 56, 72) for x in (40, 56)]  # "lyu
 
 
 def tumour_window(tumour: np.ndarray, window: Sequence[int]) -> tuple[int, ...]:
-    """The start of the window (z, y, x) that holds most of the tumour, on a grid of steps of 16 in y and x.
+    """The start (z, y, x) of the window with most tumour, on a grid of 16 voxels in y and x.
 
-    tumour: boolean (z, y, x). In z the window is centred on the tumour's range. Among equals the one closest to the
-    tumour's centre of mass wins; without tumour the central window does. Starts are negative where the volume is
-    smaller than the window, which then lies around it.
+    tumour: boolean (z, y, x). In z the window is centred on the tumour's range. Among equal windows the one closest to
+    the tumour's centre of mass is taken, and without tumour the central one. Starts are negative where the volume is
+    smaller than the window.
     """
     sizes = [max(0, size - extent) for size, extent in zip(tumour.shape, window, strict=True)]
     padding = [max(0, extent - size) // 2 for size, extent in zip(tumour.shape, window, strict=True)]
@@ -34,9 +34,9 @@ def tumour_window(tumour: np.ndarray, window: Sequence[int]) -> tuple[int, ...]:
 
 
 def strict_window(tumour: np.ndarray, bounding_box: Sequence[Sequence[int]], shape: Sequence[int]) -> tuple[int, ...]:
-    """The same by the authors' eight windows on the BraTS grid, as a start in the volume cropped to `bounding_box`.
+    """The same among the authors' eight windows on the BraTS grid, as a start in the volume cropped to `bounding_box`.
 
-    tumour: in the cropped volume. shape: of the uncropped one, which must be 155 x 240 x 240 (ValueError).
+    tumour: in the cropped volume. shape: of the uncropped one; another one than 155 x 240 x 240 is an error.
     """
     if tuple(shape) != NATIVE_SHAPE:
         raise UserError(f"the eight windows of the paper lie on a grid of {NATIVE_SHAPE}, not {tuple(shape)}")
@@ -48,9 +48,9 @@ def strict_window(tumour: np.ndarray, bounding_box: Sequence[Sequence[int]], sha
 
 
 class TumourWindows(CaseView):
-    """Draws every patch where `tumour_window` lies: needs `oversample_foreground_percent = 1.0` in the trainer.
+    """Draws every patch at `tumour_window`; needs `oversample_foreground_percent = 1.0` in the trainer.
 
-    first: the cases with the map that decides, where a case has several; as in the paper, it is always the same one.
+    first: the cases with the map that the window is taken from, always the same one, as in the paper.
     strict: the authors' eight windows.
     """
 

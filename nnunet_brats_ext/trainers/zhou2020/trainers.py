@@ -19,7 +19,8 @@ from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.trainers.zhou2020.task_sampling import TaskDraws, TaskTargets
+from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
+from nnunet_brats_ext.trainers.zhou2020.transforms import TaskTargets
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.optimizers import EpochSchedule
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
@@ -103,7 +104,7 @@ class ZhouTrainer(BraTSTrainer):
         epochs = self.num_epochs
         return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * 0.5 ** (5 * epoch // epochs))
 
-    def _leave_idle_tasks_alone(self, *_: Any) -> None:
+    def _drop_idle_gradients(self, *_: Any) -> None:
         # DistributedDataParallel gives them zeros for gradients, on which momentum and weight decay would act.
         for parameter in self.bare_network.idle_parameters():
             parameter.grad = None
@@ -111,7 +112,7 @@ class ZhouTrainer(BraTSTrainer):
     def train_step(self, batch: dict) -> dict:
         phase = curriculum_phase(self.current_epoch, self.num_epochs) if self.curriculum else len(CLASSES)
         steps = []
-        hook = self.optimizer.register_step_pre_hook(self._leave_idle_tasks_alone)
+        hook = self.optimizer.register_step_pre_hook(self._drop_idle_gradients)
         for tasks in self.bare_network.steps(phase):
             self.bare_network.active_tasks = tasks
             steps.append(super().train_step(batch))
@@ -133,7 +134,7 @@ class ZhouTrainer(BraTSTrainer):
         transforms = super().get_training_transforms(*geometry, **labels)
         if not self.augmented:
             return transforms
-        # nnU-Net's, up to where it would forget what lies outside the brain: from there on, it makes targets.
+        # nnU-Net's transforms before the one that removes the label of what is outside the brain, which targets need.
         augmenting = takewhile(lambda one: not isinstance(one, RemoveLabelTansform), transforms.transforms)
         return ComposeTransforms([*augmenting, TaskTargets(labels["regions"])])
 

@@ -1,4 +1,4 @@
-"""Patches drawn around the tumour without being tied to it."""
+"""The patches of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688): around the tumour, with a wide margin."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from nnunet_brats_ext.training.sampling import Case, CentredDraws
 
 
 class LabelBoxDraws(CentredDraws):
-    """Centres, uniform in the box of all labels grown by a margin: Lachinov 2019, https://arxiv.org/abs/2002.03688.
+    """Draws centres uniformly in the box of all labels grown by a margin, https://arxiv.org/abs/2002.03688.
 
-    A patch that fits into the case stays inside it, and the box is cut to what that leaves; so nearly every patch
-    of a brain is possible, and those that show tumour are likelier. Without labels all are alike.
-    The box is that of the 10,000 and more voxels per region that nnU-Net notes for every case while it preprocesses,
-    so no label map is read for it; it may miss single voxels, much less than the margin.
+    A patch that fits into the case stays inside it, and the box is cut accordingly; so nearly every patch of a brain
+    is possible, and those with tumour are more likely. Without labels all are equally likely. The box is that of the
+    10,000 or more voxels per region that nnU-Net's preprocessing lists for every case, so no label map is read; it may
+    miss single voxels, which is much less than the margin.
     """
 
     def __init__(self, cases: nnUNetBaseDataset, patch_size: Sequence[int], margin: int = 50):
@@ -26,7 +26,7 @@ class LabelBoxDraws(CentredDraws):
         noted = [voxels[:, 1:] for voxels in properties["class_locations"].values() if len(voxels)]
         if not noted:
             return None
-        room = np.array(data.shape[1:]) - self.patch_size  # negative where nnU-Net pads, on both sides alike
+        room = np.array(data.shape[1:]) - self.patch_size  # negative where nnU-Net pads, equally on both sides
         first = np.minimum(room // 2, 0) + self.patch_size // 2
         last = np.maximum(room, room // 2) + self.patch_size // 2
         low = np.min([voxels.min(0) for voxels in noted], axis=0) - self.margin

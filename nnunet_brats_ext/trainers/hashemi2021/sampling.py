@@ -1,4 +1,4 @@
-"""Which slices a 2-D training sees."""
+"""The slices of Hashemi et al. 2021, https://github.com/Nima-Hs/BraTS."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from nnunet_brats_ext.training.sampling import Case, CentredDraws
 
 
 class NonEmptySlices(CentredDraws):
-    """Draws among the slices of a case that hold anything, each as likely as the others: no preference for tumour.
+    """Draws among the non-empty slices of a case, all equally likely, without preference for tumour.
 
-    nnU-Net marks what was zero in every image by segmentation -1, at whatever value normalisation left it; a slice
-    wholly so is drawn again. A patch that covers the slice lies around it, a smaller one anywhere in it.
+    In an empty slice the segmentation is -1, nnU-Net's label of voxels that are zero in every image. A patch that
+    covers the slice is centred on it, a smaller one is anywhere in it.
     """
 
     def __init__(self, cases: nnUNetBaseDataset, patch_size: Sequence[int]):

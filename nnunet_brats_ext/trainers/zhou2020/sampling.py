@@ -1,25 +1,21 @@
-"""What the tasks of OM-Net (Zhou et al. 2020, https://arxiv.org/abs/1906.01796) train on: their patches and labels.
+"""The patches that the tasks of OM-Net train on: Zhou et al. 2020, https://arxiv.org/abs/1906.01796.
 
-A batch lies in blocks of equal size: task 0 looks anywhere in the brain, task 1 within five voxels of tumour, task 2
-inside the tumour core. No draw looks at a whole volume: places are proposed, and rejected by reading around them.
+A batch has blocks of equal size: those of task 0 are anywhere in the brain, those of task 1 within five voxels of
+tumour, those of task 2 inside the tumour core. No draw reads a whole volume: a random voxel is accepted or rejected by
+the labels around it.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
-from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from torch import Tensor
 
 from nnunet_brats_ext.architectures.omnet.fusion import DILATION
-from nnunet_brats_ext.architectures.omnet.tasks import OUTSIDE
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.sampling import Case, CaseView, centred
 
-PLACES, CASES = 1000, 20  # how often to try, before the draw falls back on something simpler
+PLACES, CASES = 1000, 20  # tries before a draw takes something simpler
 Region = int | tuple[int, ...]
 
 
@@ -70,9 +66,9 @@ def locations_of(case: Case, region: Region) -> np.ndarray:
 class TaskDraws(CaseView):
     """A view that draws each row of a batch for its task; needs `oversample_foreground_percent = 1.0` in the trainer.
 
-    A case that lacks what a task looks for is replaced by others; after `CASES` of them the row, still of its task,
-    is drawn anywhere in the brain. Cases come cropped around the centre, because nnU-Net's loader would push patches
-    away from the low border of a volume.
+    A case without the region that a task needs is replaced by another one; after `CASES` of them the row is drawn
+    anywhere in the brain. Cases are cropped around the centre, because nnU-Net's loader would move patches away from
+    the low border of a volume.
 
     regions: WT, TC and ET, as the label manager has them. patch_size: the largest that the loader will ask for.
     """
@@ -118,20 +114,3 @@ class TaskDraws(CaseView):
         box = [[int(c) - h, int(c) - h + n] for c, h, n in zip(centre, half, self.patch_size, strict=True)]
         patch = crop_and_pad_nd(data, box, 0), crop_and_pad_nd(segmentation, box, -1), previous, properties
         return centred(patch, half)
-
-
-class TaskTargets(SegOnlyTransform):
-    """Segmentation (1, *s), negative outside the brain -> [regions (3, *s), labels (1, *s)], for OM-Net's loss.
-
-    regions: WT, TC and ET as booleans, for nnU-Net's Dice. labels: those as trained, and `OUTSIDE`. nnU-Net's own
-    pipelines make the outside background; this one comes in place of all that they do after augmentation.
-    """
-
-    def __init__(self, regions: Sequence[Region]):
-        super().__init__()
-        self.to_regions = ConvertSegmentationToRegionsTransform(list(regions))
-
-    def _apply_to_segmentation(self, segmentation: Tensor, **params) -> list[Tensor]:
-        regions = self.to_regions(segmentation=segmentation)["segmentation"]
-        labels = regions.sum(0, keepdim=True, dtype=torch.uint8)
-        return [regions, labels.masked_fill_(segmentation[:1] < 0, OUTSIDE)]

@@ -1,4 +1,7 @@
-"""Several random maps of a slice in one interpolation. Coordinates are pixels from the slice's centre, (x, y)."""
+"""Several random maps of a slice in one interpolation: Hashemi et al. 2021, https://github.com/Nima-Hs/BraTS.
+
+Coordinates are (x, y) in pixels from the slice's centre.
+"""
 
 from functools import cache, reduce
 
@@ -21,11 +24,11 @@ class ComposedWarp(BasicTransform):
     """The nine transforms of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS), interpolated once.
 
     Left-right flip, translation, scaling and shear along either axis, rotation, elastic deformation: each maps the
-    coordinates that the one before it gave, and only the last ones are looked up. Image (c, y, x) linearly,
-    segmentation (s, y, x) by the nearest pixel; beyond the border lies what is on it, for zero is no background where
-    intensities are normalised.
+    coordinates of the one before it, and the last coordinates are interpolated. Image (c, y, x) linearly, segmentation
+    (s, y, x) by the nearest pixel. Beyond the border the value on the border is taken, because zero is not the
+    background of normalised images.
 
-    Random numbers are numpy's: nnU-Net's workers, forked from one process, would all draw the same from torch.
+    Random numbers are numpy's: nnU-Net's worker processes would all draw the same from torch.
     """
 
     def get_parameters(self, **data_dict) -> dict:
@@ -44,7 +47,7 @@ class ComposedWarp(BasicTransform):
 
 
 def random_affine(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Flip to rotation as one map of (x, y, 1), (3, 3): where a pixel of the result comes from in the slice."""
+    """Flip to rotation as one matrix (3, 3) for (x, y, 1): from a pixel of the result to its source in the slice."""
     height, width = size
     flip = -1 if rng.random() < FLIP_PROBABILITY else 1
     scale_x, scale_y = rng.uniform(1 - SCALING, 1 + SCALING, 2)
@@ -77,7 +80,7 @@ def smoothing_matrix(length: int, sigma: float) -> np.ndarray:
 
 
 def sampling_grid(affine: np.ndarray, displacement: np.ndarray) -> Tensor:
-    """The coordinates `affine` of every pixel plus `displacement` (2, y, x), as torch's `grid_sample` wants them."""
+    """The coordinates `affine` of every pixel plus `displacement` (2, y, x), for torch's `grid_sample`."""
     height, width = displacement.shape[1:]
     x, y = (np.arange(length) - (length - 1) / 2 for length in (width, height))
     grid = np.empty((1, height, width, 2), np.float32)
