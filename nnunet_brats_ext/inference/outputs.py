@@ -1,5 +1,6 @@
 """Output folders of predictions: label maps and probabilities, or maps for the training of a next stage."""
 
+import errno
 import json
 import pickle
 import shutil
@@ -76,12 +77,20 @@ class PredictionTarget:
     def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
         configuration_manager, plans_manager, dataset_json = model
         partial = self.out / f"{PARTIAL}{case}"
-        with writing(self.out / f"{case}{self.ending}"):
-            export_prediction_from_logits(
-                logits, properties, configuration_manager, plans_manager, dataset_json, str(partial), self.probabilities
-            )
-            for suffix, file in zip(self.suffixes, self.files(case), strict=True):
-                Path(f"{partial}{suffix}").replace(file)
+        parts = [Path(f"{partial}{suffix}") for suffix in self.suffixes]
+        try:
+            with writing(self.out / f"{case}{self.ending}"):
+                export_prediction_from_logits(
+                    logits, properties, configuration_manager, plans_manager, dataset_json, str(partial),
+                    self.probabilities,
+                )  # fmt: skip
+                if not all(map(is_whole, parts)):  # ITK writes NIfTI to a full disk without an error
+                    raise OSError(errno.ENOSPC, "only a part of it was written; is there no space left on the device?")
+                for part, file in zip(parts, self.files(case), strict=True):
+                    part.replace(file)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
 
 
 def is_whole(file: Path) -> bool:
@@ -93,7 +102,7 @@ def is_whole(file: Path) -> bool:
             probabilities_shape(file)
         elif file.suffix == ".pkl":
             return file.read_bytes().endswith(pickle.STOP)
-        else:
+        elif file.name.endswith(ENDINGS):
             read_label_map(file)
     except UserError:
         return False
