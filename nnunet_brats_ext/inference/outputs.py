@@ -1,5 +1,6 @@
 """Output folders of predictions: label maps and probabilities, or maps for the training of a next stage."""
 
+import errno
 import json
 import pickle
 import shutil
@@ -78,6 +79,9 @@ class PredictionTarget:
             export_prediction_from_logits(
                 logits, properties, configuration_manager, plans_manager, dataset_json, str(partial), self.probabilities
             )
+            if not all(is_whole(Path(f"{partial}{suffix}")) for suffix in self.suffixes):
+                # ITK writes NIfTI to a full disk without an error.
+                raise OSError(errno.ENOSPC, "only a part of it was written; is there no space left on the device?")
 
 
 def is_whole(file: Path) -> bool:
@@ -89,7 +93,7 @@ def is_whole(file: Path) -> bool:
             probabilities_shape(file)
         elif file.suffix == ".pkl":
             return file.read_bytes().endswith(pickle.STOP)
-        else:
+        elif file.name.endswith(ENDINGS):
             read_label_map(file)
     except UserError:
         return False

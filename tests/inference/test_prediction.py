@@ -15,7 +15,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference import BraTSPredictor, predict
+from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_label_map
@@ -379,7 +379,7 @@ def test_spoiled_checkpoints_are_named_before_anything_is_written(kind, fold, ow
     ("words", "sentence"),
     [
         (("-step_size", "0"), "-step_size 0.0: expected more than 0"),
-        (("-step_size", "2"), "-step_size 2.0: expected at most 1"),
+        (("-step_size", "2"), "-step_size 2.0: expected more than 0 and at most 1"),
         (("-step_size", "nan"), "-step_size nan: expected"),
         (("-np", "-1"), "-np -1: expected at least 0"),
         (("--low-memory", "-5"), "--low-memory -5.0: expected more than 0"),
@@ -448,6 +448,21 @@ def test_a_damaged_prediction_is_made_again_and_the_others_are_not(ending, model
     assert same(label_maps(tmp_path / "out"), whole)
     assert np.load(sorted((tmp_path / "out").glob("*.npz"))[0])["probabilities"].shape[0] == 3
     assert other.stat().st_mtime_ns == before
+
+
+def test_a_label_map_that_a_full_disk_has_cut_is_an_error_and_leaves_nothing(
+    models, world, tmp_path, capsys, monkeypatch
+):
+    export = outputs.export_prediction_from_logits
+
+    def export_in_part(*arguments) -> None:
+        export(*arguments)
+        cut(Path(f"{arguments[5]}.nii.gz"))
+
+    monkeypatch.setattr(outputs, "export_prediction_from_logits", export_in_part)
+    assert main(command_for(world, tmp_path, "--save_probabilities")) == 1
+    assert "nii.gz could not be written: only a part of it was written" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix != ".json"]
 
 
 def test_settings_are_remembered_once_there_are_predictions(models, world, tmp_path, capsys, monkeypatch):

@@ -116,7 +116,8 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images; name one that exists")
     description = DatasetDescription.find(folder.parent)
-    ending, sequences = ".nii.gz", SEQUENCES
+    ending: str = ".nii.gz"
+    sequences: tuple[str, ...] = SEQUENCES
     if description and description.is_of_nnunet:
         ending, sequences = description.ending, description.sequences
     cases: dict[str, dict[str, Path]] = {}
