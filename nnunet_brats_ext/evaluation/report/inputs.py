@@ -116,7 +116,7 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images")
     description = DatasetDescription.find(folder.parent)
-    ending, sequences = ".nii.gz", SEQUENCES
+    ending, sequences = ".nii.gz", tuple[str, ...](SEQUENCES)
     if description and description.is_of_nnunet:
         ending, sequences = description.ending, description.sequences
     cases: dict[str, dict[str, Path]] = {}
