@@ -1,15 +1,16 @@
-"""What tests of the workflow share: graphs of recipes, a run of jobs that take no time, a paper of the user's own."""
+"""What tests of the workflow share: graphs of recipes, jobs that take no time, papers of the user's own."""
 
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from nnunet_brats_ext.papers import find_paper
 from nnunet_brats_ext.workflow.engine import engine_options, follow
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Job, Setting
@@ -72,18 +73,18 @@ def start_elsewhere(folder: Path) -> psutil.Popen:
 
 
 def wait_for(there: Callable[[], object], process: psutil.Popen) -> None:
-    """Until something holds, and an error if the process ends before or a long time passes."""
-    for _ in range(3000):
-        if there():
-            return
-        assert process.poll() is None, "the process ended before"
+    """Until something holds; an error, and no process is left, if that ends before or half an hour passes."""
+    begin = time.monotonic()
+    while not there():
+        if process.poll() is not None or time.monotonic() - begin > 1800:
+            kill(process)
+            raise TimeoutError(f"ended with {process.returncode}")
         time.sleep(0.1)
-    raise TimeoutError
 
 
 def kill(process: psutil.Popen) -> None:
     """End a process and every one below it without a word, as a power cut would."""
-    family = [process, *process.children(recursive=True)]
+    family = [process, *process.children(recursive=True)] if process.is_running() else []
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()
@@ -103,10 +104,6 @@ PAPER = Paper(
 )
 """
 OWN_TRAINER = """
-import time
-from functools import partial
-from pathlib import Path
-
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunet_brats_ext.training.base import BraTSTrainer
 from torch import nn
@@ -114,18 +111,14 @@ from torch import nn
 
 class NarrowTrainer(BraTSTrainer):
     @classmethod
-    def architecture_for(cls, configuration):
-        strides = configuration.pool_op_kernel_sizes
-        return partial(
-            PlainConvUNet, n_stages=len(strides), features_per_stage=4, conv_op=nn.Conv3d, kernel_sizes=3,
-            strides=strides, n_conv_per_stage=1, n_conv_per_stage_decoder=1, norm_op=nn.InstanceNorm3d,
-            nonlin=nn.LeakyReLU,
+    def build_network_architecture(
+        cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
+        strides = configuration_manager.pool_op_kernel_sizes
+        return PlainConvUNet(
+            num_input_channels, len(strides), 4, nn.Conv3d, 3, strides, 1, num_output_channels, 1,
+            norm_op=nn.InstanceNorm3d, nonlin=nn.LeakyReLU, deep_supervision=enable_deep_supervision,
         )
-
-    def on_epoch_start(self):
-        super().on_epoch_start()
-        while self.current_epoch == 1 and Path({hold!r}).exists():  # for a test that ends the training here
-            time.sleep(0.1)
 """
 OWN_RECIPE = """title: A narrow network
 models:
@@ -148,16 +141,80 @@ class MyVAETrainer(BraTSVAETrainer):
 """
 
 
-def write_own(place: Path, hold: Path = Path("/nowhere")) -> Path:
-    """A folder for `nnUNet_extTrainer`: a paper `narrow2030` with everything that a paper can have, and a subclass.
-
-    hold: while this file is there, a training of the paper stays at the beginning of its second epoch.
-    """
+def write_own(place: Path) -> Path:
+    """A folder for `nnUNet_extTrainer`: a paper `narrow2030` with everything that a paper can have, and a subclass."""
     paper = place / "narrow2030"
     paper.mkdir(parents=True)
     (paper / "__init__.py").touch()
-    (paper / "paper.py").write_text(OWN_PAPER)
-    (paper / "trainers.py").write_text(OWN_TRAINER.format(hold=str(hold)))
-    (paper / "recipe.yaml").write_text(OWN_RECIPE)
+    for name, text in (("paper.py", OWN_PAPER), ("trainers.py", OWN_TRAINER), ("recipe.yaml", OWN_RECIPE)):
+        (paper / name).write_text(text)
     (place / "my_trainers.py").write_text(OWN_SUBCLASS)
+    return place
+
+
+# ---- narrow networks for published recipes ---------------------------------------------------------------------------
+
+NARROW = """
+import multiprocessing.dummy
+import time
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+from nnunet_brats_ext import trainers
+
+HOLD = Path({hold!r})
+WIDTHS = (8, 8, 8, 16, 16)  # of stages
+
+
+def hold(what):
+    while (HOLD / what).exists():
+        (HOLD / f"held_{{what}}").touch()
+        time.sleep(0.1)
+
+
+class Narrow:
+    network_options = dict(features_per_stage=WIDTHS)
+    builds = 0
+
+    @classmethod
+    def architecture_for(cls, configuration):
+        return partial(super().architecture_for(configuration), features_per_stage=WIDTHS)
+
+    @classmethod
+    def build_network_architecture(
+        cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
+        cls.builds += 1
+        if cls.holds and cls.builds > 1:
+            hold("predict")
+        return super().build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+
+    def on_epoch_start(self):
+        super().on_epoch_start()
+        if self.holds and self.current_epoch == 1:
+            hold("train")
+
+    def perform_actual_validation(self, *arguments, **options):
+        # nnU-Net writes from a pool of processes, each of which takes seconds to import torch.
+        with patch.object(multiprocessing, "get_context", lambda kind: multiprocessing.dummy):
+            super().perform_actual_validation(*arguments, **options)
+
+
+for name in {names!r}:
+    globals()[name] = type(name, (Narrow, getattr(trainers, name)), dict(holds=name == {holding!r}))
+"""
+
+
+def write_narrow(place: Path, papers: Sequence[str], holding: str) -> Path:
+    """A folder that stands before ours in `nnUNet_extTrainer`: the trainers of papers, with networks of few channels.
+
+    While `place/train` is there, a training of the trainer `holding` stays at the beginning of its second epoch and
+    makes `place/held_train`; while `place/predict` is, a prediction does so before the second of its members.
+    """
+    place.mkdir()
+    names = [trainer.name for paper in papers for trainer in find_paper(paper).trainers]
+    (place / "narrow_trainers.py").write_text(NARROW.format(hold=str(place), names=names, holding=holding))
     return place

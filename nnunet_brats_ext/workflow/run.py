@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, datasets_with_id
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_text, writing
@@ -23,7 +23,7 @@ from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.ownership import only_one
 from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe
 from nnunet_brats_ext.workflow.recipe_parts import Recipe
-from nnunet_brats_ext.workflow.state import Run, older_states, relative_to
+from nnunet_brats_ext.workflow.state import GRAPH, Run, older_states, relative_to
 
 PHANTOM_RELEASE = "BraTS2020"
 RECIPE_OF_RUN = "recipe.yaml"  # the copy in its folder
@@ -108,7 +108,9 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         datasets=datasets_there(places["nnUNet_raw"], numbers),
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
-    return recipe, Run(folder, jobs, environment, tuple(devices), asdict(options), older_states(folder))
+    graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
+    older = older_states(folder, graph, relative=True)
+    return recipe, Run(folder, jobs, environment, tuple(devices), asdict(options), older)
 
 
 def run_recipe(

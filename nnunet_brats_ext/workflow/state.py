@@ -85,7 +85,8 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
     for name, job in jobs.items():
         if unknown := set(job.after) - set(jobs):
             _refuse(file, f"jobs.{name}.after", f"there is no job {sorted(unknown)[0]!r}")
-    return Run(folder, jobs, content["environment"], tuple(content.get("devices", ())), content.get("settings"))
+    devices, older = tuple(content.get("devices", ())), older_states(folder, content, relative=False)
+    return Run(folder, jobs, content["environment"], devices, content.get("settings"), older)
 
 
 def _checked(file: Path, schema: str) -> dict[str, Any]:
@@ -152,21 +153,23 @@ def settle(run: Run) -> None:
             run.done_file(name).unlink(missing_ok=True)
 
 
-def older_states(folder: Path) -> dict[str, Noted]:
-    """The states of a run of version 0.1 as this version has them; none for another run.
+def older_states(folder: Path, content: Mapping[str, Any], relative: bool) -> dict[str, Noted]:
+    """The states of a run whose graph, `content`, is of version 0.1; none for another one.
 
-    There, the graph names the folder of then, and states have absolute paths and, as inputs, the times of done files.
+    Their inputs are as this version notes them, not the times of done files. relative: their paths too, which were
+    absolute, in the folder that the graph names.
     """
-    if not (folder / GRAPH).is_file() or not (then := read_json(folder / GRAPH).get("folder")):
+    if not (then := content.get("folder")):
         return {}
     place = folder / "jobs"
     states = {
         str(file.relative_to(place).with_suffix("")): _checked(file, "state") for file in sorted(place.rglob("*.json"))
     }
     for noted in states.values():
-        command = [relative_to(word, then) for word in noted["command"]]
-        noted["command"] = [new for word in command for new in OLDER_WORDS.get(word, [word])]
-        noted["result"] = relative_to(noted["result"], then)
+        if relative:
+            noted["command"] = [relative_to(word, then) for word in noted["command"]]
+            noted["result"] = relative_to(noted["result"], then)
+        noted["command"] = [new for word in noted["command"] for new in OLDER_WORDS.get(word, [word])]
         for before, touched in noted["inputs"].items():
             ended = states.get(before, {}).get("ended", 0)
             if abs(touched - ended) < OLDER_DELAY_S:

@@ -1,4 +1,4 @@
-"""Whole recipes on phantoms, from release to report and submission: a paper of the user's own, and published ones."""
+"""Whole recipes on phantoms, from release to report and submission, with networks of few channels."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -16,124 +17,136 @@ import pytest
 pytest.importorskip("snakemake", reason="Snakemake 9 needs Python 3.11")
 
 import torch
-from workflow_runs import kill, wait_for, write_own
+from workflow_runs import kill, wait_for, write_narrow, write_own
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import EXTERNAL
-from nnunet_brats_ext.workflow.state import open_run, states_of
+from nnunet_brats_ext.workflow.perform import environment_of
+from nnunet_brats_ext.workflow.state import Run, open_run, states_of
 
 pytestmark = pytest.mark.end_to_end
+PAPERS = {"lyu2020": "final", "hashemi2021": "nested"}  # two stages with maps in between; three 2-D models as one
 
 
-def smoke(recipe: str, folder: Path, *options: str) -> list[str]:
-    words = ["run", recipe, "--scale", "smoke", "-device", "cpu", "-o", str(folder), *options]
-    return [str(Path(sys.executable).with_name("nnunet_brats")), *words]
+def command(*words: str | Path) -> list[str]:
+    return [str(Path(sys.executable).with_name(str(words[0]))), *map(str, words[1:])]
 
 
-def run_smoke(recipe: str, folder: Path, *options: str) -> None:
-    done = subprocess.run(smoke(recipe, folder, *options), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {state for state, _ in states_of(open_run(folder)).values()} == {"done"}
-    assert len(list(folder.glob("submission/**/*.nii.gz"))) >= 2
+def smoke(recipe: str | Path, folder: Path, *options: str) -> list[str]:
+    words = ("nnunet_brats", "run", recipe, "--scale", "smoke", "-device", "cpu", "--folds", "0", "-o", folder)
+    return command(*words, *options)
+
+
+@contextmanager
+def searching(folder: Path) -> Iterator[None]:
+    """nnU-Net searches a folder for trainers before all others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(EXTERNAL, os.pathsep.join([str(folder), os.environ.get(EXTERNAL, "")]))
+        yield
+
+
+@dataclass
+class Interrupted:
+    """A run that was killed twice and moved once, before it ended."""
+
+    folder: Path
+    finished: dict[Path, int] = field(default_factory=dict)  # what was there before: file -> when it was written, in ns
+
+    @property
+    def run(self) -> Run:
+        return open_run(self.folder)
+
+    def log(self, job: str) -> str:
+        return self.run.log(job).read_text()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Iterator[Interrupted]:
+    """Two published recipes side by side, killed in a training, moved, killed in a prediction, and ended."""
+    place = tmp_path_factory.mktemp("workflow")
+    hold = write_narrow(place / "narrow", list(PAPERS), "BraTSAttentionVAETrainer")
+    (recipe := place / "both.yaml").write_text(f"title: Two papers\ninclude: [{', '.join(PAPERS)}]\n")
+    first, folder = place / "a b Ü", place / "moved {x}"
+    with searching(hold):
+        (hold / "train").touch()
+        process = start(smoke(recipe, first))
+        wait_for((hold / "held_train").exists, process)
+        kill(process)
+        (hold / "train").unlink()
+
+        first.rename(folder)
+        finished = {path: path.stat().st_mtime_ns for path in folder.glob("nnUNet_results/**/checkpoint_final.pth")}
+        (hold / "predict").touch()
+        process = start(smoke(recipe, folder))
+        wait_for((hold / "held_predict").exists, process)
+        kill(process)
+        (hold / "predict").unlink()
+
+        done = subprocess.run(smoke(recipe, folder), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield Interrupted(folder, finished)
+
+
+def start(words: list[str]) -> psutil.Popen:
+    return psutil.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_published_recipes_run_from_phantoms_to_report_and_submission(published, capsys):
+    folder = published.folder
+    assert {state for state, _ in states_of(published.run).values()} == {"done"}
+    for paper, submitted in PAPERS.items():
+        name = f"{paper}.{submitted}"
+        results = json.loads((folder / "results" / f"{name}.json").read_text())
+        assert set(results["summary"]) == {"WT", "TC", "ET"}
+        assert len(results["cases"]) == 2
+        assert len(list((folder / "submission" / name).glob("*.nii.gz"))) == 2
     assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / "ranking.json").is_file()
+    assert main(["status", str(folder)]) == 0
+    assert f"{len(published.run.jobs)} done" in capsys.readouterr().out
 
 
-def start_smoke(recipe: str, folder: Path) -> psutil.Popen:
-    return psutil.Popen(smoke(recipe, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_run_that_was_killed_goes_on_where_it_was(published):
+    assert "--c" in published.log("train/lyu2020.stage2/fold_0").split()
+    assert "are there already" in published.log("predict/lyu2020.stage2")
+    assert published.log("train/lyu2020.stage1/fold_0").count("nnUNetv2_train") == 1
+    assert published.finished
+    assert all(path.stat().st_mtime_ns == written for path, written in published.finished.items())
 
 
-def files(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
+def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
+    """The training and the prediction that were killed, once more and without a break."""
+    run = published.run
+    training, predicting = (
+        run.jobs[f"{kind}/lyu2020.stage2{fold}"] for kind, fold in (("train", "/fold_0"), ("predict", ""))
+    )
+    results = tmp_path / "nnUNet_results"
+    model = training.result.parent
+    (results / model.parent.name).mkdir(parents=True)
+    for other in (published.folder / model.parent).iterdir():
+        if other.name != model.name:
+            (results / model.parent.name / other.name).symlink_to(other)
+    environment = environment_of(run, training) | {"nnUNet_results": str(results)}
+    for words in (
+        training.command,
+        [str(tmp_path / "again") if word == str(predicting.result) else word for word in predicting.command],
+    ):
+        subprocess.run(command(*words), cwd=published.folder, env=environment, check=True, capture_output=True)
+
+    interrupted = weights(published.folder / training.result)
+    again = weights(results / model.parent.name / model.name / "fold_0")
+    assert all(torch.equal(again[name], interrupted[name]) for name in again)
+    expected = files(tmp_path / "again")
+    assert len(expected) == 2
+    assert files(published.folder / predicting.result) == expected
 
 
 def weights(fold: Path) -> dict[str, torch.Tensor]:
     return torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["network_weights"]
 
 
-@pytest.fixture(scope="module")
-def hold(tmp_path_factory) -> Iterator[Path]:
-    """A file that is not there; while it is, trainings of the user's own paper, which nnU-Net finds, wait."""
-    place = tmp_path_factory.mktemp("own")
-    write_own(place / "trainers", place / "hold")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(EXTERNAL, os.pathsep.join([str(place / "trainers"), os.environ.get(EXTERNAL, "")]))
-        yield place / "hold"
-
-
-@pytest.fixture(scope="module")
-def narrow(hold, tmp_path_factory) -> Path:
-    """A whole run of the user's own paper."""
-    folder = tmp_path_factory.mktemp("workflow") / "a b Ü"
-    run_smoke("narrow2030", folder)
-    return folder
-
-
-def test_a_paper_of_the_users_own_runs_from_phantoms_to_report_and_submission(narrow):
-    results = json.loads((narrow / "results" / "final.json").read_text())
-    assert set(results["summary"]) == {"WT", "TC", "ET"}
-    assert len(results["cases"]) == 4
-    assert len(list(narrow.glob("nnUNet_results/*/NarrowTrainer__*/fold_*/checkpoint_epoch_[12].pth"))) == 4
-    assert main(["status", str(narrow)]) == 0
-
-
-def test_a_run_killed_in_training_and_in_prediction_and_moved_ends_with_the_same_result(narrow, hold):
-    (model,) = narrow.glob("nnUNet_results/*/NarrowTrainer__*")
-    fold = model / "fold_1"
-    results = ("submission/*.nii.gz", "predictions/cv/narrow/*.nii.gz")
-    expected, trained = [files(narrow, pattern) for pattern in results], weights(fold)
-    untouched = (model / "fold_0" / "checkpoint_final.pth").stat().st_mtime_ns
-
-    shutil.rmtree(fold)
-    (narrow / "jobs" / "train" / "narrow" / "fold_1.done").unlink()
-    hold.touch()
-    process = start_smoke("narrow2030", narrow)
-    wait_for((fold / "checkpoint_epoch_1.pth").is_file, process)
-    wait_for(lambda: (fold / "checkpoint_best.pth").is_file() and not is_writing(process), process)
-    kill(process)
-    hold.unlink()
-    assert not (fold / "checkpoint_final.pth").exists()
-
-    moved = narrow.rename(narrow.with_name("moved {x}"))
-    fold, predictions = moved / fold.relative_to(narrow), moved / "predictions" / "test" / "narrow"
-    begun = (predictions / "predict.json").stat().st_mtime_ns
-    process = start_smoke("narrow2030", moved)
-    wait_for(lambda: newer(predictions, begun) and list(predictions.glob("members/*/*.nii.gz")), process)
-    kill(process)
-    run_smoke("narrow2030", moved)
-
-    assert "--c" in (moved / "logs" / "train" / "narrow" / "fold_1.log").read_text().split()
-    assert "are there already" in (moved / "logs" / "predict" / "narrow.log").read_text()
-    resumed = weights(fold)
-    assert all(torch.equal(trained[name], resumed[name]) for name in trained)
-    assert [files(moved, pattern) for pattern in results] == expected
-    assert (fold.with_name("fold_0") / "checkpoint_final.pth").stat().st_mtime_ns == untouched
-
-
-def is_writing(process: psutil.Popen) -> bool:
-    """Whether a process below this one holds a checkpoint open."""
-    for member in process.children(recursive=True):
-        with suppress(psutil.Error):
-            if any(file.path.endswith(".pth") for file in member.open_files()):
-                return True
-    return False
-
-
-def newer(folder: Path, than_ns: int) -> bool:
-    with suppress(FileNotFoundError):  # the job takes the old folder away in between
-        return (folder / "predict.json").stat().st_mtime_ns > than_ns
-    return False
-
-
-def test_published_recipes_run_side_by_side(tmp_path):
-    """Two stages with maps in between, and three 2-D networks as one: all ways in which models depend on others."""
-    both = tmp_path / "both.yaml"
-    both.write_text("title: Two papers\ninclude: [lyu2020, hashemi2021]\n")
-    folder = tmp_path / "run"
-    run_smoke(str(both), folder, "--folds", "0")
-    for name in ("lyu2020.final", "hashemi2021.nested"):
-        assert len(json.loads((folder / "results" / f"{name}.json").read_text())["cases"]) == 2
-        assert len(list((folder / "submission" / name).glob("*.nii.gz"))) == 2
-    assert len(json.loads((folder / "ranking.json").read_text())) > 0
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
 @pytest.mark.skipif(
@@ -141,26 +154,27 @@ def test_published_recipes_run_side_by_side(tmp_path):
     or Path("/etc/slurm/slurm.conf").exists(),
     reason="needs root, Debian's slurm-wlm and munge, and no other Slurm: see tests/slurm/one_node.sh",
 )
-def test_slurm_runs_a_recipe_though_a_job_is_cancelled(hold, tmp_path):
+def test_slurm_runs_a_paper_of_the_users_own_though_a_job_is_cancelled(tmp_path):
     here, folder = Path(__file__).parents[1] / "slurm", tmp_path / "run"
     slurm = Path("/tmp", f"nnunet_brats_slurm_{os.getpid()}")  # munge's user has to get at it; pytest's are closed
     subprocess.run([here / "one_node.sh", "start", slurm], check=True)
     try:
-        hold.touch()
-        options = ("--folds", "0", "--executor", "slurm", "--profile", str(here / "profile"))
-        process = psutil.Popen(smoke("narrow2030", folder, *options), stdout=subprocess.PIPE, text=True)
-        wait_for(lambda: list(folder.glob("nnUNet_results/*/*/fold_0/checkpoint_best.pth")), process)
-        time.sleep(1)
-        listed = subprocess.run(["squeue", "-h", "-o", "%i %k"], capture_output=True, text=True).stdout
-        number = next(line.split()[0] for line in listed.splitlines() if "narrow_fold_0" in line)
-        subprocess.run(["scancel", number], check=True)
-        hold.unlink()
-        said = process.communicate()[0]
-        assert process.returncode == 0, said
+        with searching(write_own(tmp_path / "own")):
+            options = ("--executor", "slurm", "--profile", str(here / "profile"))
+            process = subprocess.Popen(smoke("narrow2030", folder, *options), stdout=subprocess.PIPE, text=True)
+            cancelled = False
+            while process.poll() is None:
+                if not cancelled and list(folder.glob("nnUNet_results/*/*/fold_0/checkpoint_best.pth")):
+                    listed = subprocess.run(["squeue", "-h", "-o", "%i %k"], capture_output=True, text=True).stdout
+                    number = next(line.split()[0] for line in listed.splitlines() if "narrow_fold_0" in line)
+                    subprocess.run(["scancel", number], check=True)
+                    cancelled = True
+                time.sleep(0.2)
+        assert cancelled
+        assert process.returncode == 0, process.stdout.read() if process.stdout else ""
         log = (folder / "logs" / "train" / "narrow" / "fold_0.log").read_text()
         assert {"--c", "--val"} & set(log.split()), "a second attempt begins where the first was cancelled"
         assert len(list((folder / "submission").glob("*.nii.gz"))) == 2
     finally:
-        hold.unlink(missing_ok=True)
         subprocess.run([here / "one_node.sh", "stop", slurm], check=False)
         shutil.rmtree(slurm, ignore_errors=True)
