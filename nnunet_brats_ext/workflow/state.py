@@ -1,7 +1,7 @@
 """The folder of a run: its graph, and the logs and the state of its jobs. All paths in it are relative to it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -85,7 +85,7 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
     for name, job in jobs.items():
         if unknown := set(job.after) - set(jobs):
             _refuse(file, f"jobs.{name}.after", f"there is no job {sorted(unknown)[0]!r}")
-    devices, older = tuple(content.get("devices", ())), older_states(folder, content, relative=False)
+    devices, older = tuple(content.get("devices", ())), older_states(folder, content, renewed=False)
     return Run(folder, jobs, content["environment"], devices, content.get("settings"), older)
 
 
@@ -113,8 +113,11 @@ def signature(job: Job) -> dict[str, Any]:
 
     On how many cores and GPUs is left out: a run may go on elsewhere.
     """
-    command = [word for before, word in pairwise(("", *job.command)) if not {before, word} & OF_THE_MACHINE]
-    return {"command": command, "environment": dict(job.environment), "result": str(job.result)}
+    return {"command": _on_any_machine(job.command), "environment": dict(job.environment), "result": str(job.result)}
+
+
+def _on_any_machine(command: Sequence[str]) -> list[str]:
+    return [word for before, word in pairwise(("", *command)) if not {before, word} & OF_THE_MACHINE]
 
 
 def states_of(run: Run) -> dict[str, tuple[str, Noted]]:
@@ -153,11 +156,11 @@ def settle(run: Run) -> None:
             run.done_file(name).unlink(missing_ok=True)
 
 
-def older_states(folder: Path, content: Mapping[str, Any], relative: bool) -> dict[str, Noted]:
+def older_states(folder: Path, content: Mapping[str, Any], renewed: bool) -> dict[str, Noted]:
     """The states of a run whose graph, `content`, is of version 0.1; none for another one.
 
-    Their inputs are as this version notes them, not the times of done files. relative: their paths too, which were
-    absolute, in the folder that the graph names.
+    Their inputs are as this version notes them, not the times of done files. renewed: their commands and paths too, as
+    a graph of this version has them; paths were absolute, in the folder that the graph names.
     """
     if not (then := content.get("folder")):
         return {}
@@ -166,10 +169,10 @@ def older_states(folder: Path, content: Mapping[str, Any], relative: bool) -> di
         str(file.relative_to(place).with_suffix("")): _checked(file, "state") for file in sorted(place.rglob("*.json"))
     }
     for noted in states.values():
-        if relative:
-            noted["command"] = [relative_to(word, then) for word in noted["command"]]
+        if renewed:
+            command = [relative_to(word, then) for word in noted["command"]]
+            noted["command"] = _on_any_machine([new for word in command for new in OLDER_WORDS.get(word, [word])])
             noted["result"] = relative_to(noted["result"], then)
-        noted["command"] = [new for word in noted["command"] for new in OLDER_WORDS.get(word, [word])]
         for before, touched in noted["inputs"].items():
             ended = states.get(before, {}).get("ended", 0)
             if abs(touched - ended) < OLDER_DELAY_S:
