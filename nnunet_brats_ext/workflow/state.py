@@ -1,7 +1,7 @@
 """The folder of a run: its graph, and the logs and the state of its jobs. All paths in it are relative to it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -85,7 +85,7 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
     for name, job in jobs.items():
         if unknown := set(job.after) - set(jobs):
             _refuse(file, f"jobs.{name}.after", f"there is no job {sorted(unknown)[0]!r}")
-    devices, older = tuple(content.get("devices", ())), older_states(folder, content, relative=False)
+    devices, older = tuple(content.get("devices", ())), older_states(folder, content, rewritten=False)
     return Run(folder, jobs, content["environment"], devices, content.get("settings"), older)
 
 
@@ -113,8 +113,16 @@ def signature(job: Job) -> dict[str, Any]:
 
     On how many cores and GPUs is left out: a run may go on elsewhere.
     """
-    command = [word for before, word in pairwise(("", *job.command)) if not {before, word} & OF_THE_MACHINE]
-    return {"command": command, "environment": dict(job.environment), "result": str(job.result)}
+    return {
+        "command": without_machine(job.command),
+        "environment": dict(job.environment),
+        "result": str(job.result),
+    }
+
+
+def without_machine(command: Sequence[str]) -> list[str]:
+    """A command without the options that follow cores and GPUs."""
+    return [word for before, word in pairwise(("", *command)) if not {before, word} & OF_THE_MACHINE]
 
 
 def states_of(run: Run) -> dict[str, tuple[str, Noted]]:
@@ -153,11 +161,11 @@ def settle(run: Run) -> None:
             run.done_file(name).unlink(missing_ok=True)
 
 
-def older_states(folder: Path, content: Mapping[str, Any], relative: bool) -> dict[str, Noted]:
+def older_states(folder: Path, content: Mapping[str, Any], rewritten: bool) -> dict[str, Noted]:
     """The states of a run whose graph, `content`, is of version 0.1; none for another one.
 
-    Their inputs are as this version notes them, not the times of done files. relative: their paths too, which were
-    absolute, in the folder that the graph names.
+    Their inputs are as this version notes them, not the times of done files. rewritten: their commands too, with paths
+    relative to the folder that the graph names, and the options of today; else they are those of that graph.
     """
     if not (then := content.get("folder")):
         return {}
@@ -166,10 +174,10 @@ def older_states(folder: Path, content: Mapping[str, Any], relative: bool) -> di
         str(file.relative_to(place).with_suffix("")): _checked(file, "state") for file in sorted(place.rglob("*.json"))
     }
     for noted in states.values():
-        if relative:
-            noted["command"] = [relative_to(word, then) for word in noted["command"]]
+        if rewritten:
+            command = [relative_to(word, then) for word in noted["command"]]
+            noted["command"] = without_machine([new for word in command for new in OLDER_WORDS.get(word, [word])])
             noted["result"] = relative_to(noted["result"], then)
-        noted["command"] = [new for word in noted["command"] for new in OLDER_WORDS.get(word, [word])]
         for before, touched in noted["inputs"].items():
             ended = states.get(before, {}).get("ended", 0)
             if abs(touched - ended) < OLDER_DELAY_S:
