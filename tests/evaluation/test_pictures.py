@@ -1,5 +1,7 @@
 """What all pictures share: slices, orientation, grey values, contours, and panels."""
 
+import json
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -90,14 +92,19 @@ def test_panels_are_outlined_in_the_colours_of_the_regions_with_a_legend_of_thos
 
 def test_the_demo_draws_a_row_per_case_with_the_outlines_of_every_entry(tmp_path):
     labels = np.zeros((10, 20, 16), np.uint8)
+    images = tmp_path / "imagesTr"
+    images.mkdir()
+    channels = {str(i): name for i, name in enumerate(("T1", "T1ce", "T2", "FLAIR"))}
+    description = {"channel_names": channels, "labels": {"background": 0}, "numTraining": 2, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
     labels[3:6, 8:12, 6:10] = 4
     for name in ("a", "b"):
         for channel in (1, 3):
             image = sitk.GetImageFromArray(np.pad(np.ones((8, 14, 10), np.int16) + channel, ((1, 1), (3, 3), (3, 3))))
-            sitk.WriteImage(image, str(tmp_path / f"{name}_{channel:04d}.nii.gz"))
+            sitk.WriteImage(image, str(images / f"{name}_{channel:04d}.nii.gz"))
         for folder in ("reference", "entry"):
             (tmp_path / folder).mkdir(exist_ok=True)
             sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / folder / f"{name}.nii.gz"))
     maps = {folder: tmp_path / folder for folder in ("reference", "entry")}
-    picture = draw_cases(tmp_path, maps, tmp_path / "cases.png")
+    picture = draw_cases(images, maps, tmp_path / "cases.png")
     assert picture.stat().st_size > 5000
