@@ -47,7 +47,8 @@ def test_any_trainer_can_be_averaged_after_what_would_be_its_whole_training(name
         hyperparameters = dict(num_epochs=4)
         averaging = Cycles(base_epochs=3, cycles=1, cycle_epochs=1, snapshot_every=1)
 
-    base, averaged = build(world, Base, configuration), build(world, Averaged, configuration)
+    patch = {"patch_size": [16, 16, 16]} if name == "BraTSBaselineTrainer" else {}
+    base, averaged = (build(world, trainer_class, configuration, **patch) for trainer_class in (Base, Averaged))
     rates = []
     for trainer in (base, averaged):
         trainer.initialize()
@@ -58,7 +59,9 @@ def test_any_trainer_can_be_averaged_after_what_would_be_its_whole_training(name
     assert rates[0] == rates[1], "its own schedule rules the base"
     averaged.run_training()
     assert averaged.average.n_averaged == 2
-    build(world, Averaged, configuration).load_checkpoint(str(Path(averaged.output_folder, "checkpoint_final.pth")))
+    build(world, Averaged, configuration, **patch).load_checkpoint(
+        str(Path(averaged.output_folder, "checkpoint_final.pth"))
+    )
 
 
 class Normalised(nn.Sequential):
