@@ -134,7 +134,7 @@ def _print_columns(
     for number, block in enumerate(blocks):
         table = Table(box=SIMPLE_HEAD, collapse_padding=True, title_justify="left", title=None if number else title)
         table.add_column("", no_wrap=True)
-        table.add_column("entry", overflow="fold", max_width=name_width)
+        table.add_column("entry", overflow="fold", max_width=max(name_width, len("entry")))
         for heading, _ in block:
             table.add_column(heading, justify="right", no_wrap=True)
         for row, name in enumerate(names):

@@ -135,6 +135,10 @@ def convert(source: Path | str, dataset_id: int, **options: Any) -> Conversion:
 def convert_release(options: ConvertOptions) -> Conversion:
     """The same with its options in one object."""
     raw = options.out or require_folder("nnUNet_raw", ", or name a folder with -o")
+    if raw.resolve().is_relative_to(options.source.resolve()):
+        raise UserError(
+            f"{raw} lies in the release {options.source}, which stays as it is; name another folder with -o"
+        )
     refuse_file(raw)
     source = scan(options.source, options.release, options.overlays, options.name_mapping)
     name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))

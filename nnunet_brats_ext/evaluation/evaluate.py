@@ -1,6 +1,6 @@
 """Score a folder of predictions as a BraTS challenge does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial as bind
 from math import isfinite
@@ -100,12 +100,22 @@ def evaluate_folders(
     }
 
 
+def _renumbered(path: Path, values: np.ndarray, to_trained: Mapping[int, int]) -> np.ndarray:
+    try:
+        return renumber(values, to_trained)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; --labels says how the files number the labels") from error
+
+
 def _score(preset: Preset, numberings: Numberings, pair: _Pair) -> _Outcome:
     images = [read_image(path) for path in (pair.reference, pair.prediction)]
     if difference := images[0].grid.difference(images[1].grid):
         raise UserError(f"reference and prediction differ in {difference}; bring them to one grid")
     reference, prediction = (
-        renumber(image.array, mapping) for image, mapping in zip(images, numberings.to_trained(preset), strict=True)
+        _renumbered(path, image.array, mapping)
+        for path, image, mapping in zip(
+            (pair.reference, pair.prediction), images, numberings.to_trained(preset), strict=True
+        )
     )
     scores = evaluate_case(reference, prediction, images[0].grid.spacing_mm[::-1], preset)
     return _Outcome(

@@ -34,6 +34,8 @@ from nnunet_brats_ext.storage.shared_options import processes_option
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 SPACES = ("regions", "labels")
 
+ORDER_NEEDED = "a vote over others needs --order, from the outermost label to the innermost, such as 2 1 4"
+
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
 
 
@@ -186,7 +188,7 @@ def _majority_of_case(
 
 def _vote(folder: PredictionFolder, labels: Sequence[int], case: str) -> fusion.LabelVote:
     label_map, _, probabilities = folder.read(case)
-    require_labels(label_map, labels, folder.cases[case], "a vote over other labels needs --order")
+    require_labels(label_map, labels, folder.cases[case], ORDER_NEEDED)
     if probabilities is None or folder.head is None:
         return label_map
     of_labels = label_probabilities(probabilities, folder.head)
