@@ -57,12 +57,12 @@ def test_its_configuration_is_planned_and_its_commands_printed(own, world, capsy
         written = json.loads((folder / "OwnPlans.json").read_text())["configurations"]["narrow"]
         assert written["inherits_from"] == "3d_fullres"
         capsys.readouterr()
-        for words in (["--paper", "narrow2030"], ["--trainer", "NarrowTrainer"]):
+        for words in (["--paper", "narrow2030"], ["-tr", "NarrowTrainer"]):
             assert main(["plan", "901", "--name", "OwnPlans", *words]) == 0
             said = capsys.readouterr().out
             assert "do nnUNetv2_train 901 narrow $fold -tr NarrowTrainer -p OwnPlans" in said
             assert "nnunet_brats predict " in said
-        assert main(["plan", "901", "--name", "OwnPlans", "--trainer", "MyVAETrainer"]) == 0
+        assert main(["plan", "901", "--name", "OwnPlans", "-tr", "MyVAETrainer"]) == 0
         assert "do nnUNetv2_train 901 lyu_stage1 $fold -tr MyVAETrainer -p OwnPlans" in capsys.readouterr().out
     finally:
         (folder / "OwnPlans.json").unlink(missing_ok=True)
