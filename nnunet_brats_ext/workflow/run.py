@@ -92,7 +92,7 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
-    older = older_states(folder, graph, rewritten=True)
+    older = older_states(folder, graph, renewed=True)
     return recipe, Run(folder, jobs, environment, tuple(devices), asdict(options), older)
 
 

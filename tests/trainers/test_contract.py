@@ -68,7 +68,6 @@ def test_its_prediction_and_attention_exist(name):
     facts = papers.trainers()[name]
     find_tiling(facts.prediction.tiling)
     find_symmetries(facts.prediction.symmetries)
-    assert facts.prediction.combine in ("logits", "probabilities", "vote")
     if facts.attention:
         papers.find_paper(facts.paper).load(facts.attention)
 

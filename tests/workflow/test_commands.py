@@ -73,7 +73,7 @@ def test_two_stages_come_one_after_the_other_with_rules_at_the_end(planned):
         "for fold in 0 1 2; do nnUNetv2_train 901 lyu_stage1 $fold -tr BraTSVAETrainer -p BraTSPlans",
         "nnunet_brats predict --for-next-stage -d 901 -tr BraTSVAETrainer -c lyu_stage1",
         "for fold in 0 1 2; do nnUNetv2_train 901 lyu_stage2 $fold -tr BraTSAttentionVAETrainer",
-        "nnunet_brats predict -i /",
+        "nnunet_brats predict -i ",
         "nnunet_brats postprocess -i lyu2020/predictions/test/stage2 -o lyu2020/predictions/test/final --rules lyu2020",
         "nnunet_brats restore lyu2020/predictions/test/final -o lyu2020/submission -d 901",
     ]
