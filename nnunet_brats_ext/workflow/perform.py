@@ -24,10 +24,9 @@ import psutil
 
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import write_json
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import InUse, only_one, this_process
 from nnunet_brats_ext.workflow.resume import commands_left, note_done
-from nnunet_brats_ext.workflow.state import DONE, FAILED, RUNNING, STOPPED, Run, open_run, signature
+from nnunet_brats_ext.workflow.state import DONE, FAILED, RUNNING, STOPPED, Job, Run, open_run, signature
 
 OWN_RESULTS = ("collect", "ensemble", "postprocess", "restore", "predict")  # folders of the run, of one job each
 NNUNET_FOLDER_KINDS = ("train", "preprocess", "plan", "convert", "distill", "maps")  # which other runs share

@@ -1,4 +1,7 @@
-"""The folder of a run: its graph, and the logs and the state of its jobs. All paths in it are relative to it."""
+"""The folder of a run: its jobs, their logs and their states. All paths in it are relative to it.
+
+Every job reads this first, so nothing heavy is imported.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,6 @@ from jsonschema import Draft202012Validator
 
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import is_alive
 from nnunet_brats_ext.workflow.recipe_text import HERE
 from nnunet_brats_ext.workflow.resources import Needs
@@ -29,6 +31,26 @@ OLDER_WORDS = {  # of version 0.1 in a command, and what this version writes
 OF_THE_MACHINE = {"-np", "-npfp", "-num_gpus"}  # options of commands that follow its cores and GPUs
 DONE, RUNNING, STOPPED, INTERRUPTED, FAILED, WAITING = "done", "running", "stopped", "interrupted", "failed", "waiting"
 Noted = dict[str, Any]  # what a job's last attempt has left in its state file
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line with what it waits for and what it writes. `name` is KIND/..., unique.
+
+    facts: of a training or a preprocessing, by which `resume` sees what of it is done.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+    after: tuple[str, ...]
+    needs: Needs
+    environment: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("/")[0]
 
 
 @dataclass(frozen=True)
