@@ -13,10 +13,10 @@ import psutil
 from nnunet_brats_ext.papers import find_paper
 from nnunet_brats_ext.workflow.engine import engine_options, follow
 from nnunet_brats_ext.workflow.graph import build_graph
-from nnunet_brats_ext.workflow.jobs import Job, Setting
+from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
 from nnunet_brats_ext.workflow.resources import Needs
-from nnunet_brats_ext.workflow.state import Run, open_run  # noqa: F401  for a process that imports this module
+from nnunet_brats_ext.workflow.state import Job, Run, open_run  # noqa: F401  for a process that imports this module
 
 SMALL = """title: small
 models:

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from nnunet_brats_ext.workflow.engine import ENGINE_LOG, engine_errors, jobs_left, try_out
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import shown_owner
 from nnunet_brats_ext.workflow.recipe_parts import Model
 from nnunet_brats_ext.workflow.resources import gpu_memory_gb
@@ -21,6 +20,7 @@ from nnunet_brats_ext.workflow.state import (
     RUNNING,
     STOPPED,
     WAITING,
+    Job,
     Run,
     open_run,
     states_of,

@@ -17,10 +17,11 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, dataset_id, require_folder
 from nnunet_brats_ext.workflow.graph import build_graph
-from nnunet_brats_ext.workflow.jobs import Job, Setting
+from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model, Recipe
 from nnunet_brats_ext.workflow.run import datasets_there
+from nnunet_brats_ext.workflow.state import Job
 
 RELEASE = "RELEASE"  # what stands for the folder of the release where nobody knows it
 

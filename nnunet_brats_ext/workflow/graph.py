@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
-from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Job, Setting
+from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Setting
 from nnunet_brats_ext.workflow.recipe_parts import Ensemble, Model, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.state import Job
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 

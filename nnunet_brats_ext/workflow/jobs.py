@@ -1,4 +1,4 @@
-"""Jobs, and what all of them are made from: names and places of data, models and predictions. Free of files."""
+"""What all jobs of a recipe are made from: names and places of data, models and predictions. Free of files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from nnunet_brats_ext.papers import TrainerFacts
 from nnunet_brats_ext.storage.nnunet import dataset_name, model_name
 from nnunet_brats_ext.workflow.recipe_parts import Data, Model, Recipe
 from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
+from nnunet_brats_ext.workflow.state import Job
 
 CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
 BASE_PLANS = "nnUNetPlans"  # from which `nnunet_brats plan` makes PLANS
@@ -39,26 +40,6 @@ class Setting:
     gpu_memory_gb: float | None = None
     datasets: Mapping[int, str] = field(default_factory=dict)
     folder: Path = Path()  # the folder of the run, from where jobs see it
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command line with what it waits for and what it writes. `name` is KIND/..., unique.
-
-    facts: of a training or a preprocessing, by which `resume` sees what of it is done.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    result: Path
-    after: tuple[str, ...]
-    needs: Needs
-    environment: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str:
-        return self.name.split("/")[0]
 
 
 def with_probabilities(recipe: Recipe) -> Iterator[str]:

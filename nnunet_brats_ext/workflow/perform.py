@@ -16,15 +16,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import write_json
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import InUse, only_one, this_process
 from nnunet_brats_ext.workflow.resume import commands_left, note_done
-from nnunet_brats_ext.workflow.state import DONE, FAILED, RUNNING, STOPPED, Run, open_run, signature
+from nnunet_brats_ext.workflow.state import DONE, FAILED, RUNNING, STOPPED, Job, Run, open_run, signature
 
 OWN_RESULTS = ("collect", "ensemble", "postprocess", "restore", "predict")  # folders of the run, of one job each
 NNUNET_FOLDER_KINDS = ("train", "preprocess", "plan", "convert", "distill", "maps")  # which other runs share
@@ -45,6 +47,7 @@ def perform(run: Run, job: Job) -> int:
     continues = all(before.get(key) == value for key, value in work.items())
     attempt = {**work, **this_process()}
     with ExitStack() as held:
+        held.enter_context(stopping_with_commands())
         if job.kind in NNUNET_FOLDER_KINDS:
             lock = job.result.parent / f".{job.result.name}.lock"
             held.enter_context(only_one(lock, f"{job.result} is being written"))
@@ -61,7 +64,7 @@ def perform(run: Run, job: Job) -> int:
                 code = 1
             if code == 0:
                 note_done(job)
-        except (Stopped, KeyboardInterrupt):
+        except Stopped:
             stopped = True
             raise
         finally:
@@ -86,28 +89,30 @@ def environment_of(run: Run, job: Job) -> dict[str, str]:
 
 
 def run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
-    """Run commands one after the other until one fails; a signal to this process ends their whole process group."""
+    """Run commands, each as a process group of its own, one after the other until one fails."""
     if not commands:
         print("nothing is left to do", flush=True)
     for words in commands:
         program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
         print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(words)}", flush=True)
-        process = subprocess.Popen([program, *words[1:]], env=dict(environment), start_new_session=True)
-        with ending_with_us(process):
-            code = process.wait()
-        if code:
+        if code := subprocess.Popen([program, *words[1:]], env=dict(environment), start_new_session=True).wait():
             print(f"failed with code {code}: {shlex.join(words)}", flush=True)
             return code
     return 0
 
 
 @contextmanager
-def ending_with_us(process: subprocess.Popen) -> Iterator[None]:
-    def end(number: int, frame: FrameType | None) -> None:
-        os.killpg(process.pid, signal.SIGKILL)  # nnU-Net's workers survive anything less
+def stopping_with_commands() -> Iterator[None]:
+    """Let a signal to this process end the process groups of its commands, and the job as stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            for end in (partial(os.killpg, child.pid, signal.SIGKILL), child.kill):  # it may not lead its group yet
+                with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                    end()  # nnU-Net's workers survive anything less
         raise Stopped(signal.Signals(number).name)
 
-    former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -137,7 +142,7 @@ def gpus_for(run: Run, job: Job) -> Iterator[dict[str, str]]:
         time.sleep(random.uniform(3, 8))
 
 
-def main(name: str) -> int:
+def perform_here(name: str) -> int:
     """The job of the run in the current folder. What it says goes to its log, tracebacks of defects included."""
     run = open_run(Path.cwd())
     run.log(name).parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +153,10 @@ def main(name: str) -> int:
         return perform(run, run.jobs[name])
     except (OSError, UserError) as error:
         print(error, flush=True)
-    except (Stopped, KeyboardInterrupt) as signalled:
-        print(f"stopped by {signalled or 'Ctrl-C'}", flush=True)
+    except Stopped as signalled:
+        print(f"stopped by {signalled}", flush=True)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(perform_here(sys.argv[1]))

@@ -16,7 +16,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FINAL, SPLITS, read_splits
 from nnunet_brats_ext.training.environment import SNAPSHOTS
-from nnunet_brats_ext.workflow.jobs import Job
+from nnunet_brats_ext.workflow.state import Job
 
 NOTE = "nnunet_brats_run.json"
 OF_THE_DATA = (

@@ -72,30 +72,13 @@ def copy_recipe(name: str, target: str | Path) -> Path:
 def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     """A recipe and its jobs for this source, machine and folder; nothing is written."""
     recipe = load_recipe(find_recipe(options.recipe))
-    name = Path(options.recipe).stem
-    folder = (options.folder or Path("runs", f"{name}_smoke" if options.smoke else name)).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"-o {folder} is a file; choose a folder for the run")
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
-    release, unlabelled, source = PHANTOM_RELEASE, True, None
-    if options.source is not None:
-        found = scan(options.source)
-        release, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
-        source = Path(relative_to(options.source.resolve(), folder))
-    elif not options.smoke:
-        raise UserError(
-            f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own"
-        )
-    # A trial run must never meet real models: it has nnU-Net's folders of its own, whatever the environment says.
-    given = {} if options.smoke else os.environ
-    places = {name: Path(given.get(name) or folder / name).resolve() for name in FOLDERS}
-    if files := [f"{name}={place}" for name, place in places.items() if place.exists() and not place.is_dir()]:
-        raise UserError(f"{files[0]} is a file; it should be a folder")
-    environment = {name: relative_to(place, folder) for name, place in places.items()}
+    folder = folder_of_run(options)
+    source, release, unlabelled = source_of_run(options, folder)
+    environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
-    numbers = [options.dataset_id + i for i in range(len(recipe.data))]
     setting = Setting(
         raw, preprocessed, results, options.dataset_id, release, unlabelled,
         source=source,
@@ -105,12 +88,43 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         cpus=cpus,
         folds=options.folds,
         gpu_memory_gb=options.gpu_memory_gb,
-        datasets=datasets_there(places["nnUNet_raw"], numbers),
+        datasets=datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))]),
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
-    older = older_states(folder, graph, rewritten=True)
+    older = older_states(folder, graph, renewed=True)
     return recipe, Run(folder, jobs, environment, tuple(devices), asdict(options), older)
+
+
+def folder_of_run(options: RunOptions) -> Path:
+    name = Path(options.recipe).stem
+    folder = (options.folder or Path("runs", f"{name}_smoke" if options.smoke else name)).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"-o {folder} is a file; choose a folder for the run")
+    return folder
+
+
+def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool]:
+    """The release as jobs see it, its name, and whether it has cases without label; without one, that of phantoms."""
+    if options.source is not None:
+        found = scan(options.source)
+        name, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
+        return Path(relative_to(options.source.resolve(), folder)), name, unlabelled
+    if options.smoke:
+        return None, PHANTOM_RELEASE, True
+    raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
+
+
+def nnunet_folders(options: RunOptions, folder: Path) -> dict[str, str]:
+    """nnU-Net's folders by their variables, relative where they lie in the run's.
+
+    A trial run must never meet real models: it has folders of its own, whatever the environment says.
+    """
+    given = {} if options.smoke else os.environ
+    places = {name: Path(given.get(name) or folder / name).resolve() for name in FOLDERS}
+    if files := [f"{name}={place}" for name, place in places.items() if place.exists() and not place.is_dir()]:
+        raise UserError(f"{files[0]} is a file; it should be a folder")
+    return {name: relative_to(place, folder) for name, place in places.items()}
 
 
 def run_recipe(

@@ -1,4 +1,7 @@
-"""The folder of a run: its graph, and the logs and the state of its jobs. All paths in it are relative to it."""
+"""The folder of a run: its jobs, their logs and their states. All paths in it are relative to it.
+
+Every job reads this first, so nothing heavy is imported.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,6 @@ from jsonschema import Draft202012Validator
 
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import is_alive
 from nnunet_brats_ext.workflow.recipe_text import HERE
 from nnunet_brats_ext.workflow.resources import Needs
@@ -29,6 +31,26 @@ OLDER_WORDS = {  # of version 0.1 in a command, and what this version writes
 OF_THE_MACHINE = {"-np", "-npfp", "-num_gpus"}  # options of commands that follow its cores and GPUs
 DONE, RUNNING, STOPPED, INTERRUPTED, FAILED, WAITING = "done", "running", "stopped", "interrupted", "failed", "waiting"
 Noted = dict[str, Any]  # what a job's last attempt has left in its state file
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line with what it waits for and what it writes. `name` is KIND/..., unique.
+
+    facts: of a training or a preprocessing, by which `resume` sees what of it is done.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+    after: tuple[str, ...]
+    needs: Needs
+    environment: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("/")[0]
 
 
 @dataclass(frozen=True)
@@ -85,7 +107,7 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
     for name, job in jobs.items():
         if unknown := set(job.after) - set(jobs):
             _refuse(file, f"jobs.{name}.after", f"there is no job {sorted(unknown)[0]!r}")
-    devices, older = tuple(content.get("devices", ())), older_states(folder, content, rewritten=False)
+    devices, older = tuple(content.get("devices", ())), older_states(folder, content, renewed=False)
     return Run(folder, jobs, content["environment"], devices, content.get("settings"), older)
 
 
@@ -113,15 +135,10 @@ def signature(job: Job) -> dict[str, Any]:
 
     On how many cores and GPUs is left out: a run may go on elsewhere.
     """
-    return {
-        "command": without_machine(job.command),
-        "environment": dict(job.environment),
-        "result": str(job.result),
-    }
+    return {"command": _on_any_machine(job.command), "environment": dict(job.environment), "result": str(job.result)}
 
 
-def without_machine(command: Sequence[str]) -> list[str]:
-    """A command without the options that follow cores and GPUs."""
+def _on_any_machine(command: Sequence[str]) -> list[str]:
     return [word for before, word in pairwise(("", *command)) if not {before, word} & OF_THE_MACHINE]
 
 
@@ -161,11 +178,11 @@ def settle(run: Run) -> None:
             run.done_file(name).unlink(missing_ok=True)
 
 
-def older_states(folder: Path, content: Mapping[str, Any], rewritten: bool) -> dict[str, Noted]:
+def older_states(folder: Path, content: Mapping[str, Any], renewed: bool) -> dict[str, Noted]:
     """The states of a run whose graph, `content`, is of version 0.1; none for another one.
 
-    Their inputs are as this version notes them, not the times of done files. rewritten: their commands too, with paths
-    relative to the folder that the graph names, and the options of today; else they are those of that graph.
+    Their inputs are as this version notes them, not the times of done files. renewed: their commands and paths too, as
+    a graph of this version has them; paths were absolute, in the folder that the graph names.
     """
     if not (then := content.get("folder")):
         return {}
@@ -174,9 +191,9 @@ def older_states(folder: Path, content: Mapping[str, Any], rewritten: bool) -> d
         str(file.relative_to(place).with_suffix("")): _checked(file, "state") for file in sorted(place.rglob("*.json"))
     }
     for noted in states.values():
-        if rewritten:
+        if renewed:
             command = [relative_to(word, then) for word in noted["command"]]
-            noted["command"] = without_machine([new for word in command for new in OLDER_WORDS.get(word, [word])])
+            noted["command"] = _on_any_machine([new for word in command for new in OLDER_WORDS.get(word, [word])])
             noted["result"] = relative_to(noted["result"], then)
         for before, touched in noted["inputs"].items():
             ended = states.get(before, {}).get("ended", 0)

@@ -46,7 +46,7 @@ def test_a_subclass_has_its_parents_facts(own, tmp_path):
     epochs = graph_of(file)["train/one/fold_0"].environment["nnUNet_brats_snapshots"]
     assert set(map(int, epochs.split())) == {5, *parent.snapshot_epochs}
     file.write_text(recipe.replace("MyVAETrainer", "MyVAETrainr"))
-    with pytest.raises(ValueError, match="no trainer 'MyVAETrainr'; did you mean 'MyVAETrainer'"):
+    with pytest.raises(ValueError, match="no trainer 'MyVAETrainr'"):
         load_recipe(file)
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from workflow_runs import graph_of, job
 
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.perform import environment_of, gpus_for, perform
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.run import local_gpus
-from nnunet_brats_ext.workflow.state import Run, states_of
+from nnunet_brats_ext.workflow.state import Job, Run, states_of
 
 
 def test_the_cores_of_a_job_are_shared_out_among_its_gpus(tmp_path):
@@ -107,3 +106,10 @@ def test_a_log_has_a_sentence_for_the_user_and_a_traceback_for_us(tmp_path, fact
     assert words in log
     assert ("Traceback" in log) == is_defect
     assert states_of(run)[training.name][0] == "failed"
+
+
+def test_a_job_begins_without_heavy_imports():
+    """A run has dozens of jobs, and each begins with them; its command brings what it needs itself."""
+    heavy = {"torch", "scipy", "SimpleITK"}
+    code = f"import sys, nnunet_brats_ext.workflow.perform; sys.exit(str({heavy} & set(sys.modules) or ''))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.resume import NOTE, commands_left
+from nnunet_brats_ext.workflow.state import Job
 
 
 @pytest.fixture

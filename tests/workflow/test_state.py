@@ -11,11 +11,10 @@ import pytest
 from workflow_runs import WRITE, small_run
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.workflow.jobs import Job
 from nnunet_brats_ext.workflow.ownership import only_one
 from nnunet_brats_ext.workflow.perform import perform
 from nnunet_brats_ext.workflow.resources import Needs
-from nnunet_brats_ext.workflow.state import Run, open_run, settle, signature, states_of
+from nnunet_brats_ext.workflow.state import Job, Run, open_run, settle, signature, states_of
 
 
 def perform_all(run: Run) -> Run:
