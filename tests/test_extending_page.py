@@ -168,7 +168,7 @@ def test_the_branch_exists_only_in_training(trained, own):
 def test_the_papers_command_shows_it(own, capsys):
     assert main(["papers", "doe2026"]) == 0
     shown = capsys.readouterr().out
-    for words in ("DoeTrainer", "Both sides of the brain", "both-sides", "rules: doe2026", "recipe: doe2026", "0.900"):
+    for words in ("DoeTrainer", "Both sides of the brain", "both-sides", "rules doe2026", "recipe doe2026", "0.900"):
         assert words in shown
 
 
