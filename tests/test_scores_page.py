@@ -6,9 +6,9 @@ import numpy as np
 from page_blocks import DOCS
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
-from nnunet_brats_ext.evaluation import PRESETS, Preset, evaluate_case
+from nnunet_brats_ext.evaluation import Preset, evaluate_case
 from nnunet_brats_ext.evaluation.metrics import HD95, NSD
-from nnunet_brats_ext.evaluation.presets import DilationRule
+from nnunet_brats_ext.evaluation.presets import PRESETS, DilationRule
 
 PAGE = (DOCS / "scores.md").read_text()
 DIAGONAL = "the volume's diagonal"
