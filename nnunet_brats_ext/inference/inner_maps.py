@@ -12,7 +12,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 
 from nnunet_brats_ext.brats import BACKGROUND
-from nnunet_brats_ext.inference.choices import NONE, SLIDING
+from nnunet_brats_ext.inference.choices import NONE, SLIDING, find_tiling
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 
@@ -89,7 +89,7 @@ class MapPredictor(BraTSPredictor):
         Summed in single precision: half, as nnU-Net has it, keeps the sign of logits at the rims of windows, where
         weights are tiny, but not the value of a map.
         """
-        if self.tiling != SLIDING:
+        if find_tiling(self.tiling) is not None:
             return super().predict_sliding_window_return_logits(input_image)
         self.network = self.network.to(self.device).eval()
         data, unpadded = pad_nd_image(input_image, self.patch_size, "constant", {"value": 0}, True, None)

@@ -244,7 +244,7 @@ class BraTSPredictor(nnUNetPredictor):
 
     def _fits_slices(self, data: Tensor) -> bool:
         covers = all(size <= extent for size, extent in zip(data.shape[2:], self.patch_size, strict=False))
-        frugal = self.tiling == SLIDING and self.memory_budget_mb is not None
+        frugal = find_tiling(self.tiling) is None and self.memory_budget_mb is not None
         return frugal and len(self.patch_size) == 2 and covers
 
     def _slices_within_budget(self, predict: Callable[[int], object]) -> int:
