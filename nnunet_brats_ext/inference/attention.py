@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
-from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.cases import ImageCases, read_previous
 from nnunet_brats_ext.inference.checkpoints import open_checkpoint
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model
@@ -39,14 +39,15 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     """The same by its options."""
     model = chosen_model(options)
     predictor = MapPredictor(find_device(options.device))
-    predictor.load(model.folder, model.folds, model.checkpoints)
+    predictor.load(model)
     attention = find_attention(predictor)
     predictor.show_maps(attention.wrap)
     description = model.description
     files = select_cases(find_image_files(options.images, description), options.cases, options.images)
     require_previous(model, options.previous, options.images)
-    previous = [options.previous] if options.previous else []
-    check_images(files, previous, description.labels, description.ending, processes=1)
+    check_images(
+        files, [options.previous] if options.previous else [], description.labels, description.ending, processes=1
+    )
     if options.reference:
         require_reference(options.reference, files, description.ending)
     require_image_axes(predictor)
@@ -59,14 +60,16 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
                 yield checkpoint, maps
                 advance()
 
-        cases = ImageCases(files, options.previous)
-        for name, data, properties in cases.read(predictor, list(files), Workers(0)):
+        for case in ImageCases(files).read([predictor.description], list(files), Workers(0)):
+            name = case.name
+            previous = read_previous(options.previous, name, predictor.description) if options.previous else None
+            data, properties = case.seen_by(predictor.description, previous, last=True)
             reference = options.reference / f"{name}{description.ending}" if options.reference else None
-            case = ShownCase(name, sequence, files[name][channel], reference, properties)
+            shown = ShownCase(name, sequence, files[name][channel], reference, properties)
             # What other checkpoints have left there stays.
             others = [path.name.removesuffix(".nii.gz") for path in (options.out / name).glob("*.nii.gz")]
             with staged(options.out / name, others) as folder:
-                attention.show(case, maps_of_checkpoints(data, properties), predictor, folder, options.slices)
+                attention.show(shown, maps_of_checkpoints(data, properties), predictor, folder, options.slices)
     return {name: options.out / name for name in files}
 
 

@@ -1,25 +1,46 @@
-"""Cases on their way into a network, preprocessed by nnU-Net: from image files, or from its data for training."""
+"""Cases for a prediction: image files that are preprocessed on the way, or what nnU-Net has preprocessed for training.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+A case is read and preprocessed once, whatever number of members sees it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nnunetv2.inference.data_iterators import PreprocessAdapter
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
 from nnunet_brats_ext.inference.case_files import CaseFiles
+from nnunet_brats_ext.inference.logits import ModelDescription
 from nnunet_brats_ext.inference.workers import Workers
-from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.json_files import to_json
+from nnunet_brats_ext.storage.nnunet import PREPROCESSING_KEYS
 
-PreprocessedCase = tuple[str, Tensor, dict[str, Any]]
-"""Name; images (c, z, y, x) in fp32 and behind them the one-hot labels of a previous stage; nnU-Net's properties."""
+OUTSIDE = -1  # nnU-Net's label of voxels outside the brain, in what it makes beside the images
+Preprocessed = tuple[np.ndarray, np.ndarray, dict[str, Any]]
+"""Images (c, z, y, x) in fp32, where the brain is not, and nnU-Net's properties of the case."""
+
+
+class Case(Protocol):
+    """A case that any model can see."""
+
+    @property
+    def name(self) -> str: ...
+
+    def seen_by(
+        self, model: ModelDescription, previous: np.ndarray | None = None, last: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What a model's network takes, (c, z, y, x) in fp32, and nnU-Net's properties.
+
+        previous: the label map (z, y, x) of the stage before, on the grid of the image files; it comes behind the
+        images, one-hot. last: no other model will see the same images, so that their memory can be freed.
+        """
 
 
 class CaseSource(Protocol):
@@ -28,42 +49,101 @@ class CaseSource(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
 
-    def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
-        """Those of these names, one by one, preprocessed for the predictor's model."""
+    def read(self, models: Sequence[ModelDescription], names: Sequence[str], ahead: Workers) -> Iterator[Case]:
+        """Those of these names, one by one, preprocessed for all of these models."""
+
+
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ImageCases:
-    """Cases as image files. previous: folder of the label maps that a second stage refines."""
+    """Cases as image files."""
 
     files: CaseFiles
-    previous: Path | None = None
 
     @property
     def names(self) -> Sequence[str]:
         return list(self.files)
 
-    def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
-        ending = DatasetDescription(predictor.dataset_json).ending
-        settings = predictor.plans_manager, predictor.dataset_json, predictor.configuration_manager
-        previous = {name: str(self.previous / f"{name}{ending}") if self.previous else None for name in names}
-        items = ((name, [str(file) for file in self.files[name]], previous[name]) for name in names)
-        for case in ahead.map(partial(_preprocess, settings), items):
-            # Nothing here keeps the data, so that who takes them can free their memory.
-            yield case["name"], torch.from_numpy(case.pop("data")), case["properties"]
+    def read(self, models: Sequence[ModelDescription], names: Sequence[str], ahead: Workers) -> Iterator[Case]:
+        different = {preprocessing(model): model for model in models}
+        items = ((name, [str(file) for file in self.files[name]]) for name in names)
+        yield from ahead.map(partial(_preprocess, different), items)
 
 
-def _preprocess(settings: tuple, item: tuple[str, list[str], str | None]) -> dict[str, Any]:
-    plans_manager, dataset_json, configuration_manager = settings
-    name, files, previous = item
+@dataclass(frozen=True)
+class ImageCase:
+    """A case as image files. preprocessed: for each way of preprocessing."""
+
+    name: str
+    files: Sequence[str]
+    preprocessed: dict[str, Preprocessed] = field(repr=False)
+
+    def seen_by(
+        self, model: ModelDescription, previous: np.ndarray | None = None, last: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        key = preprocessing(model)
+        images, brain, properties = self.preprocessed.pop(key) if last else self.preprocessed[key]
+        if previous is None:
+            return torch.from_numpy(images), properties
+        forward = model.plans.transpose_forward
+        box = tuple(slice(*side) for side in properties["bbox_used_for_cropping"])
+        labels = previous.transpose(forward)[box]
+        if brain.shape != labels.shape or np.any(labels[brain == OUTSIDE]):
+            # nnU-Net resamples labels, and counts voxels with a label as brain where it normalises.
+            images, labels = self._with_labels(model, previous)
+        one_hot = convert_labelmap_to_one_hot(labels, model.label_manager.foreground_labels, images.dtype)
+        return torch.from_numpy(np.vstack((images, one_hot))), properties
+
+    def _with_labels(self, model: ModelDescription, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels by nnU-Net's whole preprocessing of both."""
+        images, properties = model.plans.image_reader_writer_class().read_images(self.files)
+        preprocessor = model.configuration.preprocessor_class(verbose=False)
+        images, labels, _ = preprocessor.run_case_npy(
+            images, labels[None].astype(np.float32), properties, *_arguments(model)
+        )
+        return images.astype(np.float32, copy=False), labels[0]
+
+
+READ_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
+
+
+def preprocessing(model: ModelDescription) -> str:
+    """All that decides how images are preprocessed: models of which it is the same see the same images."""
+    configuration = dict(model.configuration.configuration)
+    if model.configuration.preprocessor_class is DefaultPreprocessor:
+        configuration = {name: configuration.get(name) for name in PREPROCESSING_KEYS}
+    plans = {name: model.plans.plans.get(name) for name in READ_OF_PLANS}
+    return to_json({"configuration": configuration, "plans": plans, "channels": model.description.channel_names})
+
+
+def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, list[str]]) -> ImageCase:
+    """Read the files of a case once, and preprocess them as each of the models needs."""
+    name, files = item
     # A second reading, after `check_images`: nnU-Net's own reader takes files, and checks neither bytes nor grids.
-    preprocessor = configuration_manager.preprocessor_class(verbose=False)
-    case = next(
-        PreprocessAdapter([files], [previous], preprocessor, [name], plans_manager, dataset_json, configuration_manager)
-    )
-    # An array, because torch sends tensors to other processes through /dev/shm, which is small in containers.
-    data = case["data"].to(torch.float32).numpy()
-    return {"name": name, "data": data, "properties": case["data_properties"]}
+    preprocessed: dict[str, Preprocessed] = {}
+    image, properties = next(iter(models.values())).plans.image_reader_writer_class().read_images(files)
+    for key, model in models.items():
+        preprocessor = model.configuration.preprocessor_class(verbose=False)
+        seen, brain, own = preprocessor.run_case_npy(image, None, dict(properties), *_arguments(model))
+        # Arrays, because torch sends tensors to other processes through /dev/shm, which is small in containers.
+        preprocessed[key] = seen.astype(np.float32, copy=False), brain[0], own
+    return ImageCase(name, files, preprocessed)
+
+
+def _arguments(model: ModelDescription) -> tuple:
+    return model.plans, model.configuration, model.dataset_json
+
+
+def read_previous(folder: Path, case: str, model: ModelDescription) -> np.ndarray:
+    """The label map (z, y, x) that a second stage refines, from a folder."""
+    file = folder / f"{case}{model.description.ending}"
+    labels, _ = model.plans.image_reader_writer_class().read_seg(str(file))
+    return labels[0]
+
+
+# ---- training data -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -73,13 +153,25 @@ class TrainingCases:
     names: Sequence[str]
     folder: Path
 
-    def read(self, predictor: nnUNetPredictor, names: Sequence[str], ahead: Workers) -> Iterator[PreprocessedCase]:
-        place = str(self.folder / predictor.configuration_manager.data_identifier)
-        cases = infer_dataset_class(place)(place, list(names))
+    def read(self, models: Sequence[ModelDescription], names: Sequence[str], ahead: Workers) -> Iterator[Case]:
         for name in names:
-            image, _, previous, properties = cases.load_case(name)
-            image = image[:]
-            if previous is not None:
-                labels = predictor.label_manager.foreground_labels
-                image = np.vstack((image, convert_labelmap_to_one_hot(previous[:], labels, output_dtype=image.dtype)))
-            yield name, torch.from_numpy(image), properties
+            yield TrainingCase(name, self.folder)
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A case that nnU-Net has preprocessed for training, the label map of a previous stage included."""
+
+    name: str
+    folder: Path
+
+    def seen_by(
+        self, model: ModelDescription, previous: np.ndarray | None = None, last: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        place = str(self.folder / model.configuration.data_identifier)
+        image, _, stage_before, properties = infer_dataset_class(place)(place, [self.name]).load_case(self.name)
+        image = image[:]
+        if stage_before is not None:
+            labels = model.label_manager.foreground_labels
+            image = np.vstack((image, convert_labelmap_to_one_hot(stage_before[:], labels, output_dtype=image.dtype)))
+        return torch.from_numpy(image), properties

@@ -1,7 +1,6 @@
 """Checkpoints of nnU-Net, examined before they are used: damaged ones and those of other models are named."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +59,13 @@ def check_shapes(file: Path, network: nn.Module) -> None:
 
 
 class Weights(Sequence[dict[str, Any]]):
-    """The weights of several checkpoints; kept in memory, or left in their files and mapped each time they are used."""
+    """The weights of several checkpoints, which stay in their files and are mapped each time they are used."""
 
-    def __init__(self, files: Sequence[Path], keep: bool = True):
+    def __init__(self, files: Sequence[Path]):
         self.files = list(files)
-        self.read = cache(partial(self._read, mmap=False)) if keep else partial(self._read, mmap=True)
-
-    @staticmethod
-    def _read(file: Path, mmap: bool) -> dict[str, Any]:
-        return torch.load(file, map_location="cpu", weights_only=False, mmap=mmap)["network_weights"]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.read(self.files[index])
+        return torch.load(self.files[index], map_location="cpu", weights_only=False, mmap=True)["network_weights"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_brats_ext.brats import BACKGROUND
 from nnunet_brats_ext.inference.choices import NONE, SLIDING, find_tiling
+from nnunet_brats_ext.inference.logits import resample
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 
@@ -109,20 +110,13 @@ class MapPredictor(BraTSPredictor):
         head = DatasetDescription(self.dataset_json).head(self.label_manager.num_segmentation_heads)
         return {name: labels for name, labels in zip(head.names, head.channels, strict=True) if labels != (BACKGROUND,)}
 
-    def to_image_space(self, maps: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
+    def to_image_space(self, maps: Tensor, properties: dict[str, Any]) -> np.ndarray:
         """Undo nnU-Net's preprocessing: (n, *s) -> (n, z, y, x) on the grid of the image files, 0 where it cropped."""
-        plans, configuration = self.plans_manager, self.configuration_manager
-        spacing_mm = [properties["spacing"][axis] for axis in plans.transpose_forward]
-        cropped_shape = properties["shape_after_cropping_and_before_resampling"]
-        # A 2-D configuration leaves the distance of the slices alone.
-        planned_mm = [*spacing_mm[: len(cropped_shape) - len(configuration.spacing)], *configuration.spacing]
-        resampled = configuration.resampling_fn_probabilities(
-            maps.float().cpu().numpy(), cropped_shape, planned_mm, spacing_mm
-        )
+        resampled = resample(maps.float().cpu().numpy(), properties, self.description)
         whole = np.zeros((len(maps), *properties["shape_before_cropping"]), np.float32)
         box = (slice(None), *(slice(*side) for side in properties["bbox_used_for_cropping"]))
         whole[box] = resampled
-        return whole.transpose(0, *(axis + 1 for axis in plans.transpose_backward))
+        return whole.transpose(0, *(axis + 1 for axis in self.plans_manager.transpose_backward))
 
     def segment(self, logits: np.ndarray) -> np.ndarray:
         """The label map of logits (num_classes, z, y, x), as nnU-Net paints it."""

@@ -38,8 +38,7 @@ class PredictOptions(ModelOptions):
     out: Path | None = option("-o", default=None, metavar="FOLDER", help="output folder")
     cross_validation: bool = option(
         default=False,
-        help="the labelled cases of the data set, each by the models of its own fold; with --models, from nnU-Net's "
-        "validations with --npz. -i: another folder of the images",
+        help="the labelled cases of the data set, each by the models of its own fold; -i: another folder of the images",
     )
     models: tuple[str, ...] = option(
         default=(),

@@ -14,6 +14,7 @@ import numpy as np
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
 
+from nnunet_brats_ext.inference.logits import Logits, Segmentation
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_label_map
@@ -37,8 +38,8 @@ class Target(Protocol):
     def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
         """Make the folder ready for what a model predicts of the cases; what the user should know of that."""
 
-    def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
-        """Write a case. model: configuration manager, plans manager and dataset.json, as nnU-Net has them."""
+    def write(self, case: str, prediction: Logits | Segmentation) -> None:
+        """Write a case."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,27 @@ class PredictionTarget:
                 shutil.copyfile(model.folder / name, self.out / name)
         return []
 
-    def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
-        configuration_manager, plans_manager, dataset_json = model
+    def write(self, case: str, prediction: Logits | Segmentation) -> None:
         with partial_file(self.out / case, self.suffixes) as partial:
-            export_prediction_from_logits(
-                logits, properties, configuration_manager, plans_manager, dataset_json, str(partial), self.probabilities
-            )
+            export(prediction, str(partial), self.ending, self.probabilities)
             if not all(is_whole(Path(f"{partial}{suffix}")) for suffix in self.suffixes):
                 # ITK writes NIfTI to a full disk without an error.
                 raise OSError(errno.ENOSPC, "only a part of it was written; is there no space left on the device?")
+
+
+def export(prediction: Logits | Segmentation, place: str, ending: str, probabilities: bool) -> None:
+    """Write a prediction as nnU-Net does. place: the path without its ending."""
+    plans, configuration, dataset_json = prediction.model
+    properties = prediction.properties
+    if isinstance(prediction, Logits):
+        export_prediction_from_logits(
+            prediction.values, properties, configuration, plans, dataset_json, place, probabilities
+        )
+        return
+    if probabilities and (whole := prediction.whole_probabilities) is not None:
+        np.savez_compressed(f"{place}.npz", probabilities=whole)
+        Path(f"{place}.pkl").write_bytes(pickle.dumps(properties))
+    plans.image_reader_writer_class().write_seg(prediction.whole_labels, place + ending, properties)
 
 
 def is_whole(file: Path) -> bool:
@@ -131,23 +144,24 @@ class NextStageTarget:
         words = f"{self.out}: {len(others)} maps are not of the present {model.label}; they are predicted anew"
         return [words] if others else []
 
-    def write(self, logits: np.ndarray, properties: dict[str, Any], model: tuple, case: str) -> None:
+    def write(self, case: str, prediction: Logits | Segmentation) -> None:
         """nnU-Net's own writing of a map for the next stage, in one rename."""
-        configuration_manager, plans_manager, dataset_json = model
-        place = str(self.preprocessed / plans_manager.get_configuration(self.stage).data_identifier)
+        assert isinstance(prediction, Logits), "a map for the next stage is of one network"
+        plans, configuration, dataset_json = prediction.model
+        place = str(self.preprocessed / plans.get_configuration(self.stage).data_identifier)
         cases = infer_dataset_class(place)
         shape = cases(place, [case]).load_case(case)[0].shape[1:]
         ending = next(f".{name}" for name, known in file_ending_dataset_mapping.items() if known is cases)
         with partial_file(self.out / case, [ending]) as partial:
             resample_and_save(
-                logits, shape, str(partial), plans_manager, configuration_manager, properties, dataset_json,
+                prediction.values, shape, str(partial), plans, configuration, prediction.properties, dataset_json,
                 dataset_class=cases,
             )  # fmt: skip
 
 
 # ---- what a folder holds -------------------------------------------------------------------------------------------
 
-SUBFOLDERS = ("members", "previous_stage", "before_rules")
+MEMBERS, PREVIOUS_STAGE, BEFORE_RULES = SUBFOLDERS = ("members", "previous_stage", "before_rules")
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_brats_ext.inference.case_files import check_images, find_image_files
-from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.models import TrainedModel, find_model, fold_names
+from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
-from nnunet_brats_ext.inference.validations import (
-    choose_best,
-    read_scores,
-    refuse_without_probabilities,
-    validation_folder,
-)
-from nnunet_brats_ext.inference.work import (
-    EnsembleStep,
-    Machine,
-    Outcome,
-    Passes,
-    PredictionStep,
-    Step,
-    WorkPlan,
-    check_models,
-)
-from nnunet_brats_ext.predictions.folders import find_cases
+from nnunet_brats_ext.inference.parts import Part, files_by_fold, plan_steps
+from nnunet_brats_ext.inference.systems import Member, Passes, System
+from nnunet_brats_ext.inference.validations import choose_best, read_scores
+from nnunet_brats_ext.inference.work import Outcome, WorkPlan
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
+from nnunet_brats_ext.storage.nnunet import FINAL, require_folder, trained_folds
 
 SETTINGS = "pool.json"
 BEST = 2
@@ -40,8 +27,8 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
     """Average the probabilities of the best models of each fold, each chosen model and fold alike.
 
     Which folds of a model enter is chosen among those asked for, or all that any model has. All chosen ones predict the
-    images; for the cross-validation, what they have predicted for the cases of their own folds is averaged instead.
-    `pool.json` in the output folder holds the choice and the scores.
+    images; in a cross-validation, those of a fold its own cases. `pool.json` in the output folder holds the choice and
+    the scores.
     """
     machine, passes = Machine.from_options(options), replace(Passes.from_options(options), combine="probabilities")
     models = [_find(word, options) for word in options.models]
@@ -54,27 +41,28 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
         {fold for fold in asked if isinstance(fold, int)}
         or {fold for model in models for fold in trained_folds(model.folder)}
     )
-    scores = read_scores(models, folds, ["--npz"] if options.cross_validation else [])
+    scores = read_scores(models, folds)
     choice = choose_best(scores, options.best or BEST)
     members = [replace(one, folds=tuple(f for f in folds if one.folder.name in choice.chosen[f])) for one in models]
     members = [member for member in members if member.folds]
-    if options.cross_validation:
-        refuse_without_probabilities(members)
+    images, parts = _parts(options, members, folds, passes)
     content = {
-        "images": str(options.images.resolve()) if options.images else None,
+        "images": str(images.resolve()),
         "best": options.best or BEST,
         "scores": scores,
         "chosen": choice.chosen,
         "models": [member.file_stamps for member in members],
-        **({} if options.cross_validation else passes.settings),
+        **passes.settings,
+        **({"cross_validation": True} if options.cross_validation else {}),
     }
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
     target = PredictionTarget(out, members[0].description.ending, options.save_probabilities)
-    plan = WorkPlan((), machine, Outcome(out), [out], settings, choice=choice)
-    if options.cross_validation:
-        return _average_validations(plan, target, members, folds, options)
-    return _predict_images(plan, target, members, passes, options)
+    cases = [case for part in parts for case in part.files]
+    missing = cases if options.overwrite else target.unfinished(cases)
+    outcome = Outcome(out, target.label_maps(cases), finished_before=len(cases) - len(missing))
+    steps = plan_steps(parts, missing, target, machine, out if options.keep_members else None)
+    return WorkPlan(steps, machine, outcome, [out], settings, choice)
 
 
 def _find(word: str, options: PredictOptions) -> TrainedModel:
@@ -87,55 +75,29 @@ def _find(word: str, options: PredictOptions) -> TrainedModel:
     return find_model(options.dataset, trainer, configuration, options.plans, None, [FINAL])
 
 
-def _predict_images(
-    plan: WorkPlan,
-    target: PredictionTarget,
-    members: Sequence[TrainedModel],
-    passes: Passes,
-    options: PredictOptions,
-) -> WorkPlan:
-    """Each model once, by the mean over its folds; then their mean, where each counts as often as it has folds."""
+def _parts(
+    options: PredictOptions, members: Sequence[TrainedModel], folds: Sequence[int], passes: Passes
+) -> tuple[Path, list[Part]]:
+    """The images, and their cases: all by each model's mean over its folds, or those of each fold by that fold's."""
+    if options.cross_validation:
+        images = options.images or require_folder("nnUNet_raw") / members[0].dataset / "imagesTr"
+        by_fold = files_by_fold(members[0], folds, images)
+        return images, [
+            Part(files, _system([one for one in members if fold in one.folds], passes, fold), fold)
+            for fold, files in by_fold
+        ]
     if options.images is None:
         raise UserError("-i missing: the folder of images; or --cross-validation")
-    files = find_image_files(options.images, members[0].description)
-    plan.outcome.label_maps |= target.label_maps(files)
-    if not options.overwrite and not target.unfinished(list(files)):
-        plan.outcome.finished_before = len(files)
-        return plan
-    check_models((member, passes) for member in members)
-    check_images(files, processes=options.processes or 1)
-    steps: list[Step] = []
-    folders = [target.out / "members" / member.folder.name for member in members]
-    for member, folder in zip(members, folders, strict=True):
-        previous = None
-        if member.previous_stage:
-            first = member.previous_model()
-            check_models([(first, passes.of_previous_stage)])
-            previous = folder / "previous_stage" / first.names[2]
-            own = PredictionTarget(previous, target.ending)
-            steps.append(PredictionStep("Previous stage", first, ImageCases(files), own, passes.of_previous_stage))
-        own = PredictionTarget(folder, target.ending, probabilities=True)
-        steps.append(PredictionStep(member.short_name, member, ImageCases(files, previous), own, passes))
-    steps.append(EnsembleStep("mean", folders, target, members[0], [len(member.folds) for member in members]))
-    return replace(plan, steps=steps, scratch=[] if options.keep_members else [target.out / "members"])
+    return options.images, [Part(find_image_files(options.images, members[0].description), _system(members, passes))]
 
 
-def _average_validations(
-    plan: WorkPlan,
-    target: PredictionTarget,
-    members: Sequence[TrainedModel],
-    folds: Sequence[int],
-    options: PredictOptions,
-) -> WorkPlan:
-    """The cases of each fold by the mean over the models chosen in it, none of which has trained on them."""
-    steps = []
-    for fold in folds:
-        validations = [validation_folder(member, fold) for member in members if fold in member.folds]
-        cases = find_cases(validations[0], target.ending)
-        plan.outcome.label_maps |= target.label_maps(cases)
-        if not options.overwrite and not target.unfinished(list(cases)):
-            plan.outcome.finished_before += len(cases)
-            continue
-        part = target.out / "members" / f"fold_{fold}"
-        steps.append(EnsembleStep("mean", validations, target, members[0], through=part))
-    return replace(plan, steps=steps, scratch=[target.out / "members"])
+def _system(models: Sequence[TrainedModel], passes: Passes, fold: int | None = None) -> System:
+    """The mean of models, in which each counts as often as it has folds; or of one fold of each."""
+    members = []
+    for model in models:
+        previous = model.previous_model() if model.previous_stage else None
+        if fold is not None:
+            model, previous = model.only(fold), previous.only(fold) if previous else None
+        source = Member(previous, passes.of_previous_stage) if previous else None
+        members.append(Member(model, passes, source, len(model.folds)))
+    return System(tuple(members))

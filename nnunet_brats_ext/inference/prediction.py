@@ -1,33 +1,25 @@
 """Predict: images to label maps, by all stages, folds and checkpoints of a model, on nnU-Net's predictor."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
-from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model, fold_names
+from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.options import ModelOptions, PredictOptions
-from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
+from nnunet_brats_ext.inference.outputs import BEFORE_RULES, PredictionTarget, RunSettings
+from nnunet_brats_ext.inference.parts import Part, files_by_fold, plan_steps
 from nnunet_brats_ext.inference.pool import plan_pool
 from nnunet_brats_ext.inference.stage_maps import plan_next_stage
-from nnunet_brats_ext.inference.work import (
-    EnsembleStep,
-    Machine,
-    Outcome,
-    Passes,
-    PredictionStep,
-    RulesStep,
-    Step,
-    WorkPlan,
-    check_models,
-)
+from nnunet_brats_ext.inference.systems import Member, Passes, System
+from nnunet_brats_ext.inference.work import Outcome, RulesStep, Step, WorkPlan
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, collect_rules
-from nnunet_brats_ext.storage.errors import UserError, shorten
-from nnunet_brats_ext.storage.nnunet import SPLITS, find_splits, require_folder
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import require_folder
 from nnunet_brats_ext.storage.options import shown_name
 
 SETTINGS = "predict.json"
@@ -57,16 +49,7 @@ def plan_prediction(options: PredictOptions) -> WorkPlan:
         return plan_next_stage(options)
     if options.out is None:
         raise UserError("-o missing: the output folder")
-    if options.models:
-        return plan_pool(options, options.out)
-    model = chosen_model(options)
-    if options.cross_validation:
-        images = options.images or require_folder("nnUNet_raw") / model.dataset / "imagesTr"
-        return plan_parts(options, model, options.out, images, list(parts_by_fold(model, images)))
-    if options.images is None:
-        raise UserError("-i missing: the folder of images; or --cross-validation")
-    whole = Part(model, find_image_files(options.images, model.description))
-    return plan_parts(options, model, options.out, options.images, [whole])
+    return plan_pool(options, options.out) if options.models else plan_model(options, options.out)
 
 
 # ---- which options go together -------------------------------------------------------------------------------------
@@ -99,36 +82,19 @@ def refuse_other_options(options: PredictOptions) -> None:
 # ---- one model -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Part:
-    """Cases that the same folds of a model predict: all, or in cross-validation those of one fold."""
-
-    model: TrainedModel
-    files: CaseFiles
-    fold: int | None = None
-
-
-def parts_by_fold(model: TrainedModel, images: Path) -> Iterator[Part]:
-    """For each fold of a model the cases that it was validated on."""
-    found = find_splits(model.dataset, images.parent)
-    if found is None:
-        raise UserError(f"{SPLITS} of {model.dataset} is missing; nnUNetv2_train or `nnunet_brats convert` makes it")
-    place, splits = found
-    files = find_image_files(images, model.description)
-    for fold in model.folds:
-        if not isinstance(fold, int) or fold >= len(splits):
-            raise UserError(f"-f {fold}: only folds 0 to {len(splits) - 1} of {place} have cases of their own")
-        own = splits[fold]["val"]
-        if missing := [case for case in own if case not in files]:
-            raise UserError(f"{images} lacks the images of {shorten(missing)}, which are in fold {fold} of {place}")
-        yield Part(model.only(fold), {case: files[case] for case in own}, fold)
-
-
-def plan_parts(
-    options: PredictOptions, model: TrainedModel, out: Path, images: Path, parts: Sequence[Part]
-) -> WorkPlan:
-    """Predict the cases of all parts into `out`; with rules, the label maps before them stay in `out/before_rules`."""
+def plan_model(options: PredictOptions, out: Path) -> WorkPlan:
+    """Predict by one model into `out`; with rules, the label maps before them stay in `out/before_rules`."""
+    model = chosen_model(options)
     passes, previous = Passes.from_options(options), find_previous(options, model)
+    if options.cross_validation:
+        images = options.images or require_folder("nnUNet_raw") / model.dataset / "imagesTr"
+        by_fold = files_by_fold(model, model.folds, images)
+        parts = [Part(files, system_of(model, previous, passes, fold), fold) for fold, files in by_fold]
+    elif options.images is None:
+        raise UserError("-i missing: the folder of images; or --cross-validation")
+    else:
+        images = options.images
+        parts = [Part(find_image_files(images, model.description), system_of(model, previous, passes))]
     rules = collect_rules(options.rules, [], model.folder) if options.rules else None
     content = settings_of(options, model, passes, previous, images, rules)
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
@@ -136,64 +102,36 @@ def plan_parts(
     cases = [case for part in parts for case in part.files]
     result = final = PredictionTarget(out, model.description.ending, options.save_probabilities)
     if rules:  # the probabilities contradict the label maps after them
-        result, final = replace(result, out=out / "before_rules"), replace(result, probabilities=False)
+        result, final = replace(result, out=out / BEFORE_RULES), replace(result, probabilities=False)
     left = cases if options.overwrite else final.unfinished(cases)
     outcome = Outcome(out, final.label_maps(cases), finished_before=len(cases) - len(left))
     plan = WorkPlan([], Machine.from_options(options), outcome, [out], settings)
     if not left:
         return plan
-    missing = {*(result.unfinished(cases) if rules and not options.overwrite else left)}
-    planned = [_steps_of_part(part, missing, out, result, previous, passes) for part in parts]
-    steps = [step for part in planned for step in part]
-    if steps:
-        first_stage = [(previous, passes.of_previous_stage)] if isinstance(previous, TrainedModel) else []
-        check_models([(model, passes), *first_stage])
-        folders = previous if isinstance(previous, Sequence) else []
-        files = {case: part.files[case] for part in parts for case in part.files if case in missing}
-        check_images(files, folders, model.description.labels, result.ending, options.processes or 1)
+    missing = left if options.overwrite else result.unfinished(cases)
+    steps: list[Step] = [*plan_steps(parts, missing, result, plan.machine, out if options.keep_members else None)]
     if rules:
         steps.append(RulesStep(result.out, out, rules, images))
-    return replace(plan, steps=steps, scratch=[] if options.keep_members else [out / "members"])
+    return replace(plan, steps=steps)
 
 
-def _steps_of_part(
-    part: Part, missing: Collection[str], out: Path, result: PredictionTarget, previous: Previous, passes: Passes
-) -> list[Step]:
-    """What predicts the missing cases of a part into `result`.
+def system_of(model: TrainedModel, previous: Previous, passes: Passes, fold: int | None = None) -> System:
+    """The members of a prediction by one model, or by one fold of it.
 
-    Each source of previous label maps, and with `vote` each fold and checkpoint of both stages, is a member of its own
-    in `out/members`; of several members, all cases are predicted, and then combined.
+    Each source of previous label maps is a member of its own, and with `vote` each fold and checkpoint of both stages.
     """
-    if not any(case in missing for case in part.files):
-        return []
-    vote, prefix = passes.combine == "vote", "" if part.fold is None else f"Fold {part.fold}: "
-    models = part.model.members if vote else [part.model]
-    first_stage: dict[Path, TrainedModel] = {}
-    sources: list[Path | None] = list(previous) if isinstance(previous, Sequence) else [None]
+    if fold is not None:
+        model = model.only(fold)
+        previous = previous.only(fold) if isinstance(previous, TrainedModel) else previous
+    vote = passes.combine == "vote"
+    sources: Sequence[Member | Path | None] = [None]
     if isinstance(previous, TrainedModel):
-        own = previous if part.fold is None else previous.only(part.fold)
-        place = out / "previous_stage"
-        first_stage = {place / one.label: one for one in own.members} if vote else {place / own.names[2]: own}
-        sources = list(first_stage)
-    alone = len(sources) * len(models) == 1
-    files = {case: files for case, files in part.files.items() if case in missing or not alone}
-    steps: list[Step] = []
-    for number, (folder, one) in enumerate(first_stage.items(), start=1):
-        description = f"{prefix}Previous stage" + (f" {number} of {len(first_stage)}" if len(first_stage) > 1 else "")
-        target = PredictionTarget(folder, result.ending)
-        steps.append(PredictionStep(description, one, ImageCases(files), target, passes.of_previous_stage))
-    if alone:
-        return [*steps, PredictionStep(f"{prefix}Predict", models[0], ImageCases(files, sources[0]), result, passes)]
-    place = out / "members" / ("" if part.fold is None else f"fold_{part.fold}")
-    members: list[Path] = []
-    for source, one in product(sources, models):  # numbered, because sources in two places may share a name
-        name = "__".join([f"{len(members):02d}", one.label, *(["on", source.name] if source else [])])
-        members.append(place / name)
-        description = f"{prefix}Member {len(members)} of {len(sources) * len(models)}"
-        target = PredictionTarget(place / name, result.ending, probabilities=True)
-        steps.append(PredictionStep(description, one, ImageCases(files, source), target, passes))
-    through = None if part.fold is None else place / "combined"  # `result` holds the cases of other folds as well
-    return [*steps, EnsembleStep("majority" if vote else "mean", members, result, part.model, through=through)]
+        models = previous.members if vote else [previous]
+        sources = [Member(one, passes.of_previous_stage) for one in models]
+    elif previous is not None:
+        sources = previous
+    pairs = product(sources, model.members if vote else [model])
+    return System(tuple(Member(one, passes, source) for source, one in pairs), vote)
 
 
 def find_previous(options: PredictOptions, model: TrainedModel) -> Previous:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.checkpoints import Weights, check_checkpoint, check_shapes
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling
+from nnunet_brats_ext.inference.logits import ModelDescription
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, probabilities_of
@@ -24,6 +25,7 @@ from nnunet_brats_ext.papers import Prediction
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, raise_problems
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
+from nnunet_brats_ext.training.seams import fastest_memory_format
 
 
 def find_device(asked: str | None = None) -> torch.device:
@@ -48,6 +50,8 @@ class BraTSPredictor(nnUNetPredictor):
     average: `logits`, as nnU-Net does over folds, or `probabilities`.
     patch_size: of windows, where it is not that of training.
     memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
+    memory_format: of the network; None is that of training, which is the fastest on the device, and without a copy of
+    the weights where there is a budget.
     options: those of nnUNetPredictor.
     """
 
@@ -58,6 +62,7 @@ class BraTSPredictor(nnUNetPredictor):
         average: str = "logits",
         patch_size: Sequence[int] = (),
         memory_budget_mb: float | None = None,
+        memory_format: torch.memory_format | None = None,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
     ):
@@ -65,6 +70,7 @@ class BraTSPredictor(nnUNetPredictor):
             super().__init__(device=device, **{"allow_tqdm": False, **options})
         self.requested_tiling, self.requested_symmetries, self.average = tiling, symmetries, average
         self.requested_patch_size, self.memory_budget_mb = patch_size, memory_budget_mb
+        self.memory_format = memory_format
         self.meter = MemoryMeter(device)  # before anything of size is in memory
         self.properties: dict[str, Any] = {}  # nnU-Net's, of the case at hand
         self.checkpoints: list[Path] = []
@@ -84,29 +90,32 @@ class BraTSPredictor(nnUNetPredictor):
             folds: Sequence[int | str] = trained_folds(folder, checkpoint_name)
         else:
             folds = [use_folds] if isinstance(use_folds, int | str) else use_folds
-        self.load(folder, folds, [checkpoint_name])
+        self.load(TrainedModel(folder, tuple(folds), (checkpoint_name,)))
 
-    def load(self, folder: Path, folds: Sequence[int | str], checkpoints: Sequence[str]) -> None:
-        """Make ready the checkpoints of these names in these folds of a trained model's folder.
+    def load(self, model: TrainedModel) -> None:
+        """Make ready all checkpoints of a model.
 
         A UserError names every checkpoint that is missing, damaged, or of another model.
         """
-        model = TrainedModel(folder, tuple(folds), tuple(checkpoints))
         if not model.files:
-            raise UserError(f"no fold of {folder} holds {' '.join(checkpoints)}; train it, or choose -f and -chk")
+            names = " ".join(model.checkpoints)
+            raise UserError(f"no fold of {model.folder} holds {names}; train it, or choose -f and -chk")
         self.checkpoints = model.files
         self._check(lambda file: check_checkpoint(file, model.names))
         try:
             with redirect_stdout(StringIO()):  # it prints where it looks for the trainer
-                super().initialize_from_trained_model_folder(str(folder), [folds[0]], checkpoints[0])
+                super().initialize_from_trained_model_folder(str(model.folder), [model.folds[0]], model.checkpoints[0])
         except RuntimeError as error:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
             first, *_ = (line.strip() for line in str(error).splitlines()[1:])
             raise UserError(f"{model.files[0]} does not fit its network: {first[:200]}") from error
         self._check(lambda file: check_shapes(file, self.bare_network))
-        self.list_of_parameters = Weights(self.checkpoints, keep=self.memory_budget_mb is None)
+        self.list_of_parameters = Weights(self.checkpoints)
         self._release_weights()
+        if self.memory_budget_mb is None:
+            fastest = fastest_memory_format(self.device, len(self.patch_size))
+            self.bare_network.to(memory_format=self.memory_format or fastest)
         self._adopt(papers.find_trainer(self.trainer_name).prediction)
         if self.requested_patch_size:
             self._resize(self.requested_patch_size)
@@ -175,23 +184,32 @@ class BraTSPredictor(nnUNetPredictor):
 
     # ---- one case --------------------------------------------------------------------------------------------------
 
-    def predict_each(self, data: Tensor, properties: dict[str, Any]) -> Iterator[Tensor]:
-        """The logits (k, z, y, x) of each checkpoint in turn for a preprocessed case."""
+    @property
+    def description(self) -> ModelDescription:
+        return ModelDescription(self.plans_manager, self.configuration_manager, self.dataset_json)
+
+    def predict_each(
+        self, data: Tensor, properties: dict[str, Any], checkpoints: Sequence[Path] | None = None
+    ) -> Iterator[Tensor]:
+        """The logits (k, z, y, x) of each checkpoint in turn for a preprocessed case; None is all of them."""
         self.properties = properties
-        for weights in self.list_of_parameters:
-            self._take(weights)
+        chosen = self.checkpoints.index
+        for number in range(len(self.list_of_parameters)) if checkpoints is None else map(chosen, checkpoints):
+            self._take(self.list_of_parameters[number])
             yield self.predict_sliding_window_return_logits(data).to("cpu")
         self._release_weights()
         self.properties = {}
 
-    def predict_average(self, data: Tensor, properties: dict[str, Any]) -> Tensor:
-        """The average over all checkpoints, as logits."""
+    def predict_average(
+        self, data: Tensor, properties: dict[str, Any], checkpoints: Sequence[Path] | None = None
+    ) -> Tensor:
+        """The average over some checkpoints, or all of them, as logits."""
         total: Tensor | None = None
-        for logits in self.predict_each(data, properties):
+        for logits in self.predict_each(data, properties, checkpoints):
             share = probabilities_of(logits, self.exclusive, axis=0) if self.average == "probabilities" else logits
             total = share if total is None else total + share  # not in place: they are inference tensors
         assert total is not None
-        if (count := len(self.list_of_parameters)) > 1:
+        if (count := len(self.list_of_parameters if checkpoints is None else checkpoints)) > 1:
             total = total / count
         return logits_of(total, self.exclusive) if self.average == "probabilities" else total
 

@@ -58,7 +58,7 @@ class MemoryMeter:
 
 @dataclass
 class Profile:
-    """What each step of each case took, and the load of the model before them: seconds, and the peak in bytes."""
+    """What each step of each case took, and loading the models before them: seconds, and the peak in bytes."""
 
     device: torch.device
     meter: MemoryMeter
@@ -68,10 +68,12 @@ class Profile:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Measure a step of the case at hand, or a further part of it."""
+        before, highest = self.steps.get(name, (0.0, 0))
         start = perf_counter()
         with self.meter.peak() as peak:
             yield
-        self.steps[name] = (perf_counter() - start, peak[0])
+        self.steps[name] = (before + perf_counter() - start, max(highest, peak[0]))
 
     def finish_load(self) -> None:
         self.load = self.steps.pop("load")

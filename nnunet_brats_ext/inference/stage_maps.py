@@ -9,9 +9,11 @@ from pathlib import Path
 from nnunet_brats_ext.inference.cases import TrainingCases
 from nnunet_brats_ext.inference.choices import SLIDING
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model
+from nnunet_brats_ext.inference.networks import Machine, Networks
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import NextStageTarget
-from nnunet_brats_ext.inference.work import Machine, Outcome, Passes, PredictionStep, WorkPlan, check_models
+from nnunet_brats_ext.inference.systems import Member, Passes, System
+from nnunet_brats_ext.inference.work import Outcome, PredictionStep, WorkPlan
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS, Split, read_splits, require_folder
 from nnunet_brats_ext.training.cascade import expanded_folder
@@ -35,8 +37,9 @@ def plan_next_stage(options: PredictOptions) -> WorkPlan:
     preprocessed = require_folder("nnUNet_preprocessed") / model.dataset
     jobs = _in_sample(model, preprocessed) if options.in_sample else _out_of_fold(model, preprocessed)
     # Windows as in the trainer's own validation, whose maps these stand beside.
-    machine, passes = Machine.from_options(options), replace(Passes.from_options(options), tiling=SLIDING)
-    steps = []
+    passes = replace(Passes.from_options(options), tiling=SLIDING)
+    networks = Networks(Machine.from_options(options))
+    steps: list[PredictionStep] = []
     for stage in model.next_stages:
         maps = expanded_folder(model.folder / "predicted_next_stage" / stage)
         others = sorted({path.name for path in maps.glob("[!.]*")} - {name for name, *_ in jobs})
@@ -45,14 +48,18 @@ def plan_next_stage(options: PredictOptions) -> WorkPlan:
                 f"{maps} already holds {', '.join(others)}, which this command would not make and stage 2 would "
                 "draw from as well; delete what is too much, or keep it with --add"
             )
-        for name, one, cases in jobs:
-            target = NextStageTarget(maps / name, stage, preprocessed)
-            description = f"{name}, {one.label}"
-            source = TrainingCases(cases, preprocessed)
-            steps.append(PredictionStep(description, one, source, target, passes, as_in_training=True))
-    check_models([(model, passes)])
-    folders = list(dict.fromkeys(step.target.out for step in steps))
-    return WorkPlan(steps, machine, Outcome(maps=folders), folders)
+        for cases in dict.fromkeys(tuple(cases) for *_, cases in jobs):
+            systems = {
+                System((Member(one, passes),)): NextStageTarget(maps / name, stage, preprocessed)
+                for name, one, own in jobs
+                if tuple(own) == cases
+            }
+            folds = dict.fromkeys(str(fold) for system in systems for fold in system.members[0].model.folds)
+            description = f"Maps for {stage}, fold {' '.join(folds)}"
+            steps.append(PredictionStep(description, TrainingCases(cases, preprocessed), systems, networks, maps))
+    networks.load([system for step in steps for system in step.systems])
+    folders = list(dict.fromkeys(target.out for step in steps for target in step.systems.values()))
+    return WorkPlan(steps, networks.machine, Outcome(maps=folders), folders)
 
 
 def _out_of_fold(model: TrainedModel, preprocessed: Path) -> list[MapJob]:

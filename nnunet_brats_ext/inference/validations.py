@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunet_brats_ext.inference.models import TrainedModel
-from nnunet_brats_ext.predictions.folders import find_cases
 from nnunet_brats_ext.storage.errors import UserError, refuse
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import FINAL, train_command
@@ -39,28 +38,15 @@ def choose_best(scores: DiceByFold, best: int) -> Choice:
     return Choice(scores, {fold: sorted(scores, key=lambda name: -scores[name][fold])[:best] for fold in folds})
 
 
-def read_scores(models: Sequence[TrainedModel], folds: Sequence[int], options: Sequence[str] = ()) -> DiceByFold:
-    """The Dice of each model and fold in nnU-Net's validation; one error lists what is missing, and its commands.
-
-    options: more that these commands should have.
-    """
+def read_scores(models: Sequence[TrainedModel], folds: Sequence[int]) -> DiceByFold:
+    """The Dice of each model and fold in nnU-Net's validation; one error lists what is missing, and its commands."""
     if not folds:
         raise UserError(f"no fold of {models[0].folder} holds {FINAL}; train it first")
-    refuse([lack for model in models for fold in folds if (lack := _lack(model, fold, options))], CHOOSE)
+    refuse([lack for model in models for fold in folds if (lack := _lack(model, fold))], CHOOSE)
     read = {model.folder.name: {fold: _read(model, fold) for fold in folds} for model in models}
     differing = [str(fold) for fold in folds if len({each[fold].cases for each in read.values()}) > 1]
     refuse([f"the models were validated on different cases in fold {fold}" for fold in differing], CHOOSE)
     return {name: {fold: one.dice for fold, one in each.items()} for name, each in read.items()}
-
-
-def refuse_without_probabilities(members: Sequence[TrainedModel]) -> None:
-    problems = []
-    for member in members:
-        for fold in member.folds:
-            validation, ending = validation_folder(member, fold), member.description.ending
-            if not all((validation / f"{case}.npz").is_file() for case in find_cases(validation, ending)):
-                problems.append(f"{validation} lacks probabilities: {_command(member, fold, '--val', '--npz')}")
-    refuse(problems, "average the validations")
 
 
 def _read(model: TrainedModel, fold: int) -> Validation:
@@ -81,14 +67,14 @@ def _read(model: TrainedModel, fold: int) -> Validation:
     return Validation(dice, cases)
 
 
-def _lack(model: TrainedModel, fold: int, options: Sequence[str]) -> str | None:
+def _lack(model: TrainedModel, fold: int) -> str | None:
     """What a fold of a model lacks to be chosen, with the command that makes it."""
     folder = model.folder / f"fold_{fold}"
     if not (folder / FINAL).is_file():
         begun = ["--c"] if any(folder.glob("checkpoint_*.pth")) else []
-        return f"{folder} lacks {FINAL}: {_command(model, fold, *begun, *options)}"
+        return f"{folder} lacks {FINAL}: {_command(model, fold, *begun)}"
     if not (validation_folder(model, fold) / "summary.json").is_file():
-        return f"{folder} lacks validation/summary.json: {_command(model, fold, '--val', *options)}"
+        return f"{folder} lacks validation/summary.json: {_command(model, fold, '--val')}"
     return None
 
 

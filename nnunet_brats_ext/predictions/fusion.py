@@ -32,45 +32,81 @@ def mean(members: Iterable[np.ndarray], weights: Sequence[float] | None = None) 
     return total
 
 
-def majority(
-    members: Iterable[LabelVote],
-    labels: Sequence[int] = TUMOUR_LABELS,
-    weights: Sequence[float] | None = None,
-) -> np.ndarray:
-    """The most frequent label of each voxel, with the tie rule of Lyu and Shu 2020 (https://arxiv.org/abs/2011.02881).
+class Votes:
+    """The votes of several label maps, counted voxel by voxel, with the tie rule of Lyu and Shu 2020.
 
-    members: label maps, or pairs of a label map and the probability of each of `labels`, (label, z, y, x).
-    labels: the tumour labels from the outermost to the innermost, such as ED, NCR, ET.
+    https://arxiv.org/abs/2011.02881. Between background and a tumour label with as many votes the tumour label wins.
+    Between tumour labels the larger mean probability decides, each label's taken over those members that voted for it.
+    Where that is equal too, as it is without probabilities, the innermost label wins: nnU-Net paints it last, and BraTS
+    lets ET overrule the rest. Equal votes are exact as long as weights are whole numbers.
 
-    Between background and a tumour label with as many votes the tumour label wins. Between tumour labels the larger
-    mean probability decides, each label's taken over those members that voted for it. Where that is equal too, as it is
-    without probabilities, the innermost label wins: nnU-Net paints it last, and BraTS lets ET overrule the rest.
-    Equal votes are exact as long as weights are whole numbers. A label outside `labels` is an error.
+    shape: of the volume (z, y, x). labels: the tumour labels from the outermost to the innermost, such as ED, NCR, ET.
+    Memory does not grow with the number of members.
     """
-    votes = support = None
-    for member, weight in _weighted(members, weights):
-        label_map, probabilities = member if isinstance(member, tuple) else (member, None)
-        if votes is None or support is None:
-            votes = np.zeros((len(labels) + 1, *label_map.shape), dtype=np.float32)
-            support = np.zeros((len(labels), *label_map.shape), dtype=np.float32)
+
+    def __init__(self, shape: Sequence[int], labels: Sequence[int] = TUMOUR_LABELS):
+        self.labels = tuple(labels)
+        self._votes = np.zeros((len(labels) + 1, *shape), dtype=np.float32)  # of background, then of each label
+        self._support = np.zeros((len(labels), *shape), dtype=np.float32)  # sums of probabilities
+
+    def add(
+        self,
+        label_map: np.ndarray,
+        probabilities: np.ndarray | None = None,
+        weight: float = 1.0,
+        box: tuple[slice, ...] = (),
+    ) -> None:
+        """Count one member. A label outside `labels` is an error.
+
+        probabilities: of each of `labels`, (label, z, y, x), where they are known. box: the part of the volume that
+        both are of, where everything outside it is background.
+        """
+        part = (slice(None), *box)
+        votes, support = self._votes[part], self._support[part]
+        background = votes[0].copy()
+        self._votes[0] += weight
+        votes[0] = background
         known = 0
-        for channel, label in enumerate((BACKGROUND, *labels)):
+        for channel, label in enumerate((BACKGROUND, *self.labels)):
             voted = label_map == label
             known += np.count_nonzero(voted)
             votes[channel][voted] += weight
             if probabilities is not None and label != BACKGROUND:
                 support[channel - 1][voted] += np.float32(weight) * probabilities[channel - 1][voted]
         if known < label_map.size:
-            others = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *labels})
-            raise UserError(f"labels {others} are not among the expected {[BACKGROUND, *labels]}")
-    if votes is None or support is None:
+            others = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *self.labels})
+            raise UserError(f"labels {others} are not among the expected {[BACKGROUND, *self.labels]}")
+
+    def winners(self) -> np.ndarray:
+        """The label map that the votes come to."""
+        winners = np.zeros(self._votes.shape[1:], dtype=np.uint8)
+        voted = self._votes[1:].any(0)
+        votes, support = self._votes[:, voted], self._support[:, voted]
+        leading = votes[1:] == votes.max(0)
+        np.divide(support, votes[1:], out=support, where=leading)  # a leading label has votes
+        support[~leading] = -1
+        innermost_first = np.asarray(self.labels[::-1], dtype=np.uint8)
+        winners[voted] = np.where(leading.any(0), innermost_first[support[::-1].argmax(0)], BACKGROUND)
+        return winners
+
+
+def majority(
+    members: Iterable[LabelVote],
+    labels: Sequence[int] = TUMOUR_LABELS,
+    weights: Sequence[float] | None = None,
+) -> np.ndarray:
+    """The most frequent label of each voxel, where ties are settled as in `Votes`; no members are an error.
+
+    members: label maps, or pairs of a label map and the probability of each of `labels`, (label, z, y, x).
+    """
+    votes = None
+    for member, weight in _weighted(members, weights):
+        label_map, probabilities = member if isinstance(member, tuple) else (member, None)
+        votes = Votes(label_map.shape, labels) if votes is None else votes
+        votes.add(label_map, probabilities, weight)
+    if votes is None:
         raise UserError("a vote needs at least one member")
-    most = votes.max(0)
-    leading = votes[1:] == most
-    np.divide(support, votes[1:], out=support, where=leading)  # a leading label has votes
-    support[~leading] = -1
-    innermost_first = np.asarray(labels[::-1], dtype=np.uint8)
-    return np.where(leading.any(0), innermost_first[support[::-1].argmax(0)], BACKGROUND).astype(np.uint8)
+    return votes.winners()
 
 
 def two_pass(first: np.ndarray, second: np.ndarray) -> np.ndarray:

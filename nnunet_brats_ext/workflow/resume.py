@@ -14,15 +14,11 @@ from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.planning.brats_plans import resolve
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import FINAL, SPLITS, read_splits
+from nnunet_brats_ext.storage.nnunet import FINAL, PREPROCESSING_KEYS, SPLITS, read_splits
 from nnunet_brats_ext.training.environment import SNAPSHOTS
 from nnunet_brats_ext.workflow.state import Job
 
 NOTE = "nnunet_brats_run.json"
-OF_THE_DATA = (
-    "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "resampling_fn_data",
-    "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",
-)  # fmt: skip
 
 
 def commands_left(job: Job) -> list[list[str]]:
@@ -128,5 +124,5 @@ def _preprocessing(job: Job) -> tuple[Path, dict[str, Any]]:
     labels = sorted(Path(str(job.facts["labels"])).glob("*.nii.gz"))
     # Label files may be links; what they point to shows whether a conversion has replaced them.
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in labels]
-    settings = {key: configuration.get(key) for key in OF_THE_DATA} | {"cases": _digest(stamps)}
+    settings = {key: configuration.get(key) for key in PREPROCESSING_KEYS} | {"cases": _digest(stamps)}
     return plans_file.with_name(f"{configuration['data_identifier']}.{NOTE}"), settings

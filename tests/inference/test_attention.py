@@ -140,7 +140,8 @@ def tilted(world, folder: Path, spacing_mm=(1.1, 0.9, 2.0)) -> list[Path]:
 
 def maps_in_image_space(predictor: MapPredictor, folder: Path, world) -> np.ndarray:
     files = find_image_files(folder, DatasetDescription(world.dataset_json))
-    ((_, data, properties),) = ImageCases(files).read(predictor, list(files), Workers(0))
+    (case,) = ImageCases(files).read([predictor.description], list(files), Workers(0))
+    data, properties = case.seen_by(predictor.description)
     return predictor.to_image_space(predictor.predict_sliding_window_return_logits(data), properties)
 
 

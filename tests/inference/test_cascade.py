@@ -15,7 +15,7 @@ from tiny_trainers import make_tiny
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference.outputs import PredictionTarget
+from nnunet_brats_ext.inference import BraTSPredictor
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SNAPSHOTS
 
 pytestmark = pytest.mark.end_to_end
@@ -123,50 +123,56 @@ def test_stage_2_trains_on_every_map_with_the_schedule_for_several(recipe):
 
 
 def test_one_command_gives_what_nnunets_two_commands_give(recipe, tmp_path):
-    """nnUNetv2_predict of stage 1, then of stage 2 with -prev_stage_predictions, by the calls behind them."""
+    """nnUNetv2_predict of stage 1, then of stage 2 with -prev_stage_predictions, by the calls behind them.
+
+    In the memory format that we predict in, on which the last bits of a logit depend.
+    """
     for stage, folds, out in ((stage_1(recipe), (0, 1), "one"), (stage_2(recipe), (0,), "two")):
         predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(stage), folds)
+        predictor.network.to(memory_format=torch.channels_last_3d)
         previous = str(tmp_path / "one") if out == "two" else None
         (tmp_path / out).mkdir()
         predictor.predict_from_files_sequential(
             str(images(recipe)), str(tmp_path / out), save_probabilities=True, folder_with_segs_from_prev_stage=previous
         )
     ours = tmp_path / "ours"
-    command = ["predict", "-i", str(images(recipe)), "-o", str(ours), *STAGE_2]
-    assert main([*command, "--tiling", "sliding", "--save_probabilities", "-np", "0"]) == 0
+    command = ["predict", "-i", str(images(recipe)), "-o", str(ours), *STAGE_2, "--tiling", "sliding"]
+    assert main([*command, "--save_probabilities", "--keep-members", "-np", "0"]) == 0
     assert same(labels(ours), labels(tmp_path / "two"))
     assert same(labels(ours / "previous_stage" / "lyu_stage1"), labels(tmp_path / "one"))
     for file in ours.glob("*.npz"):
         assert np.array_equal(np.load(file)["probabilities"], np.load(tmp_path / "two" / file.name)["probabilities"])
     separate = tmp_path / "separate processes"
     command[command.index(str(ours))] = str(separate)
-    assert main([*command, "--tiling", "sliding", "-np", "1"]) == 0
+    assert main([*command, "-np", "1"]) == 0
     assert same(labels(ours), labels(separate))
+    assert not (separate / "previous_stage").exists()
 
 
 def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    """Four sources of stage 1, and two members of stage 2 on each: twelve passes for each of two cases."""
     out = tmp_path / "voted"
     command = ["predict", "-i", str(images(recipe)), "-o", str(out), *STAGE_2, "-np", "0", "--combine", "vote"]
     command += ["-chk", *SNAPSHOT_NAMES, "-prev_chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1", "--keep-members"]
     command += ["--rules", "lyu2020"]
-    written = []
+    predict, passes = BraTSPredictor.predict_average, []
 
-    def write_eleven(target, *arguments) -> None:
-        if len(written) == 11:  # four sources of two cases, then the second member's first case
+    def stop_in_the_second_case(*arguments):
+        if len(passes) == 15:
             raise KeyboardInterrupt
-        write(target, *arguments)
-        written.append(target)
+        passes.append(arguments)
+        return predict(*arguments)
 
-    write = PredictionTarget.write
-    monkeypatch.setattr(PredictionTarget, "write", write_eleven)
+    monkeypatch.setattr(BraTSPredictor, "predict_average", stop_in_the_second_case)
     assert main(command) == 130
-    assert not list(out.glob("*.nii.gz"))
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
-    assert len(kept) == 11
-    monkeypatch.setattr(PredictionTarget, "write", write)
+    assert not list(out.glob("*.nii.gz")), "the rules come after all cases"
+    kept = {path: path.stat().st_mtime_ns for path in (out / "before_rules").glob("*.nii.gz")}
+    assert len(kept) == 1
+    passes.clear()
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished cases were predicted again"
+    assert len(passes) == 12
     members = sorted((out / "members").iterdir())
     assert len(members) == 8  # (2 folds x 2 snapshots) of stage 1 x 2 snapshots of stage 2
     assert len(labels(out)) == 2
@@ -177,11 +183,39 @@ def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(rec
     shutil.rmtree(out / "members")
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in done.items()), "nothing is left to do"
-    assert not (out / "members").exists()
+    assert len(passes) == 12
 
     assert main([*command, "--combine", "logits"]) == 1
     assert "other settings (combine)" in capsys.readouterr().err
     assert len(labels(out)) == 2
+
+
+@pytest.mark.parametrize("combine", ["vote", "probabilities"])
+def test_a_cascade_in_one_command_is_each_member_predicted_alone_and_combined(combine, recipe, tmp_path):
+    """Bit for bit: the members' own files, predicted one command each, through `ensemble`."""
+    members = []
+    source = tmp_path / "source"
+    one = ["predict", "-i", str(images(recipe)), "-np", "0"]
+    for fold in ("0", "1"):
+        assert main([*one, *STAGE_1, "-f", fold, "-o", str(source / fold)]) == 0
+        for number, name in enumerate(SNAPSHOT_NAMES):
+            members.append(tmp_path / f"{fold} {number}")
+            words = [*one, *STAGE_2, "-chk", name, "-prev_stage_predictions", str(source / fold)]
+            assert main([*words, "-o", str(members[-1]), "--save_probabilities"]) == 0
+    method = {"vote": "majority", "probabilities": "mean"}[combine]
+    by_hand = tmp_path / "by hand"
+    assert main(["ensemble", "-i", *map(str, members), "-o", str(by_hand), "--method", method]) == 0
+    words = [*one, *STAGE_2, "-o", str(tmp_path / "out"), "--combine", combine]
+    if combine == "vote":
+        words += ["-chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1"]
+    else:  # whose folds and checkpoints are averaged before they are combined with other sources
+        mean_of = [str(source / fold) for fold in ("0", "1")]
+        words += ["-chk", SNAPSHOT_NAMES[0], "-prev_stage_predictions", *mean_of]
+        members = [tmp_path / f"{fold} 0" for fold in ("0", "1")]
+        shutil.rmtree(by_hand)
+        assert main(["ensemble", "-i", *map(str, members), "-o", str(by_hand), "--method", method]) == 0
+    assert main(words) == 0
+    assert same(labels(tmp_path / "out"), labels(by_hand))
 
 
 def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command(recipe, tmp_path):

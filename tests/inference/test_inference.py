@@ -19,7 +19,6 @@ from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import apply, average_probabilities, logits_of, undo
 from nnunet_brats_ext.inference.tilings import WHOLE_BRAIN, StoredVolume, Volume, predict_slices
-from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.papers import Symmetry
 from nnunet_brats_ext.trainers.lyu2020.tilings import CERTAIN
 from nnunet_brats_ext.trainers.lyu2020.windows import STRICT_STARTS, strict_window, tumour_window
@@ -110,7 +109,7 @@ def test_the_probabilities_of_folds_are_averaged_as_those_of_labels_or_of_region
         predictor = BraTSPredictor(average="probabilities", device=torch.device("cpu"))
         predictor.label_manager = SimpleNamespace(has_regions=has_regions)
         predictor.list_of_parameters = [{}, {}]
-        predictor.predict_each = lambda data, properties: iter(logits)
+        predictor.predict_each = lambda data, properties, checkpoints: iter(logits)
         mean = predictor.predict_average(logits, {})
         assert torch.allclose(mean.sigmoid() if has_regions else mean.softmax(0), probabilities, atol=1e-5)
 
@@ -346,7 +345,7 @@ def frugal(tmp_path, monkeypatch):
     for fold, file in enumerate(predictor.checkpoints):
         moments = torch.ones(1024, 1024)  # an optimiser's, which a checkpoint holds as well
         torch.save({"network_weights": {"weight": torch.full((1024, 1024), float(fold))}, "moments": moments}, file)
-    predictor.list_of_parameters = Weights(predictor.checkpoints, keep=False)
+    predictor.list_of_parameters = Weights(predictor.checkpoints)
     predictor.seen = []
 
     def predict(data: torch.Tensor) -> torch.Tensor:
@@ -369,20 +368,16 @@ def test_with_a_budget_the_weights_are_in_memory_once_and_only_while_they_predic
 
 
 def test_with_a_budget_a_preprocessed_case_is_in_a_file_and_not_in_memory(frugal, tmp_path, monkeypatch):
-    data = [torch.randn(1, 2, 8, 8) for _ in range(2)]
-    alive = [ref(each) for each in data]
-    expected = [each.clone() for each in data]
-    monkeypatch.setattr(cases, "PreprocessAdapter", lambda *_: iter([{"data": data.pop(0), "data_properties": {}}]))
-    frugal.plans_manager, frugal.dataset_json = None, {"file_ending": ".nii.gz"}
-    frugal.configuration_manager.preprocessor_class = lambda verbose: None
-    preprocessed = cases.ImageCases({"a": [], "b": []}).read(frugal, ["a", "b"], Workers(0))
-    for gone, same in zip(alive, expected, strict=True):
-        _, volume, _ = next(preprocessed)
-        seen = ref(volume)
-        volume = frugal.stored(volume, tmp_path)
-        assert torch.equal(volume[:], same)
-        assert gone() is None
-        assert seen() is None
+    monkeypatch.setattr(cases, "preprocessing", lambda model: "alike")
+    data = np.random.default_rng(0).normal(size=(1, 2, 8, 8)).astype(np.float32)
+    alive, expected = ref(data), data.copy()
+    case = cases.ImageCase("a", [], {"alike": (data, np.zeros((2, 8, 8), np.int8), {})})
+    del data
+    seen, _ = case.seen_by(None, last=True)
+    volume = frugal.stored(seen, tmp_path)
+    del seen
+    assert np.array_equal(volume[:], expected)
+    assert alive() is None
 
 
 def test_the_meter_sees_what_is_allocated():

@@ -13,8 +13,7 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.inference import work
-from nnunet_brats_ext.inference.outputs import PredictionTarget
+from nnunet_brats_ext.inference import BraTSPredictor
 from nnunet_brats_ext.inference.validations import choose_best
 from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.trainers import BraTSBaselineTrainer
@@ -158,63 +157,53 @@ def test_it_is_the_equal_mean_of_every_model_and_fold_that_is_chosen(models, wor
 
 
 def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world, tmp_path, monkeypatch, capsys):
+    """Three models predict each of two cases."""
     out = tmp_path / "pool"
     command = [*POOL, "-i", str(world.raw / "imagesTs"), "-o", str(out)]
-    write, written = PredictionTarget.write, []
+    predict, passes = BraTSPredictor.predict_average, []
 
-    def write_three(*arguments) -> None:
-        if len(written) == 3:  # the first model's two cases, and one of the second's
+    def stop_in_the_second_case(*arguments):
+        if len(passes) == 4:
             raise KeyboardInterrupt
-        write(*arguments)
-        written.append(arguments)
+        passes.append(arguments)
+        return predict(*arguments)
 
-    monkeypatch.setattr(PredictionTarget, "write", write_three)
+    monkeypatch.setattr(BraTSPredictor, "predict_average", stop_in_the_second_case)
     assert main(command) == 130
-    assert not list(out.glob("*.nii.gz"))
+    assert len(label_maps(out)) == 1
     assert main([*command, "--best", "1"]) == 1
     assert "other settings (best, chosen, models)" in capsys.readouterr().err
 
-    rest = []
-    monkeypatch.setattr(PredictionTarget, "write", lambda *arguments: (write(*arguments), rest.append(1)))
+    passes.clear()
     assert main(command) == 0
-    assert len(rest) == 3, "three models of two cases each, three of them done before"
+    assert len(passes) == 3, "the other case"
     assert len(label_maps(out)) == 2
     assert not (out / "members").exists()
     for words in (command, ["predict", *command[1:]]):
         assert main(words) == 0
         assert "2 cases are in" in capsys.readouterr().out
-        assert len(rest) == 3, "nothing is left to do, by the old name of the verb or the new one"
+        assert len(passes) == 3, "nothing is left to do, by the old name of the verb or the new one"
 
+    passes.clear()
     assert main([*command, "--best", "1", "--overwrite"]) == 0
-    assert len(rest) == 5, "the best of both folds is one and the same model, predicted once"
+    assert len(passes) == 2, "the best of both folds is one and the same model, which sees each case once"
 
-    shutil.rmtree(out / "members", ignore_errors=True)
     (out / "pool.json").unlink()
     assert main(command) == 1
     assert "predictions made by something else" in capsys.readouterr().err
 
 
-def test_the_cross_validation_takes_each_fold_by_the_models_chosen_in_it(models, tmp_path, monkeypatch):
+def test_the_cross_validation_takes_each_fold_by_the_models_chosen_in_it(models, tmp_path):
     out = tmp_path / "pool"
-    command = [*POOL, "--cross-validation", "-o", str(out), "--save_probabilities"]
-    average = work.ensemble
-
-    def average_the_first(*arguments, **options) -> None:
-        if list(out.glob("*.nii.gz")):
-            raise KeyboardInterrupt
-        average(*arguments, **options)
-
-    monkeypatch.setattr(work, "ensemble", average_the_first)
-    assert main(command) == 130
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
-    assert len(kept) == 3
-    monkeypatch.setattr(work, "ensemble", average)
-    assert main(command) == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "a finished fold was averaged again"
-
-    validations = {key: probabilities(models / folder_of(key[0]) / f"fold_{key[1]}" / "validation") for key in CHOSEN}
-    first = [validations["one", 0] | validations["one", 1], validations["two", 0] | validations["three", 1]]
-    assert len(first[0]) == 6
+    assert main([*POOL, "--cross-validation", "-o", str(out), "--save_probabilities"]) == 0
+    alone = {}
+    for name, fold in CHOSEN:
+        each = tmp_path / f"{name}_{fold}"
+        words = ["predict", *MODEL, "-tr", "BraTSBaselineTrainer", "-c", name, "-f", str(fold), "--cross-validation"]
+        assert main([*words, "-o", str(each), "--save_probabilities"]) == 0
+        alone[name, fold] = probabilities(each)
+    first = [alone["one", 0] | alone["one", 1], alone["two", 0] | alone["three", 1]]
+    assert len(first[0]) == 3
     assert_mean(out, first)
     assert {path.name for path in out.glob("*.json")} == {"dataset.json", "plans.json", "pool.json"}
     assert not (out / "members").exists()
@@ -228,8 +217,7 @@ TRAIN = "nnUNetv2_train Dataset901_World two 1 -tr BraTSBaselineTrainer -p PoolP
     [
         ("checkpoint_final.pth", (), f"fold_1 lacks checkpoint_final.pth: {TRAIN}\n"),
         ("validation/summary.json", (), f"fold_1 lacks validation/summary.json: {TRAIN} --val\n"),
-        ("validation/summary.json", ("--cross-validation",), f"{TRAIN} --val --npz\n"),
-        ("validation/*.npz", ("--cross-validation", "--best", "3"), f"lacks probabilities: {TRAIN} --val --npz\n"),
+        ("validation/summary.json", ("--cross-validation",), f"{TRAIN} --val\n"),
         ("", ("--best", "5"), "--best 5 of 4 models: choose 1 to 4"),
         ("", ("-f", "0", "2"), "fold_2 lacks checkpoint_final.pth"),
         ("", ("-f", "all"), "-f all: --models are chosen by the validations of numbered folds"),

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
@@ -235,20 +236,42 @@ def test_an_interrupted_vote_in_cross_validation_goes_on(models, tmp_path, monke
     command = ["predict", *words, *NAMES, *RUN, "--cross-validation", "-o", str(tmp_path / "out"), "-f", "0", "1"]
     write, written = PredictionTarget.write, []
 
-    def write_until(target, *arguments) -> None:
-        if target.out.parent.name == "fold_1":
+    def write_two(*arguments) -> None:
+        if len(written) == 2:  # the cases of the first fold
             raise KeyboardInterrupt
-        write(target, *arguments)
-        written.append(target)
+        write(*arguments)
+        written.append(arguments)
 
-    monkeypatch.setattr(PredictionTarget, "write", write_until)
+    monkeypatch.setattr(PredictionTarget, "write", write_two)
     assert main(command) == 130
-    first_fold = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
-    assert len(first_fold) == len(written) / 2 > 0
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert len(done) == len(written)
     monkeypatch.setattr(PredictionTarget, "write", write)
     assert main(command) == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in first_fold.items())
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert len(label_maps(tmp_path / "out")) == 3
     assert not (tmp_path / "out" / "members").exists()
+
+
+def test_a_case_is_read_and_preprocessed_once_for_all_members(models, world, tmp_path, monkeypatch):
+    """Four sources, four members on each; and memory holds one member at a time."""
+    read, preprocessed = [], []
+    read_images, run_case = SimpleITKIO.read_images, DefaultPreprocessor.run_case_npy
+
+    def noted_reading(*arguments):
+        read.append(arguments)
+        return read_images(*arguments)
+
+    def noted_preprocessing(*arguments):
+        preprocessed.append(arguments[2] is None)
+        return run_case(*arguments)
+
+    monkeypatch.setattr(SimpleITKIO, "read_images", noted_reading)
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_npy", noted_preprocessing)
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *CASCADE, *VOTE[:-2]]
+    assert main(command) == 0
+    assert preprocessed.count(True) == 2, "the images of both cases"
+    assert len(read) == len(preprocessed)
 
 
 # ---- what is refused, before anything is written -------------------------------------------------------------------

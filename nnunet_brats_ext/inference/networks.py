@@ -1,0 +1,175 @@
+"""The networks of a prediction, loaded once each, and what the members of a system make of a case with them."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
+from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
+from nnunet_brats_ext.inference.options import PredictOptions
+from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
+from nnunet_brats_ext.inference.profiling import MemoryMeter, Profile
+from nnunet_brats_ext.inference.systems import Member, Passes, System, of_each_model
+from nnunet_brats_ext.predictions import fusion
+from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a prediction runs on, which does not change its result.
+
+    low_memory_mb: results stay off the device, one set of weights is in memory while it predicts, and for a 2-D
+    network as many slices as fit, of a volume that lies in a file in the output folder. profile: measure time and
+    memory of every step; all of them are then done in this process. processes: that preprocess, and as many that write;
+    0 is this one.
+    """
+
+    device: str
+    low_memory_mb: float | None = None
+    profile: bool = False
+    processes: int = 3
+
+    @classmethod
+    def from_options(cls, options: PredictOptions) -> "Machine":
+        device = find_device(options.device).type
+        return cls(device, options.low_memory_mb, options.profile, options.processes)
+
+    @property
+    def workers(self) -> int:
+        return 0 if self.profile else min(self.processes, 1) if self.low_memory_mb else self.processes
+
+    def predictor(self, passes: Passes) -> BraTSPredictor:
+        return BraTSPredictor(
+            passes.tiling,
+            passes.symmetries,
+            "probabilities" if passes.combine == "probabilities" else "logits",
+            passes.patch_size,
+            self.low_memory_mb,
+            device=torch.device(self.device),
+            tile_step_size=passes.step_size,
+            perform_everything_on_device=self.device != "cpu" and self.low_memory_mb is None,
+        )
+
+
+class Networks:
+    """A predictor for each model of a prediction; members that differ in folds and checkpoints share one."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self.meter = MemoryMeter(torch.device(machine.device))  # before anything of size is in memory
+        self.load_profile = Profile(self.meter.device, self.meter)
+        self._predictors: dict[tuple[Path, Passes], BraTSPredictor] = {}
+
+    def load(self, systems: Collection[System]) -> None:
+        """Load the models of all members; a UserError names every checkpoint that cannot be used."""
+        with self.load_profile.step("load"):
+            for model, passes in of_each_model(all_networks(systems)):
+                predictor = self._predictors[model.folder, passes] = self.machine.predictor(passes)
+                predictor.meter = self.meter
+                predictor.load(model)
+        self.load_profile.finish_load()
+
+    def of(self, member: Member) -> BraTSPredictor:
+        return self._predictors[member.model.folder, member.passes]
+
+    @property
+    def models(self) -> list[ModelDescription]:
+        return [one.description for one in self._predictors.values()]
+
+
+class CasePrediction:
+    """A case and what members have made of it, so that none predicts it twice.
+
+    systems: all that are to predict it. folder: for what a memory budget keeps on disk. seen: called with what each
+    member gives.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        systems: Collection[System],
+        networks: Networks,
+        folder: Path,
+        seen: Callable[[Member, Logits], None],
+    ):
+        self.case, self.networks, self.folder, self.seen = case, networks, folder, seen
+        self._left = Counter(self._images(one) for one in all_networks(systems))
+        self._sources: dict[Member, np.ndarray] = {}
+
+    def system(self, system: System) -> Logits | Segmentation:
+        """What a system makes of the case: the logits of a single member, else what all members come to."""
+        if len(system.members) == 1:
+            return self.logits(system.members[0])
+        return vote(system, self.each(system)) if system.vote else mean(system, self.each(system))
+
+    def each(self, system: System) -> Iterator[Logits]:
+        return (self.logits(member) for member in system.members)
+
+    def logits(self, member: Member) -> Logits:
+        """The average over the folds and checkpoints of a member."""
+        predictor, previous = self.networks.of(member), self._previous(member)
+        self._left[images := self._images(member)] -= 1
+        data, properties = self.case.seen_by(predictor.description, previous, last=not self._left[images])
+        data = predictor.stored(data, self.folder)
+        values = predictor.predict_average(data, properties, member.model.files).numpy()
+        logits = Logits(values, properties, predictor.description)
+        self.seen(member, logits)
+        return logits
+
+    def source(self, member: Member) -> np.ndarray:
+        """The label map (z, y, x) of a member whose label maps others refine, on the grid of the image files."""
+        if member not in self._sources:
+            logits = self.logits(member)
+            labels = logits.labels(logits.probabilities())
+            self._sources[member] = Segmentation(labels, None, logits.properties, logits.model).whole_labels
+        return self._sources[member]
+
+    def _previous(self, member: Member) -> np.ndarray | None:
+        if member.previous is None:
+            return None
+        if isinstance(member.previous, Member):
+            return self.source(member.previous)
+        return read_previous(member.previous, self.case.name, self.networks.of(member).description)
+
+    def _images(self, member: Member) -> str:
+        return preprocessing(self.networks.of(member).description)
+
+
+def all_networks(systems: Collection[System]) -> list[Member]:
+    """What networks predict for a case by several systems: label maps that are refined once, all else as it is."""
+    sources = dict.fromkeys(one for system in systems for one in system.sources)
+    return [*sources, *(one for system in systems for one in system.members)]
+
+
+# ---- several members into one --------------------------------------------------------------------------------------
+
+
+def mean(system: System, members: Iterable[Logits]) -> Segmentation:
+    """The weighted mean of probabilities, in the regions or labels of the first member."""
+    first: list[Logits] = []
+
+    def probabilities() -> Iterator[np.ndarray]:
+        for logits in members:
+            first.append(logits) if not first else None
+            yield convert_head(logits.probabilities(), logits.model.head, first[0].model.head)
+
+    averaged = fusion.mean(probabilities(), [member.weight for member in system.members])
+    return Segmentation(paint(averaged, first[0].model.head), averaged, first[0].properties, first[0].model)
+
+
+def vote(system: System, members: Iterable[Logits]) -> Segmentation:
+    """The vote of label maps, with the rule of `fusion.Votes` for ties."""
+    votes = None
+    for member, logits in zip(system.members, members, strict=True):
+        if votes is None:
+            votes = fusion.Votes(logits.in_box.shape[1:], logits.model.description.paint)
+        box, head = logits.box_of_labels(), logits.model.head
+        probabilities = logits.probabilities(box)
+        of_labels = label_probabilities(probabilities, head)[[head.labels.index(label) for label in votes.labels]]
+        votes.add(logits.labels(probabilities), of_labels, member.weight, box)
+    assert votes is not None
+    return Segmentation(votes.winners(), None, logits.properties, logits.model)

@@ -1,0 +1,93 @@
+"""The parts of a prediction, such as the folds of a cross-validation, and the steps of work that they come to."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
+from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.models import Fold, TrainedModel
+from nnunet_brats_ext.inference.networks import Machine, Networks
+from nnunet_brats_ext.inference.outputs import MEMBERS, PREVIOUS_STAGE, PredictionTarget
+from nnunet_brats_ext.inference.systems import Member, System
+from nnunet_brats_ext.inference.work import PredictionStep
+from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.nnunet import SPLITS, find_splits
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cases and the system that predicts them. fold: of a cross-validation, whose cases they are."""
+
+    files: CaseFiles
+    system: System
+    fold: int | None = None
+
+    @property
+    def description(self) -> str:
+        return "Predict" if self.fold is None else f"Fold {self.fold}: Predict"
+
+
+def files_by_fold(model: TrainedModel, folds: Sequence[Fold], images: Path) -> Iterator[tuple[int, CaseFiles]]:
+    """For each of these folds the images of the cases that a model of it was validated on."""
+    found = find_splits(model.dataset, images.parent)
+    if found is None:
+        raise UserError(f"{SPLITS} of {model.dataset} is missing; nnUNetv2_train or `nnunet_brats convert` makes it")
+    place, splits = found
+    files = find_image_files(images, model.description)
+    for fold in folds:
+        if not isinstance(fold, int) or fold >= len(splits):
+            raise UserError(f"-f {fold}: only folds 0 to {len(splits) - 1} of {place} have cases of their own")
+        own = splits[fold]["val"]
+        if missing := [case for case in own if case not in files]:
+            raise UserError(f"{images} lacks the images of {shorten(missing)}, which are in fold {fold} of {place}")
+        yield fold, {case: files[case] for case in own}
+
+
+def plan_steps(
+    parts: Sequence[Part],
+    missing: Collection[str],
+    target: PredictionTarget,
+    machine: Machine,
+    kept_in: Path | None = None,
+) -> list[PredictionStep]:
+    """Predict those cases of the parts that are missing in a folder; models are loaded and images examined here.
+
+    kept_in: the output folder, if what members predict is to stay there.
+    """
+    left = [replace(part, files={case: part.files[case] for case in part.files if case in missing}) for part in parts]
+    left = [part for part in left if part.files]
+    if not left:
+        return []
+    networks = Networks(machine)
+    networks.load([part.system for part in left])
+    folders = [folder for part in left for folder in part.system.folders]
+    files = {case: part.files[case] for part in left for case in part.files}
+    labels = left[0].system.members[0].model.description.labels
+    check_images(files, list(dict.fromkeys(folders)), labels, target.ending, machine.processes or 1)
+    return [
+        PredictionStep(
+            part.description,
+            ImageCases(part.files),
+            {part.system: target},
+            networks,
+            target.out,
+            {} if kept_in is None else dict(_kept(part, target, kept_in)),
+        )
+        for part in left
+    ]
+
+
+def _kept(part: Part, target: PredictionTarget, out: Path) -> Iterator[tuple[Member, PredictionTarget]]:
+    """Where members and the label maps that they refine are kept."""
+    system = part.system
+    for source in system.sources:
+        name = source.model.label if len(system.sources) > 1 else source.model.names[2]
+        yield source, PredictionTarget(out / PREVIOUS_STAGE / name, target.ending)
+    if len(system.members) == 1:
+        return
+    place = out / MEMBERS / ("" if part.fold is None else f"fold_{part.fold}")
+    several_models = len({member.model.folder for member in system.members}) > 1
+    for number, member in enumerate(system.members):  # numbered, because sources in two places may share a name
+        name = member.model.folder.name if several_models else f"{number:02d}__{member.name}"
+        yield member, PredictionTarget(place / name, target.ending, probabilities=True)

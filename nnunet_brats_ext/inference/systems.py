@@ -1,0 +1,96 @@
+"""What predicts a case: the members of a prediction, the label maps that they refine, and how they become one.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.options import PredictOptions
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a model sees a case, which decides the result; fields as in `PredictOptions`."""
+
+    tiling: str = FROM_TRAINER
+    symmetries: str = FROM_TRAINER
+    combine: str = "logits"
+    step_size: float = 0.5
+    patch_size: tuple[int, ...] = ()
+
+    @classmethod
+    def from_options(cls, options: PredictOptions) -> Passes:
+        symmetries = NONE if options.disable_tta else options.symmetries
+        return cls(options.tiling, symmetries, options.combine, options.step_size, options.patch_size)
+
+    @property
+    def of_previous_stage(self) -> Passes:
+        """Those of the stage before: what its own trainer names, not what is asked for the last one."""
+        return replace(self, tiling=FROM_TRAINER, symmetries=FROM_TRAINER, patch_size=())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same under the names that predict.json has had from the first version on."""
+        return {
+            "tiling": self.tiling,
+            "test_time_augmentation": self.symmetries,
+            "combine": self.combine,
+            "tile_step_size": self.step_size,
+            "patch_size": self.patch_size or None,
+        }
+
+
+@dataclass(frozen=True)
+class Member:
+    """One prediction of a case: the average over the folds and checkpoints of a model.
+
+    previous: what a second stage refines, the label map of another member or the one in a folder.
+    """
+
+    model: TrainedModel
+    passes: Passes
+    previous: Member | Path | None = None
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """A name for files of this member: fold_0__checkpoint_final__on__fold_1__checkpoint_final."""
+        if self.previous is None:
+            return self.model.label
+        return f"{self.model.label}__on__{self.previous.name}"
+
+
+@dataclass(frozen=True)
+class System:
+    """The members of a prediction. Several become one by a vote, or by the weighted mean of their probabilities."""
+
+    members: tuple[Member, ...]
+    vote: bool = False
+
+    @property
+    def sources(self) -> tuple[Member, ...]:
+        """The members whose label maps others refine, each once."""
+        return tuple(dict.fromkeys(one.previous for one in self.members if isinstance(one.previous, Member)))
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of label maps that members refine."""
+        return list(dict.fromkeys(one.previous for one in self.members if isinstance(one.previous, Path)))
+
+
+def of_each_model(members: Iterable[Member]) -> Iterator[tuple[TrainedModel, Passes]]:
+    """Each model with all folds and checkpoints that members have of it, for each way in which it sees a case."""
+    groups: dict[tuple[Path, Passes], list[TrainedModel]] = {}
+    for member in members:
+        groups.setdefault((member.model.folder, member.passes), []).append(member.model)
+    for (_, passes), models in groups.items():
+        folds = dict.fromkeys(fold for model in models for fold in model.folds)
+        checkpoints = dict.fromkeys(name for model in models for name in model.checkpoints)
+        yield replace(models[0], folds=tuple(folds), checkpoints=tuple(checkpoints)), passes
