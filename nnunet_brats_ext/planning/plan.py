@@ -33,7 +33,7 @@ class PlanOptions(Options):
 
     dataset_id: int = argument("a data set that nnU-Net has planned", metavar="ID", at_least=1, at_most=999)
     source: str = option("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from")
-    name: str = option(default="BraTSPlans", metavar="PLANS", aliases=("-o",), help="name of the new plans")
+    name: str = option(default="BraTSPlans", metavar="PLANS", help="name of the new plans")
     gpu_memory_gb: float | None = gpu_memory_option()
     gpus: str = option(
         default="1", metavar="N", help="that share a batch: 4, or lyu_stage1=4,lyu_stage2=4 for some configurations"
