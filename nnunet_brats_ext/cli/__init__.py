@@ -27,6 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"nnunet-brats-ext {__version__}")
         return 0
+    try:
+        return _run(words, debug)
+    except KeyboardInterrupt:
+        print(f"nnunet_brats {words[0]}: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(words: Sequence[str], debug: bool) -> int:
+    """Run a verb with its options; the exit code."""
     if (verb := find_verb(words[0])) is None:
         known = [one.name for verbs in GROUPS.values() for one in verbs if not one.hidden]
         close = get_close_matches(words[0], known, 1)
@@ -56,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
         return _fail(verb.name, f"{place}{error.strerror or error}", debug)
-    except KeyboardInterrupt:
-        print(f"nnunet_brats {verb.name}: stopped", file=sys.stderr)
-        return 130
 
 
 def _fail(verb: str, message: str, debug: bool) -> int:

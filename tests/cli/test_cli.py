@@ -1,5 +1,14 @@
 """The command line: help of every verb, what becomes of errors, and that names exist once."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from unittest.mock import Mock
+
+import psutil
 import pytest
 
 from nnunet_brats_ext import cli
@@ -97,6 +106,14 @@ def test_ctrl_c_is_no_failure(verb_that_raises, capsys):
     assert capsys.readouterr().err == "nnunet_brats fail: stopped\n"
 
 
+def test_ctrl_c_is_no_failure_before_a_verb_has_begun(monkeypatch, capsys):
+    monkeypatch.setattr(Verb, "load_options", interrupt := Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("nnunet_brats_ext.plugin.requirements.require_nnunet", interrupt)
+    for verb in ("doctor", "predict"):
+        assert main([verb]) == 130
+        assert capsys.readouterr().err == f"nnunet_brats {verb}: stopped\n"
+
+
 def test_a_number_out_of_range_is_refused_with_its_option(capsys):
     assert main(["demo", "--epochs", "0"]) == 1
     assert "--epochs 0: expected at least 1" in capsys.readouterr().err
@@ -107,3 +124,28 @@ def test_the_help_of_ensemble_says_what_each_method_does(capsys):
         main(["ensemble", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert all(f"{name}: {method.help}" in said for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("workers_started", [False, True])
+def test_ctrl_c_gives_one_line_also_while_workers_start(workers_started, tmp_path):
+    options = ["--cases", "40", "--size", "32", "36", "32", "-np", "2"]
+    command = [sys.executable, "-m", "nnunet_brats_ext.cli", "phantom", tmp_path / "out", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wanted = 3 if workers_started else 1  # the first is multiprocessing's resource tracker
+        while len(children(process)) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "nnunet_brats phantom: stopped"
+    assert process.returncode == 130
+    assert not list(tmp_path.iterdir())
+
+
+def children(process: subprocess.Popen) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).children()
+    return []
