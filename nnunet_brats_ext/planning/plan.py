@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.planning.brats_plans import add_configurations, resolve
 from nnunet_brats_ext.planning.fitting import Fit
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, train_command
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -99,7 +99,7 @@ def read_gpus(text: str) -> dict[str, int]:
         if not number.isdecimal() or int(number) < 1:
             raise UserError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")
         if name and name not in names:
-            hint = papers.did_you_mean(name, names)
+            hint = did_you_mean(name, names)
             raise UserError(f"--gpus {word}: {name} is none of {', '.join(names)}{hint}")
         gpus |= dict.fromkeys([name] if name else names, int(number))
     return gpus
