@@ -27,7 +27,7 @@ from nnunet_brats_ext.storage.images import (
 )
 from nnunet_brats_ext.storage.nnunet import MANIFEST, find_dataset, nnunet_folder, require_folder
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import refuse_file, staged, writing
+from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import processes_option
 
@@ -39,7 +39,7 @@ class RestoreOptions(Options):
     """Options of `restore`."""
 
     predictions: Path = argument("folder of label maps as trained", metavar="PRED")
-    out: Path = option("-o", metavar="OUT", help="folder of the submission")
+    out: Path = option("-o", writes="folder", metavar="OUT", help="folder of the submission")
     dataset_id: int | None = option(
         "-d",
         metavar="ID",
@@ -135,7 +135,6 @@ def restore(predictions: Path | str, out: Path | str, **options: Any) -> Submiss
 def restore_predictions(options: RestoreOptions) -> Submission:
     """The same with its options in one object."""
     predictions, out = options.predictions, options.out
-    refuse_file(out)
     if not predictions.is_dir():
         raise UserError(f"{predictions} {'is no folder' if predictions.exists() else 'does not exist'}")
     files = sorted(path for path in predictions.glob(f"*{ENDING}") if not path.name.startswith("."))

@@ -166,9 +166,7 @@ class RunSettings:
         return self.file.parent
 
     def check(self) -> None:
-        """A UserError where the folder is a file, or holds predictions made with other settings."""
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"-o {self.out} is a file; choose a folder")
+        """A UserError where the folder holds predictions made with other settings."""
         if not self.file.is_file():
             if predictions_in(self.out):
                 raise UserError(f"{self.out} holds predictions made by something else; choose another folder")

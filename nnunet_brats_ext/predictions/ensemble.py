@@ -44,7 +44,7 @@ class EnsembleOptions(Options):
     """Options of `ensemble`; those that not every method takes are None, or False, where they are not given."""
 
     inputs: tuple[Path, ...] = option("-i", help="prediction folders")
-    out: Path = option("-o", help="output folder")
+    out: Path = option("-o", writes="folder", help="output folder")
     method: str = option(default="mean", choices=lambda: METHODS, help="how to combine them")
     weights: tuple[float, ...] | None = option(
         default=None, at_least=0, below=inf, metavar="X", help="one per folder (mean, majority); default: all alike"

@@ -25,7 +25,7 @@ class PostprocessOptions(Options):
     """Options of `postprocess`."""
 
     predictions: Path = option("-i", aliases=("IN",), help="folder of label maps as trained")
-    out: Path = option("-o", help="output folder")
+    out: Path = option("-o", writes="folder", help="output folder")
     rules: tuple[str, ...] = option(
         default=(),
         metavar="RULES",

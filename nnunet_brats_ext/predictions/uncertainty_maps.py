@@ -41,7 +41,7 @@ class UncertaintyOptions(Options):
     """Options of `map_uncertainty`."""
 
     inputs: tuple[Path, ...] = option("-i", help="prediction folders, of members or folds")
-    out: Path = option("-o", help="output folder")
+    out: Path = option("-o", writes="folder", help="output folder")
     measure: str = option(
         default="entropy", choices=MEASURES, help="entropy of the mean, or disagreement of the inputs"
     )

@@ -15,7 +15,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, datasets_with_id
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import write_text, writing
+from nnunet_brats_ext.storage.output import check_output, write_text, writing
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, device_option, gpu_memory_option
 from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, release_stale_lock
 from nnunet_brats_ext.workflow.graph import build_graph
@@ -35,9 +35,13 @@ class RunOptions(Options):
 
     recipe: str = argument("a name or a YAML file; --copy writes one to edit", metavar="RECIPE")
     source: Path | None = argument("the release; smoke can do without", default=None, metavar="SOURCE")
-    copy: Path | None = option(default=None, metavar="FILE", help="write the recipe there to edit it, and run nothing")
+    copy: Path | None = option(
+        default=None, metavar="FILE", writes="file", help="write the recipe there to edit it, and run nothing"
+    )
     dataset_id: int = dataset_id_option("first ID of data sets", 137)
-    folder: Path | None = option("-o", default=None, metavar="FOLDER", help="of the run; default: runs/RECIPE")
+    folder: Path | None = option(
+        "-o", default=None, metavar="FOLDER", writes="folder", help="of the run; default: runs/RECIPE"
+    )
     scale: Literal["full", "smoke"] = option(
         default="full", help="smoke: tiny cases, two folds, two epochs, in folders of its own"
     )
@@ -99,8 +103,7 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
 def folder_of_run(options: RunOptions) -> Path:
     name = Path(options.recipe).stem
     folder = (options.folder or Path("runs", f"{name}_smoke" if options.smoke else name)).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"-o {folder} is a file; choose a folder for the run")
+    check_output("-o", folder, "folder")
     return folder
 
 

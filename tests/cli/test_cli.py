@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import fields
+from typing import get_type_hints
 from unittest.mock import Mock
 
 import psutil
@@ -13,11 +15,11 @@ import pytest
 
 from nnunet_brats_ext import cli
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.cli.parser import build_parser
+from nnunet_brats_ext.cli.parser import build_parser, is_required
 from nnunet_brats_ext.cli.verbs import GROUPS, Verb
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.options import Options, spec_of
+from nnunet_brats_ext.storage.options import Options, shown_name, spec_of
 
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
 
@@ -61,10 +63,29 @@ def test_every_option_has_help_and_one_spelling_for_what_nnunet_has(verb, capsys
         assert not any(alias in shown.split() for alias in spec.aliases), "old spellings are not shown"
         if "-o" in (*spec.flags, *spec.aliases):
             assert "Path" in str(field.type), f"{verb.name}: -o is always a path"
+            assert spec.writes, f"{verb.name}: whether {field.name} can be written is checked before the work"
     with pytest.raises(SystemExit) as ended:
         main([verb.name, "--help"])
     assert ended.value.code == 0
     assert callable(verb.load_run())
+
+
+OUTPUTS = [(verb, field) for verb in VERBS for field in fields(verb.load_options()) if spec_of(field).writes]
+
+
+@pytest.mark.parametrize(("verb", "field"), OUTPUTS, ids=[f"{verb.name} {field.name}" for verb, field in OUTPUTS])
+def test_an_output_below_a_file_is_refused_before_anything_is_read(verb, field, tmp_path, capsys):
+    file, spec = tmp_path / "file", spec_of(field)
+    file.touch()
+    words = []
+    for other in fields(verb.load_options()):  # inputs that are not there either
+        kind, other_spec = get_type_hints(verb.load_options())[other.name], spec_of(other)
+        if other != field and is_required(other):
+            words += [*([] if other_spec.positional else other_spec.flags[:1]), "137" if kind is int else "nowhere"]
+    out = [*([] if spec.positional else [shown_name(field)]), str(file / f"out{spec.ending}")]
+    assert main([verb.name, *out, *words] if spec.positional else [verb.name, *words, *out]) == 1
+    assert f"{file} is a file and cannot hold it; choose another place" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_unknown_verb_is_quoted_with_the_closest_known_one(capsys):

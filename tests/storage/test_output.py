@@ -5,13 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from nnunet_brats_ext.storage import output
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.output import partial_file, publish, staged, working_folder, write_texts, writing
+from nnunet_brats_ext.storage.output import (
+    check_output,
+    partial_file,
+    publish,
+    staged,
+    working_folder,
+    write_texts,
+    writing,
+)
 
 WORK = (
     "import sys, time; from pathlib import Path; from nnunet_brats_ext.storage.output import working_folder\n"
@@ -124,7 +133,7 @@ def test_an_earlier_run_over_the_same_cases_is_replaced_without_contradictions(t
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("file", "the output folder .*file is a file; choose another"),
+        ("file", "the output folder .*file is a file; choose a folder"),
         ("in", "the output folder .*in is also an input"),
         ("others", r"others already holds other cases \(b.nii.gz\)"),
     ],
@@ -165,6 +174,36 @@ def test_two_runs_into_one_folder_both_end_well(tmp_path):
 def test_an_error_names_its_file_and_only_a_full_disk_asks_for_room(error, message):
     with pytest.raises(UserError, match=f"^a.txt could not be written: {message}$"), writing(Path("a.txt")):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "message"),
+    [
+        ("file", "new.json", None),
+        ("file", "old.json", None),
+        ("file", "deep/er/new.json", None),
+        ("folder", "deep/er", None),
+        ("folder", "folder", None),
+        ("file", "folder", "-o .*folder is a folder; name a file that ends in .json"),
+        ("file", "new.txt", r"-o .*new.txt: give a file that ends in .json"),
+        ("file", "old.json/new.json", "-o .*new.json: .*old.json is a file and cannot hold it; choose another place"),
+        ("folder", "old.json", "-o .*old.json is a file; choose a folder"),
+        ("folder", "old.json/deep/er", "-o .*er: .*old.json is a file and cannot hold it"),
+        ("file", "closed/new.json", "-o .*new.json: nothing may be written in .*closed; choose another place"),
+        ("folder", "closed/deep/er", "-o .*er: nothing may be written in .*closed"),
+        ("folder", "closed", "-o .*closed: nothing may be written in .*closed"),
+    ],
+)
+def test_whether_an_output_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, kind, path, message):
+    (tmp_path / "old.json").touch()
+    for name in ("folder", "closed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "access", lambda place, mode: place.name != "closed")  # tests may run as root
+    before = sorted(tmp_path.rglob("*"))
+    refused = pytest.raises(UserError, match=f"^{message}") if message else nullcontext()
+    with refused:
+        check_output("-o", tmp_path / path, kind, ".json" if kind == "file" else "")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_place_that_is_a_file_is_named(tmp_path):
