@@ -29,7 +29,7 @@ from nnunet_brats_ext.storage.nnunet import MANIFEST, find_dataset, nnunet_folde
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
 
 ENDING = ".nii.gz"  # of predictions and of submissions
 
@@ -52,6 +52,7 @@ class RestoreOptions(Options):
     source: Path | None = option(
         metavar="SOURCE", default=None, help="where the release's images are now (default: where they were converted)"
     )
+    overwrite: bool = overwrite_option()
     processes: int | None = processes_option()
 
 
@@ -147,7 +148,7 @@ def restore_predictions(options: RestoreOptions) -> Submission:
     names = [origin.release.submission.format(case=found.case) for found in cases]
     if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
         raise UserError(f"{out} holds other files ({shorten(others, 3)}); name a new folder with -o")
-    with staged(out, [name.removesuffix(ENDING) for name in names]) as folder:
+    with staged(out, [name.removesuffix(ENDING) for name in names], overwrite=options.overwrite) as folder:
         restored = for_each(
             partial(restore_case, folder=folder), cases, "Restoring", options.processes, lambda found: found.case
         )

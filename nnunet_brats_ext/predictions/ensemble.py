@@ -29,7 +29,7 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, option, shown_name
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 SPACES = ("regions", "labels")
@@ -69,6 +69,7 @@ class EnsembleOptions(Options):
     dtype: str | None = option(
         default=None, choices=("float32", "float16"), help="of saved probabilities; default: float32"
     )
+    overwrite: bool = overwrite_option()
     processes: int | None = processes_option()
 
 
@@ -118,7 +119,7 @@ def ensemble(inputs: Sequence[Path | str], out: Path | str, **options: Any) -> d
         _check_savable(folders, reference)
     dtype = (given.dtype or "float32") if given.save_probabilities else None
     settings = {"method": given.method, **combination.settings, "members": [str(folder.path) for folder in folders]}
-    with staged(given.out, list(reference.cases), given.inputs, reference.ending) as stage:
+    with staged(given.out, list(reference.cases), given.inputs, reference.ending, given.overwrite) as stage:
         work = partial(_write_case, combination, stage, dtype)
         for_each_case(work, reference.cases, "Ensemble", given.processes)
         write_json(stage / "ensemble.json", settings)

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,19 +150,36 @@ def _is_abandoned(folder: Path) -> bool:
         return False
 
 
+def refuse_maps(
+    folder: Path, there: Collection[str], replaceable: Collection[str] = (), overwrite: bool = False
+) -> None:
+    """The rule of all commands that write a folder of maps: those that are there stay, unless the user says otherwise.
+
+    there: names of the maps in the folder. replaceable: those that this run writes as well; other ones always stay,
+    because a folder that mixes two runs would be scored as one.
+    """
+    if others := sorted(set(there) - set(replaceable)):
+        of_others = "of other cases " if replaceable else ""
+        raise UserError(f"{folder} already holds maps {of_others}({shorten(others)}); choose another folder")
+    if there and not overwrite:
+        names = shorten(sorted(there))
+        advice = "choose another folder, or replace them with --overwrite"
+        raise UserError(f"{folder} already holds maps ({names}); {advice}")
+
+
 @contextmanager
-def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
+def staged(
+    out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz", overwrite: bool = False
+) -> Iterator[Path]:
     """A folder whose files move into `out` when the block ends well, and are removed when it does not.
 
-    `out` may exist from an earlier run over the same cases; none of its files that would contradict this run stay.
-    It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.
+    `out` may be there, but must be none of `sources` and hold no maps (`refuse_maps`). With `overwrite` they may be of
+    the same cases, from an earlier run; none of its files that would contradict this one stay.
     """
     check_output("the output folder", out, "folder")
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"the output folder {out} is also an input; choose another")
-    others = sorted({path.name for path in out.glob(f"[!.]*{ending}")} - {case + ending for case in cases})
-    if others:
-        raise UserError(f"{out} already holds other cases ({shorten(others)}); choose an empty folder")
+    refuse_maps(out, [path.name for path in out.glob(f"[!.]*{ending}")], [case + ending for case in cases], overwrite)
     with working_folder(out.absolute()) as scratch:
         stage = scratch / "new"
         stage.mkdir()

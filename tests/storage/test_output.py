@@ -125,7 +125,7 @@ def test_a_defect_keeps_its_traceback_and_leaves_nothing(tmp_path):
 def test_an_earlier_run_over_the_same_cases_is_replaced_without_contradictions(tmp_path):
     for name in ("a.nii.gz", "a.npz", "a.pkl", "dataset.json", "notes.txt"):
         (tmp_path / name).write_text("old")
-    with staged(tmp_path, ["a"]) as stage:
+    with staged(tmp_path, ["a"], overwrite=True) as stage:
         (stage / "a.nii.gz").write_text("new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.nii.gz": "new", "notes.txt": "old"}
 
@@ -135,7 +135,8 @@ def test_an_earlier_run_over_the_same_cases_is_replaced_without_contradictions(t
     [
         ("file", "the output folder .*file is a file; choose a folder"),
         ("in", "the output folder .*in is also an input"),
-        ("others", r"others already holds other cases \(b.nii.gz\)"),
+        ("others", r"others already holds maps of other cases \(b.nii.gz\); choose another folder$"),
+        ("same", r"same already holds maps \(a.nii.gz\); choose another folder, or replace them with --overwrite$"),
     ],
 )
 def test_what_cannot_be_an_output_folder_is_refused_before_anything_is_written(tmp_path, out, message):
@@ -143,6 +144,8 @@ def test_what_cannot_be_an_output_folder_is_refused_before_anything_is_written(t
     (tmp_path / "in").mkdir()
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "b.nii.gz").touch()
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "a.nii.gz").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message), staged(tmp_path / out, ["a"], [tmp_path / "in"]):
         raise AssertionError("must not begin")
@@ -153,7 +156,7 @@ def test_two_runs_into_one_folder_both_end_well(tmp_path):
     command = (
         "import sys; from pathlib import Path; from nnunet_brats_ext.storage.output import staged\n"
         "for number in range(20):\n"
-        "    with staged(Path(sys.argv[1]), ['a', 'b']) as stage:\n"
+        "    with staged(Path(sys.argv[1]), ['a', 'b'], overwrite=True) as stage:\n"
         "        for case in 'ab': (stage / f'{case}.nii.gz').write_text('whole' * 1000)"
     )
     runs = [subprocess.Popen([sys.executable, "-c", command, tmp_path / "out"]) for _ in range(2)]
