@@ -47,7 +47,7 @@ def run_predict(options: PredictOptions) -> None:
 def run_pool(options: PredictOptions) -> None:
     """The old verb for `predict --models`."""
     if not options.models:
-        raise UserError("--models missing: the candidates, as TRAINER:CONFIGURATION")
+        raise UserError("missing: --models, the candidates, as TRAINER:CONFIGURATION")
     run_predict(options)
 
 

@@ -12,7 +12,7 @@ from nnunet_brats_ext.planning.brats_plans import add_configurations, resolve
 from nnunet_brats_ext.planning.fitting import Fit
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, train_command
+from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, require_known, train_command
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.shared_options import gpu_memory_option
 
@@ -112,6 +112,7 @@ def find_preprocessed(dataset_id: int, source: str) -> Path:
     if len(found) > 1:
         raise UserError(f"several data sets with ID {dataset_id}: {', '.join(folder.name for folder in found)}")
     if not found:
+        require_known(dataset_id, preprocessed)
         raise UserError(
             f"no {source}.json for data set {dataset_id} in {preprocessed}; run: {planning_command(dataset_id, source)}"
         )

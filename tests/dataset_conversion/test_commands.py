@@ -76,7 +76,7 @@ PLACES = [
     ("convert source -d 137 --overlay gone", "gone does not exist"),
     ("convert source -d 137 --name-mapping gone.csv", "--name-mapping gone.csv: no such file"),
     ("convert source -d 137 --release BraTS1999", "no release is called 'BraTS1999'; known are BraTS2012"),
-    ("convert source -d 137 --same-patients-as 5", "0 data sets with ID 5 in"),
+    ("convert source -d 137 --same-patients-as 5", "no data set 5 in"),
     ("restore gone -o out -d 136", "gone does not exist"),
     ("restore file -o out -d 136", "file is no folder"),
     ("restore source -o file -d 136", "-o file is a file; choose a folder"),
@@ -86,7 +86,7 @@ PLACES = [
     ("phantom out --references out/labels --unlabelled 1", "--references out/labels is inside"),
     ("phantom source", "holds no phantoms (phantoms.json is missing): choose another folder"),
     ("distill -d 138 --labelled 137", "nothing to distill: name predictions with --pseudo"),
-    ("distill -d 138 --labelled 137 --foreign 3", "0 data sets with ID 137 in"),
+    ("distill -d 138 --labelled 137 --foreign 3", "no data set 137 in"),
 ]
 
 
