@@ -402,8 +402,12 @@ def test_two_pass_refuses_label_maps_as_released(tmp_path):
     maps = np.zeros(SHAPE, np.uint8)
     maps[1] = 4
     folders = [write_member(tmp_path / name, {"a": maps}) for name in "AB"]
-    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]: .*restore"
+    ):
         ensemble(folders, tmp_path / "out", method="two-pass", processes=1)
+    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\].*--order.*; .*restore"):
+        ensemble(folders, tmp_path / "out", method="majority", processes=1)
 
 
 def test_weights_must_fit_the_members(region_members, tmp_path):
