@@ -4,22 +4,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_brats_ext.dataset_conversion.scan import scan
+from nnunet_brats_ext.dataset_conversion.splits import count_patients
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import FOLDERS, datasets_with_id
+from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import check_output, write_text, writing
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, device_option, gpu_memory_option
 from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, release_stale_lock
 from nnunet_brats_ext.workflow.graph import build_graph
-from nnunet_brats_ext.workflow.jobs import Setting
+from nnunet_brats_ext.workflow.jobs import SMOKE_CASES, Setting
 from nnunet_brats_ext.workflow.ownership import only_one
 from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe
 from nnunet_brats_ext.workflow.recipe_parts import Recipe
@@ -79,10 +80,11 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)
-    source, release, unlabelled = source_of_run(options, folder)
+    source, release, unlabelled, patients = source_of_run(options, folder)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
+    datasets = datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))])
     setting = Setting(
         raw, preprocessed, results, options.dataset_id, release, unlabelled,
         source=source,
@@ -92,7 +94,9 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         cpus=cpus,
         folds=options.folds,
         gpu_memory_gb=options.gpu_memory_gb,
-        datasets=datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))]),
+        patients=patients,
+        datasets=datasets,
+        splits=splits_there(datasets, [folder / preprocessed, folder / raw]),
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
@@ -107,14 +111,18 @@ def folder_of_run(options: RunOptions) -> Path:
     return folder
 
 
-def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool]:
-    """The release as jobs see it, its name, and whether it has cases without label; without one, that of phantoms."""
+def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool, int | None]:
+    """The release as jobs see it, its name, whether it has cases without label, and how many patients with labels.
+
+    Without one, that of phantoms.
+    """
     if options.source is not None:
         found = scan(options.source)
         name, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
-        return Path(relative_to(options.source.resolve(), folder)), name, unlabelled
+        source = Path(relative_to(options.source.resolve(), folder))
+        return source, name, unlabelled, count_patients(found.cases)
     if options.smoke:
-        return None, PHANTOM_RELEASE, True
+        return None, PHANTOM_RELEASE, True, SMOKE_CASES
     raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
 
 
@@ -183,6 +191,16 @@ def datasets_there(raw: Path, numbers: Sequence[int]) -> dict[int, str]:
     """The names of data sets that are there already, by ID."""
     found = {number: datasets_with_id(number, raw) for number in numbers}
     return {number: paths[0].name for number, paths in found.items() if paths}
+
+
+def splits_there(datasets: Mapping[int, str], places: Sequence[Path]) -> dict[int, int]:
+    """How many folds data sets have already, by ID: where nnU-Net reads them, else beside the data."""
+    found = {}
+    for number, name in datasets.items():
+        files = [file for place in places if (file := place / name / SPLITS).is_file()]
+        if files:
+            found[number] = len(read_splits(files[0]))
+    return found
 
 
 def local_gpus() -> list[str]:
