@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def run_predict(options: PredictOptions) -> None:
     from nnunet_brats_ext.inference.prediction import plan_prediction
 
-    say_where(options)
     plan = plan_prediction(options)
+    say_where(options)
     if plan.choice:
         Console().print(table_of_choice(plan.choice))
     outcome = plan.run()
