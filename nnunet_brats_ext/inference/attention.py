@@ -65,7 +65,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
             case = ShownCase(name, sequence, files[name][channel], reference, properties)
             # What other checkpoints have left there stays.
             others = [path.name.removesuffix(".nii.gz") for path in (options.out / name).glob("*.nii.gz")]
-            with staged(options.out / name, others) as folder:
+            with staged(options.out / name, others, overwrite=True) as folder:
                 attention.show(case, maps_of_checkpoints(data, properties), predictor, folder, options.slices)
     return {name: options.out / name for name in files}
 

@@ -82,7 +82,7 @@ def _find(word: str, options: PredictOptions) -> TrainedModel:
     if not configuration:
         raise UserError(f"--models {word}: expected TRAINER:CONFIGURATION")
     if options.dataset is None:
-        raise UserError("-d missing: the number or name of the data set that --models were trained on")
+        raise UserError("missing: -d, the number or name of the data set that --models were trained on")
     # The final checkpoint is the one that nnU-Net's validation is of.
     return find_model(options.dataset, trainer, configuration, options.plans, None, [FINAL])
 
@@ -95,8 +95,7 @@ def _predict_images(
     options: PredictOptions,
 ) -> WorkPlan:
     """Each model once, by the mean over its folds; then their mean, where each counts as often as it has folds."""
-    if options.images is None:
-        raise UserError("-i missing: the folder of images; or --cross-validation")
+    assert options.images is not None, "checked with the options"
     files = find_image_files(options.images, members[0].description)
     plan.outcome.label_maps |= target.label_maps(files)
     if not options.overwrite and not target.unfinished(list(files)):

@@ -55,18 +55,28 @@ def plan_prediction(options: PredictOptions) -> WorkPlan:
     refuse_other_options(options)
     if options.for_next_stage:
         return plan_next_stage(options)
-    if options.out is None:
-        raise UserError("-o missing: the output folder")
+    out, images = required_folders(options)
     if options.models:
-        return plan_pool(options, options.out)
+        return plan_pool(options, out)
     model = chosen_model(options)
+    if images is None:
+        images = require_folder("nnUNet_raw") / model.dataset / "imagesTr"
     if options.cross_validation:
-        images = options.images or require_folder("nnUNet_raw") / model.dataset / "imagesTr"
-        return plan_parts(options, model, options.out, images, list(parts_by_fold(model, images)))
-    if options.images is None:
-        raise UserError("-i missing: the folder of images; or --cross-validation")
-    whole = Part(model, find_image_files(options.images, model.description))
-    return plan_parts(options, model, options.out, options.images, [whole])
+        return plan_parts(options, model, out, images, list(parts_by_fold(model, images)))
+    whole = Part(model, find_image_files(images, model.description))
+    return plan_parts(options, model, out, images, [whole])
+
+
+def required_folders(options: PredictOptions) -> tuple[Path, Path | None]:
+    """The output folder and that of the images, which only a cross-validation can do without."""
+    missing = []
+    if options.images is None and not options.cross_validation:
+        missing.append("-i, the folder of images (or --cross-validation)")
+    if options.out is None:
+        missing.append("-o, the output folder")
+    if options.out is None or missing:
+        raise UserError(f"missing: {'; '.join(missing)}")
+    return options.out, options.images
 
 
 # ---- which options go together -------------------------------------------------------------------------------------

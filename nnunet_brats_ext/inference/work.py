@@ -204,7 +204,8 @@ class EnsembleStep:
     through: Path | None = None
 
     def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
-        options: dict[str, Any] = {"weights": self.weights, "processes": machine.processes or 1}
+        # What an interrupted run has left is replaced; that it is none of other settings, `RunSettings` has checked.
+        options: dict[str, Any] = {"weights": self.weights, "overwrite": True, "processes": machine.processes or 1}
         if self.target.probabilities:
             options["save_probabilities"] = True
         if settings:
@@ -227,7 +228,9 @@ class RulesStep:
     images: Path
 
     def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
-        outcome.changes = apply_rules(self.source, self.out, self.rules, self.images, machine.processes or 1)
+        outcome.changes = apply_rules(
+            self.source, self.out, self.rules, self.images, overwrite=True, processes=machine.processes or 1
+        )
 
 
 @dataclass(frozen=True)
