@@ -40,7 +40,7 @@ NEWS = re.compile(r"Epoch \d+|train_loss -?[\d.]+|Pseudo dice|[Pp]redicting|Prep
 class DemoOptions(Options):
     """Where and how much. The default takes about eight minutes on two cores; tests take less."""
 
-    folder: Path = argument("folder of the demo, made anew", Path("brats_demo"))
+    folder: Path = argument("folder of the demo, made anew", Path("brats_demo"), writes="folder")
     device: str = device_option("cpu", aliases=("--device",))
     cases: int = option(default=16, at_least=4, help="synthetic patients, held-out ones included")
     held_out: int = option(default=4, at_least=1, help="of them not for training")

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from math import prod
@@ -19,7 +18,7 @@ from traceback import extract_tb
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 
 FILE, RECIPE = "paper.py", "recipe.yaml"
 EXTERNAL = "nnUNet_extTrainer"  # nnU-Net's variable: folders with trainers of the user's own
@@ -337,8 +336,3 @@ def find_trainer(name: str) -> TrainerFacts:
 def _names_with_subclasses(trainer: type) -> set[str]:
     subclasses: list[type] = trainer.__subclasses__()
     return {trainer.__name__, *(name for one in subclasses for name in _names_with_subclasses(one))}
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""

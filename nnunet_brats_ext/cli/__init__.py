@@ -8,10 +8,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.cli.verbs import GROUPS, find_verb
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 
 DEBUG = "--debug"
 
@@ -27,15 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"nnunet-brats-ext {__version__}")
         return 0
+    try:
+        return _run(words, debug)
+    except KeyboardInterrupt:
+        print(f"nnunet_brats {words[0]}: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(words: Sequence[str], debug: bool) -> int:
+    """Run a verb with its options; the exit code."""
     if (verb := find_verb(words[0])) is None:
         known = [one.name for verbs in GROUPS.values() for one in verbs if not one.hidden]
-        close = get_close_matches(words[0], known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        print(f"nnunet_brats: no verb {words[0]!r}{hint}\n\n{overview()}", file=sys.stderr)
+        print(f"nnunet_brats: no verb {words[0]!r}{did_you_mean(words[0], known)}\n\n{overview()}", file=sys.stderr)
         return 2
     from nnunet_brats_ext.cli.parser import parse
     from nnunet_brats_ext.plugin.requirements import require_nnunet
-    from nnunet_brats_ext.storage.errors import UserError
     from nnunet_brats_ext.storage.parallel import progress_shown
 
     # Of libraries about themselves: users can do nothing about them.
@@ -56,9 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
         return _fail(verb.name, f"{place}{error.strerror or error}", debug)
-    except KeyboardInterrupt:
-        print(f"nnunet_brats {verb.name}: stopped", file=sys.stderr)
-        return 130
 
 
 def _fail(verb: str, message: str, debug: bool) -> int:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def run_predict(options: PredictOptions) -> None:
     from nnunet_brats_ext.inference.prediction import plan_prediction
 
-    say_where(options)
     plan = plan_prediction(options)
+    say_where(options)
     if plan.choice:
         Console().print(table_of_choice(plan.choice))
     outcome = plan.run()
@@ -47,7 +47,7 @@ def run_predict(options: PredictOptions) -> None:
 def run_pool(options: PredictOptions) -> None:
     """The old verb for `predict --models`."""
     if not options.models:
-        raise UserError("--models missing: the candidates, as TRAINER:CONFIGURATION")
+        raise UserError("missing: --models, the candidates, as TRAINER:CONFIGURATION")
     run_predict(options)
 
 

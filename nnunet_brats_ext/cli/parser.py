@@ -4,14 +4,41 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from nnunet_brats_ext.storage.errors import did_you_mean
 from nnunet_brats_ext.storage.options import Options, element_type, shown_name, spec_of
 
 
-def build_parser(options: type[Options], prog: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors name the option that a misspelt one may stand for."""
+
+    def __init__(self, prog: str, description: str):
+        self.flags: list[str] = []  # all that are accepted
+        self.shown_flags: list[str] = []
+        self.words: list[str] = []
+        super().__init__(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+
+    def add_argument(self, *flags: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
+        self.flags += flags
+        if settings.get("help") is not argparse.SUPPRESS:
+            self.shown_flags += flags
+        return super().add_argument(*flags, **settings)
+
+    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        self.words = list(args)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        given = [word.partition("=")[0] for word in self.words if word.startswith("-")]
+        unknown = [word for word in given if not any(flag.startswith(word) for flag in self.flags)]
+        hints = {word: did_you_mean(word, self.shown_flags) for word in unknown}
+        super().error(message + "".join(f"; {word}: {hint.removeprefix('; ')}" for word, hint in hints.items() if hint))
+
+
+def build_parser(options: type[Options], prog: str, description: str) -> Parser:
     """A parser whose result has a value for every field that was given."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+    parser = Parser(prog, description)
     hints = get_type_hints(options)
     for field in fields(options):
         add_field(parser, field, hints[field.name])
@@ -31,7 +58,7 @@ def is_required(field: Field) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def add_field(parser: argparse.ArgumentParser, field: Field, hint: Any) -> None:
+def add_field(parser: Parser, field: Field, hint: Any) -> None:
     spec = spec_of(field)
     kind, many = element_type(hint)
     settings: dict[str, Any] = {"help": described(field)}

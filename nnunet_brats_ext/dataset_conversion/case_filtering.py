@@ -107,7 +107,8 @@ def filter_cases(dataset_id: int, trainer: str, configuration: str, **options: A
 
 def filter_folds(options: FilterCasesOptions) -> FilteredCases:
     """The same with its options in one object."""
-    preprocessed = find_dataset(options.dataset_id, require_folder("nnUNet_preprocessed"))
+    advice = f"run: nnUNetv2_plan_and_preprocess -d {options.dataset_id}"
+    preprocessed = find_dataset(options.dataset_id, require_folder("nnUNet_preprocessed"), advice)
     results = require_folder("nnUNet_results") / preprocessed.name
     plans_file = preprocessed / f"{options.plans_name}.json"
     plans = read_json(plans_file)

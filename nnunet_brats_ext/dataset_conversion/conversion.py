@@ -43,7 +43,7 @@ from nnunet_brats_ext.storage.nnunet import (
     require_folder,
 )
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import refuse_file, working_folder
+from nnunet_brats_ext.storage.output import check_output, working_folder
 from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
 
@@ -61,7 +61,7 @@ class ConvertOptions(Options):
     name: str | None = option(
         metavar="NAME", default=None, help="what follows the ID in the folder's name (default: the release's name)"
     )
-    out: Path | None = option("-o", metavar="FOLDER", default=None, help="instead of nnUNet_raw")
+    out: Path | None = option("-o", writes="folder", metavar="FOLDER", default=None, help="instead of nnUNet_raw")
     release: str | None = option(
         metavar="NAME", default=None, help="which release it is, where names and folders leave it open"
     )
@@ -139,7 +139,7 @@ def convert_release(options: ConvertOptions) -> Conversion:
         raise UserError(
             f"{raw} lies in the release {options.source}, which stays as it is; name another folder with -o"
         )
-    refuse_file(raw)
+    check_output("nnUNet_raw", raw, "folder")
     source = scan(options.source, options.release, options.overlays, options.name_mapping)
     name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))
     check_id_is_free(options.dataset_id, name, raw)

@@ -27,9 +27,9 @@ from nnunet_brats_ext.storage.images import (
 )
 from nnunet_brats_ext.storage.nnunet import MANIFEST, find_dataset, nnunet_folder, require_folder
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import refuse_file, staged, writing
+from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
 
 ENDING = ".nii.gz"  # of predictions and of submissions
 
@@ -39,7 +39,7 @@ class RestoreOptions(Options):
     """Options of `restore`."""
 
     predictions: Path = argument("folder of label maps as trained", metavar="PRED")
-    out: Path = option("-o", metavar="OUT", help="folder of the submission")
+    out: Path = option("-o", writes="folder", metavar="OUT", help="folder of the submission")
     dataset_id: int | None = option(
         "-d",
         metavar="ID",
@@ -52,6 +52,7 @@ class RestoreOptions(Options):
     source: Path | None = option(
         metavar="SOURCE", default=None, help="where the release's images are now (default: where they were converted)"
     )
+    overwrite: bool = overwrite_option()
     processes: int | None = processes_option()
 
 
@@ -135,7 +136,6 @@ def restore(predictions: Path | str, out: Path | str, **options: Any) -> Submiss
 def restore_predictions(options: RestoreOptions) -> Submission:
     """The same with its options in one object."""
     predictions, out = options.predictions, options.out
-    refuse_file(out)
     if not predictions.is_dir():
         raise UserError(f"{predictions} {'is no folder' if predictions.exists() else 'does not exist'}")
     files = sorted(path for path in predictions.glob(f"*{ENDING}") if not path.name.startswith("."))
@@ -148,7 +148,7 @@ def restore_predictions(options: RestoreOptions) -> Submission:
     names = [origin.release.submission.format(case=found.case) for found in cases]
     if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
         raise UserError(f"{out} holds other files ({shorten(others, 3)}); name a new folder with -o")
-    with staged(out, [name.removesuffix(ENDING) for name in names]) as folder:
+    with staged(out, [name.removesuffix(ENDING) for name in names], overwrite=options.overwrite) as folder:
         restored = for_each(
             partial(restore_case, folder=folder), cases, "Restoring", options.processes, lambda found: found.case
         )

@@ -71,6 +71,17 @@ def assign_folds(
     return assigned
 
 
+def number_of_folds(wanted: int, patients: int) -> int:
+    """How many folds a data set gets: no more than it has patients with labels, and none of one patient."""
+    return min(wanted, patients) if patients > 1 else 0
+
+
+def count_patients(cases: Sequence[ReleaseCase]) -> int:
+    """How many patients with labels a release has by its names; `convert` also sees who shares an image."""
+    patients = group_patients({case.name: [case.patient, *case.known_as] for case in cases})
+    return len({patients[case.name] for case in cases if case.labelled})
+
+
 def make_splits(patients: Mapping[str, str], fold_of: Mapping[str, int], folds: int) -> list[Split]:
     """What nnU-Net reads from splits_final.json: for each fold its training and validation cases, sorted."""
     return [
@@ -97,7 +108,7 @@ def split_cases(
     labelled = [case for case in cases if case.labelled]
     patient_of = {case.name: patients[case.name] for case in labelled}
     strata = {case.name: case.grade or case.site or "" for case in labelled}
-    folds, fixed = min(folds, len(set(patient_of.values()))), {}
+    folds, fixed = number_of_folds(folds, len(set(patient_of.values()))), {}
     if model:
         folds, elsewhere = folds_in(model)
         fixed = _follow(labelled, patients, elsewhere, model)

@@ -18,7 +18,6 @@ from nnunet_brats_ext.evaluation.scoring import evaluate_case
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_image
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import require_file_name
 from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import processes_option
 
@@ -37,12 +36,14 @@ class EvaluateOptions(Options):
         "references and predictions differ; default: what their dataset.json says",
     )
     partial: bool = option(default=False, help="score only the cases that both folders hold")
-    out: Path = option("-o", default=Path("results.json"), help="the file to write, with two CSV tables beside it")
+    out: Path = option(
+        "-o",
+        writes="file",
+        ending=".json",
+        default=Path("results.json"),
+        help="the file to write, with two CSV tables beside it",
+    )
     processes: int | None = processes_option()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_file_name(self.out, ".json")
 
 
 class _Pair(NamedTuple):

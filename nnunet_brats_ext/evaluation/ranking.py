@@ -21,7 +21,7 @@ from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import require_file_name, write_texts
+from nnunet_brats_ext.storage.output import write_texts
 from nnunet_brats_ext.storage.shared_options import processes_option
 
 EXACT_UP_TO = 16  # cases: 65,536 sign patterns
@@ -42,12 +42,14 @@ class RankOptions(Options):
     cohort: str = cohort_option("to score folders: ")
     labels: str | None = option(default=None, help="to score folders: as for `evaluate`")
     permutations: int = option(default=100_000, at_least=1, help="of the test, where there are too many to try all")
-    out: Path = option("-o", default=Path("ranking.json"), help="the file to write, with two CSV tables beside it")
+    out: Path = option(
+        "-o",
+        writes="file",
+        ending=".json",
+        default=Path("ranking.json"),
+        help="the file to write, with two CSV tables beside it",
+    )
     processes: int | None = processes_option()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_file_name(self.out, ".json")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.nnunet import read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import require_file_name, write_texts
+from nnunet_brats_ext.storage.output import write_texts
 from nnunet_brats_ext.storage.parallel import for_each_case
 from nnunet_brats_ext.storage.shared_options import processes_option
 
@@ -45,7 +45,13 @@ class TuneOptions(Options):
 
     reference: Path = argument("reference label maps as trained, such as labelsTr", metavar="REFERENCE")
     predictions: Path = argument("folder of a trained model with fold_*/validation", metavar="PREDICTIONS")
-    out: Path = option("-o", default=Path("rules.json"), help="the rules, with *_report.json beside them")
+    out: Path = option(
+        "-o",
+        writes="file",
+        ending=".json",
+        default=Path("rules.json"),
+        help="the rules, with *_report.json beside them",
+    )
     splits: Path | None = option(default=None, help="splits_final.json, if predictions is one folder of label maps")
     grid: tuple[str, ...] = option(
         default=DEFAULT_GRID,
@@ -61,10 +67,6 @@ class TuneOptions(Options):
         default=None, metavar="NAME", help="save the rules beside the trained model too, so named"
     )
     processes: int | None = processes_option()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_file_name(self.out, ".json")
 
 
 class TunedRules(NamedTuple):

@@ -68,8 +68,13 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
             shown = ShownCase(name, sequence, files[name][channel], reference, properties)
             # What other checkpoints have left there stays.
             others = [path.name.removesuffix(".nii.gz") for path in (options.out / name).glob("*.nii.gz")]
+<<<<<<< HEAD
             with staged(options.out / name, others) as folder:
                 attention.show(shown, maps_of_checkpoints(data, properties), predictor, folder, options.slices)
+=======
+            with staged(options.out / name, others, overwrite=True) as folder:
+                attention.show(case, maps_of_checkpoints(data, properties), predictor, folder, options.slices)
+>>>>>>> main
     return {name: options.out / name for name in files}
 
 

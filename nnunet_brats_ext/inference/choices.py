@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.papers import Symmetry
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from nnunet_brats_ext.inference.tilings import Tiling
@@ -63,7 +63,7 @@ def find_tiling(name: str) -> "Tiling | None":
     own = papers.tilings()
     if name not in own:
         names = tiling_names()
-        raise UserError(f"--tiling {name}: there are {', '.join(names)}{papers.did_you_mean(name, names)}")
+        raise UserError(f"--tiling {name}: there are {', '.join(names)}{did_you_mean(name, names)}")
     paper, place = own[name]
     return paper.load(place)
 
@@ -72,5 +72,5 @@ def find_symmetries(name: str) -> tuple[Symmetry, ...] | None:
     """Test-time symmetries by name, None for nnU-Net's own mirroring; an unknown name is a UserError."""
     every = {**papers.symmetries(), **SHARED_SYMMETRIES}
     if name not in every:
-        raise UserError(f"--tta {name}: there are {', '.join(symmetry_names())}{papers.did_you_mean(name, every)}")
+        raise UserError(f"--tta {name}: there are {', '.join(symmetry_names())}{did_you_mean(name, every)}")
     return every[name]

@@ -11,14 +11,17 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.options import ModelOptions
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import (
     FINAL,
+    datasets_called,
     find_dataset,
     model_name,
     names_of_model,
     require_folder,
+    require_known,
+    train_command,
     trained_folds,
 )
 
@@ -139,7 +142,7 @@ def chosen_model(options: ModelOptions) -> TrainedModel:
             raise UserError(f"-m {options.model} names the model by its folder; leave out {' '.join(given)}")
         return open_model(options.model.absolute(), fold_names(options.folds), options.checkpoints)
     if missing := [flag for flag in names if flag not in given]:
-        raise UserError(f"{' '.join(missing)} missing: a model is named by -d, -tr and -c, or by its folder with -m")
+        raise UserError(f"missing: {', '.join(missing)}; a model is named by -d, -tr and -c, or by its folder with -m")
     dataset, trainer, configuration = map(str, names.values())
     folds = fold_names(options.folds)
     return find_model(dataset, trainer, configuration, options.plans, folds, options.checkpoints)
@@ -160,9 +163,20 @@ def find_model(
     folds: Sequence[Fold] | None = (),
     checkpoints: Sequence[str] = (FINAL,),
 ) -> TrainedModel:
-    """A model in nnUNet_results; the errors list what is there instead."""
-    place = find_dataset(dataset, require_folder("nnUNet_results"))
-    return open_model(place / model_name(trainer, plans, configuration), folds, checkpoints)
+    """A model in nnUNet_results; the errors list what is there instead, and say how to train it."""
+    results, name = require_folder("nnUNet_results"), model_name(trainer, plans, configuration)
+    for place in datasets_called(dataset, results):
+        if (place / name / PLANS).is_file():
+            return open_model(find_dataset(dataset, results) / name, folds, checkpoints)
+    papers.find_trainer(trainer)  # which takes its time, and names the closest one where nobody knows it
+    known = require_known(dataset, results).name
+    models = sorted(path.name for path in (results / known).glob("*__*__*"))
+    there = f"; there are {', '.join(models)}{did_you_mean(name, models)}" if models else ""
+    command = train_command(known, configuration, "FOLD", trainer, plans)
+    raise UserError(
+        f"{'no such model' if models else 'nothing'} is trained on {known} yet, in {results}{there}; train it, for "
+        f"each FOLD: {command}"
+    )
 
 
 def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Sequence[str] = (FINAL,)) -> TrainedModel:

@@ -35,7 +35,7 @@ class PredictOptions(ModelOptions):
     """What to predict, by which models, and how."""
 
     images: Path | None = option("-i", default=None, metavar="FOLDER", help="images as nnU-Net names them")
-    out: Path | None = option("-o", default=None, metavar="FOLDER", help="output folder")
+    out: Path | None = option("-o", writes="folder", default=None, metavar="FOLDER", help="output folder")
     cross_validation: bool = option(
         default=False,
         help="the labelled cases of the data set, each by the models of its own fold; -i: another folder of the images",
@@ -130,7 +130,7 @@ class AttentionOptions(ModelOptions):
     """Which cases and slices to show, and over what."""
 
     images: Path = option("-i", metavar="FOLDER", help="images as nnU-Net names them")
-    out: Path = option("-o", metavar="FOLDER", help="output folder")
+    out: Path = option("-o", writes="folder", metavar="FOLDER", help="output folder")
     previous: Path | None = option(
         "-prev_stage_predictions",
         default=None,

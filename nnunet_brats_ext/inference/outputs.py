@@ -20,7 +20,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_label_map
 from nnunet_brats_ext.storage.json_files import read_json, to_json, write_json
 from nnunet_brats_ext.storage.locks import AlreadyLocked, lock
-from nnunet_brats_ext.storage.output import LOCK, PARTIAL, partial_file, writing
+from nnunet_brats_ext.storage.output import LOCK, PARTIAL, partial_file, refuse_maps, writing
 from nnunet_brats_ext.training.cascade import missing_cases
 
 BESIDE = ("dataset.json", "plans.json")  # which nnU-Net's own commands look for beside predictions
@@ -180,12 +180,9 @@ class RunSettings:
         return self.file.parent
 
     def check(self) -> None:
-        """A UserError where the folder is a file, or holds predictions made with other settings."""
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"-o {self.out} is a file; choose a folder")
+        """A UserError where the folder holds predictions made with other settings."""
         if not self.file.is_file():
-            if predictions_in(self.out):
-                raise UserError(f"{self.out} holds predictions made by something else; choose another folder")
+            refuse_maps(self.out, [path.name for path in predictions_in(self.out)])
             return
         noted, content = read_json(self.file), json.loads(to_json(self.content))
         if noted != content and not self.overwrite and any(predictions_in(folder) for folder in self._folders()):

@@ -70,7 +70,7 @@ def _find(word: str, options: PredictOptions) -> TrainedModel:
     if not configuration:
         raise UserError(f"--models {word}: expected TRAINER:CONFIGURATION")
     if options.dataset is None:
-        raise UserError("-d missing: the number or name of the data set that --models were trained on")
+        raise UserError("missing: -d, the number or name of the data set that --models were trained on")
     # The final checkpoint is the one that nnU-Net's validation is of.
     return find_model(options.dataset, trainer, configuration, options.plans, None, [FINAL])
 
@@ -86,8 +86,7 @@ def _parts(
             Part(files, _system([one for one in members if fold in one.folds], passes, fold), fold)
             for fold, files in by_fold
         ]
-    if options.images is None:
-        raise UserError("-i missing: the folder of images; or --cross-validation")
+    assert options.images is not None, "checked with the options"
     return options.images, [Part(find_image_files(options.images, members[0].description), _system(members, passes))]
 
 

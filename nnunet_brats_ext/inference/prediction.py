@@ -47,9 +47,20 @@ def plan_prediction(options: PredictOptions) -> WorkPlan:
     refuse_other_options(options)
     if options.for_next_stage:
         return plan_next_stage(options)
+    out, images = required_folders(options)
+    return plan_pool(options, out) if options.models else plan_model(options, out, images)
+
+
+def required_folders(options: PredictOptions) -> tuple[Path, Path | None]:
+    """The output folder and that of the images, which only a cross-validation can do without."""
+    missing = []
+    if options.images is None and not options.cross_validation:
+        missing.append("-i, the folder of images (or --cross-validation)")
     if options.out is None:
-        raise UserError("-o missing: the output folder")
-    return plan_pool(options, options.out) if options.models else plan_model(options, options.out)
+        missing.append("-o, the output folder")
+    if options.out is None or missing:
+        raise UserError(f"missing: {'; '.join(missing)}")
+    return options.out, options.images
 
 
 # ---- which options go together -------------------------------------------------------------------------------------
@@ -82,18 +93,16 @@ def refuse_other_options(options: PredictOptions) -> None:
 # ---- one model -----------------------------------------------------------------------------------------------------
 
 
-def plan_model(options: PredictOptions, out: Path) -> WorkPlan:
+def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkPlan:
     """Predict by one model into `out`; with rules, the label maps before them stay in `out/before_rules`."""
     model = chosen_model(options)
     passes, previous = Passes.from_options(options), find_previous(options, model)
+    if images is None:
+        images = require_folder("nnUNet_raw") / model.dataset / "imagesTr"
     if options.cross_validation:
-        images = options.images or require_folder("nnUNet_raw") / model.dataset / "imagesTr"
         by_fold = files_by_fold(model, model.folds, images)
         parts = [Part(files, system_of(model, previous, passes, fold), fold) for fold, files in by_fold]
-    elif options.images is None:
-        raise UserError("-i missing: the folder of images; or --cross-validation")
     else:
-        images = options.images
         parts = [Part(find_image_files(images, model.description), system_of(model, previous, passes))]
     rules = collect_rules(options.rules, [], model.folder) if options.rules else None
     content = settings_of(options, model, passes, previous, images, rules)

@@ -122,7 +122,9 @@ class RulesStep:
     images: Path
 
     def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
-        outcome.changes = apply_rules(self.source, self.out, self.rules, self.images, machine.processes or 1)
+        outcome.changes = apply_rules(
+            self.source, self.out, self.rules, self.images, overwrite=True, processes=machine.processes or 1
+        )
 
 
 @dataclass(frozen=True)

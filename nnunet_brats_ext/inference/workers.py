@@ -4,16 +4,15 @@
 and only a few may wait: the logits of a case are hundreds of megabytes.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.parallel import KILLED
+from nnunet_brats_ext.storage.parallel import KILLED, SpawnedPool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,8 +27,7 @@ class Workers:
 
     def __init__(self, processes: int):
         self.processes = processes
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        self.pool = ProcessPoolExecutor(processes, context) if processes else None
+        self.pool = SpawnedPool(processes) if processes else None
         self.running: list[Future] = []
 
     def run(self, function: Callable[..., object], *arguments: Any) -> None:

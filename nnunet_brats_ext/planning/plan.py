@@ -10,9 +10,9 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.planning.brats_plans import add_configurations, resolve
 from nnunet_brats_ext.planning.fitting import Fit
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, train_command
+from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, require_known, train_command
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.shared_options import gpu_memory_option
 
@@ -33,7 +33,7 @@ class PlanOptions(Options):
 
     dataset_id: int = argument("a data set that nnU-Net has planned", metavar="ID", at_least=1, at_most=999)
     source: str = option("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from")
-    name: str = option(default="BraTSPlans", metavar="PLANS", aliases=("-o",), help="name of the new plans")
+    name: str = option(default="BraTSPlans", metavar="PLANS", help="name of the new plans")
     gpu_memory_gb: float | None = gpu_memory_option()
     gpus: str = option(
         default="1", metavar="N", help="that share a batch: 4, or lyu_stage1=4,lyu_stage2=4 for some configurations"
@@ -99,7 +99,7 @@ def read_gpus(text: str) -> dict[str, int]:
         if not number.isdecimal() or int(number) < 1:
             raise UserError(f"--gpus {word}: expected a number of at least 1, or CONFIGURATION=NUMBER")
         if name and name not in names:
-            hint = papers.did_you_mean(name, names)
+            hint = did_you_mean(name, names)
             raise UserError(f"--gpus {word}: {name} is none of {', '.join(names)}{hint}")
         gpus |= dict.fromkeys([name] if name else names, int(number))
     return gpus
@@ -112,6 +112,7 @@ def find_preprocessed(dataset_id: int, source: str) -> Path:
     if len(found) > 1:
         raise UserError(f"several data sets with ID {dataset_id}: {', '.join(folder.name for folder in found)}")
     if not found:
+        require_known(dataset_id, preprocessed)
         raise UserError(
             f"no {source}.json for data set {dataset_id} in {preprocessed}; run: {planning_command(dataset_id, source)}"
         )

@@ -29,12 +29,12 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, option, shown_name
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 SPACES = ("regions", "labels")
 
-ORDER_NEEDED = "a vote over others needs --order, from the outermost label to the innermost, such as 2 1 4"
+ORDER_NEEDED = "a vote over others needs --order, from the outermost label to the innermost, such as 2 1 4; "
 
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
 
@@ -44,7 +44,7 @@ class EnsembleOptions(Options):
     """Options of `ensemble`; those that not every method takes are None, or False, where they are not given."""
 
     inputs: tuple[Path, ...] = option("-i", help="prediction folders")
-    out: Path = option("-o", help="output folder")
+    out: Path = option("-o", writes="folder", help="output folder")
     method: str = option(default="mean", choices=lambda: METHODS, help="how to combine them")
     weights: tuple[float, ...] | None = option(
         default=None, at_least=0, below=inf, metavar="X", help="one per folder (mean, majority); default: all alike"
@@ -69,6 +69,7 @@ class EnsembleOptions(Options):
     dtype: str | None = option(
         default=None, choices=("float32", "float16"), help="of saved probabilities; default: float32"
     )
+    overwrite: bool = overwrite_option()
     processes: int | None = processes_option()
 
 
@@ -118,7 +119,7 @@ def ensemble(inputs: Sequence[Path | str], out: Path | str, **options: Any) -> d
         _check_savable(folders, reference)
     dtype = (given.dtype or "float32") if given.save_probabilities else None
     settings = {"method": given.method, **combination.settings, "members": [str(folder.path) for folder in folders]}
-    with staged(given.out, list(reference.cases), given.inputs, reference.ending) as stage:
+    with staged(given.out, list(reference.cases), given.inputs, reference.ending, given.overwrite) as stage:
         work = partial(_write_case, combination, stage, dtype)
         for_each_case(work, reference.cases, "Ensemble", given.processes)
         write_json(stage / "ensemble.json", settings)

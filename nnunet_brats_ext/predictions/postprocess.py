@@ -17,7 +17,7 @@ from nnunet_brats_ext.storage.images import read_grid, require_labels, write_lab
 from nnunet_brats_ext.storage.options import Options, option
 from nnunet_brats_ext.storage.output import staged, write_text
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PostprocessOptions(Options):
     """Options of `postprocess`."""
 
     predictions: Path = option("-i", aliases=("IN",), help="folder of label maps as trained")
-    out: Path = option("-o", help="output folder")
+    out: Path = option("-o", writes="folder", help="output folder")
     rules: tuple[str, ...] = option(
         default=(),
         metavar="RULES",
@@ -52,6 +52,7 @@ class PostprocessOptions(Options):
     )
     save: str | None = option(default=None, metavar="NAME", help="save the rules beside -m under this name")
     images: Path | None = option(default=None, help="images as nnU-Net names them, for rules that look at them")
+    overwrite: bool = overwrite_option()
     processes: int | None = processes_option()
 
 
@@ -76,20 +77,25 @@ def postprocess(predictions: Path | str, out: Path | str, **options: Any) -> Cha
         if given.model is None:
             raise UserError(f"--save {given.save} needs -m, the folder beside which the rules are saved")
         rules_file(given.model, given.save)
-    changes = apply_rules(given.predictions, given.out, rule_set, given.images, given.processes)
+    changes = apply_rules(given.predictions, given.out, rule_set, given.images, given.overwrite, given.processes)
     if given.save is None or given.model is None:
         return changes
     return replace(changes, saved=save_rules(rule_set, given.model, given.save))
 
 
 def apply_rules(
-    predictions: Path, out: Path, rule_set: RuleSet, images: Path | None = None, processes: int | None = None
+    predictions: Path,
+    out: Path,
+    rule_set: RuleSet,
+    images: Path | None = None,
+    overwrite: bool = False,
+    processes: int | None = None,
 ) -> Changes:
     """Apply a rule set to every label map of a folder; `postprocess` for rules that were read already."""
     (folder,) = open_folders([predictions], "needed" if rule_set.needs_probabilities else "ignored")
     folder = with_images_for(rule_set, folder, images)
     refuse(problems_with_heads([folder], rule_set.scheme.head), "postprocess")
-    with staged(out, list(folder.cases), [predictions], folder.ending) as stage:
+    with staged(out, list(folder.cases), [predictions], folder.ending, overwrite) as stage:
         work = partial(_write_case, folder, rule_set, stage)
         voxels = for_each_case(work, folder.cases, "Postprocess", processes)
         write_text(stage / "postprocessing_rules.json", rule_set.to_json())

@@ -31,7 +31,7 @@ from nnunet_brats_ext.storage.images import read_grid, read_label_map, require_l
 from nnunet_brats_ext.storage.options import Options, option
 from nnunet_brats_ext.storage.output import staged, write_text
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
 
 SUFFIXES = {"WT": "whole", "TC": "core", "ET": "enhance"}  # QU-BraTS's names of files; other regions keep theirs
 
@@ -41,7 +41,7 @@ class UncertaintyOptions(Options):
     """Options of `map_uncertainty`."""
 
     inputs: tuple[Path, ...] = option("-i", help="prediction folders, of members or folds")
-    out: Path = option("-o", help="output folder")
+    out: Path = option("-o", writes="folder", help="output folder")
     measure: str = option(
         default="entropy", choices=MEASURES, help="entropy of the mean, or disagreement of the inputs"
     )
@@ -50,6 +50,7 @@ class UncertaintyOptions(Options):
         default=None, help="with --reference: images as nnU-Net names them; true negatives count in the brain"
     )
     scheme: str = option(default="glioma_2017", choices=LABEL_SCHEMES, metavar="SCHEME", help="whose regions")
+    overwrite: bool = overwrite_option()
     processes: int | None = processes_option()
 
 
@@ -78,7 +79,7 @@ def map_uncertainty(inputs: Sequence[Path | str], out: Path | str, **options: An
         "from": "probabilities" if first.head else "votes",
     }
     names = [f"{case}_unc_{_suffix(region)}" for case in first.cases for region in scheme.regions]
-    with staged(given.out, names, given.inputs) as stage:
+    with staged(given.out, names, given.inputs, overwrite=given.overwrite) as stage:
         work = partial(_write_case, folders, scheme, given.measure, references, stage)
         results = for_each_case(work, first.cases, "Uncertainty", given.processes)
         if references:

@@ -1,6 +1,7 @@
 """The one kind of error that a user can fix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
@@ -16,6 +17,12 @@ def raise_problems(summary: str, problems: Sequence[str]) -> None:
 def refuse(problems: Sequence[str], action: str) -> None:
     """Raise one UserError that lists every problem that keeps a command from an action, before it writes anything."""
     raise_problems(f"cannot {action}; nothing was written", problems)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to append to a message about an unknown name: the closest known one, or nothing where none is close."""
+    close = get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def shorten(names: Sequence[str], most: int = 10) -> str:

@@ -197,15 +197,26 @@ def to_integers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
+AS_TRAINED_NEEDED = (
+    "label maps as trained are needed (1 ED, 2 NCR, 3 ET); of predictions, give the folder that `restore` was given; "
+    "of a release, the labelsTr that `convert` writes. `evaluate` and `rank` score other numberings, with --labels"
+)
+
+
 def require_labels(
     labels: np.ndarray,
     known: Collection[int],
     path: Path,
-    advice: str = "label maps as trained are needed, before `restore`",
+    advice: str = "",
 ) -> None:
-    """An error where a label map holds other labels than these: most often it is not numbered as trained."""
-    if others := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {BACKGROUND, *known}):
-        raise UserError(f"{path} holds labels {others}, which are not among {sorted({BACKGROUND, *known})}: {advice}")
+    """An error where a label map holds other labels than these: most often it is not numbered as trained.
+
+    advice: what else may be the reason.
+    """
+    expected = {BACKGROUND, *known}
+    if others := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - expected):
+        words = f"{path} holds labels {others}, which are not among {sorted(expected)}"
+        raise UserError(f"{words}: {advice}{AS_TRAINED_NEEDED}")
 
 
 GZIP_MAGIC = b"\x1f\x8b"

@@ -67,17 +67,40 @@ def datasets_with_id(number: int, place: Path) -> list[Path]:
     return sorted(path for path in place.glob(f"Dataset{number:03d}_*") if path.is_dir())
 
 
-def find_dataset(dataset: int | str, place: Path) -> Path:
-    """The one data set of that ID or name in a folder of data sets."""
+def datasets_called(dataset: int | str, place: Path) -> list[Path]:
+    """The data set folders of that ID or name in a folder."""
     if isinstance(dataset, str) and not dataset.isdecimal():
-        found = [place / dataset] if (place / dataset).is_dir() else []
-    else:
-        found = datasets_with_id(int(dataset), place)
-    if len(found) != 1:
-        there = ", ".join(sorted(path.name for path in place.glob("Dataset[0-9]*_*"))) if place.is_dir() else ""
-        listed = "".join(f"\n  {path}" for path in found) or (f"; there are {there}" if there else "; it has none")
+        return [place / dataset] if (place / dataset).is_dir() else []
+    return datasets_with_id(int(dataset), place)
+
+
+def find_dataset(dataset: int | str, place: Path, advice: str = "") -> Path:
+    """The one data set of that ID or name in a folder of data sets.
+
+    advice: how one that only another of nnU-Net's folders has gets there.
+    """
+    found = datasets_called(dataset, place)
+    if len(found) > 1:
+        listed = "".join(f"\n  {path}" for path in found)
         raise UserError(f"{len(found)} data sets with ID {dataset} in {place}{listed}")
+    if not found:
+        known = require_known(dataset, place)
+        raise UserError(f"{known} is there, but not in {place}{'; ' if advice else ''}{advice}")
     return found[0]
+
+
+def require_known(dataset: int | str, place: Path) -> Path:
+    """A data set of that ID or name in `place` or any of nnU-Net's folders; else an error that lists what there is."""
+    places = list(dict.fromkeys([place, *(one for variable in FOLDERS if (one := nnunet_folder(variable)))]))
+    for one in places:
+        if found := datasets_called(dataset, one):
+            return found[0]
+    names = sorted({path.name for one in places for path in one.glob("Dataset[0-9][0-9][0-9]_*") if path.is_dir()})
+    looked_at = ", ".join(map(str, places))
+    raise UserError(
+        f"no data set {dataset} in {looked_at}; there are {', '.join(names) or 'none'}; "
+        "`nnunet_brats convert` makes one of a release"
+    )
 
 
 def check_id_is_free(number: int, name: str, raw: Path) -> None:

@@ -3,12 +3,13 @@
     @dataclass(frozen=True)
     class EnsembleOptions(Options):
         inputs: tuple[Path, ...] = option("-i", help="prediction folders")
-        out: Path = option("-o", help="output folder")
+        out: Path = option("-o", writes="folder", help="output folder")
         size: int = option("-n", default=1, at_least=1, help="how many")
 
 A field without flags is `--name-with-hyphens`; `argument` makes a positional one. Text becomes paths and lists become
 tuples. A value of another type, out of range or not among the choices is a UserError that quotes the option, from
-Python as from the command line. What several commands have is in `shared_options`.
+Python as from the command line; so is an output that cannot be written. What several commands have is in
+`shared_options`.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.output import OutputKind, check_output
 
 Choices = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -30,6 +32,8 @@ class Spec:
 
     flags: the first one is shown and quoted. aliases: old spellings, accepted and not shown. choices: the values there
     are, or a function that lists them. repeat: the option is given once per value, not once with all of them.
+    writes: the path is one that the command writes, to such a place; an impossible one is an error before the work.
+    ending: of the name of a file that it writes.
     """
 
     help: str
@@ -43,6 +47,8 @@ class Spec:
     below: float | None = None
     repeat: bool = False
     positional: bool = False
+    writes: OutputKind | None = None
+    ending: str = ""
     const: Any = None  # the value of an option that is given without one
 
     @property
@@ -133,6 +139,8 @@ def check(field: Field, value: Any, kind: Any) -> None:
     ]
     limits = [limit for limit in limits if limit[0] is not None]
     for one in values:
+        if spec.writes:
+            check_output(name, one, spec.writes, spec.ending)
         if known is not None and one not in known:
             raise UserError(f"{name} {one}: expected one of {', '.join(map(str, known))}")
         if isinstance(one, Real) and not all(holds(one, limit) for limit, holds, _ in limits):  # NaN holds nowhere

@@ -4,10 +4,11 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.locks import is_locked, lock
@@ -18,6 +19,7 @@ PARTIAL = ".partial-"  # what the names of unfinished files begin with
 SETTINGS_FILES = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
 
 
+OutputKind = Literal["file", "folder"]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -78,18 +80,23 @@ def partial_file(path: Path, endings: Sequence[str] = ("",), shared: bool = Fals
                 Path(f"{partial}{ending}").unlink(missing_ok=True)
 
 
-def require_file_name(path: Path, ending: str = "") -> None:
-    """An error where `-o` names a folder, or a file without the ending: before the work, not after it."""
-    if path.is_dir():
-        raise UserError(f"-o {path} is a folder; name a file{' that ends in ' + ending if ending else ''}")
+def check_output(name: str, path: Path, kind: OutputKind, ending: str = "") -> None:
+    """An error where a file or folder cannot be written: before the work, not after it.
+
+    name: of the option that gives the path. ending: of the file's name.
+    """
+    if kind == "file" and path.is_dir():
+        raise UserError(f"{name} {path} is a folder; name a file{' that ends in ' + ending if ending else ''}")
     if not path.name.endswith(ending):
-        raise UserError(f"-o {path}: give a file that ends in {ending}")
-
-
-def refuse_file(folder: Path) -> None:
-    """An error where what should become a folder is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"the output folder {folder} is a file; choose another")
+        raise UserError(f"{name} {path}: give a file that ends in {ending}")
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise UserError(f"{name} {path} is a file; choose a folder")
+    place = path.absolute()
+    there = place if kind == "folder" and place.is_dir() else next(one for one in place.parents if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{name} {path}: {there} is a file and cannot hold it; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{name} {path}: nothing may be written in {there}; choose another place")
 
 
 @contextmanager
@@ -143,19 +150,36 @@ def _is_abandoned(folder: Path) -> bool:
         return False
 
 
+def refuse_maps(
+    folder: Path, there: Collection[str], replaceable: Collection[str] = (), overwrite: bool = False
+) -> None:
+    """The rule of all commands that write a folder of maps: those that are there stay, unless the user says otherwise.
+
+    there: names of the maps in the folder. replaceable: those that this run writes as well; other ones always stay,
+    because a folder that mixes two runs would be scored as one.
+    """
+    if others := sorted(set(there) - set(replaceable)):
+        of_others = "of other cases " if replaceable else ""
+        raise UserError(f"{folder} already holds maps {of_others}({shorten(others)}); choose another folder")
+    if there and not overwrite:
+        names = shorten(sorted(there))
+        advice = "choose another folder, or replace them with --overwrite"
+        raise UserError(f"{folder} already holds maps ({names}); {advice}")
+
+
 @contextmanager
-def staged(out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz") -> Iterator[Path]:
+def staged(
+    out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz", overwrite: bool = False
+) -> Iterator[Path]:
     """A folder whose files move into `out` when the block ends well, and are removed when it does not.
 
-    `out` may exist from an earlier run over the same cases; none of its files that would contradict this run stay.
-    It must be none of `sources`, and hold no other case: a folder that mixes two runs would be scored as one.
+    `out` may be there, but must be none of `sources` and hold no maps (`refuse_maps`). With `overwrite` they may be of
+    the same cases, from an earlier run; none of its files that would contradict this one stay.
     """
-    refuse_file(out)
+    check_output("the output folder", out, "folder")
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"the output folder {out} is also an input; choose another")
-    others = sorted({path.name for path in out.glob(f"[!.]*{ending}")} - {case + ending for case in cases})
-    if others:
-        raise UserError(f"{out} already holds other cases ({shorten(others)}); choose an empty folder")
+    refuse_maps(out, [path.name for path in out.glob(f"[!.]*{ending}")], [case + ending for case in cases], overwrite)
     with working_folder(out.absolute()) as scratch:
         stage = scratch / "new"
         stage.mkdir()

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ KILLED = (
     "a process was killed, most likely because memory ran out; use fewer with -np. In a script of your own, call this "
     'below `if __name__ == "__main__":`, or use processes=1'
 )
+CAN_BLOCK_SIGNALS = hasattr(signal, "pthread_sigmask")
 _shown: ContextVar[bool] = ContextVar("progress_shown", default=False)
 
 
@@ -80,6 +83,50 @@ def for_each_case(
     return dict(zip(names, for_each(function, names, description, processes), strict=True))
 
 
+class SpawnedPool(ProcessPoolExecutor):
+    """Spawned processes, which Ctrl-C ends at once and without a word: only the main process says that it stops.
+
+    Spawned, not forked: ITK and torch have threads, and a fork in the middle of one hangs.
+    """
+
+    def __init__(self, processes: int, prepare: Callable[..., None] | None = None, *arguments: Any):
+        """prepare: what each process calls first, with these arguments."""
+        context = multiprocessing.get_context("spawn")
+        super().__init__(processes, context, initializer=_start_worker, initargs=(prepare, *arguments))
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
+        with _interrupts_held_back():  # here the processes start, and would be in the middle of their imports
+            return super().submit(function, *arguments, **options)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends, and in processes that start in it until they unblock it.
+
+    Windows cannot block signals, and other threads than the main one are never interrupted.
+    """
+    arrived: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    with ExitStack() as stack:
+        if in_main_thread:  # of which a block alone would not do: the signal may come to another thread
+            former = signal.signal(signal.SIGINT, lambda number, frame: arrived.append(number))
+            stack.callback(signal.signal, signal.SIGINT, former)
+        if CAN_BLOCK_SIGNALS:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        yield
+    if arrived:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _start_worker(prepare: Callable[..., None] | None, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if CAN_BLOCK_SIGNALS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if prepare:
+        prepare(*arguments)
+
+
 def default_processes() -> int:
     """As many as there are cores for this process, but no more than `MOST_PROCESSES`."""
     return min(available_cores(), MOST_PROCESSES)
@@ -96,10 +143,8 @@ def _outcomes(
         for index, item in enumerate(items):
             yield index, lambda item=item: function(item)  # type: ignore[misc]
         return
-    # Spawned, not forked: ITK and torch have threads, and a fork in the middle of one hangs. The function goes to every
-    # worker once and not along with every item: it knows the files of all cases.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_receive, initargs=(function,)) as pool:
+    # The function goes to every worker once and not along with every item: it knows the files of all cases.
+    with SpawnedPool(processes, _receive, function) as pool:
         futures = {pool.submit(_run, item): index for index, item in enumerate(items)}
         try:
             for future in as_completed(futures):

@@ -26,6 +26,11 @@ def gpu_memory_option() -> Any:
     return option(default=None, metavar="GB", above=0, at_most=10_000, help=text)
 
 
+def overwrite_option(help: str = "replace the maps that the output folder holds of the same cases") -> Any:
+    """Whether what an output folder holds may be replaced."""
+    return option(default=False, help=help)
+
+
 def dataset_id_option(help: str, default: Any = MISSING) -> Any:
     """A new data set's number, in the range of nnU-Net's folder names."""
     return option("-d", default=default, metavar="ID", at_least=1, at_most=999, help=help)

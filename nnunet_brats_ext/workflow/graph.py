@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Setting
@@ -18,6 +19,9 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
                 f"the source has no cases without label, which {data.name!r} is to learn from; "
                 "give a release that has some"
             )
+    if setting.patients is not None and not number_of_folds(2, setting.patients):
+        count = "1 patient" if setting.patients else "no patient"
+        raise UserError(f"the source has {count} with labels; a cross-validation needs two")
     graph = Graph(recipe, setting)
     for model in recipe.models.values():
         every = graph.every_fold(model)

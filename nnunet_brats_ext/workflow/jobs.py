@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_brats_ext import papers
+from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
 from nnunet_brats_ext.papers import TrainerFacts
 from nnunet_brats_ext.storage.nnunet import dataset_name, model_name
 from nnunet_brats_ext.workflow.recipe_parts import Data, Model, Recipe
@@ -21,8 +22,9 @@ class Setting:
     """Where and how a recipe runs. Paths in the folder of the run are relative to it: jobs run in it, and it may move.
 
     source: the release; None makes phantoms. release: its name, for names of data sets. gpus: the most that one
-    training gets; 0 on a CPU. cpus: cores that a job may have with each of its GPUs. datasets: names that data sets
-    have already, by ID.
+    training gets; 0 on a CPU. cpus: cores that a job may have with each of its GPUs. patients: with labels, in the
+    source; None for as many as there may be. datasets, splits: names and numbers of folds that data sets have already,
+    by ID.
     """
 
     raw: Path
@@ -38,7 +40,9 @@ class Setting:
     cpus: int = 8
     folds: tuple[int, ...] | None = None
     gpu_memory_gb: float | None = None
+    patients: int | None = None
     datasets: Mapping[int, str] = field(default_factory=dict)
+    splits: Mapping[int, int] = field(default_factory=dict)
     folder: Path = Path()  # the folder of the run, from where jobs see it
 
 
@@ -108,7 +112,14 @@ class Jobs:
         return tuple(fold for fold in self.setting.folds or model.folds or every if fold in every) or every
 
     def every_fold(self, model: Model) -> tuple[int, ...]:
-        return tuple(range(SMOKE_FOLDS if self.setting.smoke else self.recipe.data[model.data].folds))
+        """Those that the data set has, or that its conversion will make."""
+        data, setting = self.recipe.data[model.data], self.setting
+        wanted = SMOKE_FOLDS if setting.smoke else data.folds
+        first = next(iter(self.recipe.data.values()))
+        followed = first if data.folds == first.folds else data
+        if found := setting.splits.get(self.ids[followed.name]):
+            return tuple(range(min(wanted, found)))
+        return tuple(range(wanted if setting.patients is None else number_of_folds(wanted, setting.patients)))
 
     def gpus(self, model: Model) -> int:
         return min(model.gpus, self.setting.gpus) if self.setting.device == "cuda" else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.workflow.recipe_checks import problems_of_names, problems_of_parts, problems_of_whole
 from nnunet_brats_ext.workflow.recipe_parts import (
     DEFAULT_FOLDS,
@@ -41,7 +41,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     known = published_recipes()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
-    hint = papers.did_you_mean(str(name_or_path), known)
+    hint = did_you_mean(str(name_or_path), known)
     raise UserError(f"no recipe {str(name_or_path)!r}; there are {', '.join(known)}, or give a YAML file{hint}")
 
 
@@ -119,7 +119,7 @@ def _load_included(text: RecipeText) -> Recipe:
     known = whole.predictions
     unknown = [(("evaluation", "of", i), name) for i, name in enumerate(whole.evaluated) if name not in known]
     text.raise_problems(
-        (path, f"{name!r} is none of {', '.join(known)}{papers.did_you_mean(name, known)}") for path, name in unknown
+        (path, f"{name!r} is none of {', '.join(known)}{did_you_mean(name, known)}") for path, name in unknown
     )
     text.raise_problems(problems_of_whole(whole, content))
     return whole

@@ -12,7 +12,7 @@ from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
@@ -34,7 +34,7 @@ def problems_of_names(recipe: Recipe, content: Content) -> Problems:
     for path, name, known in _references(recipe, content):
         if name not in known:
             unknown = True
-            yield path, f"{name!r} is none of {', '.join(known)}{papers.did_you_mean(name, known)}"
+            yield path, f"{name!r} is none of {', '.join(known)}{did_you_mean(name, known)}"
     if not unknown:
         for section, names in (("models", recipe.models), ("ensembles", recipe.ensembles),
                                ("postprocessing", recipe.postprocessing)):  # fmt: skip
@@ -121,7 +121,7 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
     known += [f"{recipe.models[model.filtered].configuration}_filtered"] if model.filtered else []
     if model.plans == PLANS and model.configuration not in known:
         words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"
-        yield (*here, "configuration"), words + papers.did_you_mean(model.configuration, known)
+        yield (*here, "configuration"), words + did_you_mean(model.configuration, known)
     previous = recipe.models.get(model.previous_stage or "", model)
     for key, one, epochs in (("checkpoints", model, model.checkpoints), ("maps", previous, model.maps)):
         for epoch in epochs:

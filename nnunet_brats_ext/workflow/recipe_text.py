@@ -10,8 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from nnunet_brats_ext.papers import did_you_mean
-from nnunet_brats_ext.storage.errors import UserError, raise_problems
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean, raise_problems
 from nnunet_brats_ext.storage.json_files import read_json
 
 HERE = Path(__file__).parent

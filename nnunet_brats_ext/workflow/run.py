@@ -4,22 +4,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_brats_ext.dataset_conversion.scan import scan
+from nnunet_brats_ext.dataset_conversion.splits import count_patients
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import FOLDERS, datasets_with_id
+from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import write_text, writing
+from nnunet_brats_ext.storage.output import check_output, write_text, writing
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, device_option, gpu_memory_option
 from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, release_stale_lock
 from nnunet_brats_ext.workflow.graph import build_graph
-from nnunet_brats_ext.workflow.jobs import Setting
+from nnunet_brats_ext.workflow.jobs import SMOKE_CASES, Setting
 from nnunet_brats_ext.workflow.ownership import only_one
 from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe
 from nnunet_brats_ext.workflow.recipe_parts import Recipe
@@ -35,9 +36,13 @@ class RunOptions(Options):
 
     recipe: str = argument("a name or a YAML file; --copy writes one to edit", metavar="RECIPE")
     source: Path | None = argument("the release; smoke can do without", default=None, metavar="SOURCE")
-    copy: Path | None = option(default=None, metavar="FILE", help="write the recipe there to edit it, and run nothing")
+    copy: Path | None = option(
+        default=None, metavar="FILE", writes="file", help="write the recipe there to edit it, and run nothing"
+    )
     dataset_id: int = dataset_id_option("first ID of data sets", 137)
-    folder: Path | None = option("-o", default=None, metavar="FOLDER", help="of the run; default: runs/RECIPE")
+    folder: Path | None = option(
+        "-o", default=None, metavar="FOLDER", writes="folder", help="of the run; default: runs/RECIPE"
+    )
     scale: Literal["full", "smoke"] = option(
         default="full", help="smoke: tiny cases, two folds, two epochs, in folders of its own"
     )
@@ -75,10 +80,11 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)
-    source, release, unlabelled = source_of_run(options, folder)
+    source, release, unlabelled, patients = source_of_run(options, folder)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
+    datasets = datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))])
     setting = Setting(
         raw, preprocessed, results, options.dataset_id, release, unlabelled,
         source=source,
@@ -88,7 +94,9 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         cpus=cpus,
         folds=options.folds,
         gpu_memory_gb=options.gpu_memory_gb,
-        datasets=datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))]),
+        patients=patients,
+        datasets=datasets,
+        splits=splits_there(datasets, [folder / preprocessed, folder / raw]),
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
@@ -99,19 +107,22 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
 def folder_of_run(options: RunOptions) -> Path:
     name = Path(options.recipe).stem
     folder = (options.folder or Path("runs", f"{name}_smoke" if options.smoke else name)).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"-o {folder} is a file; choose a folder for the run")
+    check_output("-o", folder, "folder")
     return folder
 
 
-def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool]:
-    """The release as jobs see it, its name, and whether it has cases without label; without one, that of phantoms."""
+def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool, int | None]:
+    """The release as jobs see it, its name, whether it has cases without label, and how many patients with labels.
+
+    Without one, that of phantoms.
+    """
     if options.source is not None:
         found = scan(options.source)
         name, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
-        return Path(relative_to(options.source.resolve(), folder)), name, unlabelled
+        source = Path(relative_to(options.source.resolve(), folder))
+        return source, name, unlabelled, count_patients(found.cases)
     if options.smoke:
-        return None, PHANTOM_RELEASE, True
+        return None, PHANTOM_RELEASE, True, SMOKE_CASES
     raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
 
 
@@ -180,6 +191,16 @@ def datasets_there(raw: Path, numbers: Sequence[int]) -> dict[int, str]:
     """The names of data sets that are there already, by ID."""
     found = {number: datasets_with_id(number, raw) for number in numbers}
     return {number: paths[0].name for number, paths in found.items() if paths}
+
+
+def splits_there(datasets: Mapping[int, str], places: Sequence[Path]) -> dict[int, int]:
+    """How many folds data sets have already, by ID: where nnU-Net reads them, else beside the data."""
+    found = {}
+    for number, name in datasets.items():
+        files = [file for place in places if (file := place / name / SPLITS).is_file()]
+        if files:
+            found[number] = len(read_splits(files[0]))
+    return found
 
 
 def local_gpus() -> list[str]:

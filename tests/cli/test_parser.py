@@ -75,6 +75,11 @@ def test_old_spellings_count_and_are_not_shown():
         (["in", "-n", "2", "-o", "out", "--way", "lazy"], "--way: invalid choice: 'lazy'"),
         (["in", "-n", "2", "-o", "out", "--size", "1", "2"], "--size: expected 3 arguments"),
         (["in", "-n", "2", "-o", "out", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["in", "-n", "2", "-o", "out", "--sahre", "0.5"], "unrecognized.*; --sahre: did you mean '--share'\\?\n"),
+        (["in", "-n", "2", "-o", "out", "--fsat-mode=1"], "unrecognized.*; --fsat-mode: did you mean '--fast-mode'\\?"),
+        (["in", "-n", "2", "-o", "out", "--oldername", "x"], "unrecognized arguments: --oldername x"),
+        (["in", "-n", "2", "-o", "out", "-share", "0.5"], "unrecognized.*; -share: did you mean '--share'\\?"),
+        (["in", "--nubmer", "2", "-o", "out"], "required: -n.*; --nubmer: did you mean '--number'\\?"),
     ],
 )
 def test_what_cannot_be_read_ends_with_usage_and_the_option(words, message, capsys):
@@ -82,6 +87,7 @@ def test_what_cannot_be_read_ends_with_usage_and_the_option(words, message, caps
         parse(Everything, "nnunet_brats test", "", words)
     assert caught.value.code == 2
     error = capsys.readouterr().err
+    assert "older_name" not in error, "old spellings are not suggested"
     assert error.startswith("usage: nnunet_brats test")
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(error)

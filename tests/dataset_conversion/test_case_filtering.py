@@ -74,7 +74,7 @@ REFUSED = [
     (dict(last_epochs=0), "--last-epochs 0: expected at least 1"),
     (dict(deviations=float("nan")), "--deviations nan: expected at least 0"),
     (dict(dataset_id=0), "ID 0: expected at least 1 and at most 999"),
-    (dict(dataset_id=999), "0 data sets with ID 999 in .*; there are Dataset137_BraTS"),
+    (dict(dataset_id=999), "no data set 999 in .*; there are Dataset137_BraTS"),
     (dict(plans_name="Gone"), "Gone.json does not exist"),
 ]
 

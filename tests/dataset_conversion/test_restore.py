@@ -163,8 +163,8 @@ def test_missing_predictions_of_the_test_set_are_named(world):
 
 
 def test_restoring_again_is_fine_but_a_folder_of_other_files_is_not(world):
-    for _ in range(2):
-        restore(world / "predicted", world / "out", dataset_id=137)
+    for overwrite in (False, True):
+        restore(world / "predicted", world / "out", dataset_id=137, overwrite=overwrite)
     (world / "out" / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=r"out holds other files \(notes.txt\)"):
         restore(world / "predicted", world / "out", dataset_id=137)
@@ -187,7 +187,7 @@ def test_a_data_set_without_release_needs_one_by_option(world):
     path.unlink()  # a data set that we did not make
     with pytest.raises(ValueError, match="does not say which release it is; name it with --release"):
         restore(world / "predicted", world / "out", dataset_id=137)
-    text = printed_by_restore(world / "predicted", world / "out", dataset_id=137, release="BraTS2020")
+    text = printed_by_restore(world / "predicted", world / "out", dataset_id=137, overwrite=True, release="BraTS2020")
     assert "not compared" not in text, "the images lie in the data set"
 
 

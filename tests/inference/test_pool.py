@@ -190,7 +190,7 @@ def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world
 
     (out / "pool.json").unlink()
     assert main(command) == 1
-    assert "predictions made by something else" in capsys.readouterr().err
+    assert f"{out} already holds maps (" in capsys.readouterr().err
 
 
 def test_the_cross_validation_takes_each_fold_by_the_models_chosen_in_it(models, tmp_path):

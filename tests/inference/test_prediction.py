@@ -20,7 +20,7 @@ from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_label_map
-from nnunet_brats_ext.storage.nnunet import find_splits
+from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 
 FINAL = "checkpoint_final.pth"
 NAMES = ("-d", "901", "-p", "SmallPlans")
@@ -417,8 +417,9 @@ def test_spoiled_checkpoints_are_named_before_anything_is_written(kind, fold, ow
         (("-m", "somewhere"), "-m somewhere names the model by its folder; leave out -d -tr -c"),
         (("-prev_tr", "BraTSVAETrainer"), "-prev_tr: small has no previous stage"),
         (("--combine", "vote", "--save_probabilities"), "--save_probabilities: a vote has none"),
-        (("-tr", "BraTSBaselineTrianer"), "there are BraTSBaselineTrainer__SmallPlans__first"),
-        (("-d", "902"), "0 data sets with ID 902"),
+        (("-tr", "BraTSBaselineTrianer"), "no trainer 'BraTSBaselineTrianer'; did you mean 'BraTSBaselineTrainer'?"),
+        (("-tr", "BraTSVAETrainer"), "there are BraTSBaselineTrainer__SmallPlans__first"),
+        (("-d", "902"), "no data set 902"),
     ],
 )
 def test_options_that_cannot_be_are_quoted(words, sentence, models, world, tmp_path, capsys):
@@ -433,7 +434,29 @@ def test_what_is_missing_is_named(missing, models, world, tmp_path, capsys):
     words = ["-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL]
     place = words.index(missing)
     assert main(["predict", *words[:place], *words[place + 2 :]]) == 1
-    assert f"{missing} missing" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"missing: {missing}" in error
+
+
+def test_of_several_mistakes_the_first_to_fix_is_named(tmp_path, monkeypatch, capsys):
+    for name in FOLDERS:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    raw = tmp_path / "nnUNet_raw" / "Dataset137_A"
+    words = {"-d": "138", "-tr": "BraTSBaselineTrainr", "-c": "3d_fullres"}
+
+    def said() -> str:
+        assert main(["predict", *(word for pair in words.items() for word in pair)]) == 1
+        return capsys.readouterr().err
+
+    assert "missing: -i, the folder of images (or --cross-validation); -o, the output folder" in said()
+    words |= {"-i": "images", "-o": str(tmp_path / "out")}
+    assert "no trainer 'BraTSBaselineTrainr'; did you mean 'BraTSBaselineTrainer'?" in said()
+    words["-tr"] = "BraTSBaselineTrainer"
+    assert f"no data set 138 in {tmp_path / 'nnUNet_results'}" in said()
+    raw.mkdir(parents=True)
+    words["-d"] = "137"
+    assert "nothing is trained on Dataset137_A yet" in (sentence := said())
+    assert "nnUNetv2_train Dataset137_A 3d_fullres FOLD -tr BraTSBaselineTrainer -p nnUNetPlans" in sentence
 
 
 def test_without_a_gpu_the_cpu_is_used_unless_one_was_asked_for(models, world, tmp_path, capsys, monkeypatch):

@@ -100,6 +100,8 @@ def on_disk(plans, tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     (folder / "dataset_fingerprint.json").write_text(json.dumps(FINGERPRINT))
+    (tmp_path / "raw" / "Dataset139_Converted").mkdir(parents=True)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     return folder
 
@@ -424,7 +426,8 @@ def test_a_configuration_that_somebody_added_survives(on_disk):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["138"], "nnUNetv2_plan_and_preprocess -d 138 --verify_dataset_integrity\n"),
+        (["138"], "there are Dataset137_BraTS2020, Dataset139_Converted; `nnunet_brats convert` makes"),
+        (["139"], "nnUNetv2_plan_and_preprocess -d 139 --verify_dataset_integrity\n"),
         (["137", "-p", "nnUNetResEncUNetLPlans"], "-d 137 --verify_dataset_integrity -pl nnUNetPlannerResEncL\n"),
         (["137", "-p", "Mine"], "-overwrite_plans_name Mine\n"),
         (["137", "--name", "nnUNetPlans"], "--name nnUNetPlans would replace the plans"),

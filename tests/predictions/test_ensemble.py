@@ -334,8 +334,9 @@ def test_an_input_is_never_overwritten_and_runs_are_never_mixed(region_members, 
     with pytest.raises(ValueError, match="also an input"):
         ensemble(region_members, region_members[0])
     write_member(tmp_path / "out", {"other": np.zeros(SHAPE, np.uint8)})
-    with pytest.raises(ValueError, match=r"already holds other cases \(other.nii.gz\)"):
-        ensemble(region_members, tmp_path / "out")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"already holds maps of other cases \(other.nii.gz\)"):
+            ensemble(region_members, tmp_path / "out", overwrite=overwrite)
 
 
 def test_from_python_it_prints_nothing_and_gives_what_it_wrote(region_members, tmp_path, capsys):
@@ -367,8 +368,8 @@ def test_a_folder_that_is_not_of_the_region_it_stands_for_is_named(region_member
 
 
 def test_a_run_can_be_repeated(region_members, tmp_path):
-    for _ in range(2):
-        ensemble(region_members, tmp_path / "out", processes=1)
+    for overwrite in (False, True):
+        ensemble(region_members, tmp_path / "out", processes=1, overwrite=overwrite)
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
@@ -376,7 +377,7 @@ def test_a_run_again_leaves_nothing_of_the_one_before(region_members, tmp_path):
     out = tmp_path / "out"
     ensemble(region_members, out, save_probabilities=True, processes=1)
     assert {path.suffix for path in out.iterdir()} >= {".npz", ".pkl"}
-    ensemble(region_members, out, method="majority", processes=1)
+    ensemble(region_members, out, method="majority", processes=1, overwrite=True)
     assert not [path for path in out.iterdir() if path.suffix in (".npz", ".pkl")], "of the mean, not of the vote"
     assert json.loads((out / "ensemble.json").read_text())["method"] == "majority"
 
@@ -386,7 +387,7 @@ def test_an_earlier_description_of_labels_does_not_outlive_them(region_members, 
     ensemble(region_members, out, processes=1)
     assert (out / "dataset.json").is_file()
     released = [write_member(tmp_path / name, dict.fromkeys("ab", np.full(SHAPE, 4, np.uint8))) for name in "CD"]
-    ensemble(released, out, method="majority", order=[2, 1, 4], processes=1)
+    ensemble(released, out, method="majority", order=[2, 1, 4], processes=1, overwrite=True)
     assert not (out / "dataset.json").exists(), "it would say that they are as trained"
 
 
@@ -401,8 +402,12 @@ def test_two_pass_refuses_label_maps_as_released(tmp_path):
     maps = np.zeros(SHAPE, np.uint8)
     maps[1] = 4
     folders = [write_member(tmp_path / name, {"a": maps}) for name in "AB"]
-    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]: .*restore"
+    ):
         ensemble(folders, tmp_path / "out", method="two-pass", processes=1)
+    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\].*--order.*; .*restore"):
+        ensemble(folders, tmp_path / "out", method="majority", processes=1)
 
 
 def test_weights_must_fit_the_members(region_members, tmp_path):

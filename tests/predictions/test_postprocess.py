@@ -415,7 +415,9 @@ def test_tuned_rules_of_another_year_join_those_of_a_paper(tmp_path):
 def test_label_maps_in_release_numbering_are_refused(tmp_path, capsys):
     write(tmp_path / "in" / "a.nii.gz", fill(5, 4, EMPTY))
     assert main(["postprocess", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rule", "small-et=5"]) == 1
-    assert "a.nii.gz holds labels [4], which are not among [0, 1, 2, 3]" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a.nii.gz holds labels [4], which are not among [0, 1, 2, 3]" in error
+    assert "give the folder that `restore` was given" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -135,7 +135,7 @@ def test_label_maps_alone_vote(tmp_path):
     # WT 3 of 4 votes, TC and ET 2 of 4
     for name, expected in (("whole", 81), ("core", 100), ("enhance", 100)):
         assert set(read_label_map(tmp_path / "out" / f"a_unc_{name}.nii.gz")[0].ravel()) == {expected}
-    assert main(command) == 0, "it can be run again"
+    assert main([*command, "--overwrite"]) == 0, "it can be run again"
 
 
 def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):

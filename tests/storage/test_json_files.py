@@ -11,7 +11,7 @@ from nnunet_brats_ext.storage import output
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError, raise_problems, refuse, shorten
 from nnunet_brats_ext.storage.json_files import JsonEntry, read_json, write_json
-from nnunet_brats_ext.storage.output import require_file_name, write_text, write_texts
+from nnunet_brats_ext.storage.output import write_text, write_texts
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,6 @@ def test_files_that_belong_together_are_written_all_or_none(tmp_path):
         write_texts({tmp_path / "a.json": "new", tmp_path / "folder": "b"})
     assert (tmp_path / "a.json").read_text() == "a"
     assert not list(tmp_path.rglob(".*"))
-
-
-def test_an_output_that_must_be_a_file_is_checked_before_the_work(tmp_path):
-    require_file_name(tmp_path / "a.html", ".html")
-    require_file_name(tmp_path / "a")
-    for path, message in (
-        (tmp_path, "is a folder; name a file that ends in .html"),
-        (tmp_path / "a.txt", "a.txt: give"),
-    ):
-        with pytest.raises(UserError, match=f"^-o .*{message}"):
-            require_file_name(path, ".html")
 
 
 def test_a_table_is_text_with_empty_cells_for_none():

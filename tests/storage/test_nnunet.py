@@ -52,15 +52,32 @@ def test_a_data_set_is_found_by_id_or_name_and_nothing_else(tmp_path):
     (tmp_path / "Dataset138_B.zip").touch()
     for asked in (137, "137", "Dataset137_A"):
         assert find_dataset(asked, tmp_path) == tmp_path / "Dataset137_A"
-    with pytest.raises(UserError, match=r"0 data sets with ID 138 in .*; there are Dataset137_A"):
-        find_dataset(138, tmp_path)
-    with pytest.raises(UserError, match=r"0 data sets with ID Dataset137_B in"):
-        find_dataset("Dataset137_B", tmp_path)
-    with pytest.raises(UserError, match=r"0 data sets with ID 1 in .*nowhere; it has none"):
+    for asked in (138, "Dataset137_B"):
+        with pytest.raises(UserError, match=rf"no data set {asked} in .*; there are Dataset137_A; `nnunet_brats conv"):
+            find_dataset(asked, tmp_path)
+    with pytest.raises(UserError, match=r"no data set 1 in .*nowhere; there are none; `nnunet_brats convert` makes"):
         find_dataset(1, tmp_path / "nowhere")
     (tmp_path / "Dataset137_C").mkdir()
     with pytest.raises(UserError, match=r"2 data sets with ID 137 in .*\n  .*Dataset137_A\n  .*Dataset137_C"):
         find_dataset(137, tmp_path)
+
+
+def test_a_data_set_that_is_in_another_folder_of_nnunet_is_named_with_it(tmp_path, monkeypatch):
+    for name in FOLDERS:
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    place = tmp_path / "nnUNet_preprocessed"
+    looked_at = ".*".join([str(place), str(tmp_path / "nnUNet_raw"), str(tmp_path / "nnUNet_results")])
+    with pytest.raises(UserError, match=f"no data set 137 in {looked_at}; there are none"):
+        find_dataset(137, place)
+    (tmp_path / "nnUNet_raw" / "Dataset137_A").mkdir()
+    for asked in (137, "Dataset137_A"):
+        with pytest.raises(
+            UserError, match=f"{tmp_path}/nnUNet_raw/Dataset137_A is there, but not in {place}; plan it"
+        ):
+            find_dataset(asked, place, "plan it")
+    with pytest.raises(UserError, match=r"no data set 138 in .*; there are Dataset137_A"):
+        find_dataset(138, place)
 
 
 @pytest.mark.parametrize("variable", FOLDERS)

@@ -5,13 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from nnunet_brats_ext.storage import output
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.output import partial_file, publish, staged, working_folder, write_texts, writing
+from nnunet_brats_ext.storage.output import (
+    check_output,
+    partial_file,
+    publish,
+    staged,
+    working_folder,
+    write_texts,
+    writing,
+)
 
 WORK = (
     "import sys, time; from pathlib import Path; from nnunet_brats_ext.storage.output import working_folder\n"
@@ -116,7 +125,7 @@ def test_a_defect_keeps_its_traceback_and_leaves_nothing(tmp_path):
 def test_an_earlier_run_over_the_same_cases_is_replaced_without_contradictions(tmp_path):
     for name in ("a.nii.gz", "a.npz", "a.pkl", "dataset.json", "notes.txt"):
         (tmp_path / name).write_text("old")
-    with staged(tmp_path, ["a"]) as stage:
+    with staged(tmp_path, ["a"], overwrite=True) as stage:
         (stage / "a.nii.gz").write_text("new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.nii.gz": "new", "notes.txt": "old"}
 
@@ -124,9 +133,10 @@ def test_an_earlier_run_over_the_same_cases_is_replaced_without_contradictions(t
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("file", "the output folder .*file is a file; choose another"),
+        ("file", "the output folder .*file is a file; choose a folder"),
         ("in", "the output folder .*in is also an input"),
-        ("others", r"others already holds other cases \(b.nii.gz\)"),
+        ("others", r"others already holds maps of other cases \(b.nii.gz\); choose another folder$"),
+        ("same", r"same already holds maps \(a.nii.gz\); choose another folder, or replace them with --overwrite$"),
     ],
 )
 def test_what_cannot_be_an_output_folder_is_refused_before_anything_is_written(tmp_path, out, message):
@@ -134,6 +144,8 @@ def test_what_cannot_be_an_output_folder_is_refused_before_anything_is_written(t
     (tmp_path / "in").mkdir()
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "b.nii.gz").touch()
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "a.nii.gz").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message), staged(tmp_path / out, ["a"], [tmp_path / "in"]):
         raise AssertionError("must not begin")
@@ -144,7 +156,7 @@ def test_two_runs_into_one_folder_both_end_well(tmp_path):
     command = (
         "import sys; from pathlib import Path; from nnunet_brats_ext.storage.output import staged\n"
         "for number in range(20):\n"
-        "    with staged(Path(sys.argv[1]), ['a', 'b']) as stage:\n"
+        "    with staged(Path(sys.argv[1]), ['a', 'b'], overwrite=True) as stage:\n"
         "        for case in 'ab': (stage / f'{case}.nii.gz').write_text('whole' * 1000)"
     )
     runs = [subprocess.Popen([sys.executable, "-c", command, tmp_path / "out"]) for _ in range(2)]
@@ -165,6 +177,36 @@ def test_two_runs_into_one_folder_both_end_well(tmp_path):
 def test_an_error_names_its_file_and_only_a_full_disk_asks_for_room(error, message):
     with pytest.raises(UserError, match=f"^a.txt could not be written: {message}$"), writing(Path("a.txt")):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "message"),
+    [
+        ("file", "new.json", None),
+        ("file", "old.json", None),
+        ("file", "deep/er/new.json", None),
+        ("folder", "deep/er", None),
+        ("folder", "folder", None),
+        ("file", "folder", "-o .*folder is a folder; name a file that ends in .json"),
+        ("file", "new.txt", r"-o .*new.txt: give a file that ends in .json"),
+        ("file", "old.json/new.json", "-o .*new.json: .*old.json is a file and cannot hold it; choose another place"),
+        ("folder", "old.json", "-o .*old.json is a file; choose a folder"),
+        ("folder", "old.json/deep/er", "-o .*er: .*old.json is a file and cannot hold it"),
+        ("file", "closed/new.json", "-o .*new.json: nothing may be written in .*closed; choose another place"),
+        ("folder", "closed/deep/er", "-o .*er: nothing may be written in .*closed"),
+        ("folder", "closed", "-o .*closed: nothing may be written in .*closed"),
+    ],
+)
+def test_whether_an_output_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, kind, path, message):
+    (tmp_path / "old.json").touch()
+    for name in ("folder", "closed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "access", lambda place, mode: place.name != "closed")  # tests may run as root
+    before = sorted(tmp_path.rglob("*"))
+    refused = pytest.raises(UserError, match=f"^{message}") if message else nullcontext()
+    with refused:
+        check_output("-o", tmp_path / path, kind, ".json" if kind == "file" else "")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_place_that_is_a_file_is_named(tmp_path):

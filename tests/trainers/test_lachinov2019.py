@@ -617,7 +617,7 @@ def test_three_teachers_an_ensemble_and_their_student(own_world, tmp_path, capsy
     world = own_world
     for trainer in (*TEACHERS.values(), BraTSStudentTrainer):
         make_tiny(trainer, monkeypatch)
-    assert main(["plan", "901", "-o", "LachinovPlans", "--overwrite"]) == 0
+    assert main(["plan", "901", "--name", "LachinovPlans", "--overwrite"]) == 0
     assert "nnUNetv2_preprocess -d 901 -plans_name LachinovPlans -c lachinov_brain" in capsys.readouterr().out
     folder = preprocess(world, "LachinovPlans", "lachinov_brain")
     assert folder.name == "LachinovPlans_lachinov_brain"

@@ -1,12 +1,19 @@
 """The command `run`: what it refuses before it writes anything, and what it keeps in its folder."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from release_folders import write_case
 from workflow_runs import SMALL, graph_of
 
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion import convert
+from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
+from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 from nnunet_brats_ext.workflow import run as run_module
 from nnunet_brats_ext.workflow.ownership import only_one
 from nnunet_brats_ext.workflow.run import RunOptions, plan_run
@@ -85,7 +92,7 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     ]
     assert not [word for word in words if str(tmp_path) in word]
     assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
-    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"release": Release(), "cases": []}))
+    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"release": Release(), "cases": CASES}))
     _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
     assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
     assert run.environment["nnUNet_results"] == "nnUNet_results"
@@ -94,8 +101,38 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     assert not Path(run.jobs["report/all"].result).is_absolute()
 
 
+@pytest.mark.parametrize(("patients", "folds"), [(2, 2), (4, 4), (7, 5)])
+def test_the_folds_of_a_run_are_those_that_its_conversion_makes(patients, folds, tmp_path, monkeypatch):
+    for name in FOLDERS:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    release = RELEASES["BraTS2020"]
+    for number in range(1, patients + 1):
+        write_case(tmp_path / "source", release, release.case_name(number))
+    options = RunOptions("baseline", tmp_path / "source", folder=tmp_path / "run", device="cpu")
+
+    def planned_folds() -> int:
+        return len({job.facts["fold"] for job in plan_run(options)[1].jobs.values() if job.kind == "train"})
+
+    assert planned_folds() == folds
+    dataset = convert(tmp_path / "source", 137, processes=1).folder
+    assert planned_folds() == len(find_splits(dataset.name)[1]) == folds
+    splits = tmp_path / "nnUNet_preprocessed" / dataset.name / "splits_final.json"
+    splits.write_text(json.dumps(json.loads(splits.read_text())[:1]))
+    assert planned_folds() == 1, "nnU-Net trains the folds that it finds there"
+
+
+def test_a_run_on_one_patient_is_refused(tmp_path):
+    release = RELEASES["BraTS2020"]
+    write_case(tmp_path / "source", release, release.case_name(1))
+    with pytest.raises(UserError, match="the source has 1 patient with labels; a cross-validation needs two"):
+        plan_run(RunOptions("baseline", tmp_path / "source", folder=tmp_path / "run", device="cpu"))
+
+
 class Release:
     name = "BraTS-2020"
+
+
+CASES = [ReleaseCase(f"case{i}", "BraTS2020", {LABEL: Path()}, patient=f"patient{i}") for i in range(5)]
 
 
 def test_on_windows_a_run_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):

@@ -54,7 +54,7 @@ from nnunet_brats_ext.storage.nnunet import (
     require_folder,
 )
 from nnunet_brats_ext.storage.options import Options, option
-from nnunet_brats_ext.storage.output import working_folder, writing
+from nnunet_brats_ext.storage.output import check_output, working_folder, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
 
@@ -174,6 +174,7 @@ def distill_dataset(options: DistillOptions) -> Distillation:
     if not options.pseudo and not options.foreign:
         raise UserError("nothing to distill: name predictions with --pseudo, or a data set with --foreign")
     raw = require_folder("nnUNet_raw")
+    check_output("nnUNet_raw", raw, "folder")
     labelled = RawDataset.open(find_dataset(options.labelled, raw))
     name = dataset_name(options.dataset_id, options.name or f"{labelled.folder.name[11:]}Distilled")
     target = raw / name

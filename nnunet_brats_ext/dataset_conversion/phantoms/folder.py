@@ -18,7 +18,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, write_image
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import publish, refuse_file, working_folder, write_text, writing
+from nnunet_brats_ext.storage.output import publish, working_folder, write_text, writing
 from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import processes_option
 
@@ -36,12 +36,12 @@ NAME_MAPPINGS = {"BraTS2018": _2018, "BraTS2019": _2019, "BraTS2020": _2020}
 class PhantomOptions(Options):
     """Options of `phantom`."""
 
-    out: Path = argument("folder to write, with the folders of the release in it", metavar="OUT")
+    out: Path = argument("folder to write, with the folders of the release in it", metavar="OUT", writes="folder")
     release: str = option(metavar="NAME", default="BraTS2020", help="whose folders, names and labels")
     cases: int = option(at_least=1, default=12, help="how many")
     unlabelled: int = option(at_least=0, default=0, help="leave the last N without label file")
     references: Path | None = option(
-        metavar="DIR", default=None, help="write the labels of those N here, to score with"
+        metavar="DIR", default=None, writes="folder", help="write the labels of those N here, to score with"
     )
     shape: tuple[int, int, int] | None = option(
         *("--size",), metavar=("X", "Y", "Z"), at_least=SMALLEST, default=None, help="voxels (default: the release's)"
@@ -100,16 +100,13 @@ def _check_places(out: Path, options: PhantomOptions) -> None:
     """An error where `out` holds anything but nothing or, with `overwrite`, phantoms; likewise for the references."""
     if options.unlabelled > options.cases:
         raise UserError(f"--unlabelled {options.unlabelled}: expected at most as many as --cases {options.cases}")
-    refuse_file(out)
     if out.exists() and any(out.iterdir()):
         if not (out / MANIFEST).is_file():
             raise UserError(f"{out} exists and holds no phantoms ({MANIFEST} is missing): choose another folder")
         if not options.overwrite:
             raise UserError(f"{out} already holds phantoms: choose another folder or add --overwrite")
-    if references := options.references:
-        refuse_file(references)
-        if references.resolve().is_relative_to(out):
-            raise UserError(f"--references {references} is inside {out}, next to the cases; choose another folder")
+    if (references := options.references) and references.resolve().is_relative_to(out):
+        raise UserError(f"--references {references} is inside {out}, next to the cases; choose another folder")
 
 
 def _manifest(release: Release, options: PhantomOptions, rows: Sequence[Mapping]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from nnunet_brats_ext.evaluation.report.tables import ModelResults
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.output import require_file_name
 from nnunet_brats_ext.storage.shared_options import processes_option
 
 SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
@@ -27,7 +26,7 @@ class ReportOptions(Options):
     """What `nnunet_brats report` can be asked for."""
 
     sources: tuple[Path, ...] = argument("results.json files of `evaluate`, one per model", metavar="RESULTS")
-    out: Path = option("-o", default=Path("report.html"), help="the page to write")
+    out: Path = option("-o", writes="file", default=Path("report.html"), help="the page to write")
     names: tuple[str, ...] | None = option(
         default=None, help="what to call the models; default: where their paths differ"
     )
@@ -53,10 +52,6 @@ class ReportOptions(Options):
     )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
     processes: int | None = processes_option()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_file_name(self.out)
 
 
 def find_case_files(
