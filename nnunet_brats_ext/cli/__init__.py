@@ -14,6 +14,7 @@ from nnunet_brats_ext import __version__
 from nnunet_brats_ext.cli.verbs import GROUPS, find_verb
 
 DEBUG = "--debug"
+PYTHONS_FORMAT = warnings.formatwarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,11 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from nnunet_brats_ext.cli.parser import parse
     from nnunet_brats_ext.plugin.requirements import require_nnunet
-    from nnunet_brats_ext.storage.errors import UserError
+    from nnunet_brats_ext.storage.errors import Notice, UserError
     from nnunet_brats_ext.storage.parallel import progress_shown
 
     # Of libraries about themselves: users can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(vision)?(\.|$)")
+    warnings.simplefilter("always", Notice)
+    warnings.formatwarning = _format_warning
     try:
         if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()
@@ -59,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnunet_brats {verb.name}: stopped", file=sys.stderr)
         return 130
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A notice without its place in the code, which says nothing to users; other warnings as Python shows them."""
+    from nnunet_brats_ext.storage.errors import Notice
+
+    if issubclass(category, Notice):
+        return f"warning: {message}\n"
+    return PYTHONS_FORMAT(message, category, filename, lineno, line)
 
 
 def _fail(verb: str, message: str, debug: bool) -> int:

@@ -46,7 +46,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     files = select_cases(find_image_files(options.images, description), options.cases, options.images)
     require_previous(model, options.previous, options.images)
     previous = [options.previous] if options.previous else []
-    check_images(files, previous, description.labels, description.ending, processes=1)
+    check_images(files, model, previous, processes=1)
     if options.reference:
         require_reference(options.reference, files, description.ending)
     require_image_axes(predictor)
