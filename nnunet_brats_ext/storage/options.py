@@ -14,6 +14,7 @@ Python as from the command line. What several commands have is in `shared_option
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -139,3 +140,5 @@ def check(field: Field, value: Any, kind: Any) -> None:
             raise UserError(
                 f"{name} {one}: expected {' and '.join(f'{words} {limit:g}' for limit, _, words in limits)}"
             )
+        if isinstance(one, Real) and not isfinite(one):
+            raise UserError(f"{name} {one}: expected a finite number")
