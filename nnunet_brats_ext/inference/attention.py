@@ -17,7 +17,7 @@ from nnunet_brats_ext.inference.predictor import find_device
 from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, shorten
-from nnunet_brats_ext.storage.images import read_grid
+from nnunet_brats_ext.storage.images import read_grid, read_label_map
 from nnunet_brats_ext.storage.output import staged
 from nnunet_brats_ext.storage.parallel import progress_bar
 
@@ -46,7 +46,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     files = select_cases(find_image_files(options.images, description), options.cases, options.images)
     require_previous(model, options.previous, options.images)
     previous = [options.previous] if options.previous else []
-    check_images(files, previous, description.labels, description.ending, processes=1)
+    check_images(files, model, previous, processes=1)
     if options.reference:
         require_reference(options.reference, files, description.ending)
     require_image_axes(predictor)
@@ -111,7 +111,7 @@ def require_reference(folder: Path, cases: CaseFiles, ending: str) -> None:
         )
     for case, (image, *_) in cases.items():
         file = folder / f"{case}{ending}"
-        if difference := read_grid(image).difference(read_grid(file)):
+        if difference := read_grid(image).difference(read_label_map(file)[1]):  # in full: damage is an error now
             raise UserError(f"{image} and {file} differ in {difference}; bring them to one grid")
 
 

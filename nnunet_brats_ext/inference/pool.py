@@ -102,7 +102,7 @@ def _predict_images(
         plan.outcome.finished_before = len(files)
         return plan
     check_models((member, passes) for member in members)
-    check_images(files, processes=options.processes or 1)
+    check_images(files, members[0], processes=options.processes or 1)
     steps: list[Step] = []
     folders = [target.out / "members" / member.folder.name for member in members]
     for member, folder in zip(members, folders, strict=True):

@@ -160,7 +160,7 @@ def plan_parts(
         check_models([(model, passes), *first_stage])
         folders = previous if isinstance(previous, Sequence) else []
         files = {case: part.files[case] for part in parts for case in part.files if case in missing}
-        check_images(files, folders, model.description.labels, result.ending, options.processes or 1)
+        check_images(files, model, folders, options.processes or 1)
     if rules:
         steps.append(RulesStep(result.out, out, rules, images))
     return replace(plan, steps=steps, scratch=[] if options.keep_members else [out / "members"])
