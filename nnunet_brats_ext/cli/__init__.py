@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.cli.verbs import GROUPS, find_verb
-from nnunet_brats_ext.storage.errors import UserError, did_you_mean
+from nnunet_brats_ext.storage.errors import Notice, UserError, did_you_mean
 
 DEBUG = "--debug"
+PYTHONS_FORMAT = warnings.formatwarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +47,8 @@ def _run(words: Sequence[str], debug: bool) -> int:
 
     # Of libraries about themselves: users can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(vision)?(\.|$)")
+    warnings.simplefilter("always", Notice)
+    warnings.formatwarning = _format_warning
     try:
         if verb.name != "doctor":  # which reports it with everything else
             require_nnunet()
@@ -62,6 +65,15 @@ def _run(words: Sequence[str], debug: bool) -> int:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
         return _fail(verb.name, f"{place}{error.strerror or error}", debug)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A notice without its place in the code, which says nothing to users; other warnings as Python shows them."""
+    if issubclass(category, Notice):
+        return f"warning: {message}\n"
+    return PYTHONS_FORMAT(message, category, filename, lineno, line)
 
 
 def _fail(verb: str, message: str, debug: bool) -> int:

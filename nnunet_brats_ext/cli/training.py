@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nnunet_brats_ext import papers
+from nnunet_brats_ext.planning.brats_plans import resolve
 from nnunet_brats_ext.planning.fitting import PLAIN_UNET, shown
 from nnunet_brats_ext.planning.plan import Planned, PlanOptions, next_commands, plan
 from nnunet_brats_ext.storage.errors import UserError
@@ -72,8 +73,9 @@ def table_of_plans(planned: Planned) -> Table:
         paper = papers.find_paper(papers.configurations()[name].paper)
         why = "\n".join([paper.short, *chosen.reasons])
         table.add_row(name, shown(chosen.topology.patch_size), str(chosen.batch_size), estimate, why)
-    for name, configuration in planned.plans["configurations"].items():
-        if name not in planned.fits and "patch_size" in configuration:
+    for name in planned.plans["configurations"]:
+        if name not in planned.fits:
+            configuration = resolve(planned.plans["configurations"], name)
             patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
             estimate = f"{PLAIN_UNET.gpu_gb(patch_size, batch_size):.1f}" if is_plain_3d(configuration) else ""
             table.add_row(name, shown(patch_size), str(batch_size), estimate, "nnU-Net's own, kept", style="dim")

@@ -4,12 +4,15 @@ Loads no torch, so that the processes that read them start at once.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from nnunet_brats_ext.inference.channel_order import Ranges, likely_order, ranges_of_training
+from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS, Grid, read_image, read_label_map, require_labels
 from nnunet_brats_ext.storage.parallel import for_each
 
@@ -43,34 +46,49 @@ def find_image_files(folder: Path, description: DatasetDescription) -> dict[str,
 
 
 def check_images(
-    cases: CaseFiles,
-    previous: Sequence[Path] = (),
-    labels: Collection[int] = (),
-    ending: str = ".nii.gz",
-    processes: int | None = None,
+    cases: CaseFiles, model: TrainedModel, previous: Sequence[Path] = (), processes: int | None = None
 ) -> None:
     """A UserError that names every file that is damaged or does not lie on the grid of its case's first channel.
 
-    previous: folders of label maps that a second stage refines, named CASE + ending, of these labels.
+    An Notice names the cases whose channels seem to be in another order than in the model's training data.
+    previous: folders of label maps that a second stage refines, named CASE + ending, of the model's labels.
     """
+    description = model.description
+    ending, sequences = description.ending, description.sequences
     missing = {folder: [case for case in cases if not (folder / f"{case}{ending}").is_file()] for folder in previous}
     for folder, lacking in missing.items():
         if lacking:
             raise UserError(f"{folder} lacks the previous stage's label maps of {shorten(lacking)}")
     maps = {case: [folder / f"{case}{ending}" for folder in previous] for case in cases}
     items = [(case, list(files), maps[case]) for case, files in cases.items()]
-    for_each(partial(_check_case, frozenset(labels)), items, "Check images", processes, name=lambda item: item[0])
+    check = partial(_check_case, description.labels, sequences, ranges_of_training(model.plans, len(sequences)))
+    orders = for_each(check, items, "Check images", processes, name=lambda item: item[0])
+    others = {case: order for case, order in zip(cases, orders, strict=True) if order != list(sequences)}
+    if others:
+        shown = shorten([f"{case} ({', '.join(order)})" for case, order in others.items()], 3)
+        warnings.warn(
+            f"the model was trained on channels in the order {', '.join(sequences)}; the images of {len(others)} of "
+            f"{len(cases)} cases look as if theirs were in another: {shown}. Compare them with their names _0000, "
+            "_0001, ... before you trust the predictions",
+            Notice,
+            stacklevel=2,
+        )
 
 
-def _check_case(labels: frozenset[int], item: tuple[str, list[Path], list[Path]]) -> None:
+def _check_case(
+    labels: frozenset[int], sequences: Sequence[str], ranges: Ranges, item: tuple[str, list[Path], list[Path]]
+) -> list[str]:
+    """What the channels of a case seem to show."""
     _, images, maps = item
     if not images[0].name.endswith(ENDINGS):
-        return  # formats such as PNG and TIFF are nnU-Net's own readers'
+        return list(sequences)  # formats such as PNG and TIFF are nnU-Net's own readers'
+    arrays = []
     grids: dict[Path, Grid] = {}
     for path in images:
         array, grids[path], _ = read_image(path)
         if array.ndim > 3:
             raise UserError(f"{path} has {array.ndim} axes instead of 3; write each volume to a file of its own")
+        arrays.append(array)
     for path in maps:
         array, grids[path] = read_label_map(path)
         require_labels(array, labels, path)
@@ -78,3 +96,4 @@ def _check_case(labels: frozenset[int], item: tuple[str, list[Path], list[Path]]
     for path in others:
         if difference := grids[first].difference(grids[path]):
             raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")
+    return likely_order(arrays, sequences, ranges)

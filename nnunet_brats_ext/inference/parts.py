@@ -63,8 +63,8 @@ def plan_steps(
     networks.load([part.system for part in left])
     folders = [folder for part in left for folder in part.system.folders]
     files = {case: part.files[case] for part in left for case in part.files}
-    labels = left[0].system.members[0].model.description.labels
-    check_images(files, list(dict.fromkeys(folders)), labels, target.ending, machine.processes or 1)
+    model = left[0].system.members[0].model
+    check_images(files, model, list(dict.fromkeys(folders)), machine.processes or 1)
     return [
         PredictionStep(
             part.description,

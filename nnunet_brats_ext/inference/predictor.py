@@ -23,7 +23,7 @@ from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_
 from nnunet_brats_ext.inference.tilings import StoredVolume, Volume, predict_padded, predict_slices
 from nnunet_brats_ext.papers import Prediction
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, raise_problems
+from nnunet_brats_ext.storage.errors import Notice, UserError, raise_problems
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
 from nnunet_brats_ext.training.seams import fastest_memory_format
 
@@ -254,9 +254,8 @@ class BraTSPredictor(nnUNetPredictor):
             except torch.OutOfMemoryError:
                 if tiling is None or not tiling.may_exceed_memory:
                     raise
-        warnings.warn(
-            f"the tiling {self.tiling} does not fit on the device; sliding windows instead, from here on", stacklevel=2
-        )
+        sentence = f"the tiling {self.tiling} does not fit on the device; sliding windows instead, from here on"
+        warnings.warn(sentence, Notice, stacklevel=2)
         self.tiling = SLIDING
         return super().predict_sliding_window_return_logits(input_image)
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class EnsembleOptions(Options):
     out: Path = option("-o", writes="folder", help="output folder")
     method: str = option(default="mean", choices=lambda: METHODS, help="how to combine them")
     weights: tuple[float, ...] | None = option(
-        default=None, at_least=0, below=inf, metavar="X", help="one per folder (mean, majority); default: all alike"
+        default=None, at_least=0, metavar="X", help="one per folder (mean, majority); default: all alike"
     )
     space: str | None = option(
         default=None,

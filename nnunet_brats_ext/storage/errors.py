@@ -8,6 +8,10 @@ class UserError(ValueError):
     """What is wrong with the user's input; the sentence quotes it and says what to do. Shown without traceback."""
 
 
+class Notice(UserWarning):
+    """What the user should know although the work is done, such as inputs that may be wrong. Shown as one sentence."""
+
+
 def raise_problems(summary: str, problems: Sequence[str]) -> None:
     """Raise one UserError that lists every problem below a summary; without problems nothing happens."""
     if problems:

@@ -15,6 +15,7 @@ Python as from the command line; so is an output that cannot be written. What se
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -147,3 +148,5 @@ def check(field: Field, value: Any, kind: Any) -> None:
             raise UserError(
                 f"{name} {one}: expected {' and '.join(f'{words} {limit:g}' for limit, _, words in limits)}"
             )
+        if isinstance(one, Real) and not isfinite(one):
+            raise UserError(f"{name} {one}: expected a finite number")

@@ -15,6 +15,7 @@ from nnunet_brats_ext.storage.locks import is_locked, lock
 
 GRACE_S = 60.0  # the lock of a working folder younger than this may be about to be taken
 LOCK = ".lock"
+HELD = ".held"  # a file that is there once the lock has been taken
 PARTIAL = ".partial-"  # what the names of unfinished files begin with
 SETTINGS_FILES = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
 
@@ -114,6 +115,7 @@ def working_folder(target: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
         scratch = TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True)
     with scratch as name, lock(Path(name, LOCK)):
+        Path(name, HELD).touch()
         yield Path(name)
 
 
@@ -145,7 +147,8 @@ def _is_abandoned(folder: Path) -> bool:
     """Whether a run that was killed has left this working folder: it has a lock, and nobody holds it."""
     try:
         lock_file = folder / LOCK
-        return lock_file.is_file() and time.time() - folder.stat().st_mtime > GRACE_S and not is_locked(lock_file)
+        held_once = (folder / HELD).is_file() or time.time() - folder.stat().st_mtime > GRACE_S
+        return lock_file.is_file() and held_once and not is_locked(lock_file)
     except OSError:  # gone in the meantime, or another user's
         return False
 

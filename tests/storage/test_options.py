@@ -25,6 +25,7 @@ class AllOptions(Options):
     model: str | None = option(help="a choice", default=None, choices=lambda: ["a", "b"])
     several: tuple[str, ...] = option(help="choices", default=(), choices=("x", "y"))
     threshold: float | None = option(help="a limit", default=None, at_least=0, at_most=1)
+    factor: float = option(help="without limit above", default=1.0, at_least=0)
     folds: tuple[int, ...] | None = option("-f", help="folds", default=None, at_least=0)
 
 
@@ -58,6 +59,7 @@ REFUSED = [
     (dict(threshold=float("nan")), r"--threshold nan: expected at least 0 and at most 1"),
     (dict(threshold=-0.1), r"--threshold -0.1: expected at least 0 and at most 1"),
     (dict(threshold=float("inf")), r"--threshold inf: expected at least 0 and at most 1"),
+    (dict(factor=float("inf")), r"--factor inf: expected a finite number"),
     (dict(threshold="high"), r"--threshold 'high': expected a number"),
     (dict(size=(40, 31, 40)), r"--size 31: expected at least 32"),
     (dict(size=(40, 40)), r"--size \(40, 40\): expected 3 values"),

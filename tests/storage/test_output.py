@@ -31,15 +31,13 @@ WORK = (
 
 @pytest.fixture
 def start_run(tmp_path):
-    """Starts another process that works on tmp_path/out; gives the process and its working folder, begun long ago."""
+    """Starts another process that works on tmp_path/out; gives the process and its working folder."""
     processes = []
 
     def start() -> tuple[subprocess.Popen, Path]:
         process = subprocess.Popen([sys.executable, "-c", WORK, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
         processes.append(process)
-        folder = Path(process.stdout.readline().strip())
-        os.utime(folder, (0, 0))
-        return process, folder
+        return process, Path(process.stdout.readline().strip())
 
     yield start
     for process in processes:
@@ -64,7 +62,8 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_that_is_in_use(
 def test_other_hidden_folders_are_never_removed(tmp_path, start_run):
     process, young = start_run()
     kill(process)
-    os.utime(young)  # its lock may be about to be taken
+    (young / output.HELD).unlink()  # its lock may be about to be taken
+    os.utime(young)
     backup = tmp_path / ".out.backup"  # of the user, without a lock
     backup.mkdir()
     (tmp_path / ".out.notes").write_text("mine")

@@ -1,0 +1,285 @@
+"""Every kind of damage over every command that reads such a file: it is named, and nothing is written.
+
+A new command is covered by listing it in `spoiling.COMMANDS` and here, for each kind of file, with those that read it
+or with those that do not.
+"""
+
+import json
+import resource
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+from spoiling import (
+    CASE,
+    COMMANDS,
+    DAMAGE,
+    MODEL,
+    OTHER_GRIDS,
+    PREPROCESSED,
+    RAW,
+    RELEASE,
+    almost_whole,
+    cut,
+    empty,
+    everything,  # noqa: F401
+    everything_on_disk,  # noqa: F401
+    flip_a_byte,
+    run,
+    text,
+    verb_of,
+)
+
+from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.cli.verbs import GROUPS
+from nnunet_brats_ext.storage.options import element_type, spec_of
+from nnunet_brats_ext.storage.output import writing
+
+VERBS = {verb.name: verb for verbs in GROUPS.values() for verb in verbs if not verb.hidden}
+
+IMAGES = {  # command -> a file that it reads
+    "convert": f"{RELEASE}_t1ce.nii.gz",
+    "distill": f"images/{CASE}_0001.nii.gz",
+    "predict": f"images/{CASE}_0001.nii.gz",
+    "predict (vote, rules)": f"images/{CASE}_0001.nii.gz",
+    "attention": f"images/{CASE}_0001.nii.gz",
+    "postprocess (images)": f"images/{CASE}_0001.nii.gz",
+    "uncertainty": f"images/{CASE}_0001.nii.gz",
+    "report": f"images/{CASE}_0003.nii.gz",
+}
+LABEL_MAPS = {
+    "convert": f"{RELEASE}_seg.nii.gz",
+    "restore": f"A/{CASE}.nii.gz",
+    "distill": f"A/{CASE}.nii.gz",
+    "attention": f"references/{CASE}.nii.gz",
+    "ensemble": f"A/{CASE}.nii.gz",
+    "ensemble (majority)": f"B/{CASE}.nii.gz",
+    "ensemble (two-pass)": f"B/{CASE}.nii.gz",
+    "postprocess": f"A/{CASE}.nii.gz",
+    "postprocess (probabilities)": f"A/{CASE}.nii.gz",
+    "postprocess (images)": f"A/{CASE}.nii.gz",
+    "uncertainty": f"B/{CASE}.nii.gz",
+    "evaluate": f"references/{CASE}.nii.gz",
+    "rank": f"B/{CASE}.nii.gz",
+    "tune": f"A/{CASE}.nii.gz",
+    "report": f"B/{CASE}.nii.gz",
+}
+PROBABILITIES = {
+    "distill": f"A/{CASE}.npz",
+    "ensemble": f"B/{CASE}.npz",
+    "ensemble (majority)": f"B/{CASE}.npz",
+    "postprocess (probabilities)": f"A/{CASE}.npz",
+    "uncertainty": f"B/{CASE}.npz",
+}
+CHECKPOINTS = {
+    "predict": f"{MODEL}/fold_0/checkpoint_final.pth",
+    "predict (vote, rules)": f"{MODEL}/fold_1/checkpoint_final.pth",
+    "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
+}
+JSON = {  # a command and a JSON file that it reads
+    ("restore", f"{RAW}/manifest.json"),
+    ("restore", "A/dataset.json"),
+    ("distill", f"{RAW}/manifest.json"),
+    ("distill", f"{RAW}/dataset.json"),
+    ("distill", f"{PREPROCESSED}/splits_final.json"),
+    ("distill", "A/dataset.json"),
+    ("filter-cases", f"{PREPROCESSED}/splits_final.json"),
+    ("filter-cases", f"{PREPROCESSED}/SmallPlans.json"),
+    ("plan", f"{PREPROCESSED}/SmallPlans.json"),
+    ("plan", f"{PREPROCESSED}/dataset_fingerprint.json"),
+    ("predict", f"{MODEL}/plans.json"),
+    ("predict", f"{MODEL}/dataset.json"),
+    ("predict (vote, rules)", "rules.json"),
+    ("attention", f"{MODEL}/plans.json"),
+    ("attention", f"{MODEL}/dataset.json"),
+    ("ensemble", "A/dataset.json"),
+    ("ensemble (majority)", "A/dataset.json"),
+    ("postprocess", "rules.json"),
+    ("postprocess (probabilities)", "A/dataset.json"),
+    ("uncertainty", "B/dataset.json"),
+    ("rank (results)", "one.json"),
+    ("tune", "splits.json"),
+    ("report", "two.json"),
+    ("report", "maps/uncertainty.json"),
+    ("report", f"{MODEL}/plans.json"),
+    ("report", f"{MODEL}/dataset.json"),
+    ("status", "run/graph.json"),
+}
+READ_NONE = {  # kind of file -> verbs that read none of it
+    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo",
+    "label map": "filter-cases plan predict run status doctor papers phantom demo",
+    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
+    "papers phantom demo",
+    "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
+    "report run status doctor papers phantom demo",
+    "JSON": "convert evaluate run doctor papers phantom demo",
+}
+READ = {
+    "image": IMAGES,
+    "label map": LABEL_MAPS,
+    "probabilities": PROBABILITIES,
+    "checkpoint": CHECKPOINTS,
+    "JSON": [command for command, _ in JSON],
+}
+LASTING = ("run", "status", "doctor", "papers", "demo")  # verbs without an output folder of their own
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_every_verb_is_listed_for_every_kind_of_file(kind):
+    reading, others = {verb_of(command) for command in READ[kind]}, set(READ_NONE[kind].split())
+    assert reading | others == set(VERBS)
+    assert not reading & others
+    assert set(READ[kind]) <= set(COMMANDS)
+
+
+def files_of(root: Path) -> dict[str, tuple[int, int]]:
+    stats = {path.relative_to(root): path.stat() for path in root.rglob("*") if not path.is_dir()}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+@pytest.fixture
+def refused(everything, capsys):  # noqa: F811
+    """Run a command that has to be refused; its message, once it has written nothing."""
+
+    def refuse(command: str) -> str:
+        before = files_of(everything)
+        assert run(command) == 1
+        assert files_of(everything) == before, "nothing is written, and nothing is left of the try"
+        return capsys.readouterr().err
+
+    return refuse
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "demo"])
+def test_what_is_whole_is_taken(command, everything):  # noqa: F811
+    assert run(command) == 0
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("command", IMAGES)
+def test_a_damaged_image_is_named(command, damage, everything, refused):  # noqa: F811
+    file = everything / IMAGES[command]
+    damage(file)
+    assert file.name in refused(command)
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("command", LABEL_MAPS)
+def test_a_damaged_label_map_is_named(command, damage, everything, refused):  # noqa: F811
+    file = everything / LABEL_MAPS[command]
+    damage(file)
+    assert file.name in refused(command)
+
+
+@pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("command", [*IMAGES, *LABEL_MAPS])
+def test_a_file_on_another_grid_is_named(command, spoil, everything, refused):  # noqa: F811
+    file = everything / {**LABEL_MAPS, **IMAGES}[command]
+    spoil(file)
+    said = refused(command)
+    assert CASE in said or "BraTS20_Training_001" in said
+    assert any(word in said for word in ("differ", "size", "spacing", "direction", "grid")), said
+
+
+def as_logits(file: Path) -> None:
+    change_npz(file, lambda p: p * 20 - 10)
+
+
+def as_nan(file: Path) -> None:
+    change_npz(file, lambda p: np.full_like(p, np.nan))
+
+
+def as_complex(file: Path) -> None:
+    change_npz(file, lambda p: p.astype(complex))
+
+
+def of_another_shape(file: Path) -> None:
+    change_npz(file, lambda p: p[:, 1:])
+
+
+def under_another_name(file: Path) -> None:
+    np.savez(file, softmax=np.load(file)["probabilities"])
+
+
+def change_npz(file: Path, change) -> None:
+    np.savez_compressed(file, probabilities=change(np.load(file)["probabilities"].astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, almost_whole, empty, text, flip_a_byte, as_logits, as_nan, as_complex, of_another_shape, under_another_name],
+)
+@pytest.mark.parametrize("command", PROBABILITIES)
+def test_what_are_no_probabilities_is_named(command, damage, everything, refused):  # noqa: F811
+    file = everything / PROBABILITIES[command]
+    damage(file)
+    assert file.name in refused(command)
+
+
+@pytest.mark.parametrize("command", PROBABILITIES)
+def test_a_case_without_its_probabilities_is_named(command, everything, refused):  # noqa: F811
+    (everything / PROBABILITIES[command]).unlink()
+    assert CASE in refused(command)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, text, flip_a_byte])
+@pytest.mark.parametrize("command", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_named(command, damage, everything, refused):  # noqa: F811
+    file = everything / CHECKPOINTS[command]
+    damage(file)
+    said = refused(command)
+    assert f"{file.parent.name}/{file.name}" in said
+    assert len(said) < 1500
+
+
+# ---- edited JSON ----------------------------------------------------------------------------------------------------
+
+NO_JSON = {
+    "no JSON": b"{",
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "deep": b"[" * 100_000,
+    "a list": b'["a"]',
+    "a number": b"5",
+    "null": b"null",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON)
+@pytest.mark.parametrize(("command", "file"), sorted(JSON))
+def test_a_file_that_is_no_json_object_is_named(command, file, content, everything, refused):  # noqa: F811
+    (everything / file).write_bytes(NO_JSON[content])
+    assert Path(file).name in refused(command)
+
+
+OTHER_VALUES = (None, [], {}, "x", -1, 1e9, float("nan"), True, [[]], {"x": {}})
+
+
+def edits(content, depth: int = 4) -> Iterator[object]:
+    """The content with one of its entries removed, and with one of another kind; of lists the first entry alone."""
+    if depth == 0:
+        return
+    keys = list(content) if isinstance(content, dict) else [0] if isinstance(content, list) and content else []
+    for key in keys:
+        without = content.copy()
+        del without[key]
+        yield without
+        for value in OTHER_VALUES:
+            other = content.copy()
+            other[key] = value
+            yield other
+        for inner in edits(content[key], depth - 1):
+            other = content.copy()
+            other[key] = inner
+            yield other
+
+
+def some_edits(content, most: int) -> list[object]:
+    every = list(edits(content))
+    return every[:: max(1, len(every) // most)]
