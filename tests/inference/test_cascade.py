@@ -230,7 +230,7 @@ def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command
     [
         (("-f", "4"), "fold_4"),
         (("-chk", "checkpoint_epoch_9.pth", "-f", "0"), "holds checkpoint_best.pth, checkpoint_epoch_1.pth"),
-        (("-tr", "BraTSNoTrainer"), "there are BraTSAttentionVAETrainer__BraTSPlans__lyu_stage2"),
+        (("-tr", "BraTSNoTrainer"), "no trainer 'BraTSNoTrainer'"),
         (("-prev_stage_predictions", "nowhere"), "nowhere lacks the previous stage's label maps"),
         (("--patch-size", "32", "32", "30"), "30 is no multiple of the strides"),
     ],
