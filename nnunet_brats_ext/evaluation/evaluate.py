@@ -105,7 +105,7 @@ def _renumbered(path: Path, values: np.ndarray, to_trained: Mapping[int, int]) -
     try:
         return renumber(values, to_trained)
     except UserError as error:
-        raise UserError(f"{path}: {error}; --labels says how the files number the labels") from error
+        raise UserError(f"{path}: {error}", "--labels says how the files number the labels") from error
 
 
 def _score(preset: Preset, numberings: Numberings, pair: _Pair) -> _Outcome:

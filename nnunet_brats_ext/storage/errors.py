@@ -5,17 +5,28 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """What is wrong with the user's input; the sentence quotes it and says what to do. Shown without traceback."""
+    """What is wrong with the user's input; the sentence quotes it and says what to do. Shown without traceback.
+
+    advice: what to do, where many inputs may have the same problem: a list of these states it once.
+    """
+
+    def __init__(self, problem: str, advice: str = ""):
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem, self.advice = problem, advice
 
 
 class Notice(UserWarning):
     """What the user should know although the work is done, such as inputs that may be wrong. Shown as one sentence."""
 
 
-def raise_problems(summary: str, problems: Sequence[str]) -> None:
-    """Raise one UserError that lists every problem below a summary; without problems nothing happens."""
+def raise_problems(summary: str, problems: Sequence[str], advice: Iterable[str] = ()) -> None:
+    """Raise one UserError that lists every problem below a summary; without problems nothing happens.
+
+    advice: sentences to end with, each once.
+    """
     if problems:
-        raise UserError("\n  ".join([f"{summary}:", *problems]))
+        listed = "\n  ".join([f"{summary}:", *problems])
+        raise UserError("\n".join([listed, *dict.fromkeys(filter(None, advice))]))
 
 
 def refuse(problems: Sequence[str], action: str) -> None:

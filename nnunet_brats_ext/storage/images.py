@@ -216,7 +216,7 @@ def require_labels(
     expected = {BACKGROUND, *known}
     if others := sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - expected):
         words = f"{path} holds labels {others}, which are not among {sorted(expected)}"
-        raise UserError(f"{words}: {advice}{AS_TRAINED_NEEDED}")
+        raise UserError(words, advice + AS_TRAINED_NEEDED)
 
 
 GZIP_MAGIC = b"\x1f\x8b"

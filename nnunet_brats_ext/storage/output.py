@@ -163,9 +163,9 @@ def refuse_maps(
     """
     if others := sorted(set(there) - set(replaceable)):
         of_others = "of other cases " if replaceable else ""
-        raise UserError(f"{folder} already holds maps {of_others}({shorten(others)}); choose another folder")
+        raise UserError(f"{folder} already holds maps {of_others}({shorten(others, 3)}); choose another folder")
     if there and not overwrite:
-        names = shorten(sorted(there))
+        names = shorten(sorted(there), 3)
         advice = "choose another folder, or replace them with --overwrite"
         raise UserError(f"{folder} already holds maps ({names}); {advice}")
 

@@ -70,8 +70,12 @@ def for_each(
             except (OSError, UserError) as error:
                 failures[index] = error
             advance()
-    problems = [f"{name(items[index])}: {failures[index]}" for index in sorted(failures)]
-    raise_problems(f"{description}: {len(failures)} of {len(items)} cases failed", problems)
+    failed = [(items[index], failures[index]) for index in sorted(failures)]
+    raise_problems(
+        f"{description}: {len(failures)} of {len(items)} cases failed",
+        [f"{name(item)}: {error.problem if isinstance(error, UserError) else error}" for item, error in failed],
+        (error.advice for _, error in failed if isinstance(error, UserError)),
+    )
     return [results[index] for index in range(len(items))]
 
 

@@ -424,7 +424,7 @@ def test_label_maps_on_another_grid_or_with_unknown_labels_leave_an_older_page_a
     write_volume(world / "one" / "a.nii.gz", tumour(), (1, 1, 2))
     write_volume(world / "two" / "b.nii.gz", tumour() + np.uint8(6))
     with pytest.raises(
-        ValueError, match=r"a: .*differ in spacing_mm(.|\n)*b: .*labels \[.*9.0\] are not among.*evaluate --labels"
+        ValueError, match=r"a: .*differ in spacing_mm(.|\n)*b: .*labels \[.*9.0\] are not among(.|\n)*evaluate --labels"
     ):
         write_report(sources, page, **options(world))
     assert page.read_text() == "older"

@@ -403,10 +403,10 @@ def test_two_pass_refuses_label_maps_as_released(tmp_path):
     maps[1] = 4
     folders = [write_member(tmp_path / name, {"a": maps}) for name in "AB"]
     with pytest.raises(
-        ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]: .*restore"
+        ValueError, match=r"A/a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]\n.*restore"
     ):
         ensemble(folders, tmp_path / "out", method="two-pass", processes=1)
-    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\].*--order.*; .*restore"):
+    with pytest.raises(ValueError, match=r"A/a.nii.gz holds labels \[4\].*\n.*--order.*; .*restore"):
         ensemble(folders, tmp_path / "out", method="majority", processes=1)
 
 

@@ -301,7 +301,7 @@ def test_labels_that_are_not_as_trained_are_named():
     require_labels(np.array([0, 1, 3], np.uint8), {1, 2, 3}, Path("a.nii.gz"))
     with pytest.raises(
         UserError,
-        match=r"a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]: .*`restore`.*`convert`.*--labels",
+        match=r"a.nii.gz holds labels \[4\], which are not among \[0, 1, 2, 3\]; .*`restore`.*`convert`.*--labels",
     ):
         require_labels(np.array([0, 4], np.uint8), {1, 2, 3}, Path("a.nii.gz"))
 

@@ -25,6 +25,8 @@ both = pytest.mark.parametrize("processes", [1, 2])
 def double(case: str) -> str:
     if case in ("bad", "worse"):
         raise UserError(f"{case} is bad")
+    if case.startswith("advised"):
+        raise UserError(f"{case} is bad", "give another")
     if case == "gone":
         raise FileNotFoundError(2, "No such file or directory", "gone.nii.gz")
     if case == "defect":
@@ -58,6 +60,18 @@ def test_one_error_names_all_failures_in_order_and_the_others_are_done(processes
         "  bad: bad is bad"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"a", "worse", "c", "gone", "bad"}
+
+
+@both
+def test_advice_that_many_failures_have_in_common_is_stated_once(processes):
+    with pytest.raises(UserError) as caught:
+        for_each(double, ["advised 1", "advised 2", "bad"], "Doubling", processes)
+    assert str(caught.value).splitlines()[1:] == [
+        "  advised 1: advised 1 is bad",
+        "  advised 2: advised 2 is bad",
+        "  bad: bad is bad",
+        "give another",
+    ]
 
 
 @both

@@ -143,10 +143,8 @@ def _labels(path: Path, to_trained: Mapping[int, int], first: Path, grid: Grid) 
     try:
         return renumber(values, to_trained)
     except UserError as error:
-        raise UserError(
-            f"{path}: {error}; the results say how the files are numbered: score them with the `evaluate --labels` "
-            "that is true of them"
-        ) from error
+        advice = "the results say how the files are numbered: score them with the `evaluate --labels` that fits them"
+        raise UserError(f"{path}: {error}", advice) from error
 
 
 def _colour_uncertainty(grey: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
