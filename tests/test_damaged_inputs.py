@@ -4,12 +4,8 @@ A new command is covered by listing it in `spoiling.COMMANDS` and here, for each
 or with those that do not.
 """
 
-import json
-import resource
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -33,10 +29,7 @@ from spoiling import (
     verb_of,
 )
 
-from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.cli.verbs import GROUPS
-from nnunet_brats_ext.storage.options import element_type, spec_of
-from nnunet_brats_ext.storage.output import writing
 
 VERBS = {verb.name: verb for verbs in GROUPS.values() for verb in verbs if not verb.hidden}
 

@@ -46,34 +46,38 @@ class Graph(TrainingJobs):
         recipe = self.recipe
         if prediction in recipe.models:
             model = recipe.models[prediction]
-            return self.collect(model) if branch == CROSS_VALIDATION else self.predict(model)
+            return self.predict(model, branch)
         if prediction in recipe.ensembles:
             return self.ensemble(recipe.ensembles[prediction], branch)
         return self.postprocess(recipe.postprocessing[prediction], branch)
 
-    def collect(self, model: Model) -> str:
-        out, after = self.folder(model.name, CROSS_VALIDATION), self.trained(model, self.scored_folds(model))
-        validations = [self.jobs[job].result / "validation" for job in after]
-        command = ["python", "-m", "nnunet_brats_ext.workflow.collect", *validations, "-o", out]
-        return self.add(f"collect/{model.name}", command, out, after)
-
-    def predict(self, model: Model) -> str:
-        out, after = self.folder(model.name, TEST), self.trained(model)
-        data = self.recipe.data[model.data]
-        command = ["nnunet_brats", "predict", "-i", self.images(data, TEST), "-o", out, *self.model_words(model)]
+    def predict(self, model: Model, branch: str) -> str:
+        """The cases without label by all folds, or each fold's own cases by its models, with the same inference."""
+        folds = self.scored_folds(model) if branch == CROSS_VALIDATION else None
+        after = self.trained(model, folds or ())
+        command = self.model_words(model, folds)
         if model.checkpoints:
             command += ["-chk", *self.checkpoints(model.checkpoints)]
         if model.previous_stage:
             previous = self.recipe.models[model.previous_stage]
             command += ["-prev_tr", previous.trainer, "-prev_f", *self.folds(previous)]
             command += ["-prev_chk", *self.checkpoints(previous.checkpoints)] if previous.checkpoints else []
-        for option in ("combine", "tiling", "tta"):
-            if value := getattr(model, option):
-                command += [f"--{option}", value]
+        command += ["--combine", model.combine] if model.combine else []
         if model.name in self.averaged and model.combine != "vote":
             command.append("--save_probabilities")
-        command += ["-np", self.workers("predict")]
-        return self.add(f"predict/{model.name}", command, out, [*after, self.converted(self.base_of(data))])
+        return self.prediction(model.name, branch, command, model, after)
+
+    def prediction(self, name: str, branch: str, models: Sequence[object], model: Model, after: Sequence[str]) -> str:
+        """A job that predicts cases of a model's data, with its tiling and symmetries. models: words that name them."""
+        out, data = self.folder(name, branch), self.recipe.data[model.data]
+        words = ["nnunet_brats", "predict", "-i", self.images(data, branch), "-o", out, *models]
+        words += ["--cross-validation"] if branch == CROSS_VALIDATION else []
+        for option in ("tiling", "tta"):
+            if value := getattr(model, option):
+                words += [f"--{option}", value]
+        words += ["-np", self.workers("predict")]
+        job = f"predict/{name}" if branch == TEST else f"predict/{branch}/{name}"
+        return self.add(job, words, out, [*after, self.converted(self.base_of(data))])
 
     def ensemble(self, ensemble: Ensemble, branch: str) -> str:
         if ensemble.best:
@@ -89,22 +93,14 @@ class Graph(TrainingJobs):
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
 
     def pool(self, ensemble: Ensemble, branch: str) -> str:
-        """The best models of each fold: of the test cases they make their own predictions, as one job."""
-        out, models = self.folder(ensemble.name, branch), [self.recipe.models[name] for name in ensemble.of]
+        """The best models of each fold, which predict anew, as one job."""
+        models = [self.recipe.models[name] for name in ensemble.of]
         after = [job for model in models for job in self.trained(model)]
-        data, folds = self.recipe.data[models[0].data], self.scored_folds(models[0])
-        command = ["nnunet_brats", "predict", "-o", out, "-d", self.ids[data.name], "-p", models[0].plans]
+        command = ["-d", self.ids[models[0].data], "-p", models[0].plans]
         command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
-        command += ["--best", ensemble.best, "-f", *folds]
+        command += ["--best", ensemble.best, "-f", *self.scored_folds(models[0]), "-device", self.setting.device]
         command += ["--save_probabilities"] if ensemble.name in self.averaged else []
-        if branch == CROSS_VALIDATION:
-            command += ["--cross-validation", "-np", self.needs("ensemble").cpus]
-            return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
-        command += ["-i", self.images(data, TEST), "-device", self.setting.device, "-np", self.workers("predict")]
-        for option in ("tiling", "tta"):
-            if value := getattr(models[0], option):
-                command += [f"--{option}", value]
-        return self.add(f"predict/{ensemble.name}", command, out, [*after, self.converted(self.base_of(data))])
+        return self.prediction(ensemble.name, branch, command, models[0], after)
 
     def postprocess(self, rules: Postprocessing, branch: str) -> str:
         out, before = self.folder(rules.name, branch), self.predicted(rules.of, branch)

@@ -142,9 +142,10 @@ class Jobs:
         names = [f"epoch_{name}" if isinstance(name, int) else name for name in names]
         return list(dict.fromkeys(f"checkpoint_{name}.pth" for name in names))
 
-    def model_words(self, model: Model) -> list[object]:
+    def model_words(self, model: Model, folds: Sequence[int] | None = None) -> list[object]:
+        """How `predict` names a model; folds: default all that are trained."""
         words = ["-d", self.ids[model.data], "-tr", model.trainer, "-c", model.configuration, "-p", model.plans]
-        return [*words, "-f", *self.folds(model), "-device", self.setting.device]
+        return [*words, "-f", *(folds or self.folds(model)), "-device", self.setting.device]
 
     def workers(self, kind: str) -> int:
         return 0 if self.setting.smoke else max(self.needs(kind).cpus // 2, 1)

@@ -28,7 +28,7 @@ from nnunet_brats_ext.workflow.ownership import InUse, only_one, this_process
 from nnunet_brats_ext.workflow.resume import commands_left, note_done
 from nnunet_brats_ext.workflow.state import DONE, FAILED, RUNNING, STOPPED, Job, Run, open_run, signature
 
-OWN_RESULTS = ("collect", "ensemble", "postprocess", "restore", "predict")  # folders of the run, of one job each
+OWN_RESULTS = ("ensemble", "postprocess", "restore", "predict")  # folders of the run, of one job each
 NNUNET_FOLDER_KINDS = ("train", "preprocess", "plan", "convert", "distill", "maps")  # which other runs share
 
 

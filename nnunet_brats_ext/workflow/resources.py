@@ -32,7 +32,6 @@ KINDS = {
     "train": Needs(8, 40, 72, gpus=1),
     "filter": Needs(1, 4, 1),
     "maps": Needs(8, 48, 24, gpus=1),
-    "collect": Needs(1, 2, 1),
     "predict": Needs(8, 48, 24, gpus=1),
     "ensemble": Needs(8, 24, 6),
     "tune": Needs(8, 24, 12),

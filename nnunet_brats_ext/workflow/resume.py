@@ -59,9 +59,6 @@ def _training_left(job: Job) -> list[list[str]]:
         return [[*command, "--c"] if checkpoints & {"checkpoint_latest.pth", "checkpoint_best.pth"} else command]
     # nnU-Net writes the summary once every case of the fold is predicted, for the next stage as well.
     validated = (fold / "validation" / "summary.json").is_file()
-    if "--npz" in command:  # which an earlier recipe may not have asked for
-        predicted = (fold / "validation").glob("*.nii.gz")
-        validated &= all(path.with_name(path.name.replace(".nii.gz", ".npz")).is_file() for path in predicted)
     return [] if validated else [[*command, "--val"]]
 
 

@@ -141,7 +141,6 @@ class TrainingJobs(Jobs):
         command = ["nnUNetv2_train", self.ids[model.data], model.configuration, fold, "-tr", model.trainer]
         command += ["-p", model.plans, "-device", self.setting.device]
         command += ["-num_gpus", self.gpus(model)] if self.gpus(model) > 1 else []
-        command += ["--npz"] if model.name in self.averaged else []
         return self.add(
             name, command, self.model_folder(model) / f"fold_{fold}", after, self.training_needs(model),
             self.training_environment(model), facts,

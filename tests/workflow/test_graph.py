@@ -16,7 +16,7 @@ def test_a_job_comes_after_all_that_it_waits_for(recipe, smoke):
     names = list(jobs)
     for i, name in enumerate(names):
         assert set(jobs[name].after) <= set(names[:i]), name
-    written = Counter(job.result for job in jobs.values() if job.kind in ("train", "collect", "predict", "ensemble"))
+    written = Counter(job.result for job in jobs.values() if job.kind in ("train", "predict", "ensemble"))
     assert max(written.values()) == 1
 
 
@@ -47,7 +47,10 @@ def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
     assert stage1 | {"maps/stage1"} <= set(jobs["train/stage2/fold_0"].after)
     assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
     for name in ("stage1", "stage2"):  # a ranking wants both on the same cases
-        assert jobs[f"collect/{name}"].after == (f"train/{name}/fold_0",)
+        job = jobs[f"predict/cv/{name}"]
+        assert job.after == (f"train/{name}/fold_0", "convert/brats")
+        assert "--cross-validation" in job.command
+        assert "-f 0 -device" in " ".join(job.command)
         assert "--partial" in jobs[f"evaluate/{name}"].command
 
 
@@ -89,17 +92,17 @@ def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
 def test_a_pool_waits_for_its_candidates_which_are_not_predicted_beside_it():
     jobs = graph_of("henry2020")
     trainings = {f"train/{model}/fold_{fold}" for model in ("a_unet", "a_cbam", "a_filtered") for fold in range(5)}
-    assert {name for name in jobs if name.startswith("predict/")} == {"predict/a", "predict/b"}
-    for name, where in (("predict/a", "-i"), ("ensemble/cv/a", "--cross-validation")):
+    of_test = {name for name in jobs if name.startswith("predict/") and not name.startswith("predict/cv/")}
+    assert of_test == {"predict/a", "predict/b"}
+    for name, where in (("predict/a", "-i"), ("predict/cv/a", "--cross-validation")):
         job, words = jobs[name], " ".join(jobs[name].command)
         assert trainings <= set(job.after)
         assert words.startswith("nnunet_brats predict ") and "--models" in words
         assert "--best 2 -f 0 1 2 3 4 " in words
         assert "BraTSDeepSupervisionCBAMTrainer:henry BraTSDeepSupervisionTrainer:henry_filtered" in words
         assert where in job.command
-    assert (jobs["predict/a"].needs.gpus, jobs["ensemble/cv/a"].needs.gpus) == (1, 0)
+    assert (jobs["predict/a"].needs.gpus, jobs["predict/cv/a"].needs.gpus) == (1, 1)
     assert {f"evaluate/{name}" for name in ("a_unet", "a_cbam", "a_filtered", "a", "merged")} <= set(jobs)
-    assert "--npz" in jobs["train/a_cbam/fold_0"].command, "the cross-validation averages probabilities"
     assert set(jobs["ensemble/test/merged"].after) == {"predict/a", "predict/b"}
     assert "-f 0 " in " ".join(graph_of("henry2020", folds=(0,))["predict/a"].command)
 
@@ -119,7 +122,8 @@ def test_a_student_needs_unlabelled_cases():
 
 def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
     jobs = graph_of("baseline", unlabelled=False)
-    assert not {"predict", "restore"} & set(kinds(jobs))
+    assert all(name.startswith("predict/cv/") for name, job in jobs.items() if job.kind == "predict")
+    assert "restore" not in kinds(jobs)
     assert "report/all" in jobs
 
 
@@ -141,9 +145,31 @@ def test_a_training_gets_no_more_gpus_than_there_are():
 
 def test_probabilities_are_kept_only_where_something_averages_them():
     lyu, hashemi = graph_of("lyu2020"), graph_of("hashemi2021")
-    assert "--npz" not in lyu["train/stage2/fold_0"].command
-    assert "--npz" in hashemi["train/tumor_core/fold_0"].command
-    assert "--save_probabilities" in hashemi["predict/tumor_core"].command
+    assert "--save_probabilities" not in lyu["predict/cv/stage2"].command
+    for name in ("predict/tumor_core", "predict/cv/tumor_core"):
+        assert "--save_probabilities" in hashemi[name].command
+
+
+@pytest.mark.parametrize("recipe", published_recipes())
+def test_the_cross_validation_of_a_model_is_its_prediction_with_the_folds_of_the_cases(recipe):
+    """Tiling, symmetries, checkpoints, votes: word for word those of the test cases."""
+    jobs = graph_of(recipe)
+    pairs = [(name, f"predict/cv/{name.split('/')[1]}") for name in jobs if name.count("/") == 1 and "predict" in name]
+    assert pairs
+    for name, cv in pairs:
+        if cv in jobs:
+            places = {"-o", "-i", "-f"}
+            test, own = (dict(options_of(jobs[one].command)) for one in (name, cv))
+            assert own.pop("--cross-validation") == ()
+            assert own.keys() == test.keys()
+            assert {option for option in own if own[option] != test[option]} <= places
+
+
+def options_of(command):
+    """-o -> its words, and so on."""
+    marks = [i for i, word in enumerate(command) if word.startswith("-")]
+    for i, end in zip(marks, [*marks[1:], len(command)], strict=True):
+        yield command[i], command[i + 1 : end]
 
 
 def test_our_plans_in_folders_of_others_are_not_overwritten():

@@ -40,15 +40,6 @@ def test_a_training_is_begun_continued_validated_or_left_alone(training):
     assert commands_left(training) == []
 
 
-def test_a_finished_fold_gets_the_probabilities_that_something_averages(training):
-    touch(training.result, "checkpoint_final.pth", "validation/summary.json", "validation/b.nii.gz")
-    assert commands_left(training) == []
-    averaged = replace(training, command=("nnUNetv2_train", "--npz"))
-    assert commands_left(averaged) == [["nnUNetv2_train", "--npz", "--val"]]
-    touch(training.result, "validation/b.npz")
-    assert commands_left(averaged) == []
-
-
 def test_other_snapshots_leave_a_finished_fold_alone(training):
     commands_left(training)
     touch(training.result, "checkpoint_final.pth", "validation/summary.json")
