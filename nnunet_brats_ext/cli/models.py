@@ -19,6 +19,8 @@ def run_predict(options: PredictOptions) -> None:
 
     plan = plan_prediction(options)
     say_where(options)
+    if options.precision != "default":
+        print(f"networks compute in {options.precision}: a few voxels at the borders of regions may differ")
     if plan.choice:
         Console().print(table_of_choice(plan.choice))
     outcome = plan.run()

@@ -49,6 +49,7 @@ class Machine:
             "probabilities" if passes.combine == "probabilities" else "logits",
             passes.patch_size,
             self.low_memory_mb,
+            precision=passes.precision,
             device=torch.device(self.device),
             tile_step_size=passes.step_size,
             perform_everything_on_device=self.device != "cpu" and self.low_memory_mb is None,

@@ -38,6 +38,16 @@ def find_device(asked: str | None = None) -> torch.device:
     return torch.device(asked)
 
 
+def require_bf16(device: torch.device) -> None:
+    """A UserError where the device does not compute in bfloat16, or only emulates it."""
+    there = {
+        "cuda": torch.cuda.is_bf16_supported,
+        "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    }
+    if device.type not in there or not there[device.type]():
+        raise UserError(f"--precision bf16: this {device.type} does not compute in bfloat16; leave it out")
+
+
 class BraTSPredictor(nnUNetPredictor):
     """nnUNetPredictor (https://doi.org/10.1038/s41592-020-01008-z) that can tile and average as a paper does.
 
@@ -50,6 +60,8 @@ class BraTSPredictor(nnUNetPredictor):
     average: `logits`, as nnU-Net does over folds, or `probabilities`.
     patch_size: of windows, where it is not that of training.
     memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
+    precision: `default`, as nnU-Net; or `bf16`, networks under autocast to bfloat16, their logits in fp32. A UserError
+    where the device does not compute in it.
     memory_format: of the network; None is that of training, which is the fastest on the device, and without a copy of
     the weights where there is a budget.
     options: those of nnUNetPredictor.
@@ -62,6 +74,7 @@ class BraTSPredictor(nnUNetPredictor):
         average: str = "logits",
         patch_size: Sequence[int] = (),
         memory_budget_mb: float | None = None,
+        precision: str = "default",
         memory_format: torch.memory_format | None = None,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
@@ -70,7 +83,9 @@ class BraTSPredictor(nnUNetPredictor):
             super().__init__(device=device, **{"allow_tqdm": False, **options})
         self.requested_tiling, self.requested_symmetries, self.average = tiling, symmetries, average
         self.requested_patch_size, self.memory_budget_mb = patch_size, memory_budget_mb
-        self.memory_format = memory_format
+        self.memory_format, self.precision = memory_format, precision
+        if precision == "bf16":
+            require_bf16(device)
         self.meter = MemoryMeter(device)  # before anything of size is in memory
         self.properties: dict[str, Any] = {}  # nnU-Net's, of the case at hand
         self.checkpoints: list[Path] = []
@@ -116,6 +131,8 @@ class BraTSPredictor(nnUNetPredictor):
         if self.memory_budget_mb is None:
             fastest = fastest_memory_format(self.device, len(self.patch_size))
             self.bare_network.to(memory_format=self.memory_format or fastest)
+        if self.precision == "bf16":  # so that windows and mirror images are summed in fp32
+            self.bare_network.register_forward_hook(lambda network, inputs, logits: logits.float())
         self._adopt(papers.find_trainer(self.trainer_name).prediction)
         if self.requested_patch_size:
             self._resize(self.requested_patch_size)
@@ -283,6 +300,12 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        if self.precision != "bf16":
+            return self._predict_symmetric(x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self._predict_symmetric(x)
+
+    def _predict_symmetric(self, x: Tensor) -> Tensor:
         symmetries = find_symmetries(self.symmetries)
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)

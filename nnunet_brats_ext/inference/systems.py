@@ -24,11 +24,14 @@ class Passes:
     combine: str = "logits"
     step_size: float = 0.5
     patch_size: tuple[int, ...] = ()
+    precision: str = "default"
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> Passes:
         symmetries = NONE if options.disable_tta else options.symmetries
-        return cls(options.tiling, symmetries, options.combine, options.step_size, options.patch_size)
+        return cls(
+            options.tiling, symmetries, options.combine, options.step_size, options.patch_size, options.precision
+        )
 
     @property
     def of_previous_stage(self) -> Passes:
@@ -44,6 +47,7 @@ class Passes:
             "combine": self.combine,
             "tile_step_size": self.step_size,
             "patch_size": self.patch_size or None,
+            **({"precision": self.precision} if self.precision != "default" else {}),
         }
 
 

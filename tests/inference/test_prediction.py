@@ -459,6 +459,30 @@ def test_of_several_mistakes_the_first_to_fix_is_named(tmp_path, monkeypatch, ca
     assert "nnUNetv2_train Dataset137_A 3d_fullres FOLD -tr BraTSBaselineTrainer -p nnUNetPlans" in sentence
 
 
+def test_in_bfloat16_few_voxels_differ_and_it_is_said_and_noted(models, world, tmp_path, capsys, monkeypatch):
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-f", "0", *SMALL]
+    assert main([*command, "-o", str(tmp_path / "fp32")]) == 0
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # torch emulates it elsewhere
+    capsys.readouterr()
+    assert main([*command, "-o", str(tmp_path / "bf16"), "--precision", "bf16"]) == 0
+    assert "networks compute in bf16" in capsys.readouterr().out
+    one, other = label_maps(tmp_path / "fp32"), label_maps(tmp_path / "bf16")
+    assert one.keys() == other.keys()
+    assert not same(one, other), "the logits are others"
+    assert all(np.mean(one[name] == other[name]) > 0.97 for name in one)
+    assert main([*command, "-o", str(tmp_path / "bf16")]) == 1
+    assert "other settings (precision)" in capsys.readouterr().err
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(models, world, tmp_path, capsys, monkeypatch):
+    for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, test, lambda: False)
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL]
+    assert main([*command, "--precision", "bf16"]) == 1
+    assert "--precision bf16: this cpu does not compute in bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_gpu_the_cpu_is_used_unless_one_was_asked_for(models, world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), "-f", "0"]
