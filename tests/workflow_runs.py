@@ -172,6 +172,11 @@ def hold(what):
         time.sleep(0.1)
 
 
+def hold_after_a_case(network, inputs):
+    if list(Path("predictions/test").glob("*.stage2/*.nii.gz")):
+        hold("predict")
+
+
 class Narrow:
     network_options = dict(features_per_stage=WIDTHS)
 
@@ -179,11 +184,12 @@ class Narrow:
     def build_network_architecture(
         cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ):
-        if cls.holds and list(Path("predictions/test").glob("*/members/*/*.nii.gz")):
-            hold("predict")
-        return super().build_network_architecture(
+        network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
+        if cls.holds:
+            network.register_forward_pre_hook(hold_after_a_case)
+        return network
 
     def on_epoch_start(self):
         super().on_epoch_start()
@@ -205,7 +211,7 @@ def write_narrow(place: Path, papers: Sequence[str], holding: str) -> Path:
     """A folder that stands before ours in `nnUNet_extTrainer`: the trainers of papers, with networks of few channels.
 
     While `place/train` is there, a training of the trainer `holding` stays at the beginning of its second epoch and
-    makes `place/held_train`; while `place/predict` is, a prediction does so once it has predicted a case.
+    makes `place/held_train`; while `place/predict` is, the prediction of `stage2` does so once it has predicted a case.
     """
     place.mkdir()
     names = [trainer.name for paper in papers for trainer in find_paper(paper).trainers]
