@@ -15,8 +15,8 @@ from nnunet_brats_ext.dataset_conversion.case_filtering import FilterCasesOption
 from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_release, describe_bad_cases
 from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOptions, distill_dataset
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
+from nnunet_brats_ext.dataset_conversion.layouts import Layout
 from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, write_phantom_folder
-from nnunet_brats_ext.dataset_conversion.releases import Release
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
 from nnunet_brats_ext.storage.errors import shorten
@@ -33,7 +33,7 @@ def run_convert(options: ConvertOptions) -> None:
     unlabelled = [name for name, case in cases.items() if not case["labelled"]]
     table = facts_table(done.folder)
     for title, text in (
-        ("release", f"{done.release.name}, {manifest['recognised']}"),
+        ("release", f"{done.layout.name}, {manifest['recognised']}"),
         ("labelled cases", str(len(labelled))),
         ("unlabelled cases", f"{len(unlabelled)}{examples(unlabelled) if labelled else ''}"),
         ("patients", f"{len({case['patient'] for case in cases.values()})}{grades(cases)}"),
@@ -41,7 +41,7 @@ def run_convert(options: ConvertOptions) -> None:
     ):
         table.add_row(title, escape(text))
     table.add_row("folds", describe_folds(done.folds))
-    for title, names in notes(manifest, done.release).items():
+    for title, names in notes(manifest, done.layout).items():
         table.add_row(escape(title), escape(f"{len(names)} case{'s' if len(names) != 1 else ''}{examples(names)}"))
     if others := manifest["unrecognised"]:
         table.add_row("other files", escape(f"{len(others)} not used{examples(others)}"))
@@ -58,8 +58,8 @@ def run_convert(options: ConvertOptions) -> None:
 def run_restore(options: RestoreOptions) -> None:
     """How many cases, with which labels, and what the challenge may refuse."""
     console, done = Console(), restore_predictions(options)
-    mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(done.release.scheme.trained.items()))
-    say(console, f"{done.folder}: {len(done.cases)} cases of {done.release.name}, labels {mapping}")
+    mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(done.layout.numbering.trained.items()))
+    say(console, f"{done.folder}: {len(done.cases)} cases of {done.layout.name}, labels {mapping}")
     for note in submission_notes(done):
         console.print(f"[bold red]note[/]: {escape(note)}", soft_wrap=True)
 
@@ -159,7 +159,7 @@ def describe_folds(folds: PublishedFolds) -> str:
     return f"{number}, in {place}"
 
 
-def notes(manifest: Mapping[str, Any], release: Release) -> dict[str, list[str]]:
+def notes(manifest: Mapping[str, Any], layout: Layout) -> dict[str, list[str]]:
     """Remark, without its numbers -> the cases it was made on; then labels that no case has."""
     found: dict[str, list[str]] = {}
     for name, case in manifest["cases"].items():
@@ -168,9 +168,9 @@ def notes(manifest: Mapping[str, Any], release: Release) -> dict[str, list[str]]
             found.setdefault(words, []).append(name)
     labelled = [name for name, case in manifest["cases"].items() if case["labelled"]]
     seen = {label for name in labelled for label in manifest["cases"][name]["labels"]}
-    for label, trained in release.scheme.released.items() if labelled else ():
+    for label, trained in layout.numbering.released.items() if labelled else ():
         if trained and label not in seen:
-            title = f"label {label} ({release.scheme.names[trained]}) never found; is it {release.name}?"
+            title = f"label {label} ({layout.numbering.names[trained]}) never found; is it {layout.name}?"
             found[title] = labelled
     return found
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_brats_ext.brats import remap
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
+from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, Image, ending, read_image, to_integers, write_image
 
@@ -27,30 +27,32 @@ class Inspection:
     """What a case's files hold.
 
     sha256: role -> of the source file. identifying: those of images that are not zero everywhere, for images that are
-    may be equal by chance. labels: as released, background included. rewrite: sequences whose bytes cannot serve as
+    may be equal by chance. label_counts: voxels of each value of the label map. labels: as released, background
+    included, once the numbering is known. rewrite: sequences whose bytes cannot serve as
     they are. bytes_to_write: at most.
     """
 
-    case: ReleaseCase
+    case: SourceCase
     grid: Grid | None = None
     sha256: dict[str, str] = field(default_factory=dict)
     identifying: list[str] = field(default_factory=list)
+    label_counts: dict[int, int] = field(default_factory=dict)
     labels: list[int] = field(default_factory=list)
     rewrite: set[str] = field(default_factory=set)
     bytes_to_write: int = 0
 
 
-def inspect_case(case: ReleaseCase, normalise: bool, tolerance_mm: float) -> Inspection:
+def inspect_case(case: SourceCase, normalise: bool, tolerance_mm: float) -> Inspection:
     """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`."""
-    release = RELEASES[case.release]
+    layout = case.layout
     found = Inspection(case)
-    images = _read_files(case, release, found)
+    images = _read_files(case, layout, found)
     for role, image in images.items():
         grid = image.grid
         found.grid = found.grid or grid
         _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
         if role == LABEL:
-            _inspect_label(image, release, found)
+            _count_labels(image, found)
             continue
         if not image.array.any():
             case.remarks.append(f"{role} is zero everywhere")
@@ -59,40 +61,42 @@ def inspect_case(case: ReleaseCase, normalise: bool, tolerance_mm: float) -> Ins
             found.rewrite.add(role)
             itemsize = 4 if normalise else image.array.itemsize
             found.bytes_to_write += _compressed(image.array, itemsize)
+    if layout.scheme:
+        check_labels(found)
     return found
 
 
-def _read_files(case: ReleaseCase, release: Release, found: Inspection) -> dict[str, Image]:
+def _read_files(case: SourceCase, layout: Layout, found: Inspection) -> dict[str, Image]:
     """Role -> image, of all files that can be read, each sequence of a 4-D file by itself."""
     images: dict[str, Image] = {}
-    for role in (role for role in release.roles if role in case.files):
+    for role in (role for role in layout.roles if role in case.files):
         try:
             image = read_image(case.files[role])
             found.sha256[role] = image.sha256
             if role != LABEL and image.array.any():
                 found.identifying.append(image.sha256)
-            images |= _unstack(image, role, release)
+            images |= _unstack(image, role, layout)
         except UserError as error:
             case.problems.append(f"{role}: {error}")
     return images
 
 
-def _unstack(image: Image, role: str, release: Release) -> dict[str, Image]:
+def _unstack(image: Image, role: str, layout: Layout) -> dict[str, Image]:
     """The image under its role, or each sequence of a 4-D file; any other number of dimensions is an error."""
     size = "x".join(map(str, image.grid.size))
-    if role == STACK and release.stack:
-        if image.array.ndim != 4 or len(image.array) != len(release.stack):
-            raise UserError(f"has the size {size} where {len(release.stack)} volumes are expected")
+    if role == STACK and layout.stack:
+        if image.array.ndim != 4 or len(image.array) != len(layout.stack):
+            raise UserError(f"has the size {size} where {len(layout.stack)} volumes are expected")
         grid = image.grid.of_one_volume
-        volumes = {name: Image(image.array[number], grid, "") for number, name in enumerate(release.stack)}
-        return {name: volumes[name] for name in release.sequences}
+        volumes = {name: Image(image.array[number], grid, "") for number, name in enumerate(layout.stack)}
+        return {name: volumes[name] for name in layout.sequences}
     if image.array.ndim != 3:
         raise UserError(f"has the size {size} where one volume is expected")
     return {role: image}
 
 
 def _compare(
-    case: ReleaseCase, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float
+    case: SourceCase, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float
 ) -> None:
     """Note where the grid of an image is not that of the case's first one."""
     if not grid.finite:
@@ -117,26 +121,37 @@ def _equal_for_nnunet(grid: Grid, reference: Grid) -> bool:
     )
 
 
-def _inspect_label(image: Image, release: Release, found: Inspection) -> None:
+def _count_labels(image: Image, found: Inspection) -> None:
     case = found.case
     try:
         values, counts = np.unique(to_integers(image.array), return_counts=True)
     except UserError as error:
         case.problems.append(f"{LABEL} {case.files[LABEL]}: {error}")
         return
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        if value in release.stray_labels:
-            case.remarks.append(f"label {value} -> {release.stray_labels[value]} in {count} voxels")
-        elif value not in release.scheme.released:
-            case.problems.append(_unknown_label(value, count, release, case))
-    found.labels = sorted({release.stray_labels.get(value, value) for value in values.tolist()})
+    found.label_counts = dict(zip(values.tolist(), counts.tolist(), strict=True))
     found.bytes_to_write += _compressed(image.array, 1)
 
 
-def _unknown_label(value: int, count: int, release: Release, case: ReleaseCase) -> str:
-    others = [other.name for other in RELEASES.values() if other.is_case(case.name) and value in other.scheme.released]
+def check_labels(found: Inspection) -> None:
+    """Note the labels of a case, and which of them do not exist in the numbering of its layout."""
+    case, layout = found.case, found.case.layout
+    for value, count in found.label_counts.items():
+        if value in layout.stray_labels:
+            case.remarks.append(f"label {value} -> {layout.stray_labels[value]} in {count} voxels")
+        elif value not in layout.numbering.released:
+            case.problems.append(_unknown_label(value, count, case))
+    found.labels = sorted({layout.stray_labels.get(value, value) for value in found.label_counts})
+
+
+def _unknown_label(value: int, count: int, case: SourceCase) -> str:
+    layout = case.layout
+    others = [
+        other.name
+        for other in LAYOUTS.values()
+        if not other.generic and other.is_case(case.name) and value in other.numbering.released
+    ]
     advice = f"; it exists in {', '.join(others)}: is this that release?" if others else ""
-    return f"label {value} in {count} voxels; {release.name} has {sorted(release.scheme.released)}{advice}"
+    return f"label {value} in {count} voxels; {layout.name} has {sorted(layout.numbering.released)}{advice}"
 
 
 def _compressed(values: np.ndarray, itemsize: int) -> int:
@@ -150,13 +165,13 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     What is changed is read here a second time, after the inspection: nothing may be written before all cases are
     inspected, and they would not fit into memory. Other images are linked, unread.
     """
-    case, release, grid = found.case, RELEASES[found.case.release], found.grid
+    case, layout, grid = found.case, found.case.layout, found.grid
     assert grid is not None, "a case without problems has images"
     stacked = {}
     if STACK in case.files:
-        stacked = _unstack(read_image(case.files[STACK]), STACK, release)
+        stacked = _unstack(read_image(case.files[STACK]), STACK, layout)
     images = folder / ("imagesTr" if case.labelled else "imagesTs")
-    for number, sequence in enumerate(release.sequences):
+    for number, sequence in enumerate(layout.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
         if sequence not in found.rewrite:
             link_file(case.files[sequence], target, link)
@@ -164,14 +179,14 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
         array = (stacked[sequence] if stacked else read_image(case.files[sequence])).array
         write_image(target, min_max_of_percentiles(array) if normalise else array, grid)
     if case.labelled:
-        labels = remap(to_integers(read_image(case.files[LABEL]).array), label_mapping(release))
+        labels = remap(to_integers(read_image(case.files[LABEL]).array), label_mapping(layout))
         write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
 
 
-def label_mapping(release: Release) -> Mapping[int, int]:
-    """Label in the release's files, stray ones included -> label as trained."""
-    released = release.scheme.released
-    return {**released, **{stray: released[meant] for stray, meant in release.stray_labels.items()}}
+def label_mapping(layout: Layout) -> Mapping[int, int]:
+    """Label in the source's files, stray ones included -> label as trained."""
+    released = layout.numbering.released
+    return {**released, **{stray: released[meant] for stray, meant in layout.stray_labels.items()}}
 
 
 def link_file(source: Path, target: Path, link: str) -> None:

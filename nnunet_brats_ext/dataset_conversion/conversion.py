@@ -6,15 +6,24 @@ there when it is whole, so that an interrupted run leaves nothing that nnU-Net c
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.dataset_conversion.cases import LINKS, Inspection, inspect_case, label_mapping, write_case
+from nnunet_brats_ext.brats import LABEL_SCHEMES
+from nnunet_brats_ext.dataset_conversion.cases import (
+    LINKS,
+    Inspection,
+    check_labels,
+    inspect_case,
+    label_mapping,
+    write_case,
+)
 from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     check_replaceable,
     dataset_json,
@@ -22,8 +31,8 @@ from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     publish_folder,
     read_manifest,
 )
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, Release
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase, ReleaseFolder, scan
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, PRESENT_SCHEME, Layout, layout_of_manifest
+from nnunet_brats_ext.dataset_conversion.scan import Source, SourceCase, scan
 from nnunet_brats_ext.dataset_conversion.splits import (
     PublishedFolds,
     folds_in,
@@ -45,7 +54,7 @@ from nnunet_brats_ext.storage.nnunet import (
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import refuse_file, working_folder
 from nnunet_brats_ext.storage.parallel import for_each
-from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
+from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option, scheme_option
 
 PERCENTILE_MINMAX = "percentile-minmax"
 NORMALISATIONS = (PERCENTILE_MINMAX,)
@@ -56,7 +65,7 @@ FORMAT = 1  # of the manifest; a data set of another format counts as different
 class ConvertOptions(Options):
     """Options of `convert`."""
 
-    source: Path = argument("the unpacked release, or a folder above it", metavar="SOURCE")
+    source: Path = argument("the unpacked release or an own folder, or one above it", metavar="SOURCE")
     dataset_id: int = dataset_id_option("of the data set, 1 to 999")
     name: str | None = option(
         metavar="NAME", default=None, help="what follows the ID in the folder's name (default: the release's name)"
@@ -64,6 +73,13 @@ class ConvertOptions(Options):
     out: Path | None = option("-o", metavar="FOLDER", default=None, help="instead of nnUNet_raw")
     release: str | None = option(
         metavar="NAME", default=None, help="which release it is, where names and folders leave it open"
+    )
+    layout: Path | None = option(
+        metavar="FILE", default=None, help="the layout of an own folder, as `nnunet_brats layout` writes it"
+    )
+    scheme: str | None = scheme_option("how the label maps are numbered, where neither names nor values decide it")
+    any_name: bool = option(
+        default=False, help="cases have any names; with --release or --layout, which say how files are named"
     )
     overlays: tuple[Path, ...] = option(
         *("--overlay",),
@@ -110,10 +126,10 @@ class ConvertOptions(Options):
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted release. folder: of the data set. unchanged: it was there, finished, and nothing had to be done."""
+    """A converted source. folder: of the data set. unchanged: it was there, finished, and nothing had to be done."""
 
     folder: Path
-    release: Release
+    layout: Layout
     unchanged: bool
     folds: PublishedFolds
 
@@ -140,8 +156,8 @@ def convert_release(options: ConvertOptions) -> Conversion:
             f"{raw} lies in the release {options.source}, which stays as it is; name another folder with -o"
         )
     refuse_file(raw)
-    source = scan(options.source, options.release, options.overlays, options.name_mapping)
-    name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))
+    source = find_source(options)
+    name = dataset_name(options.dataset_id, options.name or _title(source))
     check_id_is_free(options.dataset_id, name, raw)
     model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, raw)
     target, fingerprint = raw / name, _fingerprint(source, model, options)
@@ -150,21 +166,81 @@ def convert_release(options: ConvertOptions) -> Conversion:
         files = [path for case in source.cases for path in case.files.values()]
         tables = [options.name_mapping] if options.name_mapping else []
         check_replaceable(target, options.overwrite, [source.root, *options.overlays, *tables, *files])
-        good, bad = _inspect(source, options)
+        source, good, bad = _inspect(source, options)
         _write(source, good, bad, target, model, fingerprint, options)
-    return Conversion(target, source.release, unchanged, publish_splits(target, options.folds, options.overwrite))
+    layout = layout_of_manifest(read_manifest(target) or {})
+    return Conversion(target, layout, unchanged, publish_splits(target, options.folds, options.overwrite))
 
 
-def _inspect(source: ReleaseFolder, options: ConvertOptions) -> tuple[list[Inspection], dict[str, list[str]]]:
-    """The good cases, and the problems of the bad ones; an error unless bad ones are to be left out."""
+def find_source(options: ConvertOptions) -> Source:
+    """The cases of the source by the layout that the options name, or by the one that is recognised."""
+    if options.layout and options.release:
+        raise UserError("--layout FILE and --release NAME: name one of the two")
+    asked = Layout.read(options.layout) if options.layout else options.release
+    if isinstance(asked, Layout) and asked.name in LAYOUTS:
+        raise UserError(f"{options.layout}: {asked.name} is the name of a known release; choose another name")
+    source = scan(options.source, asked, options.overlays, options.name_mapping, options.any_name)
+    return with_layout(source, source.layout.with_scheme(options.scheme)) if options.scheme else source
+
+
+def with_layout(source: Source, layout: Layout, evidence: str = "") -> Source:
+    """The same cases read by another layout."""
+    for case in source.cases:
+        case.layout = layout
+    return replace(source, layout=layout, evidence=evidence or source.evidence)
+
+
+def _title(source: Source) -> str:
+    """What follows the ID in the data set's name; of a folder that could be anyone's, the folder's own name."""
+    own = re.sub(r"[^A-Za-z0-9]", "", source.root.resolve().name)
+    return own if source.layout.generic and own else source.layout.title
+
+
+def _inspect(source: Source, options: ConvertOptions) -> tuple[Source, list[Inspection], dict[str, list[str]]]:
+    """The source with its numbering, the good cases, and the problems of the bad ones.
+
+    Bad cases are an error unless they are to be left out.
+    """
     look = partial(inspect_case, normalise=options.normalises, tolerance_mm=options.tolerance_mm)
     inspected = for_each(look, source.cases, "Inspecting", options.processes, lambda case: case.name)
+    if source.layout.scheme is None:
+        name, why = decide_numbering(inspected, source)
+        layout = source.layout.with_scheme(name)
+        source = with_layout(source, layout, f"{source.evidence}; {why}")
+        for found in inspected:
+            found.case.layout = layout  # of the copy that a worker has sent back
+            check_labels(found)
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
         advice = "\nNothing was written." + (" --skip-bad leaves them out." if good else "")
         raise UserError(describe_bad_cases(bad) + advice)
-    return good, bad
+    return source, good, bad
+
+
+def decide_numbering(inspected: Sequence[Inspection], source: Source) -> tuple[str, str]:
+    """The numbering of the label maps by their values, and why; an error asks where the values fit several.
+
+    Only the glioma labels of 2017 to 2022 have a 4 and no 3. Without any label map there is nothing to read, and
+    predictions are written as BraTS numbers them since 2023.
+    """
+    values = sorted({value for found in inspected for value in found.label_counts})
+    shown = ", ".join(map(str, values))
+    if not values:
+        return PRESENT_SCHEME, f"no label maps; predictions are numbered as in {PRESENT_SCHEME}"
+    if 4 in values and set(values) <= {0, 1, 2, 4}:
+        return "glioma_2017", f"labels {shown}, as in glioma_2017"
+    fitting = {name: scheme for name, scheme in LABEL_SCHEMES.items() if set(values) <= set(scheme.released)}
+    choices = "".join(f"\n  --scheme {name:<18} {scheme.numbers}" for name, scheme in fitting.items())
+    if not fitting:
+        raise UserError(
+            f"{source.root} has the labels {shown}, which no numbering has; state them in a layout, as a table "
+            f"[labels]: `nnunet_brats layout {source.root}` writes one"
+        )
+    raise UserError(
+        f"{source.root} has the labels {shown}, which fit several numberings; name the one that it is:{choices}\n"
+        "Another numbering is stated in a layout, as a table [labels]: `nnunet_brats layout` writes one."
+    )
 
 
 def describe_bad_cases(cases: Mapping[str, Sequence[str]]) -> str:
@@ -174,7 +250,7 @@ def describe_bad_cases(cases: Mapping[str, Sequence[str]]) -> str:
 
 
 def _write(
-    source: ReleaseFolder,
+    source: Source,
     good: Sequence[Inspection],
     bad: Mapping[str, Sequence[str]],
     target: Path,
@@ -194,14 +270,14 @@ def _write(
         write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
-        write_json(growing / "dataset.json", dataset_json(source.release, target.name, training, options.normalises))
+        write_json(growing / "dataset.json", dataset_json(source.layout, target.name, training, options.normalises))
         write_json(growing / MANIFEST, _manifest(source, good, bad, patients, fingerprint, options))
         if splits:
             write_json(growing / SPLITS, splits)
         publish_folder(growing, target, options.overwrite, fingerprint)
 
 
-def _fingerprint(source: ReleaseFolder, model: Path | None, options: ConvertOptions) -> str:
+def _fingerprint(source: Source, model: Path | None, options: ConvertOptions) -> str:
     """Changes with every option and every file of the source, by size and time: reading them all takes long."""
     files = []
     for case in source.cases:
@@ -213,13 +289,16 @@ def _fingerprint(source: ReleaseFolder, model: Path | None, options: ConvertOpti
     number, folds = folds_in(model) if model else (0, {})
     followed = [number, sorted((name, sorted(found)) for name, found in folds.items())]
     tables = [[case.patient, case.known_as, case.grade, case.site] for case in source.cases]
-    content = json.dumps([FORMAT, source.release.name, asked, options.link, followed, options.skip_bad, files, tables])
+    parts = [FORMAT, source.layout.name, asked, options.link, followed, options.skip_bad, files, tables]
+    if LAYOUTS.get(source.layout.name) != source.layout:
+        parts.append(source.layout.to_toml())
+    content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _identities(inspected: Sequence[Inspection]) -> Mapping[str, Sequence[str]]:
     """Case -> the names of its patient. Cases that share an image are one patient; the later one gets a remark."""
-    first: dict[str, ReleaseCase] = {}
+    first: dict[str, SourceCase] = {}
     identities = {}
     for found in inspected:
         case = found.case
@@ -244,7 +323,7 @@ def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) ->
 
 
 def _manifest(
-    source: ReleaseFolder,
+    source: Source,
     inspected: Sequence[Inspection],
     bad: Mapping[str, Sequence[str]],
     patients: Mapping[str, str],
@@ -256,11 +335,12 @@ def _manifest(
         "format": FORMAT,
         "made_by": f"nnunet-brats-ext {__version__}",
         "fingerprint": fingerprint,
-        "release": source.release.name,
+        "release": source.layout.name,
+        **({} if LAYOUTS.get(source.layout.name) == source.layout else {"layout": source.layout.to_toml()}),
         "recognised": source.evidence,
         "source": str(root),
         "overlays": [str(overlay.resolve()) for overlay in options.overlays],
-        "label_mapping": {str(old): new for old, new in label_mapping(source.release).items()},
+        "label_mapping": {str(old): new for old, new in label_mapping(source.layout).items()},
         "normalise": options.normalise,
         "skipped": bad,
         "unrecognised": [_relative(path, root) for path in source.unrecognised],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
+from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, SPLITS, Split, find_splits, nnunet_folder, read_splits
@@ -87,7 +87,7 @@ def _shuffled(name: str, seed: int) -> str:
 
 
 def split_cases(
-    cases: Sequence[ReleaseCase], patients: Mapping[str, str], folds: int, seed: int, model: Path | None = None
+    cases: Sequence[SourceCase], patients: Mapping[str, str], folds: int, seed: int, model: Path | None = None
 ) -> list[Split]:
     """The folds of the labelled cases: stratified by grade or else by site, fewer where there are fewer patients.
 
@@ -123,7 +123,7 @@ def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
 
 
 def _follow(
-    cases: Sequence[ReleaseCase], patients: Mapping[str, str], elsewhere: Mapping[str, set[int]], model: Path
+    cases: Sequence[SourceCase], patients: Mapping[str, str], elsewhere: Mapping[str, set[int]], model: Path
 ) -> dict[str, int]:
     """Patient -> the fold that the other data set has them in; a patient with two folds there is an error."""
     folds: dict[str, set[int]] = defaultdict(set)

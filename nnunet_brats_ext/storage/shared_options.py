@@ -3,6 +3,7 @@
 from dataclasses import MISSING
 from typing import Any
 
+from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.storage.options import option
 from nnunet_brats_ext.storage.parallel import MOST_PROCESSES
 
@@ -24,6 +25,11 @@ def gpu_memory_option() -> Any:
     """The memory that the papers' configurations are fitted to."""
     text = "memory of each GPU, which the papers' patches are fitted to; default: the papers' own settings"
     return option(default=None, metavar="GB", above=0, at_most=10_000, help=text)
+
+
+def scheme_option(help: str) -> Any:
+    """How labels are numbered, by the names of `LABEL_SCHEMES`."""
+    return option("--scheme", metavar="NAME", choices=LABEL_SCHEMES, default=None, help=help)
 
 
 def dataset_id_option(help: str, default: Any = MISSING) -> Any:

@@ -108,7 +108,7 @@ def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, 
     """The release as jobs see it, its name, and whether it has cases without label; without one, that of phantoms."""
     if options.source is not None:
         found = scan(options.source)
-        name, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
+        name, unlabelled = found.layout.title, any(not case.labelled for case in found.cases)
         return Path(relative_to(options.source.resolve(), folder)), name, unlabelled
     if options.smoke:
         return None, PHANTOM_RELEASE, True

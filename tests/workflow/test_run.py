@@ -85,7 +85,7 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     ]
     assert not [word for word in words if str(tmp_path) in word]
     assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
-    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"release": Release(), "cases": []}))
+    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"layout": Layout(), "cases": []}))
     _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
     assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
     assert run.environment["nnUNet_results"] == "nnUNet_results"
@@ -94,7 +94,8 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     assert not Path(run.jobs["report/all"].result).is_absolute()
 
 
-class Release:
+class Layout:
+    title = "BraTS2020"
     name = "BraTS-2020"
 
 
