@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def convert(source: Path | str, dataset_id: int, **options: Any) -> Path:
 def restore(predictions: Path | str, out: Path | str, **options: Any) -> list[Path]:
     """The files of a submission."""
     return list(dataset_conversion.restore(predictions, out, **{"processes": 1} | options).files)
+
+
+def manifest_of(dataset: Path) -> dict[str, Any]:
+    return json.loads((dataset / "manifest.json").read_text())
 
 
 def printed(command: Any, options: Options) -> str:

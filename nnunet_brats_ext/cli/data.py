@@ -1,4 +1,4 @@
-"""What the verbs of the group "Data sets" print: convert, restore, phantom, distill, filter-cases."""
+"""What the verbs of the group "Data sets" print: convert, layout, restore, phantom, distill, filter-cases."""
 
 import re
 from collections import Counter
@@ -15,8 +15,9 @@ from nnunet_brats_ext.dataset_conversion.case_filtering import FilterCasesOption
 from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_release, describe_bad_cases
 from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOptions, distill_dataset
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
-from nnunet_brats_ext.dataset_conversion.layouts import Layout
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, write_phantom_folder
+from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, LayoutOptions, propose_layout
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
 from nnunet_brats_ext.storage.errors import shorten
@@ -53,6 +54,30 @@ def run_convert(options: ConvertOptions) -> None:
     else:
         images = done.folder / "imagesTs"
         say(console, f"next: nnUNetv2_predict -i {images} -o PREDICTIONS -d TRAINED_ON -c 3d_fullres -tr TRAINER")
+
+
+def run_layout(options: LayoutOptions) -> None:
+    """Three cases with their files, what is left over, the layout, and the next command."""
+    console, found = Console(), propose_layout(options)
+    source, roles = found.source, found.layout.roles
+    evidence = f", known as {found.layout.name}: convert needs no --layout" if found.layout.name in LAYOUTS else ""
+    say(console, f"{source.root}: {len(source.cases)} cases{evidence}")
+    table = Table(*(Column(title, overflow="fold") for title in ("case", "patient", *roles)))
+    for case in source.cases[:SHOWN]:
+        files = {role: str(path.relative_to(source.root)) for role, path in case.files.items()}
+        table.add_row(*map(escape, (case.name, case.patient, *(files.get(role, "") for role in roles))))
+    console.print(table)
+    bad = {case.name: case.problems for case in source.cases if case.problems}
+    if bad:
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        say(console, describe_bad_cases(dict(list(bad.items())[:SHOWN])) + more)
+    if source.unrecognised:
+        names = [str(path.relative_to(source.root)) for path in source.unrecognised]
+        say(console, f"left over: {len(names)} files{examples(names)}")
+    if not options.layout:
+        say(console, "\n" + found.text)
+    file = options.out or options.layout
+    say(console, f"next: nnunet_brats convert {source.root} --layout {file} -d ID" if file else "-o FILE writes it")
 
 
 def run_restore(options: RestoreOptions) -> None:

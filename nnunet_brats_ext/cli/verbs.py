@@ -56,12 +56,21 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     "Data sets": (
         Verb(
             "convert",
-            "a BraTS release folder -> a data set in nnUNet_raw",
+            "a BraTS release or an own folder -> a data set in nnUNet_raw",
             "dataset_conversion.conversion:ConvertOptions",
             "cli.data:run_convert",
-            "A BraTS release folder becomes a data set in nnUNet_raw. Recognises every release from BraTS 2012 to "
-            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, "
-            "before anything is written.",
+            "A BraTS release or an own folder becomes a data set in nnUNet_raw. Recognises every release from BraTS "
+            "2012 to 2026, FeTS, MSD Task01, other public data sets, BIDS, and folders like CASE/t1.nii.gz, however "
+            "nested; --layout describes any other. All bad cases are reported at once, before anything is written.",
+        ),
+        Verb(
+            "layout",
+            "an own folder -> its layout, for `convert --layout`: which file is what, shown for three cases",
+            "dataset_conversion.proposal:LayoutOptions",
+            "cli.data:run_layout",
+            "Looks at the names in a folder of images, proposes a layout, shows which files three cases would have and "
+            "what is left over, and writes it as a short TOML file to check and change. With --layout it shows what a "
+            "file of yours makes of the folder.",
         ),
         Verb(
             "restore",

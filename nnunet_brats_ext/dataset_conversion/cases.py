@@ -51,6 +51,8 @@ def inspect_case(case: SourceCase, normalise: bool, tolerance_mm: float) -> Insp
         grid = image.grid
         found.grid = found.grid or grid
         _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
+        if role in case.twins:
+            _compare_twin(case, role, image)
         if role == LABEL:
             _count_labels(image, found)
             continue
@@ -112,6 +114,19 @@ def _compare(
             )
         else:
             case.remarks.append(f"header of {role} moved by {shift:.2g} mm, onto that of {reference_role}")
+
+
+def _compare_twin(case: SourceCase, role: str, image: Image) -> None:
+    """Note whether the file of the same name and another compression holds the same voxels."""
+    twin = case.twins[role]
+    try:
+        same = np.array_equal(read_image(twin).array, image.array)
+    except UserError:
+        same = False
+    if same:
+        case.remarks.append(f"{role} is there a second time as {twin.name}")
+    else:
+        case.problems.append(f"{role}: {case.files[role].name} and {twin.name} differ; keep one")
 
 
 def _equal_for_nnunet(grid: Grid, reference: Grid) -> bool:

@@ -157,7 +157,10 @@ class Layout:
                     raise UserError(f"{source}: {role} = {pattern!r} lacks {{{lost[0]}}}, which is in the case's name")
         if not self.sequences:
             raise UserError(f"{source}: files names no sequence; there are {', '.join(SEQUENCES)}")
-        _ = self.scheme  # an error where labels do not fit
+        try:
+            _ = self.scheme
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
 
     # ---- what it says ----------------------------------------------------------------------------------------------
 
@@ -385,7 +388,18 @@ def _names_of(role: str) -> str:
     """A regular expression of the field's names of a role, the longest first."""
     names = LABEL_NAMES if role == LABEL else SEQUENCE_NAMES.get(role, ())
     spelled = ["[-_ ]?".join(re.findall(r"t[12]|[a-z]+|\d+", name)) for name in sorted(names, key=len, reverse=True)]
-    return f"(?:{'|'.join(spelled)})"
+    return f"(?:{'|'.join(spelled)})" + ("s?" if role == LABEL else "")
+
+
+_WORDS = {
+    role: re.compile(f"(?<![A-Za-z0-9]){_names_of(role)}(?![A-Za-z0-9])", re.IGNORECASE) for role in (*SEQUENCES, LABEL)
+}
+
+
+def find_role(text: str) -> tuple[str, re.Match[str]] | None:
+    """The role that a word in a name stands for, and where; a word for labels counts most, then the longest."""
+    found = [(role, match) for role, pattern in _WORDS.items() for match in pattern.finditer(text)]
+    return max(found, key=lambda one: (one[0] == LABEL, len(one[1][0]), one[1].start()), default=None)
 
 
 def _written_name(role: str) -> str:

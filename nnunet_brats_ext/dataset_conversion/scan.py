@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, Match, find_layout
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, Match, find_layout, find_role
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.images import NIFTI_ENDINGS, ending, read_grid
 
@@ -87,7 +87,7 @@ def scan(
     if any_name and layout is None:
         raise UserError("--any-name needs the layout of the files: name it with --release, or --layout FILE")
     asked = find_layout(layout) if isinstance(layout, str) else layout
-    chosen, evidence = (asked, "as asked") if asked else _decide(root, files)
+    chosen, evidence = (asked, "as asked") if asked else decide(root, files)
     if any_name:
         chosen = chosen.with_any_name()
     others = _of_others(seen, chosen) if isinstance(layout, str) and not any_name and not chosen.generic else {}
@@ -107,6 +107,11 @@ def scan(
     _remark_lost_labels(cases, root)
     _describe_patients(cases, chosen, _patient_rows(tables, name_mapping))
     return Source(root, chosen, evidence, cases, unrecognised + left)
+
+
+def image_files(root: Path) -> list["_File"]:
+    """The image files below a folder."""
+    return list(_files(root, 0, []))
 
 
 def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
@@ -156,7 +161,7 @@ def _candidates(path: Path) -> dict[str, Match]:
     return {name: match for name, match in found.items() if match}
 
 
-def _decide(root: Path, files: Sequence["_File"]) -> tuple[Layout, str]:
+def decide(root: Path, files: Sequence["_File"]) -> tuple[Layout, str]:
     """The one layout that all cases belong to, with the evidence for it."""
     found: dict[tuple[str, Path], tuple[frozenset[str], Path]] = {}  # case and folder -> releases, a file of it
     for file in files:
@@ -210,7 +215,7 @@ def _nearest(cases: Sequence[SourceCase]) -> str:
     return f" Read as the layout {best.layout.name!r}, {best.name} has {'; '.join(best.problems)}." if best else ""
 
 
-_PARTS = re.compile(r"[HL]GG?|(train|val|test|images?|labels?)\w*", re.IGNORECASE)  # folders that are no patients
+PARTS = re.compile(r"[HL]GG?|(train|val|test|images?|labels?)\w*", re.IGNORECASE)  # folders that are no patients
 
 
 def _folders_above(cases: Sequence[SourceCase], root: Path) -> list[str]:
@@ -220,7 +225,7 @@ def _folders_above(cases: Sequence[SourceCase], root: Path) -> list[str]:
         return ["."]
     found = set()
     for folder in folders:
-        parts = [part for part in folder.relative_to(root).parts[:-1] if not _PARTS.fullmatch(part)]
+        parts = [part for part in folder.relative_to(root).parts[:-1] if not PARTS.fullmatch(part)]
         found.add("/".join(parts) or ".")
     return sorted(found)
 
@@ -336,19 +341,21 @@ def _without_twin(files: list[_Match]) -> tuple[list[_Match], Path | None]:
 
 
 CLOSE = 0.75
-"""How much of the letters of a file's name and of the expected one have to agree for it to be named as a near miss."""
+"""How much of the letters of two names has to agree for one to be suggested for the other, from 0 to 1."""
 
 
 def _near_miss(role: str, case: SourceCase, layout: Layout, beside: Mapping[Path, Sequence[Path]]) -> str | None:
     """The file that may be the missing one of a role: its name is close to what the layout expects."""
     expected = layout.path(case.name, role).name.casefold() if layout.is_case(case.name) else role.casefold()
-    ratios = {
-        path: SequenceMatcher(None, expected, path.name.casefold()).ratio()
-        for folder in {path.parent for path in case.files.values()}
-        for path in beside.get(folder, ())
-    }
-    close = max(ratios, key=lambda path: ratios[path], default=None)
-    return f"{close.name} for {role}" if close and ratios[close] >= CLOSE else None
+    close: dict[Path, float] = {}
+    for folder in {path.parent for path in case.files.values()}:
+        for path in beside.get(folder, ()):
+            said = find_role(path.name[: -len(ending(path))])
+            ratio = SequenceMatcher(None, expected, path.name.casefold()).ratio()
+            if said[0] == role if said else ratio >= CLOSE:
+                close[path] = ratio
+    best = max(close, key=lambda path: close[path], default=None)
+    return f"{best.name} for {role}" if best else None
 
 
 def _remark_lost_labels(cases: Sequence[SourceCase], root: Path) -> None:
