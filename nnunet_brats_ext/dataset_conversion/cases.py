@@ -6,6 +6,7 @@ bytes serve as they are and writes the others.
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, L
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
 from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import Grid, Image, ending, read_image, to_integers, write_image
+from nnunet_brats_ext.storage.images import LPS, Grid, Image, ending, read_image, to_integers, write_image
 
+SOURCE = "source"
+AXES = (LPS, SOURCE)  # what the axes of every image become; source: those of the case's first image
 LINKS = ("auto", "hard", "symbolic", "copy")  # how an image gets into a data set; auto: the first that works
 
 
@@ -29,11 +32,13 @@ class Inspection:
     sha256: role -> of the source file. identifying: those of images that are not zero everywhere, for images that are
     may be equal by chance. label_counts: voxels of each value of the label map. labels: as released, background
     included, once the numbering is known. rewrite: sequences whose bytes cannot serve as
-    they are. bytes_to_write: at most.
+    they are. bytes_to_write: at most. source_grid: of the first image before it was turned.
     """
 
     case: SourceCase
     grid: Grid | None = None
+    source_grid: Grid | None = None
+    right_angles: bool = False
     sha256: dict[str, str] = field(default_factory=dict)
     identifying: list[str] = field(default_factory=list)
     label_counts: dict[int, int] = field(default_factory=dict)
@@ -42,12 +47,26 @@ class Inspection:
     bytes_to_write: int = 0
 
 
-def inspect_case(case: SourceCase, normalise: bool, tolerance_mm: float) -> Inspection:
-    """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`."""
+def inspect_case(
+    case: SourceCase, normalise: bool, tolerance_mm: float, axes: str = LPS, right_angles: bool = False
+) -> Inspection:
+    """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`.
+
+    axes: LPS, or SOURCE for those of the case's first image; every image is turned to them. right_angles: of axes that
+    are not at right angles, take the nearest that are.
+    """
     layout = case.layout
-    found = Inspection(case)
+    found = Inspection(case, right_angles=right_angles)
     images = _read_files(case, layout, found)
+    turned: Counter[str] = Counter()
     for role, image in images.items():
+        target = found.grid.axes if found.grid else image.grid.axes if axes == SOURCE else axes
+        if (was := image.grid.axes) != target:
+            image = image.turned(target)
+            turned[f"turned from {was} to {target}"] += 1
+            found.rewrite.add(role)
+            found.source_grid = found.source_grid or images[role].grid
+        found.source_grid = found.source_grid or image.grid
         grid = image.grid
         found.grid = found.grid or grid
         _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
@@ -59,10 +78,14 @@ def inspect_case(case: SourceCase, normalise: bool, tolerance_mm: float) -> Insp
         if not image.array.any():
             case.remarks.append(f"{role} is zero everywhere")
         linkable = role in case.files and ending(case.files[role]) == ".nii.gz"
-        if normalise or not linkable or not _equal_for_nnunet(grid, found.grid):
+        if normalise or not linkable or right_angles or not _equal_for_nnunet(grid, found.grid):
             found.rewrite.add(role)
+        if role in found.rewrite:
             itemsize = 4 if normalise else image.array.itemsize
             found.bytes_to_write += _compressed(image.array, itemsize)
+    for how, number in turned.items():
+        which = "all images" if number == len(images) else f"{number} of {len(images)} images"
+        case.remarks.append(f"{how}: {which}")
     if layout.scheme:
         check_labels(found)
     return found
@@ -73,7 +96,7 @@ def _read_files(case: SourceCase, layout: Layout, found: Inspection) -> dict[str
     images: dict[str, Image] = {}
     for role in (role for role in layout.roles if role in case.files):
         try:
-            image = read_image(case.files[role])
+            image = read_image(case.files[role], found.right_angles)
             found.sha256[role] = image.sha256
             if role != LABEL and image.array.any():
                 found.identifying.append(image.sha256)
@@ -184,17 +207,19 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     assert grid is not None, "a case without problems has images"
     stacked = {}
     if STACK in case.files:
-        stacked = _unstack(read_image(case.files[STACK]), STACK, layout)
+        stacked = _unstack(read_image(case.files[STACK], found.right_angles), STACK, layout)
     images = folder / ("imagesTr" if case.labelled else "imagesTs")
     for number, sequence in enumerate(layout.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
         if sequence not in found.rewrite:
             link_file(case.files[sequence], target, link)
             continue
-        array = (stacked[sequence] if stacked else read_image(case.files[sequence])).array
+        image = stacked[sequence] if stacked else read_image(case.files[sequence], found.right_angles)
+        array = image.turned(grid.axes).array
         write_image(target, min_max_of_percentiles(array) if normalise else array, grid)
     if case.labelled:
-        labels = remap(to_integers(read_image(case.files[LABEL]).array), label_mapping(layout))
+        image = read_image(case.files[LABEL], found.right_angles).turned(grid.axes)
+        labels = remap(to_integers(image.array), label_mapping(layout))
         write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
 
 

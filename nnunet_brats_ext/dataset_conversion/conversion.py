@@ -17,6 +17,7 @@ from typing import Any
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.dataset_conversion.cases import (
+    AXES,
     LINKS,
     Inspection,
     check_labels,
@@ -41,7 +42,7 @@ from nnunet_brats_ext.dataset_conversion.splits import (
     split_cases,
 )
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import TOLERANCE_MM
+from nnunet_brats_ext.storage.images import LPS, TOLERANCE_MM
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import (
     MANIFEST,
@@ -109,6 +110,14 @@ class ConvertOptions(Options):
         at_most=100,
         default=TOLERANCE_MM,
         help="how far apart the sequences of a case may lie; within it, headers are made equal",
+    )
+    axes: str = option(
+        choices=AXES,
+        default=LPS,
+        help="turn images, without resampling, to LPS as BraTS has them, or only to those of the case's first image",
+    )
+    right_angles: bool = option(
+        default=False, help="of affines whose axes are not at right angles, take the nearest that are"
     )
     folds: int = option(at_least=2, default=5, help="of the cross-validation; fewer where there are fewer patients")
     seed: int = option(default=12345, help="of the folds")
@@ -201,7 +210,13 @@ def _inspect(source: Source, options: ConvertOptions) -> tuple[Source, list[Insp
 
     Bad cases are an error unless they are to be left out.
     """
-    look = partial(inspect_case, normalise=options.normalises, tolerance_mm=options.tolerance_mm)
+    look = partial(
+        inspect_case,
+        normalise=options.normalises,
+        tolerance_mm=options.tolerance_mm,
+        axes=options.axes,
+        right_angles=options.right_angles,
+    )
     inspected = for_each(look, source.cases, "Inspecting", options.processes, lambda case: case.name)
     if source.layout.scheme is None:
         name, why = decide_numbering(inspected, source)
@@ -292,6 +307,8 @@ def _fingerprint(source: Source, model: Path | None, options: ConvertOptions) ->
     parts = [FORMAT, source.layout.name, asked, options.link, followed, options.skip_bad, files, tables]
     if LAYOUTS.get(source.layout.name) != source.layout:
         parts.append(source.layout.to_toml())
+    if options.axes != LPS or options.right_angles:
+        parts.append([options.axes, options.right_angles])
     content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -350,6 +367,7 @@ def _manifest(
 
 def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, Any]:
     case = found.case
+    turned = found.source_grid != found.grid
     files = {role: {"path": _relative(path, root), "sha256": found.sha256[role]} for role, path in case.files.items()}
     return {
         "labelled": case.labelled,
@@ -360,6 +378,7 @@ def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, An
         "files": files,
         "labels": found.labels,
         "grid": found.grid.to_json() if found.grid else None,
+        **({"source_grid": found.source_grid.to_json()} if turned and found.source_grid else {}),
         "remarks": case.remarks,
     }
 

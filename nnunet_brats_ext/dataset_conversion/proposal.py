@@ -146,7 +146,7 @@ def infer(paths: Sequence[Path], root: Path) -> Layout:
         )
     reference = max((_commonest(by_role[role]) for role in sequences), key=len)
     grades = _find_groups(reference)
-    groups = [name for name in ("patient", "session") if name in reference[0].groups]
+    groups: list[str] = [name for name in ("patient", "session") if name in reference[0].groups]
     case = "_".join(f"{{{name}}}" for name in groups)
     cases = {case.format(**one.groups): one.groups for one in reference}
     files = {}
@@ -155,7 +155,7 @@ def infer(paths: Sequence[Path], root: Path) -> Layout:
             files[role] = patterns
     order = [role for role in ("T1ce", "T1", "FLAIR", "T2", LABEL) if role in files]  # the longer names first
     title = re.sub(r"[^A-Za-z0-9]", "", root.resolve().name) or "Own"
-    expressions = {name: _expression([one.groups[name] for one in reference]) for name in groups}
+    expressions: dict[str, str] = {name: _expression([one.groups[name] for one in reference]) for name in groups}
     return Layout(
         name=title if title not in LAYOUTS else f"My{title}",
         case=case,

@@ -118,7 +118,7 @@ class Origin:
         if self.dataset:
             places += [self.dataset / folder / f"{case}_0000{ENDING}" for folder in ("imagesTr", "imagesTs")]
         found.donor = next((place for place in places if place and place.is_file()), None)
-        found.grid = Grid.from_json(known["grid"]) if known else None
+        found.grid = Grid.from_json(known.get("source_grid") or known["grid"]) if known else None
         return found
 
     def unpredicted(self, predicted: Sequence[str]) -> list[str]:
@@ -174,11 +174,13 @@ def restore_case(found: SubmissionCase, folder: Path) -> SubmissionCase:
     """Check a prediction and, unless its challenge would refuse it, write it under its submission name."""
     layout = found.layout
     try:
-        array, grid, _ = read_image(found.path)
-        labels = to_integers(array)
+        image = read_image(found.path)
         if found.donor:
-            donor = read_grid(found.donor)
+            donor = read_grid(found.donor, right_angles=True)
             found.grid = donor.of_one_volume if len(donor.size) == 4 else donor
+        if found.grid and image.grid.axes != found.grid.axes:
+            image = image.turned(found.grid.axes)  # the conversion had turned the case
+        grid, labels = image.grid, to_integers(image.array)
     except UserError as error:
         found.violations.append(str(error))
         return found
