@@ -15,7 +15,7 @@ from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions
 from nnunet_brats_ext.storage.options import Options
 
 
-def convert(source: Path | str, dataset_id: int, **options: Any) -> Path:
+def convert(source: Any, dataset_id: int, **options: Any) -> Path:
     """The folder of a converted data set."""
     return dataset_conversion.convert(source, dataset_id, **{"processes": 1} | options).folder
 
@@ -38,7 +38,7 @@ def printed(command: Any, options: Options) -> str:
     return stream.getvalue()
 
 
-def printed_by_convert(source: Path, dataset_id: int, **options: Any) -> str:
+def printed_by_convert(source: Any, dataset_id: int, **options: Any) -> str:
     return printed(data.run_convert, ConvertOptions(source, dataset_id, **{"processes": 1} | options))
 
 

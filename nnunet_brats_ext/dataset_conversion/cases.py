@@ -4,6 +4,7 @@ Both run in worker processes. Inspecting reads every file in full and writes not
 bytes serve as they are and writes the others.
 """
 
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -32,7 +33,8 @@ class Inspection:
     sha256: role -> of the source file. identifying: those of images that are not zero everywhere, for images that are
     may be equal by chance. label_counts: voxels of each value of the label map. labels: as released, background
     included, once the numbering is known. rewrite: sequences whose bytes cannot serve as
-    they are. bytes_to_write: at most. source_grid: of the first image before it was turned.
+    they are. voxels: sequence -> SHA-256 of its voxels, of those that are not zero everywhere; the same in any file
+    format and orientation. bytes_to_write: at most. source_grid: of the first image before it was turned.
     """
 
     case: SourceCase
@@ -43,6 +45,7 @@ class Inspection:
     identifying: list[str] = field(default_factory=list)
     label_counts: dict[int, int] = field(default_factory=dict)
     labels: list[int] = field(default_factory=list)
+    voxels: dict[str, str] = field(default_factory=dict)
     rewrite: set[str] = field(default_factory=set)
     bytes_to_write: int = 0
 
@@ -75,7 +78,10 @@ def inspect_case(
         if role == LABEL:
             _count_labels(image, found)
             continue
-        if not image.array.any():
+        if image.array.any():
+            found.voxels[role] = _digest(image.array if axes == LPS else image.turned(LPS).array)
+            found.identifying.append(found.voxels[role])
+        else:
             case.remarks.append(f"{role} is zero everywhere")
         linkable = role in case.files and ending(case.files[role]) == ".nii.gz"
         if normalise or not linkable or right_angles or not _equal_for_nnunet(grid, found.grid):
@@ -137,6 +143,12 @@ def _compare(
             )
         else:
             case.remarks.append(f"header of {role} moved by {shift:.2g} mm, onto that of {reference_role}")
+
+
+def _digest(array: np.ndarray) -> str:
+    """Of the shape and the values, in float32: the number types of files differ between releases of one image."""
+    values = np.ascontiguousarray(array, np.float32)
+    return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 def _compare_twin(case: SourceCase, role: str, image: Image) -> None:

@@ -9,18 +9,16 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.dataset_conversion.cases import (
     AXES,
     LINKS,
     Inspection,
-    check_labels,
     inspect_case,
     label_mapping,
     write_case,
@@ -32,8 +30,17 @@ from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     publish_folder,
     read_manifest,
 )
-from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, PRESENT_SCHEME, Layout, layout_of_manifest
-from nnunet_brats_ext.dataset_conversion.scan import Source, SourceCase, scan
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, layout_of_manifest
+from nnunet_brats_ext.dataset_conversion.scan import Source, SourceCase
+from nnunet_brats_ext.dataset_conversion.sources import (
+    DatasetFacts,
+    find_source,
+    keep_once,
+    refuse_same_names,
+    sources_of,
+    unite,
+    with_numbering,
+)
 from nnunet_brats_ext.dataset_conversion.splits import (
     PublishedFolds,
     folds_in,
@@ -66,7 +73,9 @@ FORMAT = 1  # of the manifest; a data set of another format counts as different
 class ConvertOptions(Options):
     """Options of `convert`."""
 
-    source: Path = argument("the unpacked release or an own folder, or one above it", metavar="SOURCE")
+    sources: tuple[Path, ...] = argument(
+        "the unpacked release or an own folder, or one above it; several become one data set", metavar="SOURCE"
+    )
     dataset_id: int = dataset_id_option("of the data set, 1 to 999")
     name: str | None = option(
         metavar="NAME", default=None, help="what follows the ID in the folder's name (default: the release's name)"
@@ -135,10 +144,13 @@ class ConvertOptions(Options):
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted source. folder: of the data set. unchanged: it was there, finished, and nothing had to be done."""
+    """What was converted. folder: of the data set. layouts: of each source.
+
+    unchanged: it was there, finished, and nothing had to be done.
+    """
 
     folder: Path
-    layout: Layout
+    layouts: Sequence[Layout]
     unchanged: bool
     folds: PublishedFolds
 
@@ -148,55 +160,51 @@ class Conversion:
         return read_manifest(self.folder) or {}
 
 
-def convert(source: Path | str, dataset_id: int, **options: Any) -> Conversion:
-    """Make a data set in nnUNet_raw of a BraTS release; `options` are the fields of `ConvertOptions`.
+def convert(source: Path | str | Sequence[Path | str], dataset_id: int, **options: Any) -> Conversion:
+    """Make a data set in nnUNet_raw of a BraTS release, of an own folder, or of several of them.
 
-    Bad cases are an error that lists all of them, or are left out with `skip_bad`. The same conversion again does
-    nothing.
+    options: the fields of `ConvertOptions`. Bad cases are an error that lists all of them, or are left out with
+    `skip_bad`. The same conversion again does nothing.
     """
-    return convert_release(ConvertOptions(Path(source), dataset_id, **options))
+    sources = (source,) if isinstance(source, Path | str) else tuple(source)
+    return convert_sources(ConvertOptions(tuple(map(Path, sources)), dataset_id, **options))
 
 
-def convert_release(options: ConvertOptions) -> Conversion:
+def convert_sources(options: ConvertOptions) -> Conversion:
     """The same with its options in one object."""
     raw = options.out or require_folder("nnUNet_raw", ", or name a folder with -o")
-    if raw.resolve().is_relative_to(options.source.resolve()):
-        raise UserError(
-            f"{raw} lies in the release {options.source}, which stays as it is; name another folder with -o"
-        )
+    for root in options.sources:
+        if raw.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{raw} lies in the release {root}, which stays as it is; name another folder with -o")
     refuse_file(raw)
-    source = find_source(options)
-    name = dataset_name(options.dataset_id, options.name or _title(source))
+    sources = find_sources(options)
+    name = dataset_name(options.dataset_id, options.name or "".join(dict.fromkeys(map(_title, sources))))
     check_id_is_free(options.dataset_id, name, raw)
     model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, raw)
-    target, fingerprint = raw / name, _fingerprint(source, model, options)
+    target, fingerprint = raw / name, _fingerprint(sources, model, options)
     unchanged = not options.overwrite and is_finished(target, fingerprint)
     if not unchanged:
-        files = [path for case in source.cases for path in case.files.values()]
+        files = [path for source in sources for case in source.cases for path in case.files.values()]
         tables = [options.name_mapping] if options.name_mapping else []
-        check_replaceable(target, options.overwrite, [source.root, *options.overlays, *tables, *files])
-        source, good, bad = _inspect(source, options)
-        _write(source, good, bad, target, model, fingerprint, options)
-    layout = layout_of_manifest(read_manifest(target) or {})
-    return Conversion(target, layout, unchanged, publish_splits(target, options.folds, options.overwrite))
+        check_replaceable(target, options.overwrite, [*options.sources, *options.overlays, *tables, *files])
+        _write(_inspect(sources, options), target, model, fingerprint, options)
+    layouts = tuple(map(layout_of_manifest, sources_of(read_manifest(target) or {})))
+    return Conversion(target, layouts, unchanged, publish_splits(target, options.folds, options.overwrite))
 
 
-def find_source(options: ConvertOptions) -> Source:
-    """The cases of the source by the layout that the options name, or by the one that is recognised."""
-    if options.layout and options.release:
-        raise UserError("--layout FILE and --release NAME: name one of the two")
-    asked = Layout.read(options.layout) if options.layout else options.release
-    if isinstance(asked, Layout) and asked.name in LAYOUTS:
-        raise UserError(f"{options.layout}: {asked.name} is the name of a known release; choose another name")
-    source = scan(options.source, asked, options.overlays, options.name_mapping, options.any_name)
-    return with_layout(source, source.layout.with_scheme(options.scheme)) if options.scheme else source
-
-
-def with_layout(source: Source, layout: Layout, evidence: str = "") -> Source:
-    """The same cases read by another layout."""
-    for case in source.cases:
-        case.layout = layout
-    return replace(source, layout=layout, evidence=evidence or source.evidence)
+def find_sources(options: ConvertOptions) -> list[Source]:
+    """The cases of each folder."""
+    sources = []
+    for number, root in enumerate(options.sources):
+        source = find_source(
+            *(root, options.release, options.layout, options.scheme, options.any_name),
+            overlays=options.overlays,
+            name_mapping=options.name_mapping,
+        )
+        for case in source.cases:
+            case.source = number
+        sources.append(source)
+    return sources
 
 
 def _title(source: Source) -> str:
@@ -205,11 +213,22 @@ def _title(source: Source) -> str:
     return own if source.layout.generic and own else source.layout.title
 
 
-def _inspect(source: Source, options: ConvertOptions) -> tuple[Source, list[Inspection], dict[str, list[str]]]:
-    """The source with its numbering, the good cases, and the problems of the bad ones.
+@dataclass(frozen=True)
+class Inspected:
+    """The sources with their numberings, the good cases, the problems of bad ones, and cases that are there twice.
 
-    Bad cases are an error unless they are to be left out.
+    same_images: case that was left out -> the one with the same images that is kept.
     """
+
+    sources: Sequence[Source]
+    facts: DatasetFacts
+    good: Sequence[Inspection]
+    bad: Mapping[str, Sequence[str]]
+    same_images: Mapping[str, str]
+
+
+def _inspect(sources: Sequence[Source], options: ConvertOptions) -> Inspected:
+    """Read every file of every case; bad cases are an error unless they are to be left out."""
     look = partial(
         inspect_case,
         normalise=options.normalises,
@@ -217,45 +236,21 @@ def _inspect(source: Source, options: ConvertOptions) -> tuple[Source, list[Insp
         axes=options.axes,
         right_angles=options.right_angles,
     )
-    inspected = for_each(look, source.cases, "Inspecting", options.processes, lambda case: case.name)
-    if source.layout.scheme is None:
-        name, why = decide_numbering(inspected, source)
-        layout = source.layout.with_scheme(name)
-        source = with_layout(source, layout, f"{source.evidence}; {why}")
-        for found in inspected:
-            found.case.layout = layout  # of the copy that a worker has sent back
-            check_labels(found)
+    cases = [case for source in sources for case in source.cases]
+    inspected = for_each(look, cases, "Inspecting", options.processes, lambda case: case.name)
+    sources = [
+        with_numbering(source, [found for found in inspected if found.case.source == number])
+        for number, source in enumerate(sources)
+    ]
+    facts = unite(sources)
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
         advice = "\nNothing was written." + (" --skip-bad leaves them out." if good else "")
         raise UserError(describe_bad_cases(bad) + advice)
-    return source, good, bad
-
-
-def decide_numbering(inspected: Sequence[Inspection], source: Source) -> tuple[str, str]:
-    """The numbering of the label maps by their values, and why; an error asks where the values fit several.
-
-    Only the glioma labels of 2017 to 2022 have a 4 and no 3. Without any label map there is nothing to read, and
-    predictions are written as BraTS numbers them since 2023.
-    """
-    values = sorted({value for found in inspected for value in found.label_counts})
-    shown = ", ".join(map(str, values))
-    if not values:
-        return PRESENT_SCHEME, f"no label maps; predictions are numbered as in {PRESENT_SCHEME}"
-    if 4 in values and set(values) <= {0, 1, 2, 4}:
-        return "glioma_2017", f"labels {shown}, as in glioma_2017"
-    fitting = {name: scheme for name, scheme in LABEL_SCHEMES.items() if set(values) <= set(scheme.released)}
-    choices = "".join(f"\n  --scheme {name:<18} {scheme.numbers}" for name, scheme in fitting.items())
-    if not fitting:
-        raise UserError(
-            f"{source.root} has the labels {shown}, which no numbering has; state them in a layout, as a table "
-            f"[labels]: `nnunet_brats layout {source.root}` writes one"
-        )
-    raise UserError(
-        f"{source.root} has the labels {shown}, which fit several numberings; name the one that it is:{choices}\n"
-        "Another numbering is stated in a layout, as a table [labels]: `nnunet_brats layout` writes one."
-    )
+    good, same_images = keep_once(good, options.sources)
+    refuse_same_names(good, options.sources)
+    return Inspected(sources, facts, good, bad, same_images)
 
 
 def describe_bad_cases(cases: Mapping[str, Sequence[str]]) -> str:
@@ -264,18 +259,12 @@ def describe_bad_cases(cases: Mapping[str, Sequence[str]]) -> str:
     return f"{len(cases)} bad case{'s' if len(cases) > 1 else ''}:" + "".join(lines)
 
 
-def _write(
-    source: Source,
-    good: Sequence[Inspection],
-    bad: Mapping[str, Sequence[str]],
-    target: Path,
-    model: Path | None,
-    fingerprint: str,
-    options: ConvertOptions,
-) -> None:
+def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: str, options: ConvertOptions) -> None:
+    good = inspected.good
     cases = [found.case for found in good]
     patients = group_patients(_identities(good))
-    splits = split_cases(cases, patients, options.folds, options.seed, model)
+    contents = {found.case.name: found.identifying for found in good}
+    splits = split_cases(cases, patients, options.folds, options.seed, model, contents)
     target.parent.mkdir(parents=True, exist_ok=True)
     _check_space(target.parent, good, copies=options.link == "copy")
     with working_folder(target) as scratch:
@@ -285,17 +274,18 @@ def _write(
         write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
-        write_json(growing / "dataset.json", dataset_json(source.layout, target.name, training, options.normalises))
-        write_json(growing / MANIFEST, _manifest(source, good, bad, patients, fingerprint, options))
+        write_json(growing / "dataset.json", dataset_json(inspected.facts, target.name, training, options.normalises))
+        write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:
             write_json(growing / SPLITS, splits)
         publish_folder(growing, target, options.overwrite, fingerprint)
 
 
-def _fingerprint(source: Source, model: Path | None, options: ConvertOptions) -> str:
+def _fingerprint(sources: Sequence[Source], model: Path | None, options: ConvertOptions) -> str:
     """Changes with every option and every file of the source, by size and time: reading them all takes long."""
     files = []
-    for case in source.cases:
+    cases = [case for source in sources for case in source.cases]
+    for case in cases:
         for role, path in sorted(case.files.items()):
             path = path.resolve()
             status = path.stat() if path.exists() else None  # a broken link is reported with all other bad files
@@ -303,10 +293,10 @@ def _fingerprint(source: Source, model: Path | None, options: ConvertOptions) ->
     asked = [options.normalise, options.tolerance_mm, options.folds, options.seed, options.same_patients_as]
     number, folds = folds_in(model) if model else (0, {})
     followed = [number, sorted((name, sorted(found)) for name, found in folds.items())]
-    tables = [[case.patient, case.known_as, case.grade, case.site] for case in source.cases]
-    parts = [FORMAT, source.layout.name, asked, options.link, followed, options.skip_bad, files, tables]
-    if LAYOUTS.get(source.layout.name) != source.layout:
-        parts.append(source.layout.to_toml())
+    tables = [[case.patient, case.known_as, case.grade, case.site] for case in cases]
+    parts = [FORMAT, sources[0].layout.name, asked, options.link, followed, options.skip_bad, files, tables]
+    parts += [source.layout.to_toml() for source in sources if LAYOUTS.get(source.layout.name) != source.layout]
+    parts += [[source.layout.name, str(source.root.resolve())] for source in sources[1:]]
     if options.axes != LPS or options.right_angles:
         parts.append([options.axes, options.right_angles])
     content = json.dumps(parts)
@@ -340,28 +330,36 @@ def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) ->
 
 
 def _manifest(
-    source: Source,
-    inspected: Sequence[Inspection],
-    bad: Mapping[str, Sequence[str]],
-    patients: Mapping[str, str],
-    fingerprint: str,
-    options: ConvertOptions,
+    inspected: Inspected, patients: Mapping[str, str], fingerprint: str, options: ConvertOptions
 ) -> dict[str, Any]:
-    root = source.root.resolve()
+    sources = [_manifest_of_source(source, options) for source in inspected.sources]
+    roots = [source.root.resolve() for source in inspected.sources]
+    entries = {}
+    for found in inspected.good:
+        entry = _manifest_entry(found, patients[found.case.name], roots[found.case.source])
+        entries[found.case.name] = entry if len(sources) == 1 else {"source": found.case.source, **entry}
+    several = {"release": inspected.facts.name, "sources": sources, "same_images": inspected.same_images}
     return {
         "format": FORMAT,
         "made_by": f"nnunet-brats-ext {__version__}",
         "fingerprint": fingerprint,
+        **(sources[0] if len(sources) == 1 else several),
+        "normalise": options.normalise,
+        "skipped": inspected.bad,
+        "cases": entries,
+    }
+
+
+def _manifest_of_source(source: Source, options: ConvertOptions) -> dict[str, Any]:
+    root = source.root.resolve()
+    return {
         "release": source.layout.name,
         **({} if LAYOUTS.get(source.layout.name) == source.layout else {"layout": source.layout.to_toml()}),
         "recognised": source.evidence,
         "source": str(root),
         "overlays": [str(overlay.resolve()) for overlay in options.overlays],
         "label_mapping": {str(old): new for old, new in label_mapping(source.layout).items()},
-        "normalise": options.normalise,
-        "skipped": bad,
         "unrecognised": [_relative(path, root) for path in source.unrecognised],
-        "cases": {found.case.name: _manifest_entry(found, patients[found.case.name], root) for found in inspected},
     }
 
 
@@ -376,6 +374,7 @@ def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, An
         "grade": case.grade,
         "site": case.site,
         "files": files,
+        "voxels": found.voxels,
         "labels": found.labels,
         "grid": found.grid.to_json() if found.grid else None,
         **({"source_grid": found.source_grid.to_json()} if turned and found.source_grid else {}),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.layouts import Layout
+from nnunet_brats_ext.dataset_conversion.sources import DatasetFacts
 from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
@@ -79,7 +80,7 @@ def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) ->
         )
 
 
-def dataset_json(layout: Layout, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:
+def dataset_json(layout: Layout | DatasetFacts, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
     nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.

@@ -13,6 +13,7 @@ from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
 from nnunet_brats_ext.dataset_conversion.layouts import Layout, find_layout, layout_of_manifest
 from nnunet_brats_ext.dataset_conversion.scan import scan
+from nnunet_brats_ext.dataset_conversion.sources import sources_of
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.images import (
@@ -83,7 +84,7 @@ class Submission:
     """
 
     folder: Path
-    layout: Layout
+    layouts: Sequence[Layout]
     files: Sequence[Path]
     cases: Sequence[SubmissionCase]
     unpredicted: Sequence[str]
@@ -96,10 +97,14 @@ class Origin:
     images: case -> first image of the source.
     """
 
-    layout: Layout
+    layouts: Sequence[Layout]
     dataset: Path | None = None
     manifest: Mapping[str, Any] | None = None
     images: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(dict.fromkeys(layout.name for layout in self.layouts))
 
     @property
     def cases(self) -> Mapping[str, Mapping[str, Any]]:
@@ -107,11 +112,12 @@ class Origin:
 
     def prediction(self, path: Path) -> SubmissionCase:
         case = path.name.removesuffix(ENDING)
-        found = SubmissionCase(case, path, self.layout)
-        if not self.layout.is_case(case):
-            form = self.layout.written or self.layout.case
-            found.violations.append(f"{path.name} is not named like {form}.nii.gz; --any-name takes any name")
         known = self.cases.get(case)
+        layout = self.layouts[min(known.get("source", 0) if known else 0, len(self.layouts) - 1)]
+        found = SubmissionCase(case, path, layout)
+        if not layout.is_case(case):
+            form = layout.written or layout.case
+            found.violations.append(f"{path.name} is not named like {form}.nii.gz; --any-name takes any name")
         if self.manifest and known is None:
             found.violations.append(f"is no case of {self.dataset}; name the data set it was predicted for with -d")
         places = [self.images.get(case)]
@@ -149,7 +155,7 @@ def restore_predictions(options: RestoreOptions) -> Submission:
     if out.resolve() in _folders_of_label_maps(predictions, origin.dataset):
         raise UserError(f"{out} holds predictions or labels as trained; name a new folder with -o")
     cases = [origin.prediction(path) for path in files]
-    names = [origin.layout.submission.format(case=found.case) for found in cases]
+    names = [found.layout.submission.format(case=found.case) for found in cases]
     if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
         raise UserError(f"{out} holds other files ({shorten(others, 3)}); name a new folder with -o")
     with staged(out, [name.removesuffix(ENDING) for name in names]) as folder:
@@ -158,11 +164,11 @@ def restore_predictions(options: RestoreOptions) -> Submission:
         )
         if any(found.violations for found in restored):
             raise UserError(
-                f"{predictions} breaks the rules of {origin.layout.name}, and nothing was written:"
+                f"{predictions} breaks the rules of {origin.name}, and nothing was written:"
                 + "".join(f"\n  {found.case}: {violation}" for found in restored for violation in found.violations)
             )
     return Submission(
-        out, origin.layout, [out / name for name in names], restored, origin.unpredicted([one.case for one in cases])
+        out, origin.layouts, [out / name for name in names], restored, origin.unpredicted([one.case for one in cases])
     )
 
 
@@ -243,33 +249,41 @@ def find_origin(options: RestoreOptions) -> Origin:
         raise UserError(f"{dataset} is {known}, not {options.release}")
     if not known and not options.release and not options.layout:
         raise UserError(f"{dataset} does not say which release it is; name it with --release, or --layout FILE")
-    layout = Layout.read(options.layout) if options.layout else _layout(manifest, options)
+    layouts = [_as_asked(layout, options) for layout in _layouts(manifest, options)]
+    if manifest:
+        return Origin(layouts, dataset, manifest, _images_of_manifest(manifest, layouts, options.source))
+    first = layouts[0].roles[0]
+    scanned = scan(options.source, layouts[0]).cases if options.source else []
+    images = {case.name: case.files[first] for case in scanned if first in case.files}
+    return Origin(layouts, dataset, manifest, images)
+
+
+def _layouts(manifest: Mapping[str, Any] | None, options: RestoreOptions) -> list[Layout]:
+    """The layout of each source, as the conversion used it, or the one that the user names."""
+    if options.layout:
+        return [Layout.read(options.layout)]
+    if manifest and manifest.get("release"):
+        return [layout_of_manifest(source) for source in sources_of(manifest)]
+    return [find_layout(str(options.release))]
+
+
+def _as_asked(layout: Layout, options: RestoreOptions) -> Layout:
     if options.scheme:
         layout = layout.with_scheme(options.scheme)
     if not layout.scheme:
         raise UserError(f"{layout.name} leaves open how labels are numbered; name the numbering with --scheme")
-    if options.any_name:
-        layout = layout.with_any_name()
-    if manifest:
-        return Origin(layout, dataset, manifest, _images_of_manifest(manifest, layout, options.source))
-    first = layout.roles[0]
-    scanned = scan(options.source, layout).cases if options.source else []
-    images = {case.name: case.files[first] for case in scanned if first in case.files}
-    return Origin(layout, dataset, manifest, images)
+    return layout.with_any_name() if options.any_name else layout
 
 
-def _layout(manifest: Mapping[str, Any] | None, options: RestoreOptions) -> Layout:
-    """The layout that the conversion used, or the one that the user names."""
-    if manifest and manifest.get("release"):
-        return layout_of_manifest(manifest)
-    return find_layout(str(options.release))
-
-
-def _images_of_manifest(manifest: Mapping[str, Any], layout: Layout, source: Path | None) -> dict[str, Path]:
+def _images_of_manifest(manifest: Mapping[str, Any], layouts: Sequence[Layout], source: Path | None) -> dict[str, Path]:
     """Case -> its first image in the source, which may have moved since the conversion."""
-    root = source or Path(str(manifest.get("source", "")))
+    sources = sources_of(manifest)
+    if source and len(sources) > 1:
+        raise UserError(f"--source {source}: the data set has {len(sources)} sources; restore it where they all are")
     images = {}
     for case, about in manifest["cases"].items():
+        number = min(about.get("source", 0), len(layouts) - 1)
+        layout, root = layouts[number], source or Path(str(sources[number].get("source", "")))
         # A distilled data set has read the channels of another, where a release may keep all in one file.
         role = next((role for role in (layout.roles[0], *layout.sequences) if role in about["files"]), None)
         if role:

@@ -26,12 +26,14 @@ JUNK = "__MACOSX"  # beside dot files, which include `._*` and `.DS_Store`
 class SourceCase:
     """The files of one case, by role.
 
-    twins: a file with the same name and another compression beside that of the role. remarks: what is unusual and does
-    no harm. problems: what must be solved before the case can be converted.
+    source: the number of its folder among those that are converted together. twins: a file with the same name and
+    another compression beside that of the role. remarks: what is unusual and does no harm. problems: what must be
+    solved before the case can be converted.
     """
 
     name: str
     layout: Layout
+    source: int = 0
     files: dict[str, Path] = field(default_factory=dict)
     twins: dict[str, Path] = field(default_factory=dict)
     patient: str = ""

@@ -170,6 +170,8 @@ def check_labels() -> Iterator[Finding]:
 def _scheme_of(dataset: Path, description: DatasetDescription) -> LabelScheme | None:
     """The numbering that the conversion noted, or that of the release that a dataset.json names."""
     manifest = read_manifest(dataset) or {}
+    if manifest.get("sources"):
+        return description.scheme
     layout = layout_of_manifest(manifest) if manifest.get("release") else LAYOUTS.get(description.release or "")
     return layout.scheme if layout else None
 

@@ -127,7 +127,7 @@ def test_a_manifest_that_was_changed_is_named(world, capsys, manifest):
 
 def test_functions_take_text_print_nothing_and_give_what_was_made(world, capsys):
     done = dataset_conversion.convert("source", 137, folds=3, processes=1)
-    assert (done.folder, done.unchanged, done.layout.name) == (
+    assert (done.folder, done.unchanged, done.layouts[0].name) == (
         world / "raw" / "Dataset137_BraTS2020",
         False,
         "BraTS2020",
