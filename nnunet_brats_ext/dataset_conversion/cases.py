@@ -1,7 +1,8 @@
 """One case: its files are inspected, then written into an nnU-Net data set.
 
 Both run in worker processes. Inspecting reads every file in full and writes nothing; writing links the images whose
-bytes serve as they are and writes the others.
+bytes serve as they are and writes the others. A sequence that a case lacks is written as zeros, which stay zeros in
+nnU-Net's normalisation.
 """
 
 import hashlib
@@ -223,6 +224,9 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     images = folder / ("imagesTr" if case.labelled else "imagesTs")
     for number, sequence in enumerate(layout.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
+        if sequence in case.missing:
+            write_image(target, np.zeros(grid.shape, np.uint8), grid)
+            continue
         if sequence not in found.rewrite:
             link_file(case.files[sequence], target, link)
             continue

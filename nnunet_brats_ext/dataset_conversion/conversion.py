@@ -66,6 +66,7 @@ from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes
 
 PERCENTILE_MINMAX = "percentile-minmax"
 NORMALISATIONS = (PERCENTILE_MINMAX,)
+MISSING = ("zero",)
 FORMAT = 1  # of the manifest; a data set of another format counts as different
 
 
@@ -90,6 +91,11 @@ class ConvertOptions(Options):
     scheme: str | None = scheme_option("how the label maps are numbered, where neither names nor values decide it")
     any_name: bool = option(
         default=False, help="cases have any names; with --release or --layout, which say how files are named"
+    )
+    missing: str | None = option(
+        choices=MISSING,
+        default=None,
+        help="take cases that lack sequences; zero: write them as zeros, which they stay in nnU-Net's normalisation",
     )
     overlays: tuple[Path, ...] = option(
         *("--overlay",),
@@ -200,6 +206,7 @@ def find_sources(options: ConvertOptions) -> list[Source]:
             *(root, options.release, options.layout, options.scheme, options.any_name),
             overlays=options.overlays,
             name_mapping=options.name_mapping,
+            allow_missing=options.missing is not None,
         )
         for case in source.cases:
             case.source = number
@@ -274,7 +281,10 @@ def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: 
         write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
-        write_json(growing / "dataset.json", dataset_json(inspected.facts, target.name, training, options.normalises))
+        missing = {case.name: case.missing for case in cases if case.missing}
+        write_json(
+            growing / "dataset.json", dataset_json(inspected.facts, target.name, training, options.normalises, missing)
+        )
         write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:
             write_json(growing / SPLITS, splits)
@@ -299,6 +309,8 @@ def _fingerprint(sources: Sequence[Source], model: Path | None, options: Convert
     parts += [[source.layout.name, str(source.root.resolve())] for source in sources[1:]]
     if options.axes != LPS or options.right_angles:
         parts.append([options.axes, options.right_angles])
+    if options.missing:
+        parts.append(options.missing)
     content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -378,6 +390,7 @@ def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, An
         "labels": found.labels,
         "grid": found.grid.to_json() if found.grid else None,
         **({"source_grid": found.source_grid.to_json()} if turned and found.source_grid else {}),
+        **({"missing": case.missing} if case.missing else {}),
         "remarks": case.remarks,
     }
 

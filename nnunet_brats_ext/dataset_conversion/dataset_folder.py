@@ -13,6 +13,7 @@ from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
 from nnunet_brats_ext.storage.output import publish
 
+MISSING_KEY = "brats_missing"  # of a dataset.json
 CASE_KEYS = {"labelled", "patient", "known_as", "grade", "site", "files", "grid"}  # of a case in a manifest
 
 
@@ -80,10 +81,17 @@ def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) ->
         )
 
 
-def dataset_json(layout: Layout | DatasetFacts, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:
+def dataset_json(
+    layout: Layout | DatasetFacts,
+    name: str,
+    training_cases: int,
+    normalise: bool,
+    missing: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
     nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.
+    missing: case -> the sequences that it lacks, which are zeros.
     """
     scheme = layout.numbering
     nested = any(len(labels) > 1 for labels in scheme.regions.values())
@@ -99,6 +107,7 @@ def dataset_json(layout: Layout | DatasetFacts, name: str, training_cases: int, 
         "licence": f"the terms of {layout.name}",
         "brats_release": layout.name,
         "brats_sequences": list(layout.sequences),
+        **({MISSING_KEY: missing} if missing else {}),
         "brats_label_names": {str(label): name for label, name in scheme.names.items()},
     }
 

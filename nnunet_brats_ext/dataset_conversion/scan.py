@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, Match, find_layout, find_role
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout, Match, find_layout, find_role
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.images import NIFTI_ENDINGS, ending, read_grid
 
@@ -42,6 +42,11 @@ class SourceCase:
     site: str | None = None
     remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[str]:
+        """The sequences that it lacks."""
+        return [role for role in self.layout.sequences if role not in self.files] if STACK not in self.files else []
 
     @property
     def labelled(self) -> bool:
@@ -76,12 +81,14 @@ def scan(
     overlays: Sequence[Path] = (),
     name_mapping: Path | None = None,
     any_name: bool = False,
+    allow_missing: bool = False,
 ) -> Source:
     """Every case below `root`, in the order of their names. An overlay's files replace those of the same case and role.
 
     A folder that holds no known layout, several, or one of several that it might be, is an error that says what was
     seen. layout: its name, or one of the user's own; with a name, files that belong to another release by their own
     name or a folder in `root` are left out. any_name: cases may have other names than the layout gives them.
+    allow_missing: a case that lacks sequences is no bad case, as long as it has one.
     """
     tables: list[Path] = []
     files = list(_files(root, 0, tables))
@@ -89,7 +96,7 @@ def scan(
     if any_name and layout is None:
         raise UserError("--any-name needs the layout of the files: name it with --release, or --layout FILE")
     asked = find_layout(layout) if isinstance(layout, str) else layout
-    chosen, evidence = (asked, "as asked") if asked else decide(root, files)
+    chosen, evidence = (asked, "as asked") if asked else decide(root, files, allow_missing)
     if any_name:
         chosen = chosen.with_any_name()
     others = _of_others(seen, chosen) if isinstance(layout, str) and not any_name and not chosen.generic else {}
@@ -97,7 +104,7 @@ def scan(
     files = [file for file in files if file.path not in others]
     for rank, overlay in enumerate(overlays, start=1):
         files += _files(overlay, rank, tables)
-    cases, left = _group(files, chosen)
+    cases, left = _group(files, chosen, allow_missing)
     if not cases and others:
         path, other = next(iter(others.items()))
         raise UserError(
@@ -163,7 +170,7 @@ def _candidates(path: Path) -> dict[str, Match]:
     return {name: match for name, match in found.items() if match}
 
 
-def decide(root: Path, files: Sequence["_File"]) -> tuple[Layout, str]:
+def decide(root: Path, files: Sequence["_File"], allow_missing: bool = False) -> tuple[Layout, str]:
     """The one layout that all cases belong to, with the evidence for it."""
     found: dict[tuple[str, Path], tuple[frozenset[str], Path]] = {}  # case and folder -> releases, a file of it
     for file in files:
@@ -171,7 +178,7 @@ def decide(root: Path, files: Sequence["_File"]) -> tuple[Layout, str]:
         for match in candidates.values():
             found.setdefault((match.case, file.path.parent), (frozenset(candidates), file.path))
     if not found:
-        return _decide_by_form(root, files)
+        return _decide_by_form(root, files, allow_missing)
     verdicts: dict[frozenset[str], set[str]] = defaultdict(set)  # releases -> their cases
     for (case, _), (names, path) in found.items():
         left, evidence = _narrow(root, names, path)
@@ -191,9 +198,9 @@ def decide(root: Path, files: Sequence["_File"]) -> tuple[Layout, str]:
     return LAYOUTS[min(possible)], evidence
 
 
-def _decide_by_form(root: Path, files: Sequence["_File"]) -> tuple[Layout, str]:
+def _decide_by_form(root: Path, files: Sequence["_File"], allow_missing: bool) -> tuple[Layout, str]:
     """The layout whose form of names gives most cases with every sequence, where no name belongs to a release."""
-    grouped = {layout.name: _group(files, layout)[0] for layout in LAYOUTS.values() if layout.generic}
+    grouped = {layout.name: _group(files, layout, allow_missing)[0] for layout in LAYOUTS.values() if layout.generic}
     complete = {name: [case for case in cases if not case.problems] for name, cases in grouped.items()}
     best = max(complete, key=lambda name: len(complete[name]))
     if not complete[best]:
@@ -282,7 +289,7 @@ class _Match:
     rank: tuple[int, ...]
 
 
-def _group(found: Sequence[_File], layout: Layout) -> tuple[list[SourceCase], list[Path]]:
+def _group(found: Sequence[_File], layout: Layout, allow_missing: bool = False) -> tuple[list[SourceCase], list[Path]]:
     """Cases by name, and the files that belong to none."""
     matches: dict[str, dict[str, list[_Match]]] = defaultdict(lambda: defaultdict(list))
     unrecognised = []
@@ -301,11 +308,15 @@ def _group(found: Sequence[_File], layout: Layout) -> tuple[list[SourceCase], li
     beside: dict[Path, list[Path]] = defaultdict(list)
     for path in unrecognised:
         beside[path.parent].append(path)
-    return [_choose(name, layout, matches[name], beside) for name in sorted(matches)], unrecognised
+    return [_choose(name, layout, matches[name], beside, allow_missing) for name in sorted(matches)], unrecognised
 
 
 def _choose(
-    name: str, layout: Layout, matches: dict[str, list[_Match]], beside: Mapping[Path, Sequence[Path]]
+    name: str,
+    layout: Layout,
+    matches: dict[str, list[_Match]],
+    beside: Mapping[Path, Sequence[Path]],
+    allow_missing: bool,
 ) -> SourceCase:
     """The file of each role: an overlay or a correction wins; two files of one rank are a problem.
 
@@ -329,7 +340,10 @@ def _choose(
     if missing := [role for role in layout.roles if role not in case.files and role != LABEL]:
         near = [_near_miss(role, case, layout, beside) for role in missing]
         hint = f"; did you mean {' and '.join(filter(None, near))}?" if any(near) else ""
-        case.problems.append(f"no {' and no '.join(missing)}{hint}")
+        if allow_missing and not hint and len(missing) < len(layout.roles) - 1:
+            case.remarks.append(f"without {' and '.join(missing)}")
+        else:
+            case.problems.append(f"no {' and no '.join(missing)}{hint}")
     return case
 
 

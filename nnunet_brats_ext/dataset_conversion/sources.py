@@ -33,6 +33,7 @@ def find_source(
     any_name: bool = False,
     overlays: Sequence[Path] = (),
     name_mapping: Path | None = None,
+    allow_missing: bool = False,
 ) -> Source:
     """The cases of a folder by the layout that is named, that lies in it as layout.toml, or that is recognised."""
     if layout and release:
@@ -42,7 +43,7 @@ def find_source(
     asked = Layout.read(layout) if layout else release
     if isinstance(asked, Layout) and asked.name in LAYOUTS:
         raise UserError(f"{layout}: {asked.name} is the name of a known release; choose another name")
-    source = scan(root, asked, overlays, name_mapping, any_name)
+    source = scan(root, asked, overlays, name_mapping, any_name, allow_missing)
     return with_layout(source, source.layout.with_scheme(scheme)) if scheme else source
 
 
