@@ -1,4 +1,4 @@
-"""What the verbs of the group "Data sets" print: convert, layout, restore, phantom, distill, filter-cases."""
+"""What the verbs of the group "Data sets" print: convert, layout, check, restore, phantom, distill, filter-cases."""
 
 import re
 from collections import Counter
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import FilterCasesOptions, filter_folds
+from nnunet_brats_ext.dataset_conversion.checking import CheckOptions, check_sources
 from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_sources, describe_bad_cases
 from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOptions, distill_dataset
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
@@ -59,6 +60,20 @@ def run_convert(options: ConvertOptions) -> None:
     else:
         images = done.folder / "imagesTs"
         say(console, f"next: nnUNetv2_predict -i {images} -o PREDICTIONS -d TRAINED_ON -c 3d_fullres -tr TRAINER")
+
+
+def run_check(options: CheckOptions) -> int:
+    """A line per patient, and below it what to do; 1 where something was found."""
+    console, checked = Console(), check_sources(options)
+    for patient in checked:
+        if not patient.findings:
+            say(console, f"{patient.case}: nothing found")
+        for finding in patient.findings:
+            say(console, f"{patient.case}: {finding.kind}: {finding.sentence}\n  -> {finding.fix}")
+    wrong = sum(bool(patient.findings) for patient in checked)
+    pictures = f", pictures in {options.out}" if options.out else ""
+    say(console, f"{len(checked)} patients, {wrong} with findings{pictures}")
+    return int(wrong > 0)
 
 
 def run_layout(options: LayoutOptions) -> None:

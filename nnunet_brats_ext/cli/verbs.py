@@ -73,6 +73,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "file of yours makes of the folder.",
         ),
         Verb(
+            "check",
+            "are these patients what a network expects: a line and a picture for each, before anything is computed",
+            "dataset_conversion.checking:CheckOptions",
+            "cli.data:run_check",
+            "Reads every image and looks for what spoils a prediction without a word: files that are empty or "
+            "truncated, voxels that are not 1 mm, a skull, sequences that do not lie on each other or carry each "
+            "other's names, inverted or clipped intensities, a FLAIR without bright region. Names the tool that would "
+            "fix it. The exit code is 1 where something was found.",
+        ),
+        Verb(
             "restore",
             "predictions -> a submission: the release's labels, names and headers",
             "dataset_conversion.restoration:RestoreOptions",
