@@ -14,11 +14,24 @@ from nnunet_brats_ext.storage.errors import UserError
 
 SEQUENCES = ("T1", "T1ce", "T2", "FLAIR")  # channel 0000 to 0003
 SEQUENCE_NAMES: Mapping[str, tuple[str, ...]] = {  # as data sets call them; lower case, letters and digits only
-    "T1": ("t1", "t1n", "t1w", "t1pre"),
-    "T1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1ct"),
+    "T1": ("t1", "t1n", "t1w", "t1pre", "t1native"),
+    "T1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1ct", "ct1", "t1gad", "t1cw", "t1wce", "t1wc", "t1wgd"),
     "T2": ("t2", "t2w", "t2synth"),
-    "FLAIR": ("flair", "t2f", "t2flair"),
+    "FLAIR": ("flair", "t2f", "t2flair", "fla"),
 }
+LABEL_NAMES = (
+    "seg",
+    "segm",
+    "segmentation",
+    "label",
+    "labels",
+    "tumor",
+    "tumour",
+    "tumormask",
+    "tumourmask",
+    "mask",
+    "gt",
+)
 
 BACKGROUND, ED, NCR, ET = 0, 1, 2, 3  # as trained
 EXTRA = 4  # as trained: the one further label of a cohort, named in its scheme
@@ -70,6 +83,11 @@ class LabelScheme:
         return {trained: released for released, trained in self.released.items()}
 
     @property
+    def numbers(self) -> str:
+        """The numbering in words, such as `1 NCR, 2 ED, 3 ET`."""
+        return ", ".join(f"{value} {self.names[label]}" for value, label in self.released.items() if label)
+
+    @property
     def head(self) -> Head:
         """The head of a network that predicts the regions of the cohort."""
         return Head(tuple(self.regions), tuple(self.regions.values()), self.paint)
@@ -115,6 +133,7 @@ LABEL_SCHEMES: Mapping[str, LabelScheme] = {
     "decathlon": LabelScheme({0: 0, 1: ED, 2: NCR, 3: ET}, _GLIOMA_NAMES, _GLIOMA_REGIONS, (ED, NCR, ET)),
     # Meningioma before radiotherapy: one target volume, so no nested regions.
     "radiotherapy_2024": LabelScheme({0: 0, 1: 1}, {1: "GTV"}, {"GTV": (1,)}, (1,)),
+    "whole_tumour": LabelScheme({0: 0, 1: 1}, {1: "WT"}, {"WT": (1,)}, (1,)),  # one label for all of the tumour
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
 from nnunet_brats_ext.papers import find_papers
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
@@ -214,7 +214,7 @@ def draw_cases(images: Path, label_maps: Mapping[str, Path], out: Path) -> Path:
     """
     from nnunet_brats_ext.evaluation.pictures import HeadImage, PicturePanel, draw_grid, find_slices, read_upright
 
-    scheme = RELEASES["BraTS2020"].scheme
+    scheme = LAYOUTS["BraTS2020"].numbering
     in_release = {name: tuple(scheme.trained[label] for label in labels) for name, labels in scheme.regions.items()}
     cases = sorted(path.name.removesuffix(".nii.gz") for path in label_maps["reference"].glob("*.nii.gz"))
     description = DatasetDescription.read(images.parent)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions
 from nnunet_brats_ext.storage.options import Options
 
 
-def convert(source: Path | str, dataset_id: int, **options: Any) -> Path:
+def convert(source: Any, dataset_id: int, **options: Any) -> Path:
     """The folder of a converted data set."""
     return dataset_conversion.convert(source, dataset_id, **{"processes": 1} | options).folder
 
@@ -22,6 +23,10 @@ def convert(source: Path | str, dataset_id: int, **options: Any) -> Path:
 def restore(predictions: Path | str, out: Path | str, **options: Any) -> list[Path]:
     """The files of a submission."""
     return list(dataset_conversion.restore(predictions, out, **{"processes": 1} | options).files)
+
+
+def manifest_of(dataset: Path) -> dict[str, Any]:
+    return json.loads((dataset / "manifest.json").read_text())
 
 
 def printed(command: Any, options: Options) -> str:
@@ -33,7 +38,7 @@ def printed(command: Any, options: Options) -> str:
     return stream.getvalue()
 
 
-def printed_by_convert(source: Path, dataset_id: int, **options: Any) -> str:
+def printed_by_convert(source: Any, dataset_id: int, **options: Any) -> str:
     return printed(data.run_convert, ConvertOptions(source, dataset_id, **{"processes": 1} | options))
 
 

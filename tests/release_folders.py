@@ -1,4 +1,4 @@
-"""Tiny release folders for tests: 8 x 9 x 10 voxels, named and numbered as any row of `RELEASES` says."""
+"""Tiny release folders for tests: 8 x 9 x 10 voxels, named and numbered as any row of `LAYOUTS` says."""
 
 import zlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import SEQUENCES
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, STACK, Release
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, PRESENT_SCHEME, STACK, Layout
 
 SIZE = (8, 9, 10)
 ORIGIN_MM = (0.0, -239.0, 0.0)
@@ -21,10 +21,15 @@ def sequence_values(case: str, sequence: str) -> np.ndarray:
     return values
 
 
-def label_values(release: Release) -> np.ndarray:
+def numbered(layout: Layout) -> Layout:
+    """The layout with a numbering where it leaves it open."""
+    return layout if layout.scheme else layout.with_scheme(PRESENT_SCHEME)
+
+
+def label_values(release: Layout) -> np.ndarray:
     """A label map, as released, in which every label of the scheme occurs."""
     values = np.zeros(SIZE[::-1], np.uint8)
-    for number, label in enumerate(sorted(release.scheme.released)):
+    for number, label in enumerate(sorted(numbered(release).numbering.released)):
         values[2 + number, 2 : 4 + number, 3:6] = label
     return values
 
@@ -43,7 +48,7 @@ def write(image: sitk.Image, path: Path) -> Path:
 
 def write_case(
     root: Path,
-    release: Release,
+    release: Layout,
     case: str,
     *,
     labels: np.ndarray | None = None,

@@ -1,4 +1,4 @@
-"""What the verbs of the group "Data sets" print: convert, restore, phantom, distill, filter-cases."""
+"""What the verbs of the group "Data sets" print: convert, layout, check, restore, phantom, distill, filter-cases."""
 
 import re
 from collections import Counter
@@ -12,12 +12,15 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import FilterCasesOptions, filter_folds
-from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_release, describe_bad_cases
+from nnunet_brats_ext.dataset_conversion.checking import CheckOptions, check_sources
+from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_sources, describe_bad_cases
 from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOptions, distill_dataset
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, write_phantom_folder
-from nnunet_brats_ext.dataset_conversion.releases import Release
+from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, LayoutOptions, propose_layout
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
+from nnunet_brats_ext.dataset_conversion.sources import sources_of
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
 from nnunet_brats_ext.storage.errors import shorten
 from nnunet_brats_ext.storage.nnunet import dataset_id, train_command
@@ -25,25 +28,29 @@ from nnunet_brats_ext.storage.nnunet import dataset_id, train_command
 
 def run_convert(options: ConvertOptions) -> None:
     """What was found, what was unusual, and the next command."""
-    console, done = Console(), convert_release(options)
+    console, done = Console(), convert_sources(options)
     manifest, cases = done.manifest, done.manifest["cases"]
     if done.unchanged:
         say(console, f"{done.folder} is this very conversion, finished; nothing to do")
     labelled = [name for name, case in cases.items() if case["labelled"]]
     unlabelled = [name for name, case in cases.items() if not case["labelled"]]
     table = facts_table(done.folder)
+    for source in (sources := sources_of(manifest)):
+        place = f" ({source['source']})" if len(sources) > 1 else ""
+        table.add_row("release", escape(f"{source['release']}, {source['recognised']}{place}"))
+        table.add_row("labels", escape(", ".join(f"{old} -> {new}" for old, new in source["label_mapping"].items())))
     for title, text in (
-        ("release", f"{done.release.name}, {manifest['recognised']}"),
         ("labelled cases", str(len(labelled))),
         ("unlabelled cases", f"{len(unlabelled)}{examples(unlabelled) if labelled else ''}"),
         ("patients", f"{len({case['patient'] for case in cases.values()})}{grades(cases)}"),
-        ("labels", ", ".join(f"{old} -> {new}" for old, new in manifest["label_mapping"].items())),
     ):
         table.add_row(title, escape(text))
     table.add_row("folds", describe_folds(done.folds))
-    for title, names in notes(manifest, done.release).items():
+    for title, names in notes(manifest, done.layouts).items():
         table.add_row(escape(title), escape(f"{len(names)} case{'s' if len(names) != 1 else ''}{examples(names)}"))
-    if others := manifest["unrecognised"]:
+    if same := [f"{one} is {other}" for one, other in manifest.get("same_images", {}).items()]:
+        table.add_row("same images, kept once", escape(f"{len(same)} cases{examples(same)}"))
+    if others := [path for source in sources for path in source["unrecognised"]]:
         table.add_row("other files", escape(f"{len(others)} not used{examples(others)}"))
     console.print(table)
     if manifest["skipped"]:
@@ -55,11 +62,51 @@ def run_convert(options: ConvertOptions) -> None:
         say(console, f"next: nnUNetv2_predict -i {images} -o PREDICTIONS -d TRAINED_ON -c 3d_fullres -tr TRAINER")
 
 
+def run_check(options: CheckOptions) -> int:
+    """A line per patient, and below it what to do; 1 where something was found."""
+    console, checked = Console(), check_sources(options)
+    for patient in checked:
+        if not patient.findings:
+            say(console, f"{patient.case}: nothing found")
+        for finding in patient.findings:
+            say(console, f"{patient.case}: {finding.kind}: {finding.sentence}\n  -> {finding.fix}")
+    wrong = sum(bool(patient.findings) for patient in checked)
+    pictures = f", pictures in {options.out}" if options.out else ""
+    say(console, f"{len(checked)} patients, {wrong} with findings{pictures}")
+    return int(wrong > 0)
+
+
+def run_layout(options: LayoutOptions) -> None:
+    """Three cases with their files, what is left over, the layout, and the next command."""
+    console, found = Console(), propose_layout(options)
+    source, roles = found.source, found.layout.roles
+    evidence = f", known as {found.layout.name}: convert needs no --layout" if found.layout.name in LAYOUTS else ""
+    say(console, f"{source.root}: {len(source.cases)} cases{evidence}")
+    table = Table(*(Column(title, overflow="fold") for title in ("case", "patient", *roles)))
+    for case in source.cases[:SHOWN]:
+        files = {role: str(path.relative_to(source.root)) for role, path in case.files.items()}
+        table.add_row(*map(escape, (case.name, case.patient, *(files.get(role, "") for role in roles))))
+    console.print(table)
+    bad = {case.name: case.problems for case in source.cases if case.problems}
+    if bad:
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        say(console, describe_bad_cases(dict(list(bad.items())[:SHOWN])) + more)
+    if source.unrecognised:
+        names = [str(path.relative_to(source.root)) for path in source.unrecognised]
+        say(console, f"left over: {len(names)} files{examples(names)}")
+    if not options.layout:
+        say(console, "\n" + found.text)
+    file = options.out or options.layout
+    say(console, f"next: nnunet_brats convert {source.root} --layout {file} -d ID" if file else "-o FILE writes it")
+
+
 def run_restore(options: RestoreOptions) -> None:
     """How many cases, with which labels, and what the challenge may refuse."""
     console, done = Console(), restore_predictions(options)
-    mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(done.release.scheme.trained.items()))
-    say(console, f"{done.folder}: {len(done.cases)} cases of {done.release.name}, labels {mapping}")
+    for layout in done.layouts:
+        mapping = ", ".join(f"{old} -> {new}" for old, new in sorted(layout.numbering.trained.items()))
+        number = sum(found.layout.name == layout.name for found in done.cases)
+        say(console, f"{done.folder}: {number} cases of {layout.name}, labels {mapping}")
     for note in submission_notes(done):
         console.print(f"[bold red]note[/]: {escape(note)}", soft_wrap=True)
 
@@ -159,19 +206,21 @@ def describe_folds(folds: PublishedFolds) -> str:
     return f"{number}, in {place}"
 
 
-def notes(manifest: Mapping[str, Any], release: Release) -> dict[str, list[str]]:
-    """Remark, without its numbers -> the cases it was made on; then labels that no case has."""
+def notes(manifest: Mapping[str, Any], layouts: Sequence[Layout]) -> dict[str, list[str]]:
+    """Remark, without its numbers -> the cases it was made on; then labels that no case of a source has."""
     found: dict[str, list[str]] = {}
     for name, case in manifest["cases"].items():
         for remark in case["remarks"]:
             words = re.split(r" by \d| in (?!a )| from ", remark)[0]
             found.setdefault(words, []).append(name)
-    labelled = [name for name, case in manifest["cases"].items() if case["labelled"]]
-    seen = {label for name in labelled for label in manifest["cases"][name]["labels"]}
-    for label, trained in release.scheme.released.items() if labelled else ():
-        if trained and label not in seen:
-            title = f"label {label} ({release.scheme.names[trained]}) never found; is it {release.name}?"
-            found[title] = labelled
+    for number, layout in enumerate(layouts):
+        cases = {name: case for name, case in manifest["cases"].items() if case.get("source", 0) == number}
+        labelled = [name for name, case in cases.items() if case["labelled"]]
+        seen = {label for name in labelled for label in cases[name]["labels"]}
+        for label, trained in layout.numbering.released.items() if labelled else ():
+            if trained and label not in seen:
+                title = f"label {label} ({layout.numbering.names[trained]}) never found; is it {layout.name}?"
+                found[title] = labelled
     return found
 
 

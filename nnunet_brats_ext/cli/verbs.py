@@ -56,12 +56,31 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
     "Data sets": (
         Verb(
             "convert",
-            "a BraTS release folder -> a data set in nnUNet_raw",
+            "a BraTS release or an own folder -> a data set in nnUNet_raw",
             "dataset_conversion.conversion:ConvertOptions",
             "cli.data:run_convert",
-            "A BraTS release folder becomes a data set in nnUNet_raw. Recognises every release from BraTS 2012 to "
-            "2026, FeTS, UCSF-BMSR and MSD Task01, however nested or renamed. All bad cases are reported at once, "
-            "before anything is written.",
+            "A BraTS release or an own folder becomes a data set in nnUNet_raw. Recognises every release from BraTS "
+            "2012 to 2026, FeTS, MSD Task01, other public data sets, BIDS, and folders like CASE/t1.nii.gz, however "
+            "nested; --layout describes any other. All bad cases are reported at once, before anything is written.",
+        ),
+        Verb(
+            "layout",
+            "an own folder -> its layout, for `convert --layout`: which file is what, shown for three cases",
+            "dataset_conversion.proposal:LayoutOptions",
+            "cli.data:run_layout",
+            "Looks at the names in a folder of images, proposes a layout, shows which files three cases would have and "
+            "what is left over, and writes it as a short TOML file to check and change. With --layout it shows what a "
+            "file of yours makes of the folder.",
+        ),
+        Verb(
+            "check",
+            "are these patients what a network expects: a line and a picture for each, before anything is computed",
+            "dataset_conversion.checking:CheckOptions",
+            "cli.data:run_check",
+            "Reads every image and looks for what spoils a prediction without a word: files that are empty or "
+            "truncated, voxels that are not 1 mm, a skull, sequences that do not lie on each other or carry each "
+            "other's names, inverted or clipped intensities, a FLAIR without bright region. Names the tool that would "
+            "fix it. The exit code is 1 where something was found.",
         ),
         Verb(
             "restore",

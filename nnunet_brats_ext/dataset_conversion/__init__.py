@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnunet_brats_ext.dataset_conversion.case_filtering import filter_cases
+    from nnunet_brats_ext.dataset_conversion.checking import check
     from nnunet_brats_ext.dataset_conversion.conversion import convert
     from nnunet_brats_ext.dataset_conversion.distillation.distill import distill
     from nnunet_brats_ext.dataset_conversion.phantoms.folder import write_phantoms
     from nnunet_brats_ext.dataset_conversion.restoration import restore
 
-__all__ = ["convert", "distill", "filter_cases", "restore", "write_phantoms"]
+__all__ = ["check", "convert", "distill", "filter_cases", "restore", "write_phantoms"]
 
 _MODULES = {
+    "check": "checking",
     "convert": "conversion",
     "distill": "distillation.distill",
     "filter_cases": "case_filtering",

@@ -1,11 +1,14 @@
 """One case: its files are inspected, then written into an nnU-Net data set.
 
 Both run in worker processes. Inspecting reads every file in full and writes nothing; writing links the images whose
-bytes serve as they are and writes the others.
+bytes serve as they are and writes the others. A sequence that a case lacks is written as zeros, which stay zeros in
+nnU-Net's normalisation.
 """
 
+import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_brats_ext.brats import remap
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
+from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import Grid, Image, ending, read_image, to_integers, write_image
+from nnunet_brats_ext.storage.images import LPS, Grid, Image, ending, read_image, to_integers, write_image
 
+SOURCE = "source"
+AXES = (LPS, SOURCE)  # what the axes of every image become; source: those of the case's first image
 LINKS = ("auto", "hard", "symbolic", "copy")  # how an image gets into a data set; auto: the first that works
 
 
@@ -27,72 +32,103 @@ class Inspection:
     """What a case's files hold.
 
     sha256: role -> of the source file. identifying: those of images that are not zero everywhere, for images that are
-    may be equal by chance. labels: as released, background included. rewrite: sequences whose bytes cannot serve as
-    they are. bytes_to_write: at most.
+    may be equal by chance. label_counts: voxels of each value of the label map. labels: as released, background
+    included, once the numbering is known. rewrite: sequences whose bytes cannot serve as
+    they are. voxels: sequence -> SHA-256 of its voxels, of those that are not zero everywhere; the same in any file
+    format and orientation. bytes_to_write: at most. source_grid: of the first image before it was turned.
     """
 
-    case: ReleaseCase
+    case: SourceCase
     grid: Grid | None = None
+    source_grid: Grid | None = None
+    right_angles: bool = False
     sha256: dict[str, str] = field(default_factory=dict)
     identifying: list[str] = field(default_factory=list)
+    label_counts: dict[int, int] = field(default_factory=dict)
     labels: list[int] = field(default_factory=list)
+    voxels: dict[str, str] = field(default_factory=dict)
     rewrite: set[str] = field(default_factory=set)
     bytes_to_write: int = 0
 
 
-def inspect_case(case: ReleaseCase, normalise: bool, tolerance_mm: float) -> Inspection:
-    """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`."""
-    release = RELEASES[case.release]
-    found = Inspection(case)
-    images = _read_files(case, release, found)
+def inspect_case(
+    case: SourceCase, normalise: bool, tolerance_mm: float, axes: str = LPS, right_angles: bool = False
+) -> Inspection:
+    """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`.
+
+    axes: LPS, or SOURCE for those of the case's first image; every image is turned to them. right_angles: of axes that
+    are not at right angles, take the nearest that are.
+    """
+    layout = case.layout
+    found = Inspection(case, right_angles=right_angles)
+    images = _read_files(case, layout, found)
+    turned: Counter[str] = Counter()
     for role, image in images.items():
+        target = found.grid.axes if found.grid else image.grid.axes if axes == SOURCE else axes
+        if (was := image.grid.axes) != target:
+            image = image.turned(target)
+            turned[f"turned from {was} to {target}"] += 1
+            found.rewrite.add(role)
+            found.source_grid = found.source_grid or images[role].grid
+        found.source_grid = found.source_grid or image.grid
         grid = image.grid
         found.grid = found.grid or grid
         _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
+        if role in case.twins:
+            _compare_twin(case, role, image)
         if role == LABEL:
-            _inspect_label(image, release, found)
+            _count_labels(image, found)
             continue
-        if not image.array.any():
+        if image.array.any():
+            found.voxels[role] = _digest(image.array if axes == LPS else image.turned(LPS).array)
+            found.identifying.append(found.voxels[role])
+        else:
             case.remarks.append(f"{role} is zero everywhere")
         linkable = role in case.files and ending(case.files[role]) == ".nii.gz"
-        if normalise or not linkable or not _equal_for_nnunet(grid, found.grid):
+        if normalise or not linkable or right_angles or not _equal_for_nnunet(grid, found.grid):
             found.rewrite.add(role)
+        if role in found.rewrite:
             itemsize = 4 if normalise else image.array.itemsize
             found.bytes_to_write += _compressed(image.array, itemsize)
+    for how, number in turned.items():
+        which = "all images" if number == len(images) else f"{number} of {len(images)} images"
+        case.remarks.append(f"{how}: {which}")
+    if layout.scheme:
+        check_labels(found)
     return found
 
 
-def _read_files(case: ReleaseCase, release: Release, found: Inspection) -> dict[str, Image]:
+def _read_files(case: SourceCase, layout: Layout, found: Inspection) -> dict[str, Image]:
     """Role -> image, of all files that can be read, each sequence of a 4-D file by itself."""
     images: dict[str, Image] = {}
-    for role in (role for role in release.roles if role in case.files):
+    for role in (role for role in layout.roles if role in case.files):
         try:
-            image = read_image(case.files[role])
+            image = read_image(case.files[role], found.right_angles)
             found.sha256[role] = image.sha256
             if role != LABEL and image.array.any():
                 found.identifying.append(image.sha256)
-            images |= _unstack(image, role, release)
+            images |= _unstack(image, role, layout)
         except UserError as error:
             case.problems.append(f"{role}: {error}")
     return images
 
 
-def _unstack(image: Image, role: str, release: Release) -> dict[str, Image]:
+def _unstack(image: Image, role: str, layout: Layout) -> dict[str, Image]:
     """The image under its role, or each sequence of a 4-D file; any other number of dimensions is an error."""
     size = "x".join(map(str, image.grid.size))
-    if role == STACK and release.stack:
-        if image.array.ndim != 4 or len(image.array) != len(release.stack):
-            raise UserError(f"has the size {size} where {len(release.stack)} volumes are expected")
+    if role == STACK and layout.stack:
+        if image.array.ndim != 4 or len(image.array) != len(layout.stack):
+            raise UserError(f"has the size {size} where {len(layout.stack)} volumes are expected")
         grid = image.grid.of_one_volume
-        volumes = {name: Image(image.array[number], grid, "") for number, name in enumerate(release.stack)}
-        return {name: volumes[name] for name in release.sequences}
+        volumes = {name: Image(image.array[number], grid, "") for number, name in enumerate(layout.stack)}
+        return {name: volumes[name] for name in layout.sequences}
     if image.array.ndim != 3:
         raise UserError(f"has the size {size} where one volume is expected")
     return {role: image}
 
 
 def _compare(
-    case: ReleaseCase, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float
+    case: SourceCase, role: str, grid: Grid, reference: Grid, reference_role: str, tolerance_mm: float
 ) -> None:
     """Note where the grid of an image is not that of the case's first one."""
     if not grid.finite:
@@ -110,6 +146,25 @@ def _compare(
             case.remarks.append(f"header of {role} moved by {shift:.2g} mm, onto that of {reference_role}")
 
 
+def _digest(array: np.ndarray) -> str:
+    """Of the shape and the values, in float32: the number types of files differ between releases of one image."""
+    values = np.ascontiguousarray(array, np.float32)
+    return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def _compare_twin(case: SourceCase, role: str, image: Image) -> None:
+    """Note whether the file of the same name and another compression holds the same voxels."""
+    twin = case.twins[role]
+    try:
+        same = np.array_equal(read_image(twin).array, image.array)
+    except UserError:
+        same = False
+    if same:
+        case.remarks.append(f"{role} is there a second time as {twin.name}")
+    else:
+        case.problems.append(f"{role}: {case.files[role].name} and {twin.name} differ; keep one")
+
+
 def _equal_for_nnunet(grid: Grid, reference: Grid) -> bool:
     """Whether nnU-Net, which compares by `np.allclose`, takes two headers for the same; if not, one is written anew."""
     return grid.size == reference.size and all(
@@ -117,26 +172,37 @@ def _equal_for_nnunet(grid: Grid, reference: Grid) -> bool:
     )
 
 
-def _inspect_label(image: Image, release: Release, found: Inspection) -> None:
+def _count_labels(image: Image, found: Inspection) -> None:
     case = found.case
     try:
         values, counts = np.unique(to_integers(image.array), return_counts=True)
     except UserError as error:
         case.problems.append(f"{LABEL} {case.files[LABEL]}: {error}")
         return
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        if value in release.stray_labels:
-            case.remarks.append(f"label {value} -> {release.stray_labels[value]} in {count} voxels")
-        elif value not in release.scheme.released:
-            case.problems.append(_unknown_label(value, count, release, case))
-    found.labels = sorted({release.stray_labels.get(value, value) for value in values.tolist()})
+    found.label_counts = dict(zip(values.tolist(), counts.tolist(), strict=True))
     found.bytes_to_write += _compressed(image.array, 1)
 
 
-def _unknown_label(value: int, count: int, release: Release, case: ReleaseCase) -> str:
-    others = [other.name for other in RELEASES.values() if other.is_case(case.name) and value in other.scheme.released]
+def check_labels(found: Inspection) -> None:
+    """Note the labels of a case, and which of them do not exist in the numbering of its layout."""
+    case, layout = found.case, found.case.layout
+    for value, count in found.label_counts.items():
+        if value in layout.stray_labels:
+            case.remarks.append(f"label {value} -> {layout.stray_labels[value]} in {count} voxels")
+        elif value not in layout.numbering.released:
+            case.problems.append(_unknown_label(value, count, case))
+    found.labels = sorted({layout.stray_labels.get(value, value) for value in found.label_counts})
+
+
+def _unknown_label(value: int, count: int, case: SourceCase) -> str:
+    layout = case.layout
+    others = [
+        other.name
+        for other in LAYOUTS.values()
+        if not other.generic and other.is_case(case.name) and value in other.numbering.released
+    ]
     advice = f"; it exists in {', '.join(others)}: is this that release?" if others else ""
-    return f"label {value} in {count} voxels; {release.name} has {sorted(release.scheme.released)}{advice}"
+    return f"label {value} in {count} voxels; {layout.name} has {sorted(layout.numbering.released)}{advice}"
 
 
 def _compressed(values: np.ndarray, itemsize: int) -> int:
@@ -150,28 +216,33 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     What is changed is read here a second time, after the inspection: nothing may be written before all cases are
     inspected, and they would not fit into memory. Other images are linked, unread.
     """
-    case, release, grid = found.case, RELEASES[found.case.release], found.grid
+    case, layout, grid = found.case, found.case.layout, found.grid
     assert grid is not None, "a case without problems has images"
     stacked = {}
     if STACK in case.files:
-        stacked = _unstack(read_image(case.files[STACK]), STACK, release)
+        stacked = _unstack(read_image(case.files[STACK], found.right_angles), STACK, layout)
     images = folder / ("imagesTr" if case.labelled else "imagesTs")
-    for number, sequence in enumerate(release.sequences):
+    for number, sequence in enumerate(layout.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
+        if sequence in case.missing:
+            write_image(target, np.zeros(grid.shape, np.uint8), grid)
+            continue
         if sequence not in found.rewrite:
             link_file(case.files[sequence], target, link)
             continue
-        array = (stacked[sequence] if stacked else read_image(case.files[sequence])).array
+        image = stacked[sequence] if stacked else read_image(case.files[sequence], found.right_angles)
+        array = image.turned(grid.axes).array
         write_image(target, min_max_of_percentiles(array) if normalise else array, grid)
     if case.labelled:
-        labels = remap(to_integers(read_image(case.files[LABEL]).array), label_mapping(release))
+        image = read_image(case.files[LABEL], found.right_angles).turned(grid.axes)
+        labels = remap(to_integers(image.array), label_mapping(layout))
         write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
 
 
-def label_mapping(release: Release) -> Mapping[int, int]:
-    """Label in the release's files, stray ones included -> label as trained."""
-    released = release.scheme.released
-    return {**released, **{stray: released[meant] for stray, meant in release.stray_labels.items()}}
+def label_mapping(layout: Layout) -> Mapping[int, int]:
+    """Label in the source's files, stray ones included -> label as trained."""
+    released = layout.numbering.released
+    return {**released, **{stray: released[meant] for stray, meant in layout.stray_labels.items()}}
 
 
 def link_file(source: Path, target: Path, link: str) -> None:

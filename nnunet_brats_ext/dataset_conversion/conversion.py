@@ -6,6 +6,7 @@ there when it is whole, so that an interrupted run leaves nothing that nnU-Net c
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.dataset_conversion.cases import LINKS, Inspection, inspect_case, label_mapping, write_case
+from nnunet_brats_ext.dataset_conversion.cases import (
+    AXES,
+    LINKS,
+    Inspection,
+    inspect_case,
+    label_mapping,
+    write_case,
+)
 from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     check_replaceable,
     dataset_json,
@@ -22,8 +30,17 @@ from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     publish_folder,
     read_manifest,
 )
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, Release
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase, ReleaseFolder, scan
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, layout_of_manifest
+from nnunet_brats_ext.dataset_conversion.scan import Source, SourceCase
+from nnunet_brats_ext.dataset_conversion.sources import (
+    DatasetFacts,
+    find_source,
+    keep_once,
+    refuse_same_names,
+    sources_of,
+    unite,
+    with_numbering,
+)
 from nnunet_brats_ext.dataset_conversion.splits import (
     PublishedFolds,
     folds_in,
@@ -32,7 +49,7 @@ from nnunet_brats_ext.dataset_conversion.splits import (
     split_cases,
 )
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import TOLERANCE_MM
+from nnunet_brats_ext.storage.images import LPS, TOLERANCE_MM
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import (
     MANIFEST,
@@ -45,10 +62,11 @@ from nnunet_brats_ext.storage.nnunet import (
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import check_output, working_folder
 from nnunet_brats_ext.storage.parallel import for_each
-from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option
+from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option, scheme_option
 
 PERCENTILE_MINMAX = "percentile-minmax"
 NORMALISATIONS = (PERCENTILE_MINMAX,)
+MISSING = ("zero",)
 FORMAT = 1  # of the manifest; a data set of another format counts as different
 
 
@@ -56,7 +74,9 @@ FORMAT = 1  # of the manifest; a data set of another format counts as different
 class ConvertOptions(Options):
     """Options of `convert`."""
 
-    source: Path = argument("the unpacked release, or a folder above it", metavar="SOURCE")
+    sources: tuple[Path, ...] = argument(
+        "the unpacked release or an own folder, or one above it; several become one data set", metavar="SOURCE"
+    )
     dataset_id: int = dataset_id_option("of the data set, 1 to 999")
     name: str | None = option(
         metavar="NAME", default=None, help="what follows the ID in the folder's name (default: the release's name)"
@@ -64,6 +84,18 @@ class ConvertOptions(Options):
     out: Path | None = option("-o", writes="folder", metavar="FOLDER", default=None, help="instead of nnUNet_raw")
     release: str | None = option(
         metavar="NAME", default=None, help="which release it is, where names and folders leave it open"
+    )
+    layout: Path | None = option(
+        metavar="FILE", default=None, help="the layout of an own folder, as `nnunet_brats layout` writes it"
+    )
+    scheme: str | None = scheme_option("how the label maps are numbered, where neither names nor values decide it")
+    any_name: bool = option(
+        default=False, help="cases have any names; with --release or --layout, which say how files are named"
+    )
+    missing: str | None = option(
+        choices=MISSING,
+        default=None,
+        help="take cases that lack sequences; zero: write them as zeros, which they stay in nnU-Net's normalisation",
     )
     overlays: tuple[Path, ...] = option(
         *("--overlay",),
@@ -94,6 +126,14 @@ class ConvertOptions(Options):
         default=TOLERANCE_MM,
         help="how far apart the sequences of a case may lie; within it, headers are made equal",
     )
+    axes: str = option(
+        choices=AXES,
+        default=LPS,
+        help="turn images, without resampling, to LPS as BraTS has them, or only to those of the case's first image",
+    )
+    right_angles: bool = option(
+        default=False, help="of affines whose axes are not at right angles, take the nearest that are"
+    )
     folds: int = option(at_least=2, default=5, help="of the cross-validation; fewer where there are fewer patients")
     seed: int = option(default=12345, help="of the folds")
     same_patients_as: int | None = option(
@@ -110,10 +150,13 @@ class ConvertOptions(Options):
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted release. folder: of the data set. unchanged: it was there, finished, and nothing had to be done."""
+    """What was converted. folder: of the data set. layouts: of each source.
+
+    unchanged: it was there, finished, and nothing had to be done.
+    """
 
     folder: Path
-    release: Release
+    layouts: Sequence[Layout]
     unchanged: bool
     folds: PublishedFolds
 
@@ -123,48 +166,98 @@ class Conversion:
         return read_manifest(self.folder) or {}
 
 
-def convert(source: Path | str, dataset_id: int, **options: Any) -> Conversion:
-    """Make a data set in nnUNet_raw of a BraTS release; `options` are the fields of `ConvertOptions`.
+def convert(source: Path | str | Sequence[Path | str], dataset_id: int, **options: Any) -> Conversion:
+    """Make a data set in nnUNet_raw of a BraTS release, of an own folder, or of several of them.
 
-    Bad cases are an error that lists all of them, or are left out with `skip_bad`. The same conversion again does
-    nothing.
+    options: the fields of `ConvertOptions`. Bad cases are an error that lists all of them, or are left out with
+    `skip_bad`. The same conversion again does nothing.
     """
-    return convert_release(ConvertOptions(Path(source), dataset_id, **options))
+    sources = (source,) if isinstance(source, Path | str) else tuple(source)
+    return convert_sources(ConvertOptions(tuple(map(Path, sources)), dataset_id, **options))
 
 
-def convert_release(options: ConvertOptions) -> Conversion:
+def convert_sources(options: ConvertOptions) -> Conversion:
     """The same with its options in one object."""
     raw = options.out or require_folder("nnUNet_raw", ", or name a folder with -o")
-    if raw.resolve().is_relative_to(options.source.resolve()):
-        raise UserError(
-            f"{raw} lies in the release {options.source}, which stays as it is; name another folder with -o"
-        )
+    for root in options.sources:
+        if raw.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{raw} lies in the release {root}, which stays as it is; name another folder with -o")
     check_output("nnUNet_raw", raw, "folder")
-    source = scan(options.source, options.release, options.overlays, options.name_mapping)
-    name = dataset_name(options.dataset_id, options.name or source.release.name.replace("-", ""))
+    sources = find_sources(options)
+    name = dataset_name(options.dataset_id, options.name or "".join(dict.fromkeys(map(_title, sources))))
     check_id_is_free(options.dataset_id, name, raw)
     model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, raw)
-    target, fingerprint = raw / name, _fingerprint(source, model, options)
+    target, fingerprint = raw / name, _fingerprint(sources, model, options)
     unchanged = not options.overwrite and is_finished(target, fingerprint)
     if not unchanged:
-        files = [path for case in source.cases for path in case.files.values()]
+        files = [path for source in sources for case in source.cases for path in case.files.values()]
         tables = [options.name_mapping] if options.name_mapping else []
-        check_replaceable(target, options.overwrite, [source.root, *options.overlays, *tables, *files])
-        good, bad = _inspect(source, options)
-        _write(source, good, bad, target, model, fingerprint, options)
-    return Conversion(target, source.release, unchanged, publish_splits(target, options.folds, options.overwrite))
+        check_replaceable(target, options.overwrite, [*options.sources, *options.overlays, *tables, *files])
+        _write(_inspect(sources, options), target, model, fingerprint, options)
+    layouts = tuple(map(layout_of_manifest, sources_of(read_manifest(target) or {})))
+    return Conversion(target, layouts, unchanged, publish_splits(target, options.folds, options.overwrite))
 
 
-def _inspect(source: ReleaseFolder, options: ConvertOptions) -> tuple[list[Inspection], dict[str, list[str]]]:
-    """The good cases, and the problems of the bad ones; an error unless bad ones are to be left out."""
-    look = partial(inspect_case, normalise=options.normalises, tolerance_mm=options.tolerance_mm)
-    inspected = for_each(look, source.cases, "Inspecting", options.processes, lambda case: case.name)
+def find_sources(options: ConvertOptions) -> list[Source]:
+    """The cases of each folder."""
+    sources = []
+    for number, root in enumerate(options.sources):
+        source = find_source(
+            *(root, options.release, options.layout, options.scheme, options.any_name),
+            overlays=options.overlays,
+            name_mapping=options.name_mapping,
+            allow_missing=options.missing is not None,
+        )
+        for case in source.cases:
+            case.source = number
+        sources.append(source)
+    return sources
+
+
+def _title(source: Source) -> str:
+    """What follows the ID in the data set's name; of a folder that could be anyone's, the folder's own name."""
+    own = re.sub(r"[^A-Za-z0-9]", "", source.root.resolve().name)
+    return own if source.layout.generic and own else source.layout.title
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """The sources with their numberings, the good cases, the problems of bad ones, and cases that are there twice.
+
+    same_images: case that was left out -> the one with the same images that is kept.
+    """
+
+    sources: Sequence[Source]
+    facts: DatasetFacts
+    good: Sequence[Inspection]
+    bad: Mapping[str, Sequence[str]]
+    same_images: Mapping[str, str]
+
+
+def _inspect(sources: Sequence[Source], options: ConvertOptions) -> Inspected:
+    """Read every file of every case; bad cases are an error unless they are to be left out."""
+    look = partial(
+        inspect_case,
+        normalise=options.normalises,
+        tolerance_mm=options.tolerance_mm,
+        axes=options.axes,
+        right_angles=options.right_angles,
+    )
+    cases = [case for source in sources for case in source.cases]
+    inspected = for_each(look, cases, "Inspecting", options.processes, lambda case: case.name)
+    sources = [
+        with_numbering(source, [found for found in inspected if found.case.source == number])
+        for number, source in enumerate(sources)
+    ]
+    facts = unite(sources)
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
         advice = "\nNothing was written." + (" --skip-bad leaves them out." if good else "")
         raise UserError(describe_bad_cases(bad) + advice)
-    return good, bad
+    good, same_images = keep_once(good, options.sources)
+    refuse_same_names(good, options.sources)
+    return Inspected(sources, facts, good, bad, same_images)
 
 
 def describe_bad_cases(cases: Mapping[str, Sequence[str]]) -> str:
@@ -173,18 +266,12 @@ def describe_bad_cases(cases: Mapping[str, Sequence[str]]) -> str:
     return f"{len(cases)} bad case{'s' if len(cases) > 1 else ''}:" + "".join(lines)
 
 
-def _write(
-    source: ReleaseFolder,
-    good: Sequence[Inspection],
-    bad: Mapping[str, Sequence[str]],
-    target: Path,
-    model: Path | None,
-    fingerprint: str,
-    options: ConvertOptions,
-) -> None:
+def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: str, options: ConvertOptions) -> None:
+    good = inspected.good
     cases = [found.case for found in good]
     patients = group_patients(_identities(good))
-    splits = split_cases(cases, patients, options.folds, options.seed, model)
+    contents = {found.case.name: found.identifying for found in good}
+    splits = split_cases(cases, patients, options.folds, options.seed, model, contents)
     target.parent.mkdir(parents=True, exist_ok=True)
     _check_space(target.parent, good, copies=options.link == "copy")
     with working_folder(target) as scratch:
@@ -194,17 +281,21 @@ def _write(
         write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
-        write_json(growing / "dataset.json", dataset_json(source.release, target.name, training, options.normalises))
-        write_json(growing / MANIFEST, _manifest(source, good, bad, patients, fingerprint, options))
+        missing = {case.name: case.missing for case in cases if case.missing}
+        write_json(
+            growing / "dataset.json", dataset_json(inspected.facts, target.name, training, options.normalises, missing)
+        )
+        write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:
             write_json(growing / SPLITS, splits)
         publish_folder(growing, target, options.overwrite, fingerprint)
 
 
-def _fingerprint(source: ReleaseFolder, model: Path | None, options: ConvertOptions) -> str:
+def _fingerprint(sources: Sequence[Source], model: Path | None, options: ConvertOptions) -> str:
     """Changes with every option and every file of the source, by size and time: reading them all takes long."""
     files = []
-    for case in source.cases:
+    cases = [case for source in sources for case in source.cases]
+    for case in cases:
         for role, path in sorted(case.files.items()):
             path = path.resolve()
             status = path.stat() if path.exists() else None  # a broken link is reported with all other bad files
@@ -212,14 +303,21 @@ def _fingerprint(source: ReleaseFolder, model: Path | None, options: ConvertOpti
     asked = [options.normalise, options.tolerance_mm, options.folds, options.seed, options.same_patients_as]
     number, folds = folds_in(model) if model else (0, {})
     followed = [number, sorted((name, sorted(found)) for name, found in folds.items())]
-    tables = [[case.patient, case.known_as, case.grade, case.site] for case in source.cases]
-    content = json.dumps([FORMAT, source.release.name, asked, options.link, followed, options.skip_bad, files, tables])
+    tables = [[case.patient, case.known_as, case.grade, case.site] for case in cases]
+    parts = [FORMAT, sources[0].layout.name, asked, options.link, followed, options.skip_bad, files, tables]
+    parts += [source.layout.to_toml() for source in sources if LAYOUTS.get(source.layout.name) != source.layout]
+    parts += [[source.layout.name, str(source.root.resolve())] for source in sources[1:]]
+    if options.axes != LPS or options.right_angles:
+        parts.append([options.axes, options.right_angles])
+    if options.missing:
+        parts.append(options.missing)
+    content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _identities(inspected: Sequence[Inspection]) -> Mapping[str, Sequence[str]]:
     """Case -> the names of its patient. Cases that share an image are one patient; the later one gets a remark."""
-    first: dict[str, ReleaseCase] = {}
+    first: dict[str, SourceCase] = {}
     identities = {}
     for found in inspected:
         case = found.case
@@ -244,32 +342,42 @@ def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) ->
 
 
 def _manifest(
-    source: ReleaseFolder,
-    inspected: Sequence[Inspection],
-    bad: Mapping[str, Sequence[str]],
-    patients: Mapping[str, str],
-    fingerprint: str,
-    options: ConvertOptions,
+    inspected: Inspected, patients: Mapping[str, str], fingerprint: str, options: ConvertOptions
 ) -> dict[str, Any]:
-    root = source.root.resolve()
+    sources = [_manifest_of_source(source, options) for source in inspected.sources]
+    roots = [source.root.resolve() for source in inspected.sources]
+    entries = {}
+    for found in inspected.good:
+        entry = _manifest_entry(found, patients[found.case.name], roots[found.case.source])
+        entries[found.case.name] = entry if len(sources) == 1 else {"source": found.case.source, **entry}
+    several = {"release": inspected.facts.name, "sources": sources, "same_images": inspected.same_images}
     return {
         "format": FORMAT,
         "made_by": f"nnunet-brats-ext {__version__}",
         "fingerprint": fingerprint,
-        "release": source.release.name,
+        **(sources[0] if len(sources) == 1 else several),
+        "normalise": options.normalise,
+        "skipped": inspected.bad,
+        "cases": entries,
+    }
+
+
+def _manifest_of_source(source: Source, options: ConvertOptions) -> dict[str, Any]:
+    root = source.root.resolve()
+    return {
+        "release": source.layout.name,
+        **({} if LAYOUTS.get(source.layout.name) == source.layout else {"layout": source.layout.to_toml()}),
         "recognised": source.evidence,
         "source": str(root),
         "overlays": [str(overlay.resolve()) for overlay in options.overlays],
-        "label_mapping": {str(old): new for old, new in label_mapping(source.release).items()},
-        "normalise": options.normalise,
-        "skipped": bad,
+        "label_mapping": {str(old): new for old, new in label_mapping(source.layout).items()},
         "unrecognised": [_relative(path, root) for path in source.unrecognised],
-        "cases": {found.case.name: _manifest_entry(found, patients[found.case.name], root) for found in inspected},
     }
 
 
 def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, Any]:
     case = found.case
+    turned = found.source_grid != found.grid
     files = {role: {"path": _relative(path, root), "sha256": found.sha256[role]} for role, path in case.files.items()}
     return {
         "labelled": case.labelled,
@@ -278,8 +386,11 @@ def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, An
         "grade": case.grade,
         "site": case.site,
         "files": files,
+        "voxels": found.voxels,
         "labels": found.labels,
         "grid": found.grid.to_json() if found.grid else None,
+        **({"source_grid": found.source_grid.to_json()} if turned and found.source_grid else {}),
+        **({"missing": case.missing} if case.missing else {}),
         "remarks": case.remarks,
     }
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.dataset_conversion.releases import Release
+from nnunet_brats_ext.dataset_conversion.layouts import Layout
+from nnunet_brats_ext.dataset_conversion.sources import DatasetFacts
 from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
 from nnunet_brats_ext.storage.output import publish
 
+MISSING_KEY = "brats_missing"  # of a dataset.json
 CASE_KEYS = {"labelled", "patient", "known_as", "grade", "site", "files", "grid"}  # of a case in a manifest
 
 
@@ -79,14 +81,21 @@ def check_replaceable(target: Path, overwrite: bool, sources: Iterable[Path]) ->
         )
 
 
-def dataset_json(release: Release, name: str, training_cases: int, normalise: bool) -> dict[str, Any]:
+def dataset_json(
+    layout: Layout | DatasetFacts,
+    name: str,
+    training_cases: int,
+    normalise: bool,
+    missing: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
     nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.
+    missing: case -> the sequences that it lacks, which are zeros.
     """
-    scheme = release.scheme
+    scheme = layout.numbering
     nested = any(len(labels) > 1 for labels in scheme.regions.values())
-    names = [NO_NORMALISATION if normalise else sequence for sequence in release.sequences]
+    names = [NO_NORMALISATION if normalise else sequence for sequence in layout.sequences]
     return {
         "name": name,
         "channel_names": {str(channel): shown for channel, shown in enumerate(names)},
@@ -95,9 +104,10 @@ def dataset_json(release: Release, name: str, training_cases: int, normalise: bo
         "numTraining": training_cases,
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": "SimpleITKIO",
-        "licence": f"the terms of {release.name}",
-        "brats_release": release.name,
-        "brats_sequences": list(release.sequences),
+        "licence": f"the terms of {layout.name}",
+        "brats_release": layout.name,
+        "brats_sequences": list(layout.sequences),
+        **({MISSING_KEY: missing} if missing else {}),
         "brats_label_names": {str(label): name for label, name in scheme.names.items()},
     }
 

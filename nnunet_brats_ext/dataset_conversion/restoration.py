@@ -11,8 +11,9 @@ import numpy as np
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES, Release, find_release
+from nnunet_brats_ext.dataset_conversion.layouts import Layout, find_layout, layout_of_manifest
 from nnunet_brats_ext.dataset_conversion.scan import scan
+from nnunet_brats_ext.dataset_conversion.sources import sources_of
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.images import (
@@ -29,7 +30,7 @@ from nnunet_brats_ext.storage.nnunet import MANIFEST, find_dataset, nnunet_folde
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each
-from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option, scheme_option
 
 ENDING = ".nii.gz"  # of predictions and of submissions
 
@@ -49,6 +50,9 @@ class RestoreOptions(Options):
         help="data set of the cases (default: as the dataset.json of PRED says)",
     )
     release: str | None = option(metavar="NAME", default=None, help="where there is no data set")
+    layout: Path | None = option(metavar="FILE", default=None, help="the same for an own layout")
+    scheme: str | None = scheme_option("of the labels to write, where it is not the release's own")
+    any_name: bool = option(default=False, help="take cases of any name, as opaque names under a container's /input")
     source: Path | None = option(
         metavar="SOURCE", default=None, help="where the release's images are now (default: where they were converted)"
     )
@@ -66,7 +70,7 @@ class SubmissionCase:
 
     case: str
     path: Path
-    release: str
+    layout: Layout
     donor: Path | None = None
     grid: Grid | None = None
     violations: list[str] = field(default_factory=list)
@@ -81,7 +85,7 @@ class Submission:
     """
 
     folder: Path
-    release: Release
+    layouts: Sequence[Layout]
     files: Sequence[Path]
     cases: Sequence[SubmissionCase]
     unpredicted: Sequence[str]
@@ -94,10 +98,14 @@ class Origin:
     images: case -> first image of the source.
     """
 
-    release: Release
+    layouts: Sequence[Layout]
     dataset: Path | None = None
     manifest: Mapping[str, Any] | None = None
     images: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(dict.fromkeys(layout.name for layout in self.layouts))
 
     @property
     def cases(self) -> Mapping[str, Mapping[str, Any]]:
@@ -105,17 +113,19 @@ class Origin:
 
     def prediction(self, path: Path) -> SubmissionCase:
         case = path.name.removesuffix(ENDING)
-        found = SubmissionCase(case, path, self.release.name)
-        if not self.release.is_case(case):
-            found.violations.append(f"{path.name} is not named like {self.release.case_format}.nii.gz")
         known = self.cases.get(case)
+        layout = self.layouts[min(known.get("source", 0) if known else 0, len(self.layouts) - 1)]
+        found = SubmissionCase(case, path, layout)
+        if not layout.is_case(case):
+            form = layout.written or layout.case
+            found.violations.append(f"{path.name} is not named like {form}.nii.gz; --any-name takes any name")
         if self.manifest and known is None:
             found.violations.append(f"is no case of {self.dataset}; name the data set it was predicted for with -d")
         places = [self.images.get(case)]
         if self.dataset:
             places += [self.dataset / folder / f"{case}_0000{ENDING}" for folder in ("imagesTr", "imagesTs")]
         found.donor = next((place for place in places if place and place.is_file()), None)
-        found.grid = Grid.from_json(known["grid"]) if known else None
+        found.grid = Grid.from_json(known.get("source_grid") or known["grid"]) if known else None
         return found
 
     def unpredicted(self, predicted: Sequence[str]) -> list[str]:
@@ -145,7 +155,7 @@ def restore_predictions(options: RestoreOptions) -> Submission:
     if out.resolve() in _folders_of_label_maps(predictions, origin.dataset):
         raise UserError(f"{out} holds predictions or labels as trained; name a new folder with -o")
     cases = [origin.prediction(path) for path in files]
-    names = [origin.release.submission.format(case=found.case) for found in cases]
+    names = [found.layout.submission.format(case=found.case) for found in cases]
     if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
         raise UserError(f"{out} holds other files ({shorten(others, 3)}); name a new folder with -o")
     with staged(out, [name.removesuffix(ENDING) for name in names], overwrite=options.overwrite) as folder:
@@ -154,11 +164,11 @@ def restore_predictions(options: RestoreOptions) -> Submission:
         )
         if any(found.violations for found in restored):
             raise UserError(
-                f"{predictions} breaks the rules of {origin.release.name}, and nothing was written:"
+                f"{predictions} breaks the rules of {origin.name}, and nothing was written:"
                 + "".join(f"\n  {found.case}: {violation}" for found in restored for violation in found.violations)
             )
     return Submission(
-        out, origin.release, [out / name for name in names], restored, origin.unpredicted([one.case for one in cases])
+        out, origin.layouts, [out / name for name in names], restored, origin.unpredicted([one.case for one in cases])
     )
 
 
@@ -168,22 +178,24 @@ def _folders_of_label_maps(predictions: Path, dataset: Path | None) -> list[Path
 
 def restore_case(found: SubmissionCase, folder: Path) -> SubmissionCase:
     """Check a prediction and, unless its challenge would refuse it, write it under its submission name."""
-    release = RELEASES[found.release]
+    layout = found.layout
     try:
-        array, grid, _ = read_image(found.path)
-        labels = to_integers(array)
+        image = read_image(found.path)
         if found.donor:
-            donor = read_grid(found.donor)
+            donor = read_grid(found.donor, right_angles=True)
             found.grid = donor.of_one_volume if len(donor.size) == 4 else donor
+        if found.grid and image.grid.axes != found.grid.axes:
+            image = image.turned(found.grid.axes)  # the conversion had turned the case
+        grid, labels = image.grid, to_integers(image.array)
     except UserError as error:
         found.violations.append(str(error))
         return found
-    if unknown := sorted(set(np.unique(labels).tolist()) - set(release.scheme.trained)):
-        found.violations.append(f"labels {unknown} as trained do not exist in {release.name}")
-    compare_grids(found, grid, release)
+    if unknown := sorted(set(np.unique(labels).tolist()) - set(layout.numbering.trained)):
+        found.violations.append(f"labels {unknown} as trained do not exist in {layout.name}")
+    compare_grids(found, grid, layout)
     if not found.violations:
-        target = folder / release.submission.format(case=found.case)
-        released = remap(labels, release.scheme.trained)
+        target = folder / layout.submission.format(case=found.case)
+        released = remap(labels, layout.numbering.trained)
         if found.donor and ending(found.donor) in NIFTI_ENDINGS:
             _write_with_header_of(found.donor, released, target)
         else:
@@ -191,7 +203,7 @@ def restore_case(found: SubmissionCase, folder: Path) -> SubmissionCase:
     return found
 
 
-def compare_grids(found: SubmissionCase, grid: Grid, release: Release) -> None:
+def compare_grids(found: SubmissionCase, grid: Grid, layout: Layout) -> None:
     """Note where the grid of a prediction is not that of its source, or not that which the challenge takes."""
     as_source = found.grid is not None and grid.difference(found.grid, TOLERANCE_MM) is None
     if found.grid is None:
@@ -201,14 +213,14 @@ def compare_grids(found: SubmissionCase, grid: Grid, release: Release) -> None:
     elif not as_source:
         found.violations.append(f"lies up to {grid.shift_mm(found.grid):.3g} mm away from its source")
     for what, expected, actual in (
-        ("size", release.shape, grid.size),
-        ("origin", release.origin_mm, grid.origin_mm),
+        ("size", layout.shape, grid.size),
+        ("origin", layout.origin_mm, grid.origin_mm),
     ):
         # Not TOLERANCE_MM: these are whole numbers that the release has set and no scanner measured; formats keep them.
         if expected and not np.allclose(actual, expected, atol=1e-3):
             # A source that is not on the challenge's grid is no fault of the prediction; phantoms are such.
             notes = found.warnings if as_source else found.violations
-            notes.append(f"{what} {_times(actual)}, where {release.name} takes {_times(expected)}")
+            notes.append(f"{what} {_times(actual)}, where {layout.name} takes {_times(expected)}")
 
 
 def _write_with_header_of(donor: Path, labels: np.ndarray, target: Path) -> None:
@@ -229,30 +241,51 @@ def find_origin(options: RestoreOptions) -> Origin:
     dataset = None
     if options.dataset_id is not None:
         dataset = find_dataset(options.dataset_id, require_folder("nnUNet_raw"))
-    elif options.release is None:
+    elif options.release is None and options.layout is None:
         dataset = _dataset_beside(options.predictions)
     manifest = read_manifest(dataset) if dataset else None
     known = manifest.get("release") if manifest else None
-    if known and options.release and find_release(options.release).name != known:
+    if known and options.release and find_layout(options.release).name != known:
         raise UserError(f"{dataset} is {known}, not {options.release}")
-    if not (name := known or options.release):
-        raise UserError(f"{dataset} does not say which release it is; name it with --release")
-    release = find_release(name)
+    if not known and not options.release and not options.layout:
+        raise UserError(f"{dataset} does not say which release it is; name it with --release, or --layout FILE")
+    layouts = [_as_asked(layout, options) for layout in _layouts(manifest, options)]
     if manifest:
-        return Origin(release, dataset, manifest, _images_of_manifest(manifest, release, options.source))
-    first = release.roles[0]
-    scanned = scan(options.source, release.name).cases if options.source else []
+        return Origin(layouts, dataset, manifest, _images_of_manifest(manifest, layouts, options.source))
+    first = layouts[0].roles[0]
+    scanned = scan(options.source, layouts[0]).cases if options.source else []
     images = {case.name: case.files[first] for case in scanned if first in case.files}
-    return Origin(release, dataset, manifest, images)
+    return Origin(layouts, dataset, manifest, images)
 
 
-def _images_of_manifest(manifest: Mapping[str, Any], release: Release, source: Path | None) -> dict[str, Path]:
+def _layouts(manifest: Mapping[str, Any] | None, options: RestoreOptions) -> list[Layout]:
+    """The layout of each source, as the conversion used it, or the one that the user names."""
+    if options.layout:
+        return [Layout.read(options.layout)]
+    if manifest and manifest.get("release"):
+        return [layout_of_manifest(source) for source in sources_of(manifest)]
+    return [find_layout(str(options.release))]
+
+
+def _as_asked(layout: Layout, options: RestoreOptions) -> Layout:
+    if options.scheme:
+        layout = layout.with_scheme(options.scheme)
+    if not layout.scheme:
+        raise UserError(f"{layout.name} leaves open how labels are numbered; name the numbering with --scheme")
+    return layout.with_any_name() if options.any_name else layout
+
+
+def _images_of_manifest(manifest: Mapping[str, Any], layouts: Sequence[Layout], source: Path | None) -> dict[str, Path]:
     """Case -> its first image in the source, which may have moved since the conversion."""
-    root = source or Path(str(manifest.get("source", "")))
+    sources = sources_of(manifest)
+    if source and len(sources) > 1:
+        raise UserError(f"--source {source}: the data set has {len(sources)} sources; restore it where they all are")
     images = {}
     for case, about in manifest["cases"].items():
+        number = min(about.get("source", 0), len(layouts) - 1)
+        layout, root = layouts[number], source or Path(str(sources[number].get("source", "")))
         # A distilled data set has read the channels of another, where a release may keep all in one file.
-        role = next((role for role in (release.roles[0], *release.sequences) if role in about["files"]), None)
+        role = next((role for role in (layout.roles[0], *layout.sequences) if role in about["files"]), None)
         if role:
             images[case] = root / about["files"][role]["path"]
     return images

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL
+from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, SPLITS, Split, find_splits, nnunet_folder, read_splits
@@ -76,7 +77,7 @@ def number_of_folds(wanted: int, patients: int) -> int:
     return min(wanted, patients) if patients > 1 else 0
 
 
-def count_patients(cases: Sequence[ReleaseCase]) -> int:
+def count_patients(cases: Sequence[SourceCase]) -> int:
     """How many patients with labels a release has by its names; `convert` also sees who shares an image."""
     patients = group_patients({case.name: [case.patient, *case.known_as] for case in cases})
     return len({patients[case.name] for case in cases if case.labelled})
@@ -98,27 +99,32 @@ def _shuffled(name: str, seed: int) -> str:
 
 
 def split_cases(
-    cases: Sequence[ReleaseCase], patients: Mapping[str, str], folds: int, seed: int, model: Path | None = None
+    cases: Sequence[SourceCase],
+    patients: Mapping[str, str],
+    folds: int,
+    seed: int,
+    model: Path | None = None,
+    contents: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Split]:
-    """The folds of the labelled cases: stratified by grade or else by site, fewer where there are fewer patients.
+    """The folds of the labelled cases: stratified by grade, site or source, fewer where there are fewer patients.
 
-    model: the folder of another data set, whose patients stay in the folds they have there. One patient alone gives no
-    folds.
+    model: the folder of another data set, whose patients stay in the folds they have there. contents: case -> digests
+    of its images, by which a patient with other names there is known. One patient alone gives no folds.
     """
     labelled = [case for case in cases if case.labelled]
     patient_of = {case.name: patients[case.name] for case in labelled}
-    strata = {case.name: case.grade or case.site or "" for case in labelled}
+    strata = {case.name: case.grade or case.site or case.layout.name for case in labelled}
     folds, fixed = number_of_folds(folds, len(set(patient_of.values()))), {}
     if model:
         folds, elsewhere = folds_in(model)
-        fixed = _follow(labelled, patients, elsewhere, model)
+        fixed = _follow(labelled, patients, elsewhere, model, contents or {})
     if folds < 2:
         return []
     return make_splits(patient_of, assign_folds(patient_of, strata, folds, seed, fixed), folds)
 
 
 def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
-    """How many folds a data set has, and the folds of each patient under each of their names."""
+    """How many folds a data set has, and the folds of each patient under each of their names and images' digests."""
     found, manifest = find_splits(dataset.name, dataset), read_manifest(dataset)
     if found is None or manifest is None:
         raise UserError(f"{dataset} has no {SPLITS} and {MANIFEST}, which --same-patients-as follows; convert it again")
@@ -128,18 +134,24 @@ def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
         for case in split["val"]:
             if case not in cases:
                 raise UserError(f"{path} lists {case}, which {dataset / MANIFEST} does not know; convert it again")
-            for name in (cases[case]["patient"], *cases[case]["known_as"]):
+            about = cases[case]
+            digests = [file["sha256"] for role, file in about["files"].items() if role != LABEL]
+            for name in (about["patient"], *about["known_as"], *digests, *about.get("voxels", {}).values()):
                 folds[name].add(fold)
     return len(splits), folds
 
 
 def _follow(
-    cases: Sequence[ReleaseCase], patients: Mapping[str, str], elsewhere: Mapping[str, set[int]], model: Path
+    cases: Sequence[SourceCase],
+    patients: Mapping[str, str],
+    elsewhere: Mapping[str, set[int]],
+    model: Path,
+    contents: Mapping[str, Sequence[str]],
 ) -> dict[str, int]:
     """Patient -> the fold that the other data set has them in; a patient with two folds there is an error."""
     folds: dict[str, set[int]] = defaultdict(set)
     for case in cases:
-        for name in (case.patient, *case.known_as):
+        for name in (case.patient, *case.known_as, *contents.get(case.name, ())):
             folds[patients[case.name]] |= elsewhere.get(name, set())
     if split := sorted(patient for patient, found in folds.items() if len(found) > 1):
         shared = ", ".join(case.name for case in cases if patients[case.name] == split[0])

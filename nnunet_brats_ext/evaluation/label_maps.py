@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
-from nnunet_brats_ext.dataset_conversion.releases import LABEL
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings
 from nnunet_brats_ext.storage.datasets import DatasetDescription

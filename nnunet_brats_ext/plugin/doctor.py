@@ -14,7 +14,8 @@ import numpy as np
 
 from nnunet_brats_ext import papers, plugin
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, layout_of_manifest
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.nnunet import MANIFEST, nnunet_folder
@@ -166,6 +167,15 @@ def check_labels() -> Iterator[Finding]:
         yield Finding("labels", f"label -> region -> label is the identity for {', '.join(LABEL_SCHEMES)}")
 
 
+def _scheme_of(dataset: Path, description: DatasetDescription) -> LabelScheme | None:
+    """The numbering that the conversion noted, or that of the release that a dataset.json names."""
+    manifest = read_manifest(dataset) or {}
+    if manifest.get("sources"):
+        return description.scheme
+    layout = layout_of_manifest(manifest) if manifest.get("release") else LAYOUTS.get(description.release or "")
+    return layout.scheme if layout else None
+
+
 def check_datasets() -> Iterator[Finding]:
     """The same for every data set in nnUNet_raw that `nnunet_brats convert` wrote, and whether its files exist."""
     raw = nnunet_folder("nnUNet_raw")
@@ -179,12 +189,12 @@ def check_datasets() -> Iterator[Finding]:
             continue
         try:
             description = DatasetDescription.read(path)
-            release = RELEASES.get(description.release or "")
-            trouble = round_trip(release.scheme, dict(description.content)) if release else ""
+            scheme = _scheme_of(dataset, description)
+            trouble = round_trip(scheme, dict(description.content)) if scheme else ""
         except Exception as error:  # nnU-Net raises its own kinds, assertions among them; other data sets still count
             yield Finding(dataset.name, f"{path} cannot be used: {type(error).__name__}: {error}", again)
             continue
         if trouble:
             yield Finding(dataset.name, trouble, again)
-        elif release:
+        elif scheme:
             yield Finding(dataset.name, "its labels survive the way through regions and back")

@@ -160,7 +160,8 @@ class DatasetDescription:
             return None
         regions = {frozenset(labels) for labels in self.declared.values() if set(labels) != {BACKGROUND}}
         fitting = [n for n, one in LABEL_SCHEMES.items() if {frozenset(r) for r in one.regions.values()} == regions]
-        return fitting[0] if fitting else None
+        called = [n for n in fitting if LABEL_SCHEMES[n].regions.keys() <= self.declared.keys()]
+        return next(iter(called or fitting), None)
 
     @property
     def scheme(self) -> LabelScheme | None:

@@ -30,6 +30,9 @@ ENDINGS = (*NIFTI_ENDINGS, ".mha", ".mhd", ".nrrd")
 TOLERANCE_MM = 0.1
 """Two grids are the same if no voxel lies farther apart on them than this; file formats round by less."""
 
+LPS = "LPS"
+"""The axes of BraTS images: x to the left, y to the back, z up."""
+
 AGAIN = "copy or download it again"
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's remarks on headers would break the progress bar
@@ -77,6 +80,26 @@ class Grid:
         direction = np.reshape(self.direction, (n, n))[:3, :3]
         return Grid(self.size[:3], self.spacing_mm[:3], self.origin_mm[:3], tuple(direction.ravel().tolist()))
 
+    @property
+    def axes(self) -> str:
+        """Where the axes x, y, z of a volume point, or nearly so: such as LPS, left, posterior, superior."""
+        return "".join(nibabel.orientations.ornt2axcodes(_orientation(self))) if self.finite else LPS
+
+    def turned(self, axes: str) -> "Grid":
+        """The grid of the same voxels, with its axes in another order or direction."""
+        order, flipped = _turn(self, axes)
+        columns = np.reshape(self.direction, (3, 3))[:, order] * np.where(flipped, -1.0, 1.0) + 0.0  # no -0.0
+        spacing = tuple(self.spacing_mm[axis] for axis in order)
+        first = [self.size[axis] - 1 if flip else 0 for axis, flip in zip(order, flipped, strict=True)]
+        corner = dict(zip(order, first, strict=True))
+        origin = self.point_mm(corner[axis] for axis in range(3)) + 0.0 if any(flipped) else self.origin_mm
+        return Grid(
+            tuple(self.size[axis] for axis in order),
+            spacing,
+            tuple(map(float, origin)),
+            tuple(columns.ravel().tolist()),
+        )
+
     def apply_to(self, image: sitk.Image) -> sitk.Image:
         image.SetSpacing(self.spacing_mm)
         image.SetOrigin(self.origin_mm)
@@ -107,6 +130,21 @@ class Grid:
         return f"their headers: voxels lie up to {shift:.3g} mm apart"
 
 
+def _orientation(grid: Grid) -> np.ndarray:
+    """nibabel's orientation of a grid: for each axis, the axis of the patient that it is nearest to, and its sign."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag((-1, -1, 1)) @ np.reshape(grid.direction, (3, 3)) @ np.diag(grid.spacing_mm)
+    return nibabel.orientations.io_orientation(affine)
+
+
+def _turn(grid: Grid, axes: str) -> tuple[list[int], list[bool]]:
+    """For each new axis, the present one that it was, and whether it runs the other way."""
+    wanted = nibabel.orientations.axcodes2ornt(axes)
+    moves = nibabel.orientations.ornt_transform(_orientation(grid), wanted)  # present axis -> new axis, sign
+    order = [int(np.flatnonzero(moves[:, 0] == axis)[0]) for axis in range(3)]
+    return order, [bool(moves[axis, 1] < 0) for axis in order]
+
+
 def _rounded(numbers: Iterable[float]) -> tuple[float, ...]:
     return tuple(round(float(number), 4) for number in numbers)
 
@@ -121,6 +159,13 @@ class Image(NamedTuple):
     def to_itk(self) -> sitk.Image:
         return _to_itk(self.array, self.grid)
 
+    def turned(self, axes: str) -> "Image":
+        """The same voxels with the axes of the volume in another order or direction: nothing is resampled."""
+        order, flipped = _turn(self.grid, axes)
+        array = np.transpose(self.array, [2 - axis for axis in order[::-1]])
+        array = array[tuple(slice(None, None, -1 if flip else 1) for flip in flipped[::-1])]
+        return Image(np.ascontiguousarray(array), self.grid.turned(axes), self.sha256)
+
 
 def ending(path: Path) -> str:
     """The file ending, one of `ENDINGS`, or an empty string."""
@@ -130,19 +175,24 @@ def ending(path: Path) -> str:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_grid(path: Path) -> Grid:
-    """The grid of an image file; reads the header only."""
+def read_grid(path: Path, right_angles: bool = False) -> Grid:
+    """The grid of an image file; reads the header only. right_angles: as of `read_image`."""
     if ending(path) in NIFTI_ENDINGS:
         with _reading(path), path.open("rb") as file:
             packed = file.read(2) == GZIP_MAGIC
             file.seek(0)
             start = gzip.GzipFile(fileobj=file).read(NIFTI_HEADER_BYTES) if packed else file.read(NIFTI_HEADER_BYTES)
-        _nifti_header(start, path)
+        header = _nifti_header(start, path)
+        if not has_right_angles(header):
+            return _nearest_grid(header, path, right_angles)
     return Grid.of(_read_itk_header(path))
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, right_angles: bool = False) -> Image:
     """An image in the number type of its file, read in full.
+
+    right_angles: take the nearest grid whose axes are at right angles where those of the file are not, which is an
+    error without.
 
     A UserError names a file that is missing, truncated or damaged, has voxels that are infinite or no number, complex
     numbers or several components per voxel.
@@ -151,20 +201,27 @@ def read_image(path: Path) -> Image:
         content = path.read_bytes()
     if not content:
         raise UserError(f"{path} is empty (0 bytes); {AGAIN}")
-    voxels = _nifti_voxels(content, path) if ending(path) in NIFTI_ENDINGS else None
+    nifti = _nifti_voxels(content, path) if ending(path) in NIFTI_ENDINGS else None
+    if nifti and not has_right_angles(nifti[1]):
+        grid = _nearest_grid(nifti[1], path, right_angles)
+        return _checked(nifti[0].reshape(grid.shape), grid, content, path)
     header = _read_itk_header(path)
     if header.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
         raise UserError(f"{path} holds complex numbers; write their magnitude instead")
     if (components := header.GetNumberOfComponents()) > 1:
         raise UserError(f"{path} has {components} components per voxel instead of one; write one of them")
     grid = Grid.of(header)
-    if voxels is None:
+    if nifti is None:
         try:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
         except RuntimeError as error:
             raise UserError(f"{path} is truncated or damaged; {AGAIN}") from error
     else:
-        array = voxels.reshape(grid.shape)
+        array = nifti[0].reshape(grid.shape)
+    return _checked(array, grid, content, path)
+
+
+def _checked(array: np.ndarray, grid: Grid, content: bytes, path: Path) -> Image:
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         raise UserError(f"{path} has voxels that are infinite or no number; write the image without them")
     return Image(array, grid, hashlib.sha256(content).hexdigest())
@@ -239,6 +296,10 @@ def _reading(path: Path) -> Iterator[None]:
 def _read_itk_header(path: Path) -> sitk.ImageFileReader:
     if not path.is_file():
         raise UserError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+    if ending(path) == ".nii":
+        with path.open("rb") as file:
+            if file.read(2) == GZIP_MAGIC:
+                raise UserError(f"{path} is compressed, which its name does not say; rename it to {path.name}.gz")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -274,8 +335,41 @@ def _nifti_dtype(header: nibabel.Nifti1Header, path: Path) -> np.dtype:
     raise UserError(f"{path} has a damaged header: no number type has the code {header['datatype']}; {AGAIN}")
 
 
-def _nifti_voxels(content: bytes, path: Path) -> np.ndarray:
-    """The voxels of a NIfTI file as stored, in one axis; scaled where its header says so, as ITK does."""
+OFF_RIGHT_ANGLE = 1e-4
+"""How far the cosine of two axes may be from 0; more than headers round by, and about what ITK refuses."""
+
+
+def has_right_angles(header: nibabel.Nifti1Header) -> bool:
+    """Whether one of the two transforms of a NIfTI header has axes at right angles, as ITK needs it."""
+    if header["qform_code"] > 0 or header["sform_code"] <= 0:
+        return True
+    columns = header.get_sform()[:3, :3]
+    lengths = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(columns).all() or not lengths.all():
+        return True  # reported as what it is
+    cosines = (columns / lengths).T @ (columns / lengths)
+    return bool(np.abs(cosines - np.eye(3)).max() <= OFF_RIGHT_ANGLE)
+
+
+def _nearest_grid(header: nibabel.Nifti1Header, path: Path, accepted: bool) -> Grid:
+    """The nearest grid with axes at right angles: the orthogonal part of the polar decomposition of a header's axes."""
+    affine = np.diag((-1.0, -1.0, 1.0, 1.0)) @ header.get_sform()
+    size = tuple(int(n) for n in header["dim"][1:4])
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    grid = Grid(size, tuple(lengths.tolist()), tuple(affine[:3, 3].tolist()), tuple((left @ right).ravel().tolist()))
+    if not accepted:
+        ends = [np.array(corner) for corner in product(*((0, n - 1) for n in size))]
+        moved = max(np.linalg.norm(affine[:3, :3] @ end + affine[:3, 3] - grid.point_mm(end)) for end in ends)
+        raise UserError(
+            f"{path} has axes that are not at right angles, which ITK and nnU-Net do not read. --right-angles takes "
+            f"the nearest ones that are; voxels then lie up to {moved:.2g} mm from where the header has them"
+        )
+    return grid
+
+
+def _nifti_voxels(content: bytes, path: Path) -> tuple[np.ndarray, nibabel.Nifti1Header]:
+    """The voxels of a NIfTI file in one axis, scaled where its header says so, as ITK does; and the header."""
     with _reading(path):
         unpacked = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
     header = _nifti_header(unpacked[:NIFTI_HEADER_BYTES], path)
@@ -288,10 +382,10 @@ def _nifti_voxels(content: bytes, path: Path) -> np.ndarray:
     values = values.astype(dtype.newbyteorder("="), copy=False)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope) or (slope == 1 and not intercept):
-        return values
+        return values, header
     values = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
     scaled = values * np.float64(slope) + np.float64(intercept if np.isfinite(intercept) else 0)
-    return scaled.astype(values.dtype)
+    return scaled.astype(values.dtype), header
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from dataclasses import MISSING
 from typing import Any
 
+from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.storage.options import option
 from nnunet_brats_ext.storage.parallel import MOST_PROCESSES
 
@@ -29,6 +30,11 @@ def gpu_memory_option() -> Any:
 def overwrite_option(help: str = "replace the maps that the output folder holds of the same cases") -> Any:
     """Whether what an output folder holds may be replaced."""
     return option(default=False, help=help)
+
+
+def scheme_option(help: str) -> Any:
+    """How labels are numbered, by the names of `LABEL_SCHEMES`."""
+    return option("--scheme", metavar="NAME", choices=LABEL_SCHEMES, default=None, help=help)
 
 
 def dataset_id_option(help: str, default: Any = MISSING) -> Any:

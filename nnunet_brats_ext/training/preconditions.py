@@ -7,12 +7,17 @@ from typing import Any
 import torch
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
+from nnunet_brats_ext.dataset_conversion.dataset_folder import MISSING_KEY
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 
 SOFT_TARGETS_KEY = f"brats_{SOFT_TARGETS}"
-READERS = {SPLITS_FILE: "ReducedFolds", SOFT_TARGETS_KEY: "SoftTargets"}  # key of ours -> the mixin that acts on it
+READERS = {
+    SPLITS_FILE: "ReducedFolds",
+    SOFT_TARGETS_KEY: "SoftTargets",
+    MISSING_KEY: "SequenceDropout",
+}  # key of ours -> the mixin that acts on it
 
 
 def require_regions(dataset_json: dict, dataset_name: str) -> None:

@@ -118,7 +118,7 @@ def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, 
     """
     if options.source is not None:
         found = scan(options.source)
-        name, unlabelled = found.release.name.replace("-", ""), any(not case.labelled for case in found.cases)
+        name, unlabelled = found.layout.title, any(not case.labelled for case in found.cases)
         source = Path(relative_to(options.source.resolve(), folder))
         return source, name, unlabelled, count_patients(found.cases)
     if options.smoke:

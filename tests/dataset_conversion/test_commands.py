@@ -8,10 +8,10 @@ from release_folders import write_case
 
 from nnunet_brats_ext import dataset_conversion
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
 from nnunet_brats_ext.storage.errors import UserError
 
-RELEASE = RELEASES["BraTS2020"]
+RELEASE = LAYOUTS["BraTS2020"]
 CASES = ("BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003")
 
 
@@ -127,7 +127,7 @@ def test_a_manifest_that_was_changed_is_named(world, capsys, manifest):
 
 def test_functions_take_text_print_nothing_and_give_what_was_made(world, capsys):
     done = dataset_conversion.convert("source", 137, folds=3, processes=1)
-    assert (done.folder, done.unchanged, done.release.name) == (
+    assert (done.folder, done.unchanged, done.layouts[0].name) == (
         world / "raw" / "Dataset137_BraTS2020",
         False,
         "BraTS2020",

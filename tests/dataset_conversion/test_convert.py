@@ -22,11 +22,11 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion import cases as cases_module
 from nnunet_brats_ext.dataset_conversion import conversion
 from nnunet_brats_ext.dataset_conversion.conversion import PERCENTILE_MINMAX
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
 from nnunet_brats_ext.storage.nnunet import find_dataset
 
-RELEASE = RELEASES["BraTS2020"]
+RELEASE = LAYOUTS["BraTS2020"]
 CASES = ("BraTS20_Training_001", "BraTS20_Training_002")
 NAME = "Dataset137_BraTS2020"
 

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from release_folders import numbered
 
 from nnunet_brats_ext.brats import ED, ET, EXTRA, LABEL_SCHEMES, NCR, SEQUENCES, to_regions
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK
 from nnunet_brats_ext.dataset_conversion.phantoms import Phantom, make_case, write_phantoms
 from nnunet_brats_ext.dataset_conversion.phantoms import folder as folder_module
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import (
@@ -27,7 +29,6 @@ from nnunet_brats_ext.dataset_conversion.phantoms.tumours import (
     lowest_cost,
     without_small_components,
 )
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK
 
 SMALL = (40, 48, 40)  # voxels of 4 mm
 PROCEDURAL = "procedural"  # the one anatomy that is always there
@@ -274,7 +275,7 @@ def test_small_components_are_those_under_a_twentieth():
 
 
 def test_a_folder_is_what_the_release_hands_out(folder):
-    release = RELEASES["BraTS2020"]
+    release = LAYOUTS["BraTS2020"]
     for case, training in (("BraTS20_Training_001", True), ("BraTS20_Validation_003", False)):
         assert all((folder / release.path(case, name, training=training)).is_file() for name in SEQUENCES)
         assert (folder / release.path(case, LABEL, training=training)).exists() == training
@@ -282,7 +283,7 @@ def test_a_folder_is_what_the_release_hands_out(folder):
 
 
 def test_files_lie_in_space_as_brats_has_them(folder):
-    image = sitk.ReadImage(str(folder / RELEASES["BraTS2020"].path("BraTS20_Training_001", "T2")))
+    image = sitk.ReadImage(str(folder / LAYOUTS["BraTS2020"].path("BraTS20_Training_001", "T2")))
     assert image.GetSize() == (32, 36, 32)
     assert image.GetSpacing() == pytest.approx((5.34,) * 3)  # 192 mm over 36 is 5.333, rounded up
     assert image.GetOrigin() == pytest.approx((0, -35 * 5.34, 0), abs=1e-4)
@@ -298,7 +299,7 @@ def test_the_name_mapping_has_grades_and_names_in_earlier_releases(folder):
     assert [row["BraTS_2020_subject_ID"] for row in rows] == ["BraTS20_Training_001", "BraTS20_Training_002"]
     manifest = json.loads((folder / "phantoms.json").read_text())["cases"]
     assert [row["Grade"] for row in rows] == [row["grade"] for row in manifest[:2]]
-    assert RELEASES["BraTS2018"].is_case(rows[1]["BraTS_2018_subject_ID"])
+    assert LAYOUTS["BraTS2018"].is_case(rows[1]["BraTS_2018_subject_ID"])
     assert rows[0]["TCGA_TCIA_subject_ID"] == "NA"
 
 
@@ -309,37 +310,37 @@ def empty_phantom(seed, index, shape, scheme, anatomy, sequences, contrast):
     return Phantom({name: np.ones(shape, np.int16) for name in sequences}, labels, ("HGG", "LGG")[index % 2], 1, 1.0)
 
 
-@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_every_release_can_be_written_and_recognises_its_own_files(name, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module, "make_case", empty_phantom)
-    release = RELEASES[name]
+    release = numbered(LAYOUTS[name])
     (row,) = write_phantoms(tmp_path / "out", name, cases=1, shape=(32, 33, 34), anatomy=PROCEDURAL)
     found = {}
     for path in (tmp_path / "out").rglob("*"):
         known = release.recognise(path.relative_to(tmp_path / "out")) if path.is_file() else None
         if known:
-            assert known[0].replace("/", "_") == row["case"]
-            found[release.kinds[known[1]]] = sitk.ReadImage(str(path))
+            assert known.case == row["case"]
+            found[known.role] = sitk.ReadImage(str(path))
     assert set(found) == set(release.roles)
-    assert set(np.unique(sitk.GetArrayFromImage(found[LABEL])).tolist()) == set(release.scheme.released)
+    assert set(np.unique(sitk.GetArrayFromImage(found[LABEL])).tolist()) == set(release.numbering.released)
     for role, image in found.items():
         assert image.GetSize()[:3] == (32, 33, 34), role
         assert image.GetDimension() == (4 if role == STACK else 3)
 
 
-@pytest.mark.parametrize("name", [name for name, release in RELEASES.items() if release.grades])
+@pytest.mark.parametrize("name", [name for name, release in LAYOUTS.items() if release.grades])
 def test_grades_are_in_the_path_where_the_release_sorts_by_them(name, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module, "make_case", empty_phantom)
     rows = write_phantoms(tmp_path / "out", name, cases=2, shape=(32, 32, 32), anatomy=PROCEDURAL, processes=1)
-    for row, grade in zip(rows, RELEASES[name].grades, strict=True):
-        assert (tmp_path / "out" / RELEASES[name].path(row["case"], LABEL, grade=grade)).is_file()
+    for row, grade in zip(rows, LAYOUTS[name].grades, strict=True):
+        assert (tmp_path / "out" / LAYOUTS[name].path(row["case"], LABEL, grade=grade)).is_file()
 
 
 def test_processes_and_the_number_of_cases_change_nothing(folder, tmp_path):
     out = tmp_path / "again"
     write_phantoms(out, cases=2, shape=(32, 36, 32), seed=5, anatomy=PROCEDURAL, processes=2)
     for name in (*SEQUENCES, LABEL):
-        path = RELEASES["BraTS2020"].path("BraTS20_Training_002", name)
+        path = LAYOUTS["BraTS2020"].path("BraTS20_Training_002", name)
         one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(root / path))) for root in (folder, out))
         np.testing.assert_array_equal(one, other)
 

@@ -12,12 +12,12 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases, v
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-from release_folders import label_values, sequence_values, write_case
+from release_folders import label_values, numbered, sequence_values, write_case
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.dataset_folder import dataset_json
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, PRESENT_SCHEME
 
 REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 
@@ -35,7 +35,7 @@ def values(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 def test_convert_then_restore_gives_every_label_back(release, nnunet, tmp_path):
     source = tmp_path / "source" / "release"
     labelled = [release.case_name(number) for number in (1, 2)]
@@ -43,13 +43,14 @@ def test_convert_then_restore_gives_every_label_back(release, nnunet, tmp_path):
     files = {case: write_case(source, release, case) for case in labelled}
     files[held_out] = write_case(source, release, held_out, training=False)
 
-    dataset = convert(source.parent, 137)
+    dataset = convert(source.parent, 137, scheme=None if release.scheme else PRESENT_SCHEME)
+    release = numbered(release)
 
     description = json.loads((dataset / "dataset.json").read_text())
     assert description["brats_release"] == release.name
     assert description["numTraining"] == 2
     assert list(description["channel_names"].values()) == list(release.sequences)
-    trained = remap(label_values(release), release.scheme.released)
+    trained = remap(label_values(release), release.numbering.released)
     for case in (*labelled, held_out):
         folder = dataset / ("imagesTs" if case == held_out else "imagesTr")
         for channel, sequence in enumerate(release.sequences):
@@ -73,11 +74,11 @@ def test_convert_then_restore_gives_every_label_back(release, nnunet, tmp_path):
     np.testing.assert_array_equal(values(restored[0]), values(files[labelled[0]][LABEL]))
 
 
-@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 def test_nnunet_accepts_what_convert_writes(release, nnunet, tmp_path):
     for number in (1, 2):
         write_case(tmp_path / "source", release, release.case_name(number))
-    dataset = convert(tmp_path / "source", 137)
+    dataset = convert(tmp_path / "source", 137, scheme=None if release.scheme else PRESENT_SCHEME)
     description = json.loads((dataset / "dataset.json").read_text())
     manager = LabelManager(description["labels"], description.get("regions_class_order"))
     assert np.all(np.diff(manager.all_labels) == 1)  # nnU-Net wants consecutive labels
@@ -90,7 +91,7 @@ def test_nnunet_accepts_what_convert_writes(release, nnunet, tmp_path):
 
 
 def test_nnunet_lists_the_training_cases(nnunet, tmp_path):
-    release = RELEASES["BraTS2023-GLI"]
+    release = LAYOUTS["BraTS2023-GLI"]
     for number in (1, 2):
         write_case(tmp_path / "source", release, release.case_name(number))
     write_case(tmp_path / "source", release, release.case_name(3), training=False)
@@ -100,10 +101,10 @@ def test_nnunet_lists_the_training_cases(nnunet, tmp_path):
     assert all(len(entry["images"]) == 4 for entry in listed.values())
 
 
-@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 def test_nnunets_label_manager_paints_regions_back_to_labels(release):
-    scheme = release.scheme
-    description = dataset_json(release, "Dataset137_Test", 1, normalise=False)
+    scheme = numbered(release).numbering
+    description = dataset_json(numbered(release), "Dataset137_Test", 1, normalise=False)
     manager = LabelManager(description["labels"], description.get("regions_class_order"))
     labels = np.array(sorted(scheme.trained)).reshape(1, 1, -1)
     if manager.has_regions:

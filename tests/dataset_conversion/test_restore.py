@@ -12,11 +12,11 @@ from release_folders import as_image, label_values, write, write_case
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
 
-RELEASE = RELEASES["BraTS2020"]
+RELEASE = LAYOUTS["BraTS2020"]
 CASES = ("BraTS20_Validation_001", "BraTS20_Validation_002")
-TRAINED = remap(label_values(RELEASE), RELEASE.scheme.released)
+TRAINED = remap(label_values(RELEASE), RELEASE.numbering.released)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_data_set_without_release_needs_one_by_option(world):
 
 
 def test_a_data_set_distilled_from_the_decathlon_has_its_channels_in_files_of_their_own(world):
-    release = RELEASES["MSD-Task01"]
+    release = LAYOUTS["MSD-Task01"]
     write_case(world / "task", release, "BRATS_001")
     dataset = convert(world / "task", 138)
     manifest = json.loads((dataset / "manifest.json").read_text())

@@ -11,9 +11,8 @@ import pytest
 import SimpleITK as sitk
 from release_folders import label_values, write, write_case
 
-from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.dataset_conversion.cases import inspect_case
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, find_release
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, find_layout
 from nnunet_brats_ext.dataset_conversion.scan import scan
 
 
@@ -25,31 +24,31 @@ def touch(folder: Path, *paths: str) -> None:
 
 def touch_case(folder: Path, release: str, case: str, root: str | None = None) -> None:
     """Empty files under the release's names; `root` replaces the folders above the case's files."""
-    row = RELEASES[release]
+    row = LAYOUTS[release]
     for role in row.roles:
         path = row.path(case, role)
         touch(folder, str(path if root is None else PurePosixPath(root, path.name)))
 
 
-@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_path_of_a_release_is_recognised_as_what_it_is(release):
-    assert release.scheme_name in LABEL_SCHEMES
+    assert release.scheme or release.generic
     for training in (True, False):
         case = release.case_name(7, training=training)
-        assert release.is_case(case) and release.gives_out(case)
+        assert release.is_case(case)
         for role in release.roles[: None if training else -1]:
-            found, kind = release.recognise(release.path(case, role, training=training))
-            assert (found, release.kinds[kind]) == (case, role)
+            found = release.recognise(release.path(case, role, training=training))
+            assert (found.case, found.role) == (case, role)
 
 
-@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 def test_only_releases_with_shared_case_names_take_each_others_files(release):
     case = release.case_name(7)
     path = release.path(case, release.roles[0])
     others = {
         other.name
-        for other in RELEASES.values()
-        if other is not release and (match := other.recognise(path)) and other.gives_out(match[0])
+        for other in LAYOUTS.values()
+        if other is not release and not (other.generic or release.generic) and other.recognise(path)
     }
     shared = [
         {"BraTS2023-GLI", "BraTS2025-GLI-PRE"},
@@ -89,14 +88,14 @@ def test_only_releases_with_shared_case_names_take_each_others_files(release):
     ],
 )  # fmt: skip
 def test_published_names_are_recognised(path, release, case, role):
-    found, kind = RELEASES[release].recognise(PurePosixPath(path))
-    assert (found, RELEASES[release].kinds[kind]) == (case, role)
+    found = LAYOUTS[release].recognise(PurePosixPath(path))
+    assert (found.case, found.role) == (case, role)
 
 
 def test_a_release_is_found_by_name_whatever_its_capitals():
-    assert find_release("brats2023-gli").name == "BraTS2023-GLI"
+    assert find_layout("brats2023-gli").name == "BraTS2023-GLI"
     with pytest.raises(ValueError, match=r"no release is called 'BraTS1999'; known are BraTS2012, "):
-        find_release("BraTS1999")
+        find_layout("BraTS1999")
 
 
 def test_the_source_may_lie_under_any_nesting_and_among_junk(tmp_path):
@@ -117,7 +116,7 @@ def test_the_source_may_lie_under_any_nesting_and_among_junk(tmp_path):
         f"{inside}/brain_mask.nii.gz",
     )  # fmt: skip
     source = scan(tmp_path)
-    assert source.release.name == "BraTS2018"
+    assert source.layout.name == "BraTS2018"
     assert [(case.name, case.grade, case.problems) for case in source.cases] == [
         ("Brats18_TCIA01_147_1", "HGG", []),
         ("Brats18_TCIA09_141_1", "LGG", []),
@@ -148,7 +147,7 @@ def test_a_folder_linked_into_itself_ends(tmp_path):
 )
 def test_folders_and_time_points_distinguish_releases_of_the_same_names(tmp_path, folder, case, expected):
     touch_case(tmp_path, expected, case, f"{folder}/{case}")
-    assert scan(tmp_path).release.name == expected
+    assert scan(tmp_path).layout.name == expected
 
 
 @pytest.mark.parametrize(
@@ -158,25 +157,25 @@ def test_the_grid_decides_what_names_and_folders_leave_open(tmp_path, size, expe
     case = "BraTS-GLI-00001-000"
     for kind in ("t1n", "t1c", "t2w", "t2f"):
         write(sitk.Image(size, sitk.sitkUInt8), tmp_path / case / f"{case}-{kind}.nii.gz")
-    assert scan(tmp_path).release.name == expected
+    assert scan(tmp_path).layout.name == expected
 
 
 @pytest.mark.parametrize("folder", [".", "somewhere", "data"])
 def test_a_release_that_could_be_one_of_two_is_never_guessed(tmp_path, folder):
     case = "BraTS-PED-00001-000"
-    write_case(tmp_path / "elsewhere", RELEASES["BraTS2024-PED"], case)
+    write_case(tmp_path / "elsewhere", LAYOUTS["BraTS2024-PED"], case)
     source = tmp_path / "brats2023_project" / "cases"  # a folder above the source proves nothing
     shutil.copytree(tmp_path / "elsewhere" / "BraTS-PEDs2024_Training", source / folder)
     with pytest.raises(
         ValueError, match=r"--release BraTS2023-PED .*1 NCR, 2 ED, 3 ET\n.*--release BraTS2024-PED .*1 ET, 2"
     ):
         scan(source)
-    assert scan(source, "BraTS2024-PED").release.name == "BraTS2024-PED"
+    assert scan(source, "BraTS2024-PED").layout.name == "BraTS2024-PED"
 
 
 def test_a_wrong_choice_among_the_same_names_shows_in_the_labels(tmp_path):
     case = "BraTS-PED-00001-000"
-    write_case(tmp_path, RELEASES["BraTS2024-PED"], case)
+    write_case(tmp_path, LAYOUTS["BraTS2024-PED"], case)
     (found,) = scan(tmp_path / "BraTS-PEDs2024_Training", "BraTS2023-PED").cases
     inspect_case(found, normalise=False, tolerance_mm=0.1)
     assert re.search(
@@ -205,8 +204,8 @@ def test_a_release_that_is_asked_for_gets_no_files_of_another(tmp_path):
 
 
 def test_a_release_that_is_asked_for_gets_no_time_points_of_another(tmp_path):
-    for case in ("BraTS-GLI-00001-000", "BraTS-GLI-00001-100"):
-        touch_case(tmp_path, "BraTS2024-GLI", case, f"cases/{case}")
+    for release, case in (("BraTS2023-GLI", "BraTS-GLI-00001-000"), ("BraTS2024-GLI", "BraTS-GLI-00001-100")):
+        touch_case(tmp_path, release, case, f"cases/{case}")
     assert [case.name for case in scan(tmp_path, "BraTS2024-GLI").cases] == ["BraTS-GLI-00001-100"]
     assert [case.name for case in scan(tmp_path, "BraTS2023-GLI").cases] == ["BraTS-GLI-00001-000"]
 
@@ -217,7 +216,7 @@ def test_a_release_that_is_asked_for_takes_what_no_folder_gives_to_another(tmp_p
     assert [case.name for case in scan(tmp_path, "BraTS2024-PED").cases] == ["BraTS-PED-00002-000"]
     assert len(scan(tmp_path, "BraTS2023-PED").cases) == 2
     # The folder that is named together with the release is taken for that release, whatever it is called.
-    folder = tmp_path / RELEASES["BraTS2023-PED"].folder.split("/")[0]
+    folder = tmp_path / LAYOUTS["BraTS2023-PED"].folder.split("/")[0]
     assert len(scan(folder, "BraTS2024-PED").cases) == 1
     (tmp_path / "renamed").rename(tmp_path / "BraTS2023")
     with pytest.raises(ValueError, match=r"no case in .* belongs to BraTS2024-PED; .* is of BraTS2023-PED by its name"):
@@ -249,7 +248,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
 def test_a_training_case_that_lost_its_label_is_remarked(tmp_path):
     for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
         touch_case(tmp_path, "BraTS2020", case)
-    (tmp_path / RELEASES["BraTS2020"].path("BraTS20_Training_002", LABEL)).unlink()
+    (tmp_path / LAYOUTS["BraTS2020"].path("BraTS20_Training_002", LABEL)).unlink()
     touch_case(
         tmp_path, "BraTS2020", "BraTS20_Validation_001", "MICCAI_BraTS2020_ValidationData/BraTS20_Validation_001"
     )
@@ -261,7 +260,8 @@ def test_a_training_case_that_lost_its_label_is_remarked(tmp_path):
 def test_a_source_of_no_release_is_refused_with_what_was_seen_and_what_is_known(tmp_path):
     touch(tmp_path, "patient_1/t1.nii.gz")
     with pytest.raises(
-        ValueError, match=r"1 image files, such as patient_1/t1.nii.gz(.|\n)*BraTS2020 +MICCAI_BraTS2020"
+        ValueError,
+        match=r"1 image files, such as patient_1/t1.nii.gz.*no T1ce and no T2.*nnunet_brats layout .*BraTS2020",
     ):
         scan(tmp_path)
     (tmp_path / "patient_1/t1.nii.gz").unlink()
@@ -286,7 +286,7 @@ def test_case_355_of_2020_has_its_label_under_another_name(tmp_path):
 
 
 def test_label_6_of_metastases_2025_means_4(tmp_path):
-    release = RELEASES["BraTS2025-MET"]
+    release = LAYOUTS["BraTS2025-MET"]
     labels = label_values(release)
     labels[0, 0, :3] = 6
     write_case(tmp_path, release, "BraTS-MET-00001-000", labels=labels)
@@ -308,7 +308,7 @@ def test_label_6_of_metastases_2025_means_4(tmp_path):
 )  # fmt: skip
 def test_a_correction_beside_the_release_supersedes_it(tmp_path, release, case, earlier, later):
     touch_case(tmp_path, release, case, f"{earlier}/{case}")
-    label = RELEASES[release].path(case, LABEL).name
+    label = LAYOUTS[release].path(case, LABEL).name
     touch(tmp_path, f"{later}/{case}/{label}")
     (found,) = scan(tmp_path).cases
     assert found.problems == []
@@ -396,7 +396,7 @@ def test_grades_of_2012_and_2013_come_from_names_and_folders(tmp_path):
 
 
 def test_a_single_volume_kept_in_four_dimensions_is_read_as_three(tmp_path):
-    release, case = RELEASES["BraTS2020"], "BraTS20_Training_001"
+    release, case = LAYOUTS["BraTS2020"], "BraTS20_Training_001"
     files = write_case(tmp_path, release, case)
     t2 = nibabel.load(files["T2"])
     nibabel.save(nibabel.Nifti1Image(np.asarray(t2.dataobj)[..., None], t2.affine), files["T2"])

@@ -7,7 +7,7 @@ import pytest
 from data_commands import convert
 from release_folders import write_case
 
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
 from nnunet_brats_ext.dataset_conversion.splits import assign_folds, group_patients, make_splits
 
 MAPPING = "Grade,BraTS_2018_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
@@ -63,7 +63,7 @@ def test_folds_depend_on_the_seed_and_on_nothing_else():
 
 
 def test_time_points_of_a_patient_stay_in_one_fold_where_nnunet_reads_it(nnunet):
-    release = RELEASES["BraTS2024-GLI"]
+    release = LAYOUTS["BraTS2024-GLI"]
     for number in range(1, 7):
         for session in (0, 1):
             write_case(nnunet / "source", release, release.case_name(number, session))
@@ -75,7 +75,7 @@ def test_time_points_of_a_patient_stay_in_one_fold_where_nnunet_reads_it(nnunet)
 
 
 def test_fewer_patients_than_folds_give_fewer_folds_and_one_gives_none(nnunet):
-    release = RELEASES["BraTS2023-GLI"]
+    release = LAYOUTS["BraTS2023-GLI"]
     for number in (1, 2):
         for session in (0, 1):
             write_case(nnunet / "two", release, release.case_name(number, session))
@@ -86,7 +86,7 @@ def test_fewer_patients_than_folds_give_fewer_folds_and_one_gives_none(nnunet):
 
 
 def test_unlabelled_cases_are_in_no_fold(nnunet):
-    release = RELEASES["BraTS2020"]
+    release = LAYOUTS["BraTS2020"]
     for number in (1, 2, 3):
         write_case(nnunet / "source", release, release.case_name(number))
     write_case(nnunet / "source", release, "BraTS20_Validation_001", training=False)
@@ -98,7 +98,7 @@ def test_unlabelled_cases_are_in_no_fold(nnunet):
 
 def test_the_same_patients_are_in_the_same_folds_of_two_releases(nnunet):
     # Patient n is TCIA01_n in 2018 and case 20 - n in 2020, whose name mapping knows it; 2020 has two patients more.
-    old, new = RELEASES["BraTS2018"], RELEASES["BraTS2020"]
+    old, new = LAYOUTS["BraTS2018"], LAYOUTS["BraTS2020"]
     rows = []
     for number in range(1, 9):
         write_case(nnunet / "2018", old, old.case_name(number), grade="HGG" if number % 2 else "LGG")
@@ -117,7 +117,7 @@ def test_the_same_patients_are_in_the_same_folds_of_two_releases(nnunet):
 
 
 def test_new_folds_of_the_data_set_that_is_followed_are_noticed(nnunet):
-    release = RELEASES["BraTS2020"]
+    release = LAYOUTS["BraTS2020"]
     for number in range(1, 5):
         write_case(nnunet / "source", release, release.case_name(number))
     first = convert(nnunet / "source", 137, folds=2)
@@ -136,7 +136,7 @@ def test_new_folds_of_the_data_set_that_is_followed_are_noticed(nnunet):
 
 def test_folds_that_part_a_patient_cannot_be_followed(nnunet):
     # Two cases of 2018 that only the name mapping of 2020 knows to be one patient.
-    old, new = RELEASES["BraTS2018"], RELEASES["BraTS2020"]
+    old, new = LAYOUTS["BraTS2018"], LAYOUTS["BraTS2020"]
     for number in (1, 2):
         write_case(nnunet / "2018", old, old.case_name(number))
     for number in (1, 2, 3):
@@ -153,7 +153,7 @@ def test_folds_that_part_a_patient_cannot_be_followed(nnunet):
 
 
 def test_folds_that_are_there_are_kept_unless_overwritten(nnunet):
-    release = RELEASES["BraTS2020"]
+    release = LAYOUTS["BraTS2020"]
     for number in (1, 2, 3):
         write_case(nnunet / "source", release, release.case_name(number))
     place = nnunet / "preprocessed" / "Dataset137_BraTS2020" / "splits_final.json"
@@ -166,7 +166,7 @@ def test_folds_that_are_there_are_kept_unless_overwritten(nnunet):
 
 
 def test_folds_that_are_there_are_not_written_again(nnunet):
-    release = RELEASES["BraTS2020"]
+    release = LAYOUTS["BraTS2020"]
     for number in (1, 2):
         write_case(nnunet / "source", release, release.case_name(number))
     dataset = convert(nnunet / "source", 137)

@@ -12,7 +12,7 @@ from release_folders import SIZE, write_case
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap
 from nnunet_brats_ext.cli import main
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
 from nnunet_brats_ext.papers import published_rules
 from nnunet_brats_ext.predictions.postprocess import postprocess
 from nnunet_brats_ext.predictions.rule_sets import (
@@ -475,7 +475,7 @@ def test_images_that_came_normalised_are_known_by_their_sequences(tmp_path, monk
     oedema = np.zeros(SIZE[::-1], np.uint8)
     oedema[2:7, 2:7, 2:7] = 2  # as released
     for number in (1, 2):
-        write_case(tmp_path / "release", RELEASES["BraTS2020"], f"BraTS20_Training_{number:03}", labels=oedema)
+        write_case(tmp_path / "release", LAYOUTS["BraTS2020"], f"BraTS20_Training_{number:03}", labels=oedema)
     options = ("--normalise", "percentile-minmax", "--folds", "2", "-np", "1")
     assert main(["convert", str(tmp_path / "release"), "-d", "901", "--name", "N", *options]) == 0
     dataset = tmp_path / "Dataset901_N"

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from release_folders import numbered
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCE_NAMES, SEQUENCES
 from nnunet_brats_ext.dataset_conversion.dataset_folder import dataset_json
-from nnunet_brats_ext.dataset_conversion.releases import RELEASES
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 
@@ -41,18 +42,19 @@ def test_it_is_read_from_a_file_or_from_its_folder(tmp_path):
         DatasetDescription.read(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("normalise", [False, True])
 def test_what_convert_writes_is_understood(release, normalise):
+    release = numbered(release)
     content = json.loads(json.dumps(dataset_json(release, "Dataset137_X", 5, normalise)))
     described = DatasetDescription(content)
     assert described.sequences == release.sequences
     assert described.normalised_beforehand == normalise
     assert [described.channel(sequence) for sequence in release.sequences] == list(range(len(release.sequences)))
-    assert described.scheme.regions == release.scheme.regions
-    assert described.head().channels[-1:] == release.scheme.head.channels[-1:]
-    assert described.head().has_regions == described.nested == (len(release.scheme.regions) > 1)
-    assert described.labels == {0, *release.scheme.names}
+    assert described.scheme.regions == release.numbering.regions
+    assert described.head().channels[-1:] == release.numbering.head.channels[-1:]
+    assert described.head().has_regions == described.nested == (len(release.numbering.regions) > 1)
+    assert described.labels == {0, *release.numbering.names}
     assert (described.name, described.release, described.ending) == ("Dataset137_X", release.name, ".nii.gz")
 
 
@@ -146,7 +148,7 @@ def test_the_scheme_is_recognised_by_its_regions(name):
     described = describe(labels=scheme.nnunet_labels(), regions_class_order=order)
     assert described.scheme.regions == scheme.regions
     renamed = {f"my {region}": value for region, value in scheme.nnunet_labels().items()}
-    assert describe(labels=renamed).scheme_name == described.scheme_name
+    assert list(describe(labels=renamed).scheme.regions.values()) == list(scheme.regions.values())
 
 
 def test_other_labels_have_no_scheme():

@@ -10,8 +10,8 @@ from workflow_runs import SMALL, graph_of
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion import convert
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES
-from nnunet_brats_ext.dataset_conversion.scan import ReleaseCase
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
+from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 from nnunet_brats_ext.workflow import run as run_module
@@ -92,7 +92,7 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     ]
     assert not [word for word in words if str(tmp_path) in word]
     assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
-    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"release": Release(), "cases": CASES}))
+    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"layout": Layout(), "cases": CASES}))
     _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
     assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
     assert run.environment["nnUNet_results"] == "nnUNet_results"
@@ -105,9 +105,9 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
 def test_the_folds_of_a_run_are_those_that_its_conversion_makes(patients, folds, tmp_path, monkeypatch):
     for name in FOLDERS:
         monkeypatch.setenv(name, str(tmp_path / name))
-    release = RELEASES["BraTS2020"]
+    layout = LAYOUTS["BraTS2020"]
     for number in range(1, patients + 1):
-        write_case(tmp_path / "source", release, release.case_name(number))
+        write_case(tmp_path / "source", layout, layout.case_name(number))
     options = RunOptions("baseline", tmp_path / "source", folder=tmp_path / "run", device="cpu")
 
     def planned_folds() -> int:
@@ -122,17 +122,18 @@ def test_the_folds_of_a_run_are_those_that_its_conversion_makes(patients, folds,
 
 
 def test_a_run_on_one_patient_is_refused(tmp_path):
-    release = RELEASES["BraTS2020"]
-    write_case(tmp_path / "source", release, release.case_name(1))
+    layout = LAYOUTS["BraTS2020"]
+    write_case(tmp_path / "source", layout, layout.case_name(1))
     with pytest.raises(UserError, match="the source has 1 patient with labels; a cross-validation needs two"):
         plan_run(RunOptions("baseline", tmp_path / "source", folder=tmp_path / "run", device="cpu"))
 
 
-class Release:
+class Layout:
+    title = "BraTS2020"
     name = "BraTS-2020"
 
 
-CASES = [ReleaseCase(f"case{i}", "BraTS2020", {LABEL: Path()}, patient=f"patient{i}") for i in range(5)]
+CASES = [SourceCase(f"case{i}", LAYOUTS["BraTS2020"], files={LABEL: Path()}, patient=f"patient{i}") for i in range(5)]
 
 
 def test_on_windows_a_run_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):

@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(published):
     assert "--c" in published.log("train/lyu2020.stage2/fold_0").split()
     predicted = published.log("predict/lyu2020.stage2")
     assert predicted.count("nnunet_brats predict") == 2
-    assert "Predict: 1 of 2 cases were there already" in predicted
+    assert "2 cases predicted into predictions/test/lyu2020.stage2, 1 of them before" in predicted
     assert published.log("train/lyu2020.stage1/fold_0").count("nnUNetv2_train") == 1
     assert published.finished
     assert all(path.stat().st_mtime_ns == written for path, written in published.finished.items())

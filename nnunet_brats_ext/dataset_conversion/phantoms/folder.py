@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_brats_ext.brats import ET, remap
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, PRESENT_SCHEME, STACK, Layout, find_layout
 from nnunet_brats_ext.dataset_conversion.phantoms.anatomy import ANATOMIES, load_template
 from nnunet_brats_ext.dataset_conversion.phantoms.case import BRATS_SHAPE, Phantom, make_case
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, RELEASES, STACK, Release, find_release
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, write_image
@@ -69,7 +69,9 @@ def write_phantoms(out: Path | str, release: str = "BraTS2020", **options: Any) 
 
 def write_phantom_folder(options: PhantomOptions) -> list[dict]:
     """The same with its options in one object."""
-    release, out = find_release(options.release), options.out.resolve()
+    release, out = find_layout(options.release), options.out.resolve()
+    if release.scheme is None:
+        release = release.with_scheme(PRESENT_SCHEME)
     _check_places(out, options)
     load_template(options.anatomy)  # says what to install before any process starts
     with working_folder(out) as scratch:
@@ -109,7 +111,7 @@ def _check_places(out: Path, options: PhantomOptions) -> None:
         raise UserError(f"--references {references} is inside {out}, next to the cases; choose another folder")
 
 
-def _manifest(release: Release, options: PhantomOptions, rows: Sequence[Mapping]) -> dict[str, Any]:
+def _manifest(release: Layout, options: PhantomOptions, rows: Sequence[Mapping]) -> dict[str, Any]:
     return {
         "release": release.name,
         "shape": shape_of(release, options),
@@ -120,19 +122,19 @@ def _manifest(release: Release, options: PhantomOptions, rows: Sequence[Mapping]
     }
 
 
-def shape_of(release: Release, options: PhantomOptions) -> tuple[int, ...]:
+def shape_of(release: Layout, options: PhantomOptions) -> tuple[int, ...]:
     """Voxels (x, y, z) of the images: as asked for, else the release's own."""
     return options.shape or release.shape or BRATS_SHAPE
 
 
-def write_phantom(folder: Path, held_back: Path, release: Release, options: PhantomOptions, index: int) -> dict:
+def write_phantom(folder: Path, held_back: Path, release: Layout, options: PhantomOptions, index: int) -> dict:
     """Write the files of one case and give its row of the manifest; the label of an unlabelled one is held back."""
     labelled = index < options.cases - options.unlabelled
     phantom = make_case(
         options.seed,
         index,
         shape_of(release, options),
-        release.scheme,
+        release.numbering,
         options.anatomy,
         release.sequences,
         options.contrast,
@@ -142,7 +144,7 @@ def write_phantom(folder: Path, held_back: Path, release: Release, options: Phan
     images = dict(phantom.images)
     if release.stack:
         images = {STACK: np.stack([images[sequence] for sequence in release.stack], axis=-1)}
-    label = remap(phantom.labels, release.scheme.trained)
+    label = remap(phantom.labels, release.numbering.trained)
     if labelled:
         images[LABEL] = label
     else:
@@ -169,7 +171,7 @@ def write_array(path: Path, array: np.ndarray, phantom: Phantom) -> None:
     write_image(path, array.T, Grid(array.shape, spacing, origin, tuple(np.eye(array.ndim).ravel().tolist())))
 
 
-def _write_name_mapping(folder: Path, release: Release, cases: Sequence[Mapping]) -> None:
+def _write_name_mapping(folder: Path, release: Layout, cases: Sequence[Mapping]) -> None:
     """The table of grades and of each patient's names in earlier releases, where the release ships one."""
     columns = NAME_MAPPINGS.get(release.name)
     training = [row for row in cases if row["labelled"]]
@@ -177,7 +179,7 @@ def _write_name_mapping(folder: Path, release: Release, cases: Sequence[Mapping]
         return
     rows = [["Grade", *columns]]
     for row in training:
-        ids = [RELEASES[name].case_name(row["number"]) if name else NO_ID for name in columns.values()]
+        ids = [LAYOUTS[name].case_name(row["number"]) if name else NO_ID for name in columns.values()]
         rows.append([row["grade"], *ids])
     root = release.path(training[0]["case"], LABEL).parts[0]
     write_text(folder / root / "name_mapping.csv", to_csv(rows))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_brats_ext.brats import SEQUENCES
-from nnunet_brats_ext.dataset_conversion.releases import LABEL, STACK
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, STACK
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps
 from nnunet_brats_ext.evaluation.numbering import Numberings

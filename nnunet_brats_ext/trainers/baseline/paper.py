@@ -13,5 +13,10 @@ PAPER = Paper(
             "3d_fullres",
             "nothing: nnU-Net's network, loss, augmentation and schedule on our base trainer, to compare with",
         ),
+        TrainerFacts(
+            "BraTSBaselineSequenceDropoutTrainer",
+            "3d_fullres",
+            "the same for patients who lack sequences: takes sequences away at random in training",
+        ),
     ),
 )
