@@ -4,9 +4,9 @@
 
 Lyu & Shu's networks with random weights, whose last biases are set so that their label maps lie within the brain. Both
 commands predict the same patient with the same weights, one process, as users start them: start-up, reading and writing
-are part of the seconds. For the cascade the networks are narrow, so that what is not network shows: the overhead of a
-case is what a second case adds to the command, without the seconds of its networks. CHECKOUT is another version of this
-package, which predicts the same. Without a release, the patient is a phantom of 240 x 240 x 155.
+are part of the seconds. For the cascade a network is one convolution, so that what is not network shows: the overhead
+of a case is what a second case adds to the command, without the seconds of its networks. CHECKOUT is another version of
+this package, which predicts the same. Without a release, the patient is a phantom of 240 x 240 x 155.
 """
 
 import argparse
@@ -26,15 +26,25 @@ PLANS = {"3d_fullres": "nnUNetPlans", "lyu_stage1": "BraTSPlans", "lyu_stage2": 
 SHARES = (0.06, 0.03, 0.01)  # of the brain that WT, TC, ET take
 FOLDS = 5
 NARROW = """
+from torch import nn
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSVAETrainer
 
 
+class Pointwise(nn.Module):
+    def __init__(self, input_channels, num_classes, conv_op, strides):
+        super().__init__()
+        self.head = conv_op(input_channels, num_classes, 1)
+
+    def forward(self, x):
+        return self.head(x)
+
+
 class NarrowVAETrainer(BraTSVAETrainer):
-    network_options = {"features_per_stage": (8, 8, 8, 8)}
+    architecture = Pointwise
 
 
 class NarrowAttentionVAETrainer(BraTSAttentionVAETrainer):
-    network_options = {"features_per_stage": (8, 8, 8, 8)}
+    architecture = Pointwise
 """
 
 
