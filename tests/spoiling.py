@@ -99,7 +99,7 @@ def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
         shutil.copy(root / "A" / f"{case}.nii.gz", root / "references")
     for name, folder in (("one.json", "A"), ("two.json", "B")):
         assert main(f"evaluate references {folder} --labels trained -o {name} -np 1".split()) == 0
-    assert main("uncertainty -i A B --reference references -o maps -np 1".split()) == 0
+    assert main(["uncertainty", "-i", "A", "B", "--reference", "references", "-o", "maps", "-np", "1"]) == 0
     (root / "rules.json").write_text('{"rules": [{"rule": "small-et", "min_voxels": 5}]}')
     folds = [{"train": [CASES[1 - i]], "val": [CASES[i]]} for i in range(2)]
     (root / "splits.json").write_text(json.dumps(folds))

@@ -4,12 +4,8 @@ A new command is covered by listing it in `spoiling.COMMANDS` and here, for each
 or with those that do not.
 """
 
-import json
-import resource
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -33,10 +29,7 @@ from spoiling import (
     verb_of,
 )
 
-from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.cli.verbs import GROUPS
-from nnunet_brats_ext.storage.options import element_type, spec_of
-from nnunet_brats_ext.storage.output import writing
 
 VERBS = {verb.name: verb for verbs in GROUPS.values() for verb in verbs if not verb.hidden}
 
@@ -283,3 +276,83 @@ def edits(content, depth: int = 4) -> Iterator[object]:
 def some_edits(content, most: int) -> list[object]:
     every = list(edits(content))
     return every[:: max(1, len(every) // most)]
+
+
+@pytest.mark.parametrize(("command", "file"), sorted(JSON))
+def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):  # noqa: F811
+    """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
+    content = json.loads((everything / file).read_text())
+    slow = verb_of(command) in ("predict", "attention", "report", "distill")
+    for other in some_edits(content, EDITS // 4 if slow else EDITS):
+        (everything / file).write_text(json.dumps(other))
+        if run(command) == 1:
+            said = capsys.readouterr().err
+            assert Path(file).name in said or Path(file).parent.name in said, said
+        restore(everything, copy_of(everything))
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    pytest.param(
+        verb, field, element_type(get_type_hints(VERBS[verb].load_options())[field.name])[0], id=f"{verb} {name}"
+    )
+    for verb in VERBS
+    for field in fields(VERBS[verb].load_options())
+    for name in [field.name]
+    if element_type(get_type_hints(VERBS[verb].load_options())[field.name])[0] in (int, float)
+]
+
+
+@pytest.mark.parametrize(("verb", "field", "kind"), NUMBERS)
+def test_every_number_has_limits_and_is_quoted_out_of_them(verb, field, kind):
+    spec = spec_of(field)
+    if field.name != "seed":
+        assert spec.at_least is not None or spec.above is not None, "a number without a lower limit"
+    wrong = [float("nan"), float("inf"), -float("inf")] if kind is float else [2.5]
+    wrong += [] if spec.at_least is None else [kind(spec.at_least) - 1]
+    wrong += [] if spec.above is None else [kind(spec.above)]
+    wrong += [] if spec.at_most is None else [kind(spec.at_most) + 1]
+    for value in wrong:
+        with pytest.raises(UserError, match=f"^{re.escape(shown_name(field))} {re.escape(str(value))}: expected"):
+            check(field, converted(field, value, kind), kind)
+
+
+# ---- outputs --------------------------------------------------------------------------------------------------------
+
+WRITING = [command for command in COMMANDS if "out" in COMMANDS[command].replace("-o out/", "-o out").split()[1:]]
+WRITING += [command for command in COMMANDS if " out/out." in COMMANDS[command]]
+
+
+@pytest.fixture
+def full_disk(everything) -> Iterator[None]:  # noqa: F811
+    """No file can grow beyond 100 bytes: the system refuses it, as a full disk does, to Python and to ITK alike."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("command", sorted(set(WRITING)))
+def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(command, everything, full_disk, capfd):  # noqa: F811
+    before = files_of(everything)
+    status = run(command)
+    said = capfd.readouterr().err
+    assert status == 1, said
+    assert "out" in said, said
+    left = [name for name in files_of(everything) if name not in before]
+    assert not [name for name in left if name.startswith(".")], "no hidden folder stays"
+    assert not [name for name in left if not name.endswith((".json", ".lock"))], left
+
+
+@pytest.mark.parametrize("command", sorted(set(WRITING)))
+def test_a_file_in_the_place_of_the_output_folder_is_named(command, everything, capsys):  # noqa: F811
+    (everything / "out").write_text("mine")
+    before = files_of(everything)
+    assert run(command) == 1
+    said = capsys.readouterr().err
+    assert "out" in said
+    assert "Errno" not in said
+    assert files_of(everything) == before

@@ -1,7 +1,13 @@
-import json, os, random, traceback, collections, pytest, sys
-import importlib.util
+import collections
+import json
+import os
+import random
+import traceback
+
+import pytest
+from spoiling import copy_of, restore
 from test_damaged_inputs import *
-from spoiling import everything, everything_on_disk, restore, copy_of
+
 N=int(os.environ.get("FUZZ","60"))
 @pytest.mark.parametrize(("command", "file"), sorted(JSON))
 def test_fuzz(command, file, everything, capsys):

@@ -12,7 +12,6 @@ from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.options import ModelOptions
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import (
     FINAL,
     find_dataset,
@@ -21,6 +20,7 @@ from nnunet_brats_ext.storage.nnunet import (
     require_folder,
     trained_folds,
 )
+from nnunet_brats_ext.storage.plans import find_configuration, read_plans
 
 PLANS = "plans.json"
 Fold = int | str
@@ -37,12 +37,14 @@ class TrainedModel:
 
     @cached_property
     def plans(self) -> dict[str, Any]:
-        return read_json(self.folder / PLANS)
+        return read_plans(self.folder / PLANS)
 
     @cached_property
     def description(self) -> DatasetDescription:
         """What the data set was that it was trained on."""
-        return DatasetDescription.read(self.folder)
+        description = DatasetDescription.read(self.folder)
+        description.check()
+        return description
 
     @cached_property
     def names(self) -> tuple[str, str, str]:
@@ -72,16 +74,7 @@ class TrainedModel:
     @cached_property
     def _configuration(self) -> dict[str, Any]:
         """Its configuration in the plans, with what it inherits."""
-        name = self.names[2]
-        left, resolved = dict(self.plans.get("configurations", {})), dict[str, Any]()
-        while name is not None:
-            if name not in left:
-                known = ", ".join(self.plans.get("configurations", {}))
-                raise UserError(f"{self.folder / PLANS} has no configuration {name!r}; it has {known}")
-            own = left.pop(name)
-            resolved = {**own, **resolved}
-            name = own.get("inherits_from")
-        return resolved
+        return find_configuration(self.plans, self.names[2], self.folder / PLANS)
 
     @property
     def files(self) -> list[Path]:

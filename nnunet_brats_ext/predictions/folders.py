@@ -186,9 +186,7 @@ def _with_head(folder: PredictionFolder) -> tuple[PredictionFolder, list[str]]:
     if missing := folder.cases_without_probabilities:
         return folder, [f"{path} lacks the probabilities of {shorten(missing)}: predict with --save_probabilities"]
     plans = [read_json(place / PLANS) for place in _places(path) if (place / PLANS).is_file()]
-    reader = description.content.get("overwrite_image_reader_writer") or str(
-        plans[0].get("image_reader_writer") if plans else ""
-    )
+    reader = description.reader or str(plans[0].get("image_reader_writer") if plans else "")
     if "Reorient" in reader:
         return folder, [f"{path} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
     shapes = {case: probabilities_shape(folder.npz(case)) for case in folder.cases}
