@@ -32,6 +32,7 @@ ON_CPU = "-device cpu -np 0 --tta none"
 COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder; all write into `out`
     "convert": "convert release -o out -d 902 --name Other -np 1",
     "restore": "restore A -o out -d 901 -np 1",
+    "restore (by its dataset.json)": "restore A -o out -np 1",
     "distill": "distill -d 903 --labelled 901 --pseudo A images --min-confidence 0.01 --near-duplicates off -np 1",
     "filter-cases": f"filter-cases 901 -tr {TRAINER} -c small -p SmallPlans -f 0 1",
     "plan": "plan 901 -p SmallPlans --name OtherPlans",

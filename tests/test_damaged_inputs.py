@@ -4,8 +4,15 @@ A new command is covered by listing it in `spoiling.COMMANDS` and here, for each
 or with those that do not.
 """
 
+import json
+import os
+import re
+import resource
+import signal
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -19,18 +26,23 @@ from spoiling import (
     RAW,
     RELEASE,
     almost_whole,
+    copy_of,
     cut,
     empty,
     everything,  # noqa: F401
     everything_on_disk,  # noqa: F401
     flip_a_byte,
+    restore,
     run,
     text,
     verb_of,
 )
 
 from nnunet_brats_ext.cli.verbs import GROUPS
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.options import check, converted, element_type, shown_name, spec_of
 
+EDITS = int(os.environ.get("NNUNET_BRATS_TEST_EDITS", "12"))  # of each JSON file; hundreds for a long run
 VERBS = {verb.name: verb for verbs in GROUPS.values() for verb in verbs if not verb.hidden}
 
 IMAGES = {  # command -> a file that it reads
@@ -74,7 +86,7 @@ CHECKPOINTS = {
 }
 JSON = {  # a command and a JSON file that it reads
     ("restore", f"{RAW}/manifest.json"),
-    ("restore", "A/dataset.json"),
+    ("restore (by its dataset.json)", "A/dataset.json"),
     ("distill", f"{RAW}/manifest.json"),
     ("distill", f"{RAW}/dataset.json"),
     ("distill", f"{PREPROCESSED}/splits_final.json"),
@@ -117,7 +129,6 @@ READ = {
     "checkpoint": CHECKPOINTS,
     "JSON": [command for command, _ in JSON],
 }
-LASTING = ("run", "status", "doctor", "papers", "demo")  # verbs without an output folder of their own
 
 
 @pytest.mark.parametrize("kind", READ)
@@ -264,6 +275,8 @@ def edits(content, depth: int = 4) -> Iterator[object]:
         del without[key]
         yield without
         for value in OTHER_VALUES:
+            if type(value) is type(content[key]):
+                continue
             other = content.copy()
             other[key] = value
             yield other
@@ -294,13 +307,11 @@ def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
 # ---- options --------------------------------------------------------------------------------------------------------
 
 NUMBERS = [
-    pytest.param(
-        verb, field, element_type(get_type_hints(VERBS[verb].load_options())[field.name])[0], id=f"{verb} {name}"
-    )
-    for verb in VERBS
-    for field in fields(VERBS[verb].load_options())
-    for name in [field.name]
-    if element_type(get_type_hints(VERBS[verb].load_options())[field.name])[0] in (int, float)
+    pytest.param(verb, field, kind, id=f"{verb} {field.name}")
+    for verb, options in ((name, verb.load_options()) for name, verb in VERBS.items())
+    for field in fields(options)
+    for kind in [element_type(get_type_hints(options)[field.name])[0]]
+    if kind in (int, float)
 ]
 
 
@@ -336,10 +347,10 @@ def full_disk(everything) -> Iterator[None]:  # noqa: F811
 
 
 @pytest.mark.parametrize("command", sorted(set(WRITING)))
-def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(command, everything, full_disk, capfd):  # noqa: F811
+def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(command, everything, full_disk, capsys):  # noqa: F811
     before = files_of(everything)
     status = run(command)
-    said = capfd.readouterr().err
+    said = capsys.readouterr().err
     assert status == 1, said
     assert "out" in said, said
     left = [name for name in files_of(everything) if name not in before]

@@ -20,7 +20,7 @@ from nnunet_brats_ext.storage.nnunet import (
     require_folder,
     trained_folds,
 )
-from nnunet_brats_ext.storage.plans import find_configuration, read_plans
+from nnunet_brats_ext.storage.plans import OF_A_MODEL, find_configuration, read_plans
 
 PLANS = "plans.json"
 Fold = int | str
@@ -75,6 +75,15 @@ class TrainedModel:
     def _configuration(self) -> dict[str, Any]:
         """Its configuration in the plans, with what it inherits."""
         return find_configuration(self.plans, self.names[2], self.folder / PLANS)
+
+    def check(self) -> None:
+        """A UserError where plans.json or dataset.json lack something that nnU-Net's prediction needs."""
+        lacking = [key for key in OF_A_MODEL if key not in self._configuration]
+        if "architecture" not in self._configuration and "UNet_class_name" not in self._configuration:
+            lacking.append("architecture")
+        if lacking:
+            raise UserError(f"{self.folder / PLANS}: configuration {self.names[2]!r} lacks {', '.join(lacking)}")
+        _ = self.description
 
     @property
     def files(self) -> list[Path]:
@@ -177,4 +186,5 @@ def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Seq
         if not file.is_file():
             there = ", ".join(sorted(path.name for path in file.parent.glob("[!.]*.pth"))) or "no checkpoint"
             raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
+    model.check()
     return model

@@ -7,6 +7,10 @@ from typing import Any
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import check_schema, read_json
 
+OF_A_MODEL = (  # what nnU-Net's prediction needs of a configuration
+    "data_identifier", "preprocessor_name", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm",
+    "resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities",
+)  # fmt: skip
 LONGEST = 100_000  # voxels along an axis, cases in a batch and features of a stage stay far below
 
 
@@ -83,6 +87,7 @@ SCHEMA = {
         "transpose_backward": _AXES,
         "image_reader_writer": _TEXT,
         "label_manager": _TEXT,
+        "foreground_intensity_properties_per_channel": {"type": "object", "additionalProperties": _OBJECT},
     },
 }
 
