@@ -216,5 +216,5 @@ def flipped(file: Path) -> None:
     sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(file)), (True, False, False)), str(file))
 
 
-DAMAGE = (cut, almost_whole, empty, text, flip_a_byte, half_the_voxels, with_nan, complex_numbers)
+DAMAGE = (cut, almost_whole, empty, flip_a_byte, half_the_voxels, with_nan)
 OTHER_GRIDS = (resized, other_spacing, flipped)

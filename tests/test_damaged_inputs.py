@@ -10,6 +10,7 @@ import re
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -246,12 +247,9 @@ def test_a_damaged_checkpoint_is_named(command, damage, everything, refused):  #
 
 NO_JSON = {
     "no JSON": b"{",
-    "empty": b"",
     "binary": bytes(range(256)),
     "deep": b"[" * 100_000,
-    "a list": b'["a"]',
     "a number": b"5",
-    "null": b"null",
 }
 
 
@@ -335,21 +333,24 @@ WRITING = [command for command in COMMANDS if "out" in COMMANDS[command].replace
 WRITING += [command for command in COMMANDS if " out/out." in COMMANDS[command]]
 
 
-@pytest.fixture
-def full_disk(everything) -> Iterator[None]:  # noqa: F811
+@contextmanager
+def full_disk() -> Iterator[None]:
     """No file can grow beyond 100 bytes: the system refuses it, as a full disk does, to Python and to ITK alike."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("command", sorted(set(WRITING)))
-def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(command, everything, full_disk, capsys):  # noqa: F811
+def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(command, everything, capsys):  # noqa: F811
     before = files_of(everything)
-    status = run(command)
+    with full_disk():
+        status = run(command)
     said = capsys.readouterr().err
     assert status == 1, said
     assert "out" in said, said

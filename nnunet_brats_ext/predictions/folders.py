@@ -103,7 +103,7 @@ def open_folders(folders: Sequence[Path], probabilities: str) -> list[Prediction
     if len(folders) != len({folder.resolve() for folder in folders}):
         raise UserError(f"a folder is given twice among {', '.join(map(str, folders))}")
     opened = [_open(folder) for folder in folders]
-    problems: list[str] = []
+    problems = [problem for one in opened for problem in _without_label_map(one)]
     used = probabilities == "needed"
     if probabilities == "if complete":
         problems += [_partly_missing(one) for one in opened if one.has_some_probabilities]
@@ -168,6 +168,12 @@ def _places(path: Path) -> list[Path]:
     """Where dataset.json and plans.json of a folder lie; of fold_0/validation and the like, in the trained model."""
     fold = path.absolute().parent
     return [path, fold.parent] if path.name == "validation" and fold.name.startswith("fold_") else [path]
+
+
+def _without_label_map(folder: PredictionFolder) -> list[str]:
+    """Probabilities whose label map is gone: that case would be left out of the result without a word."""
+    alone = [path.stem for path in sorted(folder.path.glob("[!.]*.npz")) if path.stem not in folder.cases]
+    return [f"{folder.path} has probabilities of {shorten(alone)}, but no {folder.ending} of it"] if alone else []
 
 
 def _partly_missing(folder: PredictionFolder) -> str:
