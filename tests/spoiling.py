@@ -1,23 +1,17 @@
 """One small folder with everything that the commands read, and ways to spoil its files."""
 
-import contextlib
 import gzip
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 from conftest import FOLDERS, World
-from tiny_trainers import make_tiny
 from untrained_models import save_untrained, small_plans
 from workflow_runs import SMALL, small_run
 
-from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.case_filtering import case_losses_line
 
@@ -70,7 +64,7 @@ def run(command: str, *more: str) -> int:
     return main([*COMMANDS[command].split(), *more])
 
 
-def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
+def build(world: World, root: Path) -> None:
     """Make the folder: a data set with release, a model with two folds, their predictions, and scores of these."""
     release = root / "release"
     shutil.copytree(world.root / "release", release)
@@ -87,7 +81,6 @@ def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
     shutil.copytree(world.raw / "imagesTs", root / "images")
     plans = small_plans(world, "SmallPlans", {"small": {"patch_size": [16, 16, 16]}})
     (root / PREPROCESSED / "SmallPlans.json").write_text(json.dumps(plans))
-    make_tiny(getattr(trainers, TRAINER), patch)
     model = save_untrained(world, plans, "small", TRAINER, folds=(0, 1))
     splits = json.loads((root / PREPROCESSED / "splits_final.json").read_text())
     for fold in (0, 1):
@@ -106,26 +99,6 @@ def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
     (root / "splits.json").write_text(json.dumps(folds))
     (root / "recipe.yaml").write_text(SMALL)
     small_run(root / "run")
-
-
-@pytest.fixture(scope="session")
-def everything_on_disk(world_on_disk, tmp_path_factory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("everything")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        for name, value in world_on_disk.settings.items():
-            patch.setenv(name, str(root / name) if name in FOLDERS else value)
-        patch.chdir(root)
-        build(world_on_disk, root, patch)
-        shutil.copytree(root, copy_of(root), symlinks=True)
-        yield root
-
-
-@pytest.fixture
-def everything(everything_on_disk, monkeypatch) -> Iterator[Path]:
-    """The folder as the current one, with the environment set. What a test makes, changes or removes is undone."""
-    monkeypatch.chdir(everything_on_disk)
-    yield everything_on_disk
-    restore(everything_on_disk, copy_of(everything_on_disk))
 
 
 def copy_of(root: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spoiling import CASE, RELEASE, copy_of, everything, everything_on_disk, restore, run  # noqa: F401
+from spoiling import CASE, RELEASE, copy_of, restore, run
 
 from nnunet_brats_ext.storage.images import read_image
 
@@ -132,7 +132,7 @@ WHOLE: dict[str, dict[str, object]] = {}
 
 
 @pytest.mark.parametrize("command", FILES)
-def test_random_damage_is_no_traceback_and_no_other_result(command, everything, capsys):  # noqa: F811
+def test_random_damage_is_no_traceback_and_no_other_result(command, everything, capsys):
     if command not in WHOLE:
         assert run(command) == 0
         WHOLE[command] = results(everything)

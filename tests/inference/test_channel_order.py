@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spoiling import CASE, everything, everything_on_disk, run  # noqa: F401
+from spoiling import CASE, run
 
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.inference.channel_order import likely_order, ranges_of_training
@@ -70,7 +70,7 @@ def test_channels_of_other_names_are_compared_with_the_range_of_the_training_dat
     assert likely_order([pet * 9, ct * 9], names, ranges) == names, "other scanners are no other order"
 
 
-def test_predict_warns_and_predicts(everything):  # noqa: F811
+def test_predict_warns_and_predicts(everything):
     one, two = (everything / f"images/{CASE}_{channel:04d}.nii.gz" for channel in (2, 3))
     shutil.move(one, aside := everything / "aside")
     shutil.move(two, one)
@@ -79,7 +79,7 @@ def test_predict_warns_and_predicts(everything):  # noqa: F811
         assert run("predict") == 0
 
 
-def test_predict_does_not_warn_of_images_as_they_were_in_training(everything):  # noqa: F811
+def test_predict_does_not_warn_of_images_as_they_were_in_training(everything):
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
         assert run("predict") == 0
