@@ -38,7 +38,7 @@ from spoiling import (
 )
 
 from nnunet_brats_ext.cli.verbs import GROUPS
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.options import check, converted, element_type, shown_name, spec_of
 
 EDITS = int(os.environ.get("NNUNET_BRATS_TEST_EDITS", "12"))  # of each JSON file; hundreds for a long run
@@ -197,7 +197,9 @@ def test_a_file_on_another_grid_is_named(command, file, spoil, everything, refus
     spoil(everything / file)
     said = refused(command)
     assert CASE in said or "BraTS20_Training_001" in said
-    assert any(word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1"))
+    assert any(
+        word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1")
+    )
 
 
 def as_logits(file: Path) -> None:
@@ -239,6 +241,14 @@ def test_what_are_no_probabilities_is_named(command, damage, everything, refused
 def test_a_case_without_its_probabilities_is_named(command, everything, refused):
     (everything / PROBABILITIES[command]).unlink()
     assert CASE in refused(command)
+
+
+@pytest.mark.parametrize("command", ["ensemble (majority)", "uncertainty"])
+def test_a_member_without_any_probabilities_is_noticed(command, everything):
+    for file in (everything / "B").glob("*.npz"):
+        file.unlink()
+    with pytest.warns(Notice, match="^B has no probabilities, .*: label maps are"):
+        assert run(command) == 0
 
 
 @pytest.mark.parametrize("damage", [cut, empty, text, flip_a_byte])

@@ -1,5 +1,6 @@
 """Prediction folders: opened and checked in full before anything is computed, then read case by case."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.predictions.heads import check_convertible
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
+from nnunet_brats_ext.storage.errors import Notice, UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import (
     Grid,
     probabilities_shape,
@@ -107,7 +108,16 @@ def open_folders(folders: Sequence[Path], probabilities: str) -> list[Prediction
     used = probabilities == "needed"
     if probabilities == "if complete":
         problems += [_partly_missing(one) for one in opened if one.has_some_probabilities]
-        used = all(one.description and not one.cases_without_probabilities for one in opened)
+        complete = [bool(one.description) and not one.cases_without_probabilities for one in opened]
+        used = all(complete)
+        if any(complete) and not used:
+            without = shorten([str(one.path) for one, whole in zip(opened, complete, strict=True) if not whole])
+            warnings.warn(
+                f"{without} has no probabilities, so that those of the other folders are not used either: label maps "
+                "are. Predict with --save_probabilities to use them",
+                Notice,
+                stacklevel=3,
+            )
     if used:
         for i, one in enumerate(opened):
             opened[i], found = _with_head(one)
