@@ -139,8 +139,10 @@ def test_random_damage_is_no_traceback_and_no_other_result(command, everything, 
         assert WHOLE[command]
         restore(everything, copy_of(everything))
 
+    examples = EXAMPLES if command != "predict" else max(1, EXAMPLES // 2)
+
     @settings(
-        max_examples=EXAMPLES if command != "predict" else max(1, EXAMPLES // 2), derandomize=True, deadline=None, database=None,
+        max_examples=examples, derandomize=True, deadline=None, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(damage=damages(command))
