@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -116,3 +117,39 @@ def world(world_on_disk, monkeypatch) -> World:
     for name, value in world_on_disk.settings.items():
         monkeypatch.setenv(name, value)
     return world_on_disk
+
+
+@pytest.fixture(scope="session")
+def everything_on_disk(world_on_disk, tmp_path_factory) -> Path:
+    """One folder with everything that the commands read, made once."""
+    from spoiling import build, copy_of
+
+    root = tmp_path_factory.mktemp("everything")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        enter(root, world_on_disk, patch)
+        build(world_on_disk, root)
+    shutil.copytree(root, copy_of(root), symlinks=True)
+    return root
+
+
+@pytest.fixture
+def everything(everything_on_disk, world_on_disk, monkeypatch) -> Iterator[Path]:
+    """That folder as the current one, with its environment. What a test makes, changes or removes is undone."""
+    from spoiling import copy_of, restore
+
+    enter(everything_on_disk, world_on_disk, monkeypatch)
+    yield everything_on_disk
+    restore(everything_on_disk, copy_of(everything_on_disk))
+
+
+def enter(root: Path, world: World, patch: pytest.MonkeyPatch) -> None:
+    """Work in a folder with nnU-Net's folders of its own, and with a small network for its model's trainer."""
+    from spoiling import TRAINER
+    from tiny_trainers import make_tiny
+
+    from nnunet_brats_ext import trainers
+
+    for name, value in world.settings.items():
+        patch.setenv(name, str(root / name) if name in FOLDERS else value)
+    patch.chdir(root)
+    make_tiny(getattr(trainers, TRAINER), patch)

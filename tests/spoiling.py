@@ -1,23 +1,17 @@
 """One small folder with everything that the commands read, and ways to spoil its files."""
 
-import contextlib
 import gzip
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 from conftest import FOLDERS, World
-from tiny_trainers import make_tiny
 from untrained_models import save_untrained, small_plans
 from workflow_runs import SMALL, small_run
 
-from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.case_filtering import case_losses_line
 
@@ -32,6 +26,7 @@ ON_CPU = "-device cpu -np 0 --tta none"
 COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder; all write into `out`
     "convert": "convert release -o out -d 902 --name Other -np 1",
     "restore": "restore A -o out -d 901 -np 1",
+    "restore (by its dataset.json)": "restore A -o out -np 1",
     "distill": "distill -d 903 --labelled 901 --pseudo A images --min-confidence 0.01 --near-duplicates off -np 1",
     "filter-cases": f"filter-cases 901 -tr {TRAINER} -c small -p SmallPlans -f 0 1",
     "plan": "plan 901 -p SmallPlans --name OtherPlans",
@@ -53,6 +48,8 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     f"--models {MODEL} --uncertainty maps --names A B",
     "run": "run recipe.yaml release --dry-run -o run -device cpu",
     "status": "status run",
+    "check": "check release -o out",
+    "layout": "layout release",
     "doctor": "doctor",
     "papers": "papers",
     "phantom": "phantom out --cases 1 --size 32 32 32 --anatomy procedural -np 1",
@@ -69,7 +66,7 @@ def run(command: str, *more: str) -> int:
     return main([*COMMANDS[command].split(), *more])
 
 
-def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
+def build(world: World, root: Path) -> None:
     """Make the folder: a data set with release, a model with two folds, their predictions, and scores of these."""
     release = root / "release"
     shutil.copytree(world.root / "release", release)
@@ -86,7 +83,6 @@ def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
     shutil.copytree(world.raw / "imagesTs", root / "images")
     plans = small_plans(world, "SmallPlans", {"small": {"patch_size": [16, 16, 16]}})
     (root / PREPROCESSED / "SmallPlans.json").write_text(json.dumps(plans))
-    make_tiny(getattr(trainers, TRAINER), patch)
     model = save_untrained(world, plans, "small", TRAINER, folds=(0, 1))
     splits = json.loads((root / PREPROCESSED / "splits_final.json").read_text())
     for fold in (0, 1):
@@ -105,26 +101,6 @@ def build(world: World, root: Path, patch: pytest.MonkeyPatch) -> None:
     (root / "splits.json").write_text(json.dumps(folds))
     (root / "recipe.yaml").write_text(SMALL)
     small_run(root / "run")
-
-
-@pytest.fixture(scope="session")
-def everything_on_disk(world_on_disk, tmp_path_factory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("everything")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        for name, value in world_on_disk.settings.items():
-            patch.setenv(name, str(root / name) if name in FOLDERS else value)
-        patch.chdir(root)
-        build(world_on_disk, root, patch)
-        shutil.copytree(root, copy_of(root), symlinks=True)
-        yield root
-
-
-@pytest.fixture
-def everything(everything_on_disk, monkeypatch) -> Iterator[Path]:
-    """The folder as the current one, with the environment set. What a test makes, changes or removes is undone."""
-    monkeypatch.chdir(everything_on_disk)
-    yield everything_on_disk
-    restore(everything_on_disk, copy_of(everything_on_disk))
 
 
 def copy_of(root: Path) -> Path:
@@ -215,5 +191,5 @@ def flipped(file: Path) -> None:
     sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(file)), (True, False, False)), str(file))
 
 
-DAMAGE = (cut, almost_whole, empty, text, flip_a_byte, half_the_voxels, with_nan, complex_numbers)
+DAMAGE = (cut, almost_whole, empty, flip_a_byte, half_the_voxels, with_nan)
 OTHER_GRIDS = (resized, other_spacing, flipped)

@@ -4,8 +4,16 @@ A new command is covered by listing it in `spoiling.COMMANDS` and here, for each
 or with those that do not.
 """
 
+import json
+import os
+import re
+import resource
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -19,18 +27,21 @@ from spoiling import (
     RAW,
     RELEASE,
     almost_whole,
+    copy_of,
     cut,
     empty,
-    everything,  # noqa: F401
-    everything_on_disk,  # noqa: F401
     flip_a_byte,
+    restore,
     run,
     text,
     verb_of,
 )
 
 from nnunet_brats_ext.cli.verbs import GROUPS
+from nnunet_brats_ext.storage.errors import Notice, UserError
+from nnunet_brats_ext.storage.options import check, converted, element_type, shown_name, spec_of
 
+EDITS = int(os.environ.get("NNUNET_BRATS_TEST_EDITS", "12"))  # of each JSON file; hundreds for a long run
 VERBS = {verb.name: verb for verbs in GROUPS.values() for verb in verbs if not verb.hidden}
 
 IMAGES = {  # command -> a file that it reads
@@ -74,7 +85,7 @@ CHECKPOINTS = {
 }
 JSON = {  # a command and a JSON file that it reads
     ("restore", f"{RAW}/manifest.json"),
-    ("restore", "A/dataset.json"),
+    ("restore (by its dataset.json)", "A/dataset.json"),
     ("distill", f"{RAW}/manifest.json"),
     ("distill", f"{RAW}/dataset.json"),
     ("distill", f"{PREPROCESSED}/splits_final.json"),
@@ -101,14 +112,14 @@ JSON = {  # a command and a JSON file that it reads
     ("report", f"{MODEL}/dataset.json"),
     ("status", "run/graph.json"),
 }
-READ_NONE = {  # kind of file -> verbs that read none of it
-    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo",
-    "label map": "filter-cases plan predict run status doctor papers phantom demo",
+READ_NONE = {  # kind of file -> verbs that read none of it, and `check`, to which damage is a finding
+    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout",
+    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout",
     "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo",
+    "papers phantom demo check layout",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers phantom demo",
-    "JSON": "convert evaluate run doctor papers phantom demo",
+    "report run status doctor papers phantom demo check layout",
+    "JSON": "convert evaluate run doctor papers phantom demo check layout",
 }
 READ = {
     "image": IMAGES,
@@ -117,7 +128,6 @@ READ = {
     "checkpoint": CHECKPOINTS,
     "JSON": [command for command, _ in JSON],
 }
-LASTING = ("run", "status", "doctor", "papers", "demo")  # verbs without an output folder of their own
 
 
 @pytest.mark.parametrize("kind", READ)
@@ -134,7 +144,7 @@ def files_of(root: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
-def refused(everything, capsys):  # noqa: F811
+def refused(everything, capsys):
     """Run a command that has to be refused; its message, once it has written nothing."""
 
     def refuse(command: str) -> str:
@@ -147,7 +157,7 @@ def refused(everything, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "demo"])
-def test_what_is_whole_is_taken(command, everything):  # noqa: F811
+def test_what_is_whole_is_taken(command, everything):
     assert run(command) == 0
 
 
@@ -156,7 +166,7 @@ def test_what_is_whole_is_taken(command, everything):  # noqa: F811
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("command", IMAGES)
-def test_a_damaged_image_is_named(command, damage, everything, refused):  # noqa: F811
+def test_a_damaged_image_is_named(command, damage, everything, refused):
     file = everything / IMAGES[command]
     damage(file)
     assert file.name in refused(command)
@@ -164,20 +174,32 @@ def test_a_damaged_image_is_named(command, damage, everything, refused):  # noqa
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("command", LABEL_MAPS)
-def test_a_damaged_label_map_is_named(command, damage, everything, refused):  # noqa: F811
+def test_a_damaged_label_map_is_named(command, damage, everything, refused):
     file = everything / LABEL_MAPS[command]
     damage(file)
     assert file.name in refused(command)
 
 
+COMPARED = [  # with other files of the case; a folder of label maps alone is on the grid that it says
+    (command, file)
+    for table in (IMAGES, LABEL_MAPS)
+    for command, file in table.items()
+    if command not in ("postprocess", "postprocess (probabilities)")
+]
+TURNED = ("report", "convert")  # these turn all files into one orientation, so that a flipped one is the same
+
+
 @pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)
-@pytest.mark.parametrize("command", [*IMAGES, *LABEL_MAPS])
-def test_a_file_on_another_grid_is_named(command, spoil, everything, refused):  # noqa: F811
-    file = everything / {**LABEL_MAPS, **IMAGES}[command]
-    spoil(file)
+@pytest.mark.parametrize(("command", "file"), COMPARED)
+def test_a_file_on_another_grid_is_named(command, file, spoil, everything, refused):
+    if command in TURNED and spoil is OTHER_GRIDS[-1]:
+        return
+    spoil(everything / file)
     said = refused(command)
     assert CASE in said or "BraTS20_Training_001" in said
-    assert any(word in said for word in ("differ", "size", "spacing", "direction", "grid")), said
+    assert any(
+        word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1")
+    )
 
 
 def as_logits(file: Path) -> None:
@@ -209,21 +231,29 @@ def change_npz(file: Path, change) -> None:
     [cut, almost_whole, empty, text, flip_a_byte, as_logits, as_nan, as_complex, of_another_shape, under_another_name],
 )
 @pytest.mark.parametrize("command", PROBABILITIES)
-def test_what_are_no_probabilities_is_named(command, damage, everything, refused):  # noqa: F811
+def test_what_are_no_probabilities_is_named(command, damage, everything, refused):
     file = everything / PROBABILITIES[command]
     damage(file)
     assert file.name in refused(command)
 
 
 @pytest.mark.parametrize("command", PROBABILITIES)
-def test_a_case_without_its_probabilities_is_named(command, everything, refused):  # noqa: F811
+def test_a_case_without_its_probabilities_is_named(command, everything, refused):
     (everything / PROBABILITIES[command]).unlink()
     assert CASE in refused(command)
 
 
+@pytest.mark.parametrize("command", ["ensemble (majority)", "uncertainty"])
+def test_a_member_without_any_probabilities_is_noticed(command, everything):
+    for file in (everything / "B").glob("*.npz"):
+        file.unlink()
+    with pytest.warns(Notice, match="^B has no probabilities, .*: label maps are"):
+        assert run(command) == 0
+
+
 @pytest.mark.parametrize("damage", [cut, empty, text, flip_a_byte])
 @pytest.mark.parametrize("command", CHECKPOINTS)
-def test_a_damaged_checkpoint_is_named(command, damage, everything, refused):  # noqa: F811
+def test_a_damaged_checkpoint_is_named(command, damage, everything, refused):
     file = everything / CHECKPOINTS[command]
     damage(file)
     said = refused(command)
@@ -235,18 +265,15 @@ def test_a_damaged_checkpoint_is_named(command, damage, everything, refused):  #
 
 NO_JSON = {
     "no JSON": b"{",
-    "empty": b"",
     "binary": bytes(range(256)),
     "deep": b"[" * 100_000,
-    "a list": b'["a"]',
     "a number": b"5",
-    "null": b"null",
 }
 
 
 @pytest.mark.parametrize("content", NO_JSON)
 @pytest.mark.parametrize(("command", "file"), sorted(JSON))
-def test_a_file_that_is_no_json_object_is_named(command, file, content, everything, refused):  # noqa: F811
+def test_a_file_that_is_no_json_object_is_named(command, file, content, everything, refused):
     (everything / file).write_bytes(NO_JSON[content])
     assert Path(file).name in refused(command)
 
@@ -264,6 +291,8 @@ def edits(content, depth: int = 4) -> Iterator[object]:
         del without[key]
         yield without
         for value in OTHER_VALUES:
+            if type(value) is type(content[key]):
+                continue
             other = content.copy()
             other[key] = value
             yield other
@@ -276,3 +305,84 @@ def edits(content, depth: int = 4) -> Iterator[object]:
 def some_edits(content, most: int) -> list[object]:
     every = list(edits(content))
     return every[:: max(1, len(every) // most)]
+
+
+@pytest.mark.parametrize(("command", "file"), sorted(JSON))
+def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
+    """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
+    content = json.loads((everything / file).read_text())
+    slow = verb_of(command) in ("predict", "attention", "report", "distill")
+    for other in some_edits(content, EDITS // 4 if slow else EDITS):
+        (everything / file).write_text(json.dumps(other))
+        if run(command) == 1:
+            said = capsys.readouterr().err
+            assert Path(file).name in said or Path(file).parent.name in said, said
+        restore(everything, copy_of(everything))
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    pytest.param(verb, field, kind, id=f"{verb} {field.name}")
+    for verb, options in ((name, verb.load_options()) for name, verb in VERBS.items())
+    for field in fields(options)
+    for kind in [element_type(get_type_hints(options)[field.name])[0]]
+    if kind in (int, float)
+]
+
+
+@pytest.mark.parametrize(("verb", "field", "kind"), NUMBERS)
+def test_every_number_has_limits_and_is_quoted_out_of_them(verb, field, kind):
+    spec = spec_of(field)
+    if field.name != "seed":
+        assert spec.at_least is not None or spec.above is not None, "a number without a lower limit"
+    wrong = [float("nan"), float("inf"), -float("inf")] if kind is float else [2.5]
+    wrong += [] if spec.at_least is None else [kind(spec.at_least) - 1]
+    wrong += [] if spec.above is None else [kind(spec.above)]
+    wrong += [] if spec.at_most is None else [kind(spec.at_most) + 1]
+    for value in wrong:
+        with pytest.raises(UserError, match=f"^{re.escape(shown_name(field))} {re.escape(str(value))}: expected"):
+            check(field, converted(field, value, kind), kind)
+
+
+# ---- outputs --------------------------------------------------------------------------------------------------------
+
+WRITING = [command for command in COMMANDS if "out" in COMMANDS[command].replace("-o out/", "-o out").split()[1:]]
+WRITING += [command for command in COMMANDS if " out/out." in COMMANDS[command]]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow beyond 100 bytes: the system refuses it, as a full disk does, to Python and to ITK alike."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("command", sorted(set(WRITING)))
+def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(command, everything, capsys):
+    before = files_of(everything)
+    with full_disk():
+        status = run(command)
+    said = capsys.readouterr().err
+    assert status == 1, said
+    assert "out" in said, said
+    left = [name for name in files_of(everything) if name not in before]
+    assert not [name for name in left if name.startswith(".")], "no hidden folder stays"
+    assert not [name for name in left if not name.endswith((".json", ".lock"))], left
+
+
+@pytest.mark.parametrize("command", sorted(set(WRITING)))
+def test_a_file_in_the_place_of_the_output_folder_is_named(command, everything, capsys):
+    (everything / "out").write_text("mine")
+    before = files_of(everything)
+    assert run(command) == 1
+    said = capsys.readouterr().err
+    assert "out" in said
+    assert "Errno" not in said
+    assert files_of(everything) == before

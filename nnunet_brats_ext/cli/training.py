@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.planning.brats_plans import resolve
 from nnunet_brats_ext.planning.fitting import PLAIN_UNET, shown
 from nnunet_brats_ext.planning.plan import Planned, PlanOptions, next_commands, plan
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import option
+from nnunet_brats_ext.storage.plans import resolve
 
 
 def papers_with_recipes() -> list[str]:

@@ -16,6 +16,7 @@ from nnunet_brats_ext.storage.json_files import read_json, to_json
 from nnunet_brats_ext.storage.nnunet import SPLITS, Split, find_dataset, model_name, read_splits, require_folder
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
+from nnunet_brats_ext.storage.plans import find_configuration, read_plans
 
 CASE_LOSSES = "case_losses.jsonl"  # in a fold's output folder, one line per epoch
 SPLITS_FILE = "splits_file"  # key of a configuration in the plans, which trainings read
@@ -111,9 +112,10 @@ def filter_folds(options: FilterCasesOptions) -> FilteredCases:
     preprocessed = find_dataset(options.dataset_id, require_folder("nnUNet_preprocessed"), advice)
     results = require_folder("nnUNet_results") / preprocessed.name
     plans_file = preprocessed / f"{options.plans_name}.json"
-    plans = read_json(plans_file)
-    configurations = _configurations(plans, plans_file, options.configuration)
-    splits = read_splits(preprocessed / configurations[options.configuration].get(SPLITS_FILE, SPLITS))
+    plans = read_plans(plans_file)
+    configurations = plans["configurations"]
+    wanted = find_configuration(plans, options.configuration, plans_file)
+    splits = read_splits(preprocessed / wanted.get(SPLITS_FILE, SPLITS))
     model = results / model_name(options.trainer, options.plans_name, options.configuration)
     folds = {
         fold: judge(losses, options.last_epochs, options.deviations)
@@ -131,14 +133,6 @@ def filter_folds(options: FilterCasesOptions) -> FilteredCases:
     configurations[name] = entry
     write_texts({target: to_json(filtered), plans_file: to_json(plans)})
     return FilteredCases(target, name, folds)
-
-
-def _configurations(plans: Mapping[str, Any], file: Path, wanted: str) -> dict[str, Any]:
-    configurations = plans.get("configurations")
-    if not isinstance(configurations, dict) or not isinstance(configurations.get(wanted), dict):
-        known = sorted(configurations) if isinstance(configurations, dict) else "none"
-        raise UserError(f"{file} has no configuration {wanted!r}, only {known}")
-    return configurations
 
 
 def without_removed(split: Split, fold: FilteredFold | None) -> dict[str, Any]:

@@ -9,12 +9,49 @@ from nnunet_brats_ext.dataset_conversion.layouts import Layout
 from nnunet_brats_ext.dataset_conversion.sources import DatasetFacts
 from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.json_files import check_schema, read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
 from nnunet_brats_ext.storage.output import publish
 
 MISSING_KEY = "brats_missing"  # of a dataset.json
-CASE_KEYS = {"labelled", "patient", "known_as", "grade", "site", "files", "grid"}  # of a case in a manifest
+_TEXT, _TEXT_OR_NONE, _NUMBERS = (
+    {"type": "string"},
+    {"type": ["string", "null"]},
+    {"type": "array", "items": {"type": "number"}},
+)
+_CASE = {
+    "type": "object",
+    "required": ["labelled", "patient", "known_as", "grade", "site", "files", "grid"],
+    "properties": {
+        "labelled": {"type": "boolean"},
+        "patient": _TEXT,
+        "known_as": {"type": "array", "items": _TEXT},
+        "grade": _TEXT_OR_NONE,
+        "site": _TEXT_OR_NONE,
+        "files": {
+            "type": "object",
+            "additionalProperties": {"type": "object", "required": ["path"], "properties": {"path": _TEXT}},
+        },
+        "grid": {
+            "type": "object",
+            "required": ["size", "direction"],
+            "properties": {
+                "size": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 3, "maxItems": 3}
+            },
+            "additionalProperties": _NUMBERS,
+        },
+    },
+}
+SCHEMA_OF_MANIFEST = {
+    "type": "object",
+    "required": ["cases"],
+    "properties": {
+        "cases": {"type": "object", "additionalProperties": _CASE},
+        "release": _TEXT_OR_NONE,
+        "source": _TEXT_OR_NONE,
+        "label_mapping": {"type": "object"},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +80,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not (path := folder / MANIFEST).is_file():
         return None
     manifest = read_json(path)
-    cases = manifest.get("cases")
-    if not isinstance(cases, dict) or not all(isinstance(c, dict) and c.keys() >= CASE_KEYS for c in cases.values()):
-        raise UserError(f"{path} lists no cases as `nnunet_brats convert` does; convert the data set again")
+    check_schema(manifest, SCHEMA_OF_MANIFEST, path, "; `nnunet_brats convert` writes it anew")
     return manifest
 
 

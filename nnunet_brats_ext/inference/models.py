@@ -12,7 +12,6 @@ from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.options import ModelOptions
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
-from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import (
     FINAL,
     datasets_called,
@@ -24,6 +23,7 @@ from nnunet_brats_ext.storage.nnunet import (
     train_command,
     trained_folds,
 )
+from nnunet_brats_ext.storage.plans import OF_A_MODEL, find_configuration, read_plans
 
 PLANS = "plans.json"
 Fold = int | str
@@ -40,12 +40,14 @@ class TrainedModel:
 
     @cached_property
     def plans(self) -> dict[str, Any]:
-        return read_json(self.folder / PLANS)
+        return read_plans(self.folder / PLANS)
 
     @cached_property
     def description(self) -> DatasetDescription:
         """What the data set was that it was trained on."""
-        return DatasetDescription.read(self.folder)
+        description = DatasetDescription.read(self.folder)
+        description.check()
+        return description
 
     @cached_property
     def names(self) -> tuple[str, str, str]:
@@ -75,16 +77,16 @@ class TrainedModel:
     @cached_property
     def _configuration(self) -> dict[str, Any]:
         """Its configuration in the plans, with what it inherits."""
-        name = self.names[2]
-        left, resolved = dict(self.plans.get("configurations", {})), dict[str, Any]()
-        while name is not None:
-            if name not in left:
-                known = ", ".join(self.plans.get("configurations", {}))
-                raise UserError(f"{self.folder / PLANS} has no configuration {name!r}; it has {known}")
-            own = left.pop(name)
-            resolved = {**own, **resolved}
-            name = own.get("inherits_from")
-        return resolved
+        return find_configuration(self.plans, self.names[2], self.folder / PLANS)
+
+    def check(self) -> None:
+        """A UserError where plans.json or dataset.json lack something that nnU-Net's prediction needs."""
+        lacking = [key for key in OF_A_MODEL if key not in self._configuration]
+        if "architecture" not in self._configuration and "UNet_class_name" not in self._configuration:
+            lacking.append("architecture")
+        if lacking:
+            raise UserError(f"{self.folder / PLANS}: configuration {self.names[2]!r} lacks {', '.join(lacking)}")
+        _ = self.description
 
     @property
     def files(self) -> list[Path]:
@@ -198,4 +200,5 @@ def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Seq
         if not file.is_file():
             there = ", ".join(sorted(path.name for path in file.parent.glob("[!.]*.pth"))) or "no checkpoint"
             raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
+    model.check()
     return model

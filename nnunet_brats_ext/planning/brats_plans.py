@@ -8,6 +8,7 @@ from typing import Any
 from nnunet_brats_ext.papers import Configuration, configurations
 from nnunet_brats_ext.planning.fitting import Cases, Fit, fit
 from nnunet_brats_ext.planning.topology import Topology
+from nnunet_brats_ext.storage.plans import resolve
 
 MOST_FEATURES = {2: 512, 3: 320}  # nnU-Net's own networks, by the number of axes
 
@@ -37,13 +38,6 @@ def add_configurations(
                 entry |= resampled_data(base, cases, entry["patch_size"], f"{name}_{paper.name}")
             result["configurations"][paper.name] = entry
     return result, fits
-
-
-def resolve(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with everything it inherits, as nnU-Net's PlansManager resolves it (which loads torch)."""
-    configuration = dict(configurations[name])
-    parent = configuration.pop("inherits_from", None)
-    return resolve(configurations, parent) | configuration if parent else configuration
 
 
 def cases_of(base: Mapping[str, Any], transpose: Sequence[int], fingerprint: Mapping[str, Any] | None) -> Cases:

@@ -8,23 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.planning.brats_plans import add_configurations, resolve
+from nnunet_brats_ext.planning.brats_plans import add_configurations
 from nnunet_brats_ext.planning.fitting import Fit
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
-from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.json_files import check_schema, read_json, write_json
 from nnunet_brats_ext.storage.nnunet import datasets_with_id, find_splits, require_folder, require_known, train_command
 from nnunet_brats_ext.storage.options import Options, argument, option
+from nnunet_brats_ext.storage.plans import read_plans as plans_in
+from nnunet_brats_ext.storage.plans import resolve
 from nnunet_brats_ext.storage.shared_options import gpu_memory_option
 
 PLANNERS = {  # plans file -> the planner that makes nnU-Net write it
     "nnUNetPlans": "",
     **{f"nnUNetResEncUNet{size}Plans": f" -pl nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
 }
-NNUNETS_FOLDS = 5  # which nnU-Net draws where a data set has no splits_final.json
-NEEDED = {  # of a configuration in nnU-Net's plans
-    **dict.fromkeys(("spacing", "median_image_size_in_voxels", "patch_size"), list),
-    **{"batch_size": int, "data_identifier": str, "architecture": dict},
+LENGTHS = {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 3, "maxItems": 3}
+FINGERPRINT = {
+    "type": "object",
+    "required": ["shapes_after_crop", "spacings"],
+    "properties": {
+        key: {"type": "array", "items": LENGTHS, "minItems": 1} for key in ("shapes_after_crop", "spacings")
+    },
 }
+STAGES = {"type": "object", "required": ["features_per_stage"], "properties": {"features_per_stage": {"type": "array"}}}
+NNUNETS_FOLDS = 5  # which nnU-Net draws where a data set has no splits_final.json
+NEEDED = (  # of a configuration in nnU-Net's plans
+    "spacing", "median_image_size_in_voxels", "patch_size", "batch_size", "data_identifier", "architecture"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ def plan(dataset_id: int, **options: Any) -> Planned:
         source, given.name, read_fingerprint(fingerprint) if fingerprint else None, given.gpu_memory_gb, gpus
     )
     target = folder / f"{given.name}.json"
-    written = merge(plans, read_json(target) if target.exists() else None, target, given.overwrite)
+    written = merge(plans, plans_in(target) if target.exists() else None, target, given.overwrite)
     if written:
         write_json(target, plans)
     return Planned(dataset_id, target, plans, fits, gpus, written, fingerprint)
@@ -121,32 +131,25 @@ def find_preprocessed(dataset_id: int, source: str) -> Path:
 
 def read_plans(file: Path, dataset_id: int) -> dict[str, Any]:
     """The plans that nnU-Net has made, with everything that is needed of them."""
-    plans = read_json(file)
-    entries = plans.get("configurations")
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise UserError(f"{file} is no plans file: its 'configurations' should be an object of objects")
-    if plans.get("transpose_forward") not in map(list, permutations(range(3))):
+    plans = plans_in(file)
+    entries = plans["configurations"]
+    if plans.get("transpose_forward") not in [list(order) for order in permutations(range(3))]:
         raise UserError(f"{file}: transpose_forward should be an order of 0, 1, 2")
     if any("architecture" not in entry for entry in entries.values() if "inherits_from" not in entry):
         raise UserError(f"{file.name} is of an older nnU-Net; run: {planning_command(dataset_id, file.stem)}")
     for name in entries:
-        line = [name]
-        while parent := entries[line[-1]].get("inherits_from"):
-            if parent not in entries or parent in line:
-                raise UserError(f"{file}: configuration {name!r} inherits from {parent!r}, which cannot be followed")
-            line.append(parent)
         resolved = resolve(entries, name)
-        for key, kind in NEEDED.items():
-            if not isinstance(resolved.get(key), kind):
-                raise UserError(f"{file}: configuration {name!r} has no {key}, or one that is no {kind.__name__}")
+        if missing := [key for key in NEEDED if key not in resolved]:
+            raise UserError(f"{file}: configuration {name!r} lacks {', '.join(missing)}")
+        check_schema(resolved["architecture"]["arch_kwargs"], STAGES, file)
     return plans
 
 
 def read_fingerprint(file: Path) -> dict[str, Any]:
     """nnU-Net's dataset_fingerprint.json, with the sizes and spacings of all cases."""
     fingerprint = read_json(file)
-    shapes, spacings = (fingerprint.get(key) for key in ("shapes_after_crop", "spacings"))
-    if not isinstance(shapes, list) or not isinstance(spacings, list) or not 0 < len(shapes) == len(spacings):
+    check_schema(fingerprint, FINGERPRINT, file)
+    if len(fingerprint["shapes_after_crop"]) != len(fingerprint["spacings"]):
         raise UserError(f"{file}: shapes_after_crop and spacings should be lists with an entry per case")
     return fingerprint
 
@@ -160,8 +163,7 @@ def merge(plans: dict[str, Any], earlier: Mapping[str, Any] | None, target: Path
     """Take over what somebody added to the earlier file; whether the file has to be written."""
     if earlier is None:
         return True
-    if not isinstance(kept := earlier.get("configurations"), dict):
-        raise UserError(f"{target} has no 'configurations' and is no plans file; remove it, or choose another --name")
+    kept = earlier["configurations"]
     for name, configuration in kept.items():
         plans["configurations"].setdefault(name, configuration)
     if plans == earlier:

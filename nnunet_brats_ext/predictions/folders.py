@@ -1,5 +1,6 @@
 """Prediction folders: opened and checked in full before anything is computed, then read case by case."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.predictions.heads import check_convertible
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
+from nnunet_brats_ext.storage.errors import Notice, UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import (
     Grid,
     probabilities_shape,
@@ -103,11 +104,20 @@ def open_folders(folders: Sequence[Path], probabilities: str) -> list[Prediction
     if len(folders) != len({folder.resolve() for folder in folders}):
         raise UserError(f"a folder is given twice among {', '.join(map(str, folders))}")
     opened = [_open(folder) for folder in folders]
-    problems: list[str] = []
+    problems = [problem for one in opened for problem in _without_label_map(one)]
     used = probabilities == "needed"
     if probabilities == "if complete":
         problems += [_partly_missing(one) for one in opened if one.has_some_probabilities]
-        used = all(one.description and not one.cases_without_probabilities for one in opened)
+        complete = [bool(one.description) and not one.cases_without_probabilities for one in opened]
+        used = all(complete)
+        if any(complete) and not used:
+            without = shorten([str(one.path) for one, whole in zip(opened, complete, strict=True) if not whole])
+            warnings.warn(
+                f"{without} has no probabilities, so that those of the other folders are not used either: label maps "
+                "are. Predict with --save_probabilities to use them",
+                Notice,
+                stacklevel=3,
+            )
     if used:
         for i, one in enumerate(opened):
             opened[i], found = _with_head(one)
@@ -170,6 +180,12 @@ def _places(path: Path) -> list[Path]:
     return [path, fold.parent] if path.name == "validation" and fold.name.startswith("fold_") else [path]
 
 
+def _without_label_map(folder: PredictionFolder) -> list[str]:
+    """Probabilities whose label map is gone: that case would be left out of the result without a word."""
+    alone = [path.stem for path in sorted(folder.path.glob("[!.]*.npz")) if path.stem not in folder.cases]
+    return [f"{folder.path} has probabilities of {shorten(alone)}, but no {folder.ending} of it"] if alone else []
+
+
 def _partly_missing(folder: PredictionFolder) -> str:
     missing = folder.cases_without_probabilities
     return (
@@ -186,9 +202,7 @@ def _with_head(folder: PredictionFolder) -> tuple[PredictionFolder, list[str]]:
     if missing := folder.cases_without_probabilities:
         return folder, [f"{path} lacks the probabilities of {shorten(missing)}: predict with --save_probabilities"]
     plans = [read_json(place / PLANS) for place in _places(path) if (place / PLANS).is_file()]
-    reader = description.content.get("overwrite_image_reader_writer") or str(
-        plans[0].get("image_reader_writer") if plans else ""
-    )
+    reader = description.reader or str(plans[0].get("image_reader_writer") if plans else "")
     if "Reorient" in reader:
         return folder, [f"{path} was predicted through {reader}, so its .npz lie on another grid than its label maps"]
     shapes = {case: probabilities_shape(folder.npz(case)) for case in folder.cases}

@@ -39,6 +39,14 @@ class DatasetDescription:
         """The description in the first of some folders that has one."""
         return next((cls.read(folder / FILE) for folder in folders if (folder / FILE).is_file()), None)
 
+    def check(self) -> None:
+        """An error where something that nnU-Net reads of it is not as nnU-Net has it."""
+        if self.nested:
+            self._check_paint()
+        if not isinstance(ignored := self.content["labels"].get("ignore", 0), int):
+            raise UserError(f"{self.source}: labels['ignore'] is {ignored!r}; expected a number")
+        _ = self.channel_names, self.ending, self.reader
+
     @property
     def is_of_nnunet(self) -> bool:
         """Whether it says what nnU-Net asks for; other programs write files of this name, too."""
@@ -139,11 +147,7 @@ class DatasetDescription:
         names = tuple(name_of.get(value, str(value)) for value in values)
         heads = [Head(names, tuple((value,) for value in values), tuple(values))]
         if self.nested:
-            regions = {name: labels for name, labels in declared.items() if set(labels) != {BACKGROUND}}
-            if len(self.paint) != len(regions):
-                raise UserError(
-                    f"{self.source}: regions_class_order {list(self.paint)} does not fit the regions {list(regions)}"
-                )
+            regions = self._check_paint()
             heads.insert(0, Head(tuple(regions), tuple(regions.values()), self.paint))
         for head in heads:
             if num_channels in (None, len(head.channels)):
@@ -152,6 +156,15 @@ class DatasetDescription:
         raise UserError(
             f"{self.source}: {num_channels} channels do not fit the labels {list(declared)}, which need {expected}"
         )
+
+    def _check_paint(self) -> dict[str, tuple[int, ...]]:
+        """The regions, each of which has a label that it paints."""
+        regions = {name: labels for name, labels in self.declared.items() if set(labels) != {BACKGROUND}}
+        if len(self.paint) != len(regions):
+            raise UserError(
+                f"{self.source}: regions_class_order {list(self.paint)} does not fit the regions {list(regions)}"
+            )
+        return regions
 
     @property
     def scheme_name(self) -> str | None:
@@ -183,6 +196,12 @@ class DatasetDescription:
     def ending(self) -> str:
         """How its image files end, such as .nii.gz."""
         return self._get("file_ending", str, '".nii.gz"')
+
+    @property
+    def reader(self) -> str:
+        """What reads its images, by nnU-Net's name; empty where nnU-Net chooses it."""
+        key = "overwrite_image_reader_writer"
+        return self._get(key, str) if self.content.get(key) is not None else ""
 
     @property
     def release(self) -> str | None:

@@ -1,7 +1,7 @@
 """JSON files: read with errors that name the file and the key, written at once or not at all."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
@@ -29,6 +29,25 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(content, kind):
         raise UserError(f"{path} should hold {KINDS[kind]}, not {type(content).__name__}")
     return content
+
+
+def check_schema(content: Any, schema: Mapping[str, Any], file: Path, advice: str = "") -> None:
+    """A UserError with file and key where a content is not as a JSON schema has it; numbers must be finite."""
+    from jsonschema import Draft202012Validator, validators  # which takes a tenth of a second
+
+    kinds = Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_integer})
+    for error in validators.extend(Draft202012Validator, type_checker=kinds)(schema).iter_errors(content):
+        place = ".".join(map(str, error.absolute_path)) or "as a whole"
+        problem = error.message if len(error.message) < 200 else f"{error.message[:200]}..."
+        raise UserError(f"{file}, {place}: {problem}{advice}")
+
+
+def _is_number(_: Any, value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_integer(_: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

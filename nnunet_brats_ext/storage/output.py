@@ -13,9 +13,9 @@ from typing import Literal
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.locks import is_locked, lock
 
-GRACE_S = 60.0  # the lock of a working folder younger than this may be about to be taken
+GRACE_S = 60.0  # the lock of a beginning folder younger than this may be about to be taken
 LOCK = ".lock"
-HELD = ".held"  # a file that is there once the lock has been taken
+BEGINNING = ".new"  # a file that is there until the lock has been taken
 PARTIAL = ".partial-"  # what the names of unfinished files begin with
 SETTINGS_FILES = ("dataset.json", "plans.json", "ensemble.json", "postprocessing_rules.json", "uncertainty.json")
 
@@ -114,9 +114,18 @@ def working_folder(target: Path) -> Iterator[Path]:
             if folder.name.startswith(prefix) and _is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         scratch = TemporaryDirectory(prefix=prefix, dir=target.parent, ignore_cleanup_errors=True)
-    with scratch as name, lock(Path(name, LOCK)):
-        Path(name, HELD).touch()
-        yield Path(name)
+    with scratch as name:
+        Path(name, BEGINNING).touch()
+        with lock(Path(name, LOCK)):
+            Path(name, BEGINNING).unlink()
+            try:
+                yield Path(name)
+            finally:  # the lock file last, by which the next run knows what a kill in between has left
+                for path in Path(name).iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    elif path.name != LOCK:
+                        path.unlink(missing_ok=True)
 
 
 def publish(growing: Path, target: Path, overwrite: bool = False) -> None:
@@ -147,8 +156,8 @@ def _is_abandoned(folder: Path) -> bool:
     """Whether a run that was killed has left this working folder: it has a lock, and nobody holds it."""
     try:
         lock_file = folder / LOCK
-        held_once = (folder / HELD).is_file() or time.time() - folder.stat().st_mtime > GRACE_S
-        return lock_file.is_file() and held_once and not is_locked(lock_file)
+        old = time.time() - folder.stat().st_mtime > GRACE_S
+        return lock_file.is_file() and (old or not (folder / BEGINNING).is_file()) and not is_locked(lock_file)
     except OSError:  # gone in the meantime, or another user's
         return False
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.planning.brats_plans import resolve
 from nnunet_brats_ext.planning.plan import Planned, folds_of, gpus_of
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, dataset_id, require_folder
+from nnunet_brats_ext.storage.plans import read_plans, resolve
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
@@ -102,7 +102,7 @@ def _is_there(job: Job) -> bool:
         return job.result.is_file()
     if job.kind != "preprocess" or not (plans := Path(str(job.facts["plans"]))).is_file():
         return False
-    entries, name = read_json(plans)["configurations"], str(job.facts["configuration"])
+    entries, name = read_plans(plans)["configurations"], str(job.facts["configuration"])
     return name in entries and (plans.parent / resolve(entries, name)["data_identifier"]).is_dir()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
-from nnunet_brats_ext.planning.brats_plans import resolve
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FINAL, PREPROCESSING_KEYS, SPLITS, read_splits
+from nnunet_brats_ext.storage.plans import find_configuration, read_plans
 from nnunet_brats_ext.training.environment import SNAPSHOTS
 from nnunet_brats_ext.workflow.state import Job
 
@@ -70,7 +70,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def training_settings(job: Job) -> dict[str, Any]:
     """What decides the result of a training: its configuration, cases, length, and what the previous stage said."""
     plans_file, fold = Path(str(job.facts["plans"])), int(str(job.facts["fold"]))
-    configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
+    configuration = find_configuration(read_plans(plans_file), str(job.facts["configuration"]), plans_file)
     splits = read_splits(splits_file := plans_file.with_name(configuration.get(SPLITS_FILE, SPLITS)))
     if fold >= len(splits):
         raise UserError(f"{splits_file} has {len(splits)} folds, so there is no fold {fold}; leave it out of --folds")
@@ -117,7 +117,7 @@ def _preprocessing_left(job: Job) -> list[list[str]]:
 def _preprocessing(job: Job) -> tuple[Path, dict[str, Any]]:
     """Where the note on preprocessed data lies, beside their folder, and what decides what is in that."""
     plans_file = Path(str(job.facts["plans"]))
-    configuration = resolve(read_json(plans_file)["configurations"], str(job.facts["configuration"]))
+    configuration = find_configuration(read_plans(plans_file), str(job.facts["configuration"]), plans_file)
     labels = sorted(Path(str(job.facts["labels"])).glob("*.nii.gz"))
     # Label files may be links; what they point to shows whether a conversion has replaced them.
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in labels]

@@ -11,15 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.json_files import check_schema, read_json, write_json
 from nnunet_brats_ext.workflow.ownership import is_alive
 from nnunet_brats_ext.workflow.recipe_text import HERE
 from nnunet_brats_ext.workflow.resources import Needs
 
 GRAPH = "graph.json"
+ADVICE = "; remove the file and give the command of the run again, which makes it anew"
 OLDER_DELAY_S = 60  # between the end of a job and its done file, in version 0.1
 OLDER_WORDS = {  # of version 0.1 in a command, and what this version writes
     "pool": ["predict"],
@@ -106,28 +105,20 @@ def open_run(folder: Path, graph: str = GRAPH) -> Run:
     }  # fmt: skip
     for name, job in jobs.items():
         if unknown := set(job.after) - set(jobs):
-            _refuse(file, f"jobs.{name}.after", f"there is no job {sorted(unknown)[0]!r}")
+            raise UserError(f"{file}, jobs.{name}.after: there is no job {sorted(unknown)[0]!r}{ADVICE}")
     devices, older = tuple(content.get("devices", ())), older_states(folder, content, renewed=False)
     return Run(folder, jobs, content["environment"], devices, content.get("settings"), older)
 
 
 def _checked(file: Path, schema: str) -> dict[str, Any]:
     content = read_json(file)
-    for error in _validator(schema).iter_errors(content):
-        _refuse(file, ".".join(map(str, error.absolute_path)), error.message)
+    check_schema(content, _schema(schema), file, ADVICE)
     return content
 
 
 @cache
-def _validator(schema: str) -> Draft202012Validator:
-    return Draft202012Validator(read_json(HERE / f"{schema}.schema.json"))
-
-
-def _refuse(file: Path, key: str, problem: str) -> None:
-    raise UserError(
-        f"{file}, {key or 'as a whole'}: {problem}; remove the file and give the command of the run again, which makes "
-        "it anew"
-    )
+def _schema(name: str) -> dict[str, Any]:
+    return read_json(HERE / f"{name}.schema.json")
 
 
 def signature(job: Job) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_the_command_prints_the_removed_cases_and_the_next_line(trained, capsys)
 
 
 REFUSED = [
-    (dict(configuration="2d"), r"BraTSPlans.json has no configuration '2d', only \['3d_fullres'\]"),
+    (dict(configuration="2d"), r"BraTSPlans.json has no configuration '2d'; it has 3d_fullres"),
     (dict(trainer="Other"), "2 folds have no log of case losses, such as .*fold_0"),
     (dict(folds=(0, 5)), "-f 5: there is no such fold, only 0 to 1"),
     (dict(folds=-1), "-f -1: expected at least 0"),

@@ -119,7 +119,7 @@ def test_a_manifest_that_was_changed_is_named(world, capsys, manifest):
         ["distill", "-d", "138", "--labelled", "137", "--foreign", "137"],
     ):
         assert main(words) == 1
-        assert f"{path} " in capsys.readouterr().err
+        assert str(path) in capsys.readouterr().err
     assert main(["convert", "source", "-d", "137"]) == 1
     assert "is another data set, or lacks files; --overwrite replaces it" in capsys.readouterr().err
     assert not (world / "out").exists()

@@ -455,11 +455,14 @@ def test_what_cannot_be_done_is_quoted_and_nothing_is_written(arguments, message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plans: plans.pop("configurations"), "nnUNetPlans.json is no plans file"),
-        (lambda plans: plans.update(configurations=[1]), "nnUNetPlans.json is no plans file"),
+        (lambda plans: plans.pop("configurations"), "nnUNetPlans.json, as a whole: 'configurations' is a required"),
+        (lambda plans: plans.update(configurations=[1]), "nnUNetPlans.json, configurations: [1] is not"),
         (lambda plans: plans.pop("transpose_forward"), "transpose_forward should be an order of 0, 1, 2"),
-        (lambda plans: plans["configurations"]["2d"].pop("spacing"), "'2d' has no spacing"),
-        (lambda plans: plans["configurations"]["2d"].update(batch_size="two"), "'2d' has no batch_size, or one that"),
+        (lambda plans: plans["configurations"]["2d"].pop("spacing"), "'2d' lacks spacing"),
+        (
+            lambda plans: plans["configurations"]["2d"].update(batch_size="two"),
+            "configurations.2d.batch_size: 'two' is not",
+        ),
         (lambda plans: plans["configurations"].update(a={"inherits_from": "a"}), "'a' inherits from 'a'"),
         (lambda plans: plans["configurations"]["2d"].pop("architecture"), "is of an older nnU-Net; run: nnUNetv2_plan"),
     ],

@@ -62,8 +62,7 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_that_is_in_use(
 def test_other_hidden_folders_are_never_removed(tmp_path, start_run):
     process, young = start_run()
     kill(process)
-    (young / output.HELD).unlink()  # its lock may be about to be taken
-    os.utime(young)
+    (young / output.BEGINNING).touch()  # its lock may be about to be taken
     backup = tmp_path / ".out.backup"  # of the user, without a lock
     backup.mkdir()
     (tmp_path / ".out.notes").write_text("mine")

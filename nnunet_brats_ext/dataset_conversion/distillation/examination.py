@@ -39,7 +39,11 @@ def examine_case(cases: Mapping[str, Candidate], labels: frozenset[int], regions
     """
     case = cases[key]
     images = {path: read_image(path) for path in case.images}
-    grid = next(iter(images.values())).grid
+    (first, reference), *others = images.items()
+    grid = reference.grid
+    for path, image in others:
+        if difference := grid.difference(image.grid):
+            raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")
     found = Examination(
         {path: image.sha256 for path, image in images.items()},
         [content_hash(image.array) for image in images.values()],
