@@ -312,7 +312,7 @@ def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
     slow = verb_of(command) in ("predict", "attention", "report", "distill")
-    for other in some_edits(content, EDITS // 4 if slow else EDITS):
+    for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:
             said = capsys.readouterr().err

@@ -27,8 +27,7 @@ CHANGES = ("os.rename", "os.remove", "os.link", "os.symlink", "os.mkdir", "os.rm
 POINTS = [  # command -> after which share of its changes to files it is killed
     ("convert", 0.3),
     ("convert", 0.95),
-    ("predict", 0.4),
-    ("predict", 0.9),
+    ("predict", 0.7),
     ("predict (vote, rules)", 0.6),
     ("ensemble", 0.5),
     ("ensemble", 0.95),

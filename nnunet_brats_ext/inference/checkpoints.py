@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nnunet_brats_ext.storage.errors import UserError, shorten
-from nnunet_brats_ext.training.checkpoints import read_checkpoint
+from nnunet_brats_ext.training.checkpoints import check_bytes, read_checkpoint
 
 NEEDED = ("network_weights", "trainer_name", "init_args")  # by nnU-Net's own prediction
 ADVICE = "Train that fold again, or copy the file again; -f and -chk choose others"
@@ -36,6 +36,7 @@ def _names(checkpoint: Mapping[str, Any]) -> tuple[str, str, str]:
 def check_checkpoint(file: Path, names: tuple[str, str, str]) -> None:
     """A UserError where a checkpoint cannot be read, is not of a model of these names, or holds NaN."""
     checkpoint = open_checkpoint(file)
+    check_bytes(file, ADVICE)
     for kind, found, expected in zip(("trainer", "plans", "configuration"), _names(checkpoint), names, strict=True):
         if found and found != expected:
             raise UserError(f"{file} was trained with the {kind} {found}, not {expected}; it belongs to another model")

@@ -110,7 +110,7 @@ def open_folders(folders: Sequence[Path], probabilities: str) -> list[Prediction
         problems += [_partly_missing(one) for one in opened if one.has_some_probabilities]
         complete = [bool(one.description) and not one.cases_without_probabilities for one in opened]
         used = all(complete)
-        if any(complete) and not used:
+        if any(complete) and not used and not any(one.has_some_probabilities for one in opened):
             without = shorten([str(one.path) for one, whole in zip(opened, complete, strict=True) if not whole])
             warnings.warn(
                 f"{without} has no probabilities, so that those of the other folders are not used either: label maps "

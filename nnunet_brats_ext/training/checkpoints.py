@@ -54,6 +54,17 @@ def read_checkpoint(
     return checkpoint
 
 
+def check_bytes(file: Path, advice: str = TO_GO_ON) -> None:
+    """A UserError where a byte of a checkpoint is not what was written: torch notes checksums and does not compare."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        damaged = _first_line(error)
+    if damaged:
+        raise UserError(f"{file} is damaged ({damaged} has another checksum than it was written with). {advice}")
+
+
 def require_fitting_weights(file: Path, checkpoint: dict[str, Any], network: nn.Module, trainer: str) -> None:
     """Raise an error that names the file if the network's weights are other than those of the checkpoint."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}

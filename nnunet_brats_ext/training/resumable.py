@@ -11,7 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_brats_ext import __version__
 from nnunet_brats_ext.training.branches import NetworkWithBranch
-from nnunet_brats_ext.training.checkpoints import OURS, read_checkpoint, require_fitting_weights, writing_checkpoint
+from nnunet_brats_ext.training.checkpoints import (
+    OURS,
+    check_bytes,
+    read_checkpoint,
+    require_fitting_weights,
+    writing_checkpoint,
+)
 from nnunet_brats_ext.training.optimizers import count_steps_on_cpu
 from nnunet_brats_ext.training.randomness import random_state, restore_random_state, seed_everything
 
@@ -68,6 +74,7 @@ class ResumableTrainer(nnUNetTrainer):
             self.initialize()
         file = Path(filename_or_checkpoint)
         checkpoint = read_checkpoint(file)
+        check_bytes(file)
         require_fitting_weights(file, checkpoint, self.bare_network, type(self).__name__)
         state = checkpoint.get(OURS)  # None where nnU-Net itself has written it
         self.prepare_for_extra_state(state["extra"] if state else {})

@@ -61,16 +61,23 @@ def replace_by_a_snapshot(file: Path) -> None:
     torch.save({key: content[key] for key in ("network_weights", "current_epoch", "init_args")}, file)
 
 
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        (flip_a_byte, "has another checksum than it was written with"),
         (cut, "is damaged, or no checkpoint"),
         (lambda file: file.write_bytes(b""), "is damaged, or no checkpoint"),
         (replace_by_random_bytes, "is damaged, or no checkpoint"),
         (lambda file: torch.save([1, 2], file), "it lacks network_weights"),
         (replace_by_a_snapshot, "it lacks optimizer_state, logging"),
     ],
-    ids=["cut", "empty", "random bytes", "something else", "a snapshot"],
+    ids=["another byte", "cut", "empty", "random bytes", "something else", "a snapshot"],
 )
 def test_a_checkpoint_from_which_no_training_can_go_on_is_named(damage, sentence, checkpoint, world):
     damage(checkpoint)
