@@ -48,7 +48,6 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     f"--models {MODEL} --uncertainty maps --names A B",
     "run": "run recipe.yaml release --dry-run -o run -device cpu",
     "status": "status run",
-    "check": "check release -o out",
     "layout": "layout release",
     "doctor": "doctor",
     "papers": "papers",
