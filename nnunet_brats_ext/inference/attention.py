@@ -46,6 +46,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     files = select_cases(find_image_files(options.images, description), options.cases, options.images)
     require_previous(model, options.previous, options.images)
     check_images(files, model, [options.previous] if options.previous else [], processes=1)
+    require_same_axes(files)
     if options.reference:
         require_reference(options.reference, files, description.ending)
     require_image_axes(predictor)
@@ -114,6 +115,15 @@ def require_reference(folder: Path, cases: CaseFiles, ending: str) -> None:
         file = folder / f"{case}{ending}"
         if difference := read_grid(image).difference(read_label_map(file)[1]):  # in full: damage is an error now
             raise UserError(f"{image} and {file} differ in {difference}; bring them to one grid")
+
+
+def require_same_axes(cases: CaseFiles) -> None:
+    """Maps lie on the grid of a case's first file, and are drawn over any of them."""
+    if mixed := [case for case, files in cases.items() if len({read_grid(file).axes for file in files}) > 1]:
+        raise UserError(
+            f"the sequences of {shorten(mixed)} have their axes in different orders or directions; `nnunet_brats "
+            "convert` brings them to one grid"
+        )
 
 
 def require_image_axes(predictor: MapPredictor) -> None:

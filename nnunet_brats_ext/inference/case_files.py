@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from nnunet_brats_ext.inference.channel_order import Ranges, likely_order, ranges_of_training
 from nnunet_brats_ext.inference.models import TrainedModel
@@ -50,8 +53,9 @@ def check_images(
 ) -> None:
     """A UserError that names every file that is damaged or does not lie on the grid of its case's first channel.
 
-    An Notice names the cases whose channels seem to be in another order than in the model's training data.
-    previous: folders of label maps that a second stage refines, named CASE + ending, of the model's labels.
+    A Notice names the cases whose channels seem to be in another order than in the model's training data, and those
+    whose axes point elsewhere. previous: folders of label maps that a second stage refines, named CASE + ending, of
+    the model's labels.
     """
     description = model.description
     ending, sequences = description.ending, description.sequences
@@ -61,39 +65,89 @@ def check_images(
             raise UserError(f"{folder} lacks the previous stage's label maps of {shorten(lacking)}")
     maps = {case: [folder / f"{case}{ending}" for folder in previous] for case in cases}
     items = [(case, list(files), maps[case]) for case, files in cases.items()]
-    check = partial(_check_case, description.labels, sequences, ranges_of_training(model.plans, len(sequences)))
-    orders = for_each(check, items, "Check images", processes, name=lambda item: item[0])
-    others = {case: order for case, order in zip(cases, orders, strict=True) if order != list(sequences)}
-    if others:
-        shown = shorten([f"{case} ({', '.join(order)})" for case, order in others.items()], 3)
-        warnings.warn(
-            f"the model was trained on channels in the order {', '.join(sequences)}; the images of {len(others)} of "
-            f"{len(cases)} cases look as if theirs were in another: {shown}. Compare them with their names _0000, "
-            "_0001, ... before you trust the predictions",
-            Notice,
-            stacklevel=2,
-        )
+    trained = _Training(
+        description.labels,
+        sequences,
+        ranges_of_training(model.plans, len(sequences)),
+        axes_seen(description, str(model.plans.get("image_reader_writer"))),
+    )
+    found = for_each(partial(_check_case, trained), items, "Check images", processes, name=lambda item: item[0])
+    by_case = {case: one for case, one in zip(cases, found, strict=True) if one}
+    for notice in (_other_axes(by_case, trained), _other_order(by_case, trained)):
+        if notice:
+            warnings.warn(notice, Notice, stacklevel=2)
 
 
-def _check_case(
-    labels: frozenset[int], sequences: Sequence[str], ranges: Ranges, item: tuple[str, list[Path], list[Path]]
-) -> list[str]:
-    """What the channels of a case seem to show."""
+def axes_seen(description: DatasetDescription, reader: str) -> str | None:
+    """The axes that images are turned to before a network sees them; None where they stay as they are.
+
+    reader: the name of nnU-Net's; one that turns images by itself is left to it.
+    """
+    return None if "Reorient" in reader else description.axes
+
+
+class _Training(NamedTuple):
+    """What the images of a model's training data had in common. axes: as of `axes_seen`."""
+
+    labels: frozenset[int]
+    sequences: Sequence[str]
+    ranges: Ranges
+    axes: str | None
+
+
+class _Seen(NamedTuple):
+    """What the images of a case show. order: the sequence of each channel. axes: of each file."""
+
+    order: list[str]
+    axes: list[str]
+
+
+def _other_order(cases: Mapping[str, _Seen], trained: _Training) -> str | None:
+    others = {case: seen.order for case, seen in cases.items() if seen.order != list(trained.sequences)}
+    if not others:
+        return None
+    shown = shorten([f"{case} ({', '.join(order)})" for case, order in others.items()], 3)
+    return (
+        f"the model was trained on channels in the order {', '.join(trained.sequences)}; the images of {len(others)} "
+        f"of {len(cases)} cases look as if theirs were in another: {shown}. Compare them with their names _0000, "
+        "_0001, ... before you trust the predictions"
+    )
+
+
+def _other_axes(cases: Mapping[str, _Seen], trained: _Training) -> str | None:
+    others = {case: dict.fromkeys(seen.axes) for case, seen in cases.items() if set(seen.axes) - {trained.axes}}
+    if not others or trained.axes is None:
+        return None
+    shown = shorten([f"{case} ({', '.join(axes)})" for case, axes in others.items()], 3)
+    return (
+        f"the model was trained on images with the axes {trained.axes}; those of {len(others)} of {len(cases)} cases "
+        f"are turned to them, and what is predicted is turned back: {shown}"
+    )
+
+
+def _check_case(trained: _Training, item: tuple[str, list[Path], list[Path]]) -> _Seen | None:
+    """What the channels of a case seem to show; None of formats such as PNG and TIFF, which only nnU-Net reads."""
     _, images, maps = item
     if not images[0].name.endswith(ENDINGS):
-        return list(sequences)  # formats such as PNG and TIFF are nnU-Net's own readers'
-    arrays = []
+        return None
+    arrays: list[np.ndarray] = []
+    axes: list[str] = []
     grids: dict[Path, Grid] = {}
     for path in images:
-        array, grids[path], _ = read_image(path)
-        if array.ndim > 3:
-            raise UserError(f"{path} has {array.ndim} axes instead of 3; write each volume to a file of its own")
-        arrays.append(array)
+        image = read_image(path)
+        if image.array.ndim > 3:
+            raise UserError(f"{path} has {image.array.ndim} axes instead of 3; write each volume to a file of its own")
+        if image.array.ndim == 3:
+            axes.append(image.grid.axes)
+            image = image.turned(trained.axes) if trained.axes else image
+        arrays.append(image.array)
+        grids[path] = image.grid
     for path in maps:
-        array, grids[path] = read_label_map(path)
-        require_labels(array, labels, path)
+        array, grid = read_label_map(path)
+        require_labels(array, trained.labels, path)
+        grids[path] = grid.turned(trained.axes) if trained.axes and array.ndim == 3 else grid
     first, *others = grids
     for path in others:
         if difference := grids[first].difference(grids[path]):
             raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")
-    return likely_order(arrays, sequences, ranges)
+    return _Seen(likely_order(arrays, trained.sequences, trained.ranges), axes)

@@ -18,8 +18,15 @@ from untrained_models import CPU, save_untrained, small_plans
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
-from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import read_label_map
+from nnunet_brats_ext.storage.errors import Notice, UserError
+from nnunet_brats_ext.storage.images import (
+    read_grid,
+    read_image,
+    read_label_map,
+    read_probabilities,
+    turn,
+    write_image,
+)
 from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 
 FINAL = "checkpoint_final.pth"
@@ -300,8 +307,10 @@ def stretched(image):
     return image
 
 
-def flipped(image):
-    return sitk.Flip(image, (True, False, False))
+def mirrored(image):
+    """Its header says that x runs the other way, from the same origin."""
+    image.SetDirection([-1, 0, 0, 0, 1, 0, 0, 0, 1])
+    return image
 
 
 def cropped(image):
@@ -315,7 +324,7 @@ SPOILED_IMAGES = {
     "NaN": (lambda file: change(file, with_nan), "infinite or no number"),
     "four axes": (lambda file: change(file, lambda image: sitk.JoinSeries([image, image])), "has 4 axes"),
     "other spacing": (lambda file: change(file, stretched), "differ in spacing_mm"),
-    "flipped": (lambda file: change(file, flipped), "differ in direction"),
+    "mirrored": (lambda file: change(file, mirrored), "differ in origin_mm"),
     "other size": (lambda file: change(file, cropped), "differ in size"),
     "missing": (Path.unlink, "needs the channels CASE_0000.nii.gz to CASE_0003.nii.gz of every case; not so"),
     "named otherwise": (
@@ -523,13 +532,13 @@ def test_a_damaged_prediction_is_made_again_and_the_others_are_not(ending, model
 def test_a_label_map_that_a_full_disk_has_cut_is_an_error_and_leaves_nothing(
     models, world, tmp_path, capsys, monkeypatch
 ):
-    export = outputs.export_prediction_from_logits
+    export = outputs.export
 
-    def export_in_part(*arguments) -> None:
-        export(*arguments)
-        cut(Path(f"{arguments[5]}.nii.gz"))
+    def export_in_part(prediction, place: str, *arguments) -> None:
+        export(prediction, place, *arguments)
+        cut(Path(f"{place}.nii.gz"))
 
-    monkeypatch.setattr(outputs, "export_prediction_from_logits", export_in_part)
+    monkeypatch.setattr(outputs, "export", export_in_part)
     assert main(command_for(world, tmp_path, "--save_probabilities")) == 1
     assert "nii.gz could not be written: only a part of it was written" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix != ".json"]
@@ -578,3 +587,86 @@ def test_a_run_of_the_version_before_goes_on(models, world, tmp_path):
         "tile_step_size": 0.5,
         "patch_size": None,
     }
+
+
+# ---- images with other axes ----------------------------------------------------------------------------------------
+
+
+def turn_files(files, axes: str) -> None:
+    for file in files:
+        image = read_image(file).turned(axes)
+        write_image(file, image.array, image.grid)
+
+
+def predicted(images: Path, out: Path, *words: str) -> Path:
+    assert main(["predict", "-i", str(images), "-o", str(out), *words]) == 0
+    return out
+
+
+def assert_same_after_turning(expected: Path, found: Path, axes: str) -> None:
+    """Every label map and every probability is where it was, the header included."""
+    files = sorted(expected.glob("*.nii.gz"))
+    assert [path.name for path in files] == [path.name for path in sorted(found.glob("*.nii.gz"))]
+    for file in files:
+        one, other = read_image(file).turned(axes), read_image(found / file.name)
+        assert one.grid.difference(other.grid, 1e-3) is None
+        np.testing.assert_array_equal(one.array, other.array)
+    for file in expected.glob("*.npz"):
+        probabilities = read_probabilities(found / file.name)
+        np.testing.assert_array_equal(turn(read_probabilities(file), "LPS", axes), probabilities)
+
+
+def sentences(recwarn) -> str:
+    return " ".join(str(one.message) for one in recwarn if one.category is Notice)
+
+
+ONE_EACH = ("-f", "0", "-prev_f", "0", "-chk", "one.pth", "-prev_chk", "one.pth")
+
+
+@pytest.mark.parametrize("axes", ["SAL", "RAS", "PIR"])
+def test_images_with_other_axes_give_the_same_label_maps_turned(axes, models, world, images, tmp_path, recwarn):
+    words = (*SMALL, "-f", "0", "--save_probabilities")
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *words)
+    assert "turned" not in sentences(recwarn)
+    turn_files(images.glob("*.nii.gz"), axes)
+    assert_same_after_turning(expected, predicted(images, tmp_path / "found", *words), axes)
+    assert "with the axes LPS; those of 2 of 2 cases are turned to them, and what is" in sentences(recwarn)
+
+
+def test_the_label_maps_that_a_cascade_refines_lie_on_the_images_too(models, world, images, tmp_path):
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *CASCADE, *ONE_EACH, "--keep-members")
+    turn_files(images.glob("*.nii.gz"), "SAL")
+    found = predicted(images, tmp_path / "found", *CASCADE, *ONE_EACH, "--keep-members")
+    assert_same_after_turning(expected, found, "SAL")
+    first = found / "previous_stage" / "first"
+    assert_same_after_turning(expected / "previous_stage" / "first", first, "SAL")
+    words = (*CASCADE, "-f", "0", "-chk", "one.pth", "-prev_stage_predictions", str(first))
+    assert_same_after_turning(expected, predicted(images, tmp_path / "given", *words), "SAL")
+
+
+@pytest.mark.parametrize("combine", ["vote", "probabilities"])
+def test_votes_and_means_are_turned_back(combine, models, world, images, tmp_path):
+    words = (*SMALL, "--combine", combine, *(["--save_probabilities"] if combine == "probabilities" else []))
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *words)
+    turn_files(images.glob("*.nii.gz"), "RAS")
+    assert_same_after_turning(expected, predicted(images, tmp_path / "found", *words), "RAS")
+
+
+def test_one_sequence_with_other_axes_is_turned_onto_the_others(models, world, images, tmp_path, recwarn):
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *SMALL, "-f", "0")
+    turn_files(images.glob("*_0002.nii.gz"), "SAL")
+    assert_same_after_turning(expected, predicted(images, tmp_path / "found", *SMALL, "-f", "0"), "LPS")
+    assert "(LPS, SAL)" in sentences(recwarn)
+
+
+def test_axes_that_nobody_has_noted_stay_as_they_are(own_models, images, tmp_path, recwarn):
+    for file in own_models.glob("*/dataset.json"):
+        content = json.loads(file.read_text())
+        content.pop("brats_release")
+        file.write_text(json.dumps(content))
+    expected = predicted(images, tmp_path / "expected", *SMALL, "-f", "0")
+    turn_files(images.glob("*.nii.gz"), "SAL")
+    found = predicted(images, tmp_path / "found", *SMALL, "-f", "0")
+    assert "turned" not in sentences(recwarn)
+    assert label_maps(found).keys() == label_maps(expected).keys()
+    assert {read_grid(path).axes for path in found.glob("*.nii.gz")} == {"SAL"}
