@@ -5,7 +5,7 @@ Loads no torch, so that the processes that read them start at once.
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 
 from nnunet_brats_ext.inference.channel_order import Ranges, likely_order, ranges_of_training
 from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm, describe
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS, Grid, read_image, read_label_map, require_labels
@@ -53,9 +54,9 @@ def check_images(
 ) -> None:
     """A UserError that names every file that is damaged or does not lie on the grid of its case's first channel.
 
-    A Notice names the cases whose channels seem to be in another order than in the model's training data, and those
-    whose axes point elsewhere. previous: folders of label maps that a second stage refines, named CASE + ending, of
-    the model's labels.
+    A Notice each names the cases whose channels seem to be in another order than in the model's training data, whose
+    axes point elsewhere, and whose voxels or brains are of quite another size. previous: folders of label maps that a
+    second stage refines, named CASE + ending, of the model's labels.
     """
     description = model.description
     ending, sequences = description.ending, description.sequences
@@ -70,10 +71,11 @@ def check_images(
         sequences,
         ranges_of_training(model.plans, len(sequences)),
         axes_seen(description, str(model.plans.get("image_reader_writer"))),
+        TrainingSizes.of(model.folder, model.plans),
     )
     found = for_each(partial(_check_case, trained), items, "Check images", processes, name=lambda item: item[0])
     by_case = {case: one for case, one in zip(cases, found, strict=True) if one}
-    for notice in (_other_axes(by_case, trained), _other_order(by_case, trained)):
+    for notice in (_other_axes(by_case, trained), *_other_sizes(by_case, trained), _other_order(by_case, trained)):
         if notice:
             warnings.warn(notice, Notice, stacklevel=2)
 
@@ -93,13 +95,19 @@ class _Training(NamedTuple):
     sequences: Sequence[str]
     ranges: Ranges
     axes: str | None
+    sizes: TrainingSizes | None
 
 
 class _Seen(NamedTuple):
-    """What the images of a case show. order: the sequence of each channel. axes: of each file."""
+    """What the images of a case show. order: the sequence of each channel. axes: of each file.
+
+    far_spacing, far_brain: in words, where they are far from the training data's.
+    """
 
     order: list[str]
     axes: list[str]
+    far_spacing: str | None = None
+    far_brain: str | None = None
 
 
 def _other_order(cases: Mapping[str, _Seen], trained: _Training) -> str | None:
@@ -125,6 +133,27 @@ def _other_axes(cases: Mapping[str, _Seen], trained: _Training) -> str | None:
     )
 
 
+def _other_sizes(cases: Mapping[str, _Seen], trained: _Training) -> Iterator[str]:
+    spacings = {case: seen.far_spacing for case, seen in cases.items() if seen.far_spacing}
+    brains = {case: seen.far_brain for case, seen in cases.items() if seen.far_brain and not seen.far_spacing}
+    for others, kind, known, advice in (
+        (spacings, "voxels", "spacing_mm", "bring them to it, as the training data were, or look at the predictions"),
+        (
+            brains,
+            "brains",
+            "brain_mm",
+            "is the skull there, or a part cut off? `nnunet_brats check` looks closer",
+        ),
+    ):
+        if others:
+            shown = shorten([f"{case} ({size})" for case, size in others.items()], 3)
+            size = describe(getattr(trained.sizes, known))
+            yield (
+                f"the model was trained on {kind} of {size}; those of {len(others)} of {len(cases)} cases are of "
+                f"quite another size: {shown}; {advice}"
+            )
+
+
 def _check_case(trained: _Training, item: tuple[str, list[Path], list[Path]]) -> _Seen | None:
     """What the channels of a case seem to show; None of formats such as PNG and TIFF, which only nnU-Net reads."""
     _, images, maps = item
@@ -137,6 +166,8 @@ def _check_case(trained: _Training, item: tuple[str, list[Path], list[Path]]) ->
         image = read_image(path)
         if image.array.ndim > 3:
             raise UserError(f"{path} has {image.array.ndim} axes instead of 3; write each volume to a file of its own")
+        if image.array.ndim < 3 and trained.sizes and not trained.sizes.slices:
+            raise UserError(f"{path} has {image.array.ndim} axes instead of 3; write all slices to one file")
         if image.array.ndim == 3:
             axes.append(image.grid.axes)
             image = image.turned(trained.axes) if trained.axes else image
@@ -150,4 +181,9 @@ def _check_case(trained: _Training, item: tuple[str, list[Path], list[Path]]) ->
     for path in others:
         if difference := grids[first].difference(grids[path]):
             raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")
-    return _Seen(likely_order(arrays, trained.sequences, trained.ranges), axes)
+    seen = _Seen(likely_order(arrays, trained.sequences, trained.ranges), axes)
+    if trained.sizes is None or arrays[0].ndim < 3:
+        return seen
+    spacing_mm = grids[first].spacing_mm[::-1]
+    brain_mm = brain_size_mm(arrays, spacing_mm)
+    return seen._replace(far_spacing=trained.sizes.far_spacing(spacing_mm), far_brain=trained.sizes.far_brain(brain_mm))

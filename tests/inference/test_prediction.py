@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
+from nnunet_brats_ext.inference.case_files import check_images, find_image_files
+from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
+from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.images import (
     read_grid,
@@ -587,6 +591,76 @@ def test_a_run_of_the_version_before_goes_on(models, world, tmp_path):
         "tile_step_size": 0.5,
         "patch_size": None,
     }
+
+
+# ---- images that are unlike those of training ----------------------------------------------------------------------
+
+
+def of_spacing(factor: float):
+    def change_spacing(image):
+        image.SetSpacing([factor * length for length in image.GetSpacing()])
+        return image
+
+    return change_spacing
+
+
+def lower_half(image):
+    array = sitk.GetArrayFromImage(image)
+    array[len(array) // 2 :] = 0
+    half = sitk.GetImageFromArray(array)
+    half.CopyInformation(image)
+    return half
+
+
+UNLIKE = {
+    "twice the spacing": (
+        of_spacing(2),
+        r"voxels of 5.34 x 5.34 x 5.34 mm; those of 1 of 2 cases .*_007 \(10.7 x 10.7 x 10.7 mm\)",
+    ),
+    "a tenth more": (of_spacing(1.1), None),
+    "half": (lower_half, r"brains of .* mm; those of 1 of 2 cases .*_007 \(.* mm\); is the skull there, or a part cut"),
+}
+
+
+@pytest.mark.parametrize("fingerprint", [False, True])
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_images_of_another_size_than_in_training_are_named(kind, fingerprint, own_models, world, images, recwarn):
+    model = folder_of(own_models)
+    if fingerprint:
+        shutil.copy(world.root / "nnUNet_preprocessed" / own_models.name / "dataset_fingerprint.json", model)
+    spoil, sentence = UNLIKE[kind]
+    files = find_image_files(images, TrainedModel(model, (0,)).description)
+    check_images(files, TrainedModel(model, (0,)), processes=1)
+    assert not sentences(recwarn)
+    for file in next(iter(files.values())):
+        change(file, spoil)
+    check_images(files, TrainedModel(model, (0,)), processes=1)
+    said = sentences(recwarn)
+    assert re.search(sentence, said) if sentence else not said, said
+
+
+def test_slices_are_refused_by_a_model_of_volumes(models, world, images, tmp_path, capsys):
+    for file in images.glob("*.nii.gz"):
+        change(file, lambda image: image[:, :, 16])
+    assert main(["predict", "-i", str(images), "-o", str(tmp_path / "out"), "-f", "0", *SMALL]) == 1
+    assert "has 2 axes instead of 3; write all slices to one file" in capsys.readouterr().err
+
+
+REAL = Path(__file__).parents[3] / "shared" / "real_patients" / "BraTS2021_Training_Data"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real patients are not here")
+def test_no_real_patient_is_far_from_the_others():
+    boxes = []
+    for folder in sorted(REAL.iterdir()):
+        arrays = [read_image(folder / f"{folder.name}_{kind}.nii.gz").array for kind in ("t1", "t1ce", "t2", "flair")]
+        boxes.append(brain_size_mm(arrays, (1, 1, 1)))
+    ones = np.ones((2, 3))
+    for number, box in enumerate(boxes):
+        others = np.array(boxes[:number] + boxes[number + 1 :])
+        sizes = TrainingSizes(ones, np.stack([others.min(0), others.max(0)]))
+        assert (sizes.far_brain(box), sizes.far_spacing((1, 1, 1))) == (None, None)
+        assert sizes.far_brain((155, 240, 240)) == "240 x 240 x 155 mm"
 
 
 # ---- images with other axes ----------------------------------------------------------------------------------------
