@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 
 def run_predict(options: PredictOptions) -> None:
-    from nnunet_brats_ext.inference.prediction import plan_prediction
+    from nnunet_brats_ext.inference.prediction import by_sequences, plan_prediction
 
+    if options.by_sequences:
+        for one in by_sequences(options).values():
+            run_predict(one)
+        return
     plan = plan_prediction(options)
     say_where(options)
     if options.precision != "default":

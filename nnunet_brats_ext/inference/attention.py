@@ -1,6 +1,6 @@
 """Where a model looks, as NIfTI and as pictures, checkpoint by checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def find_attention(predictor: MapPredictor) -> AttentionMaps:
     raise UserError(f"the network of {predictor.trainer_name} has nothing to show here; those of {able} have")
 
 
-def select_cases(found: Mapping[str, list[Path]], wanted: Sequence[str], images: Path) -> dict[str, list[Path]]:
+def select_cases(found: CaseFiles, wanted: Sequence[str], images: Path) -> CaseFiles:
     if missing := [case for case in wanted if case not in found]:
         raise UserError(f"--cases {' '.join(missing)}: not in {images}, which holds {shorten(sorted(found))}")
     return {case: files for case, files in found.items() if not wanted or case in wanted}
@@ -111,7 +111,8 @@ def require_reference(folder: Path, cases: CaseFiles, ending: str) -> None:
             f"{folder} lacks the label maps of {shorten(missing)}; "
             "predict these cases there, or leave them out of --cases"
         )
-    for case, (image, *_) in cases.items():
+    for case, images in cases.items():
+        image, *_ = images.values()
         file = folder / f"{case}{ending}"
         if difference := read_grid(image).difference(read_label_map(file)[1]):  # in full: damage is an error now
             raise UserError(f"{image} and {file} differ in {difference}; bring them to one grid")
@@ -119,7 +120,7 @@ def require_reference(folder: Path, cases: CaseFiles, ending: str) -> None:
 
 def require_same_axes(cases: CaseFiles) -> None:
     """Maps lie on the grid of a case's first file, and are drawn over any of them."""
-    if mixed := [case for case, files in cases.items() if len({read_grid(file).axes for file in files}) > 1]:
+    if mixed := [case for case, files in cases.items() if len({read_grid(file).axes for file in files.values()}) > 1]:
         raise UserError(
             f"the sequences of {shorten(mixed)} have their axes in different orders or directions; `nnunet_brats "
             "convert` brings them to one grid"

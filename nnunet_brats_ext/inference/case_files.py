@@ -20,12 +20,17 @@ from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS, Grid, read_image, read_label_map, require_labels
 from nnunet_brats_ext.storage.parallel import for_each
 
-CaseFiles = Mapping[str, Sequence[Path]]
-"""Case name -> its files, channel by channel."""
+CaseFiles = Mapping[str, Mapping[int, Path]]
+"""Case name -> number of a channel -> its file; a channel that the case lacks has none."""
 
 
-def find_image_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
-    """Case name -> its channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... in order, none missing."""
+def find_image_files(
+    folder: Path, description: DatasetDescription, missing: bool = False, sequences: Sequence[str] = ()
+) -> CaseFiles:
+    """The channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... of all cases, in order.
+
+    missing: take cases that lack some of them; without, they are an error. sequences: look at no others than these.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images; name one that exists")
     ending, channels = description.ending, len(description.channel_names)
@@ -43,10 +48,30 @@ def find_image_files(folder: Path, description: DatasetDescription) -> dict[str,
     for path, match in named.items():
         if match:
             cases.setdefault(match[1], {})[int(match[2])] = path
-    if wrong := [case for case, found in cases.items() if sorted(found) != list(range(channels))]:
+    every, wanted = set(range(channels)), [description.channel(name) for name in sequences] or range(channels)
+    if wrong := [
+        case for case, found in cases.items() if found.keys() != every and (not missing or found.keys() - every)
+    ]:
         shown = [f"{case} ({', '.join(f'{number:04d}' for number in sorted(cases[case]))})" for case in wrong]
-        raise UserError(f"{folder}: the model needs the channels {expected} of every case; not so: {shorten(shown)}")
-    return {case: [found[number] for number in range(channels)] for case, found in cases.items()}
+        raise UserError(
+            f"{folder}: the model needs the channels {expected} of every case; not so: {shorten(shown)}. "
+            "`predict --missing` takes cases that lack some"
+        )
+    kept = {
+        case: {number: found[number] for number in sorted(wanted) if number in found} for case, found in cases.items()
+    }
+    if without := [case for case, found in kept.items() if not found]:
+        raise UserError(f"{folder}: {shorten(without)} have none of {', '.join(sequences)}")
+    return kept
+
+
+def missing_sequences(cases: CaseFiles, description: DatasetDescription) -> dict[str, list[str]]:
+    """Case -> the sequences that it lacks, of those that lack some."""
+    sequences = description.sequences
+    lacking = {
+        case: [name for number, name in enumerate(sequences) if number not in files] for case, files in cases.items()
+    }
+    return {case: names for case, names in lacking.items() if names}
 
 
 def check_images(
@@ -65,7 +90,7 @@ def check_images(
         if lacking:
             raise UserError(f"{folder} lacks the previous stage's label maps of {shorten(lacking)}")
     maps = {case: [folder / f"{case}{ending}" for folder in previous] for case in cases}
-    items = [(case, list(files), maps[case]) for case, files in cases.items()]
+    items = [(case, files, maps[case]) for case, files in cases.items()]
     trained = _Training(
         description.labels,
         sequences,
@@ -154,15 +179,15 @@ def _other_sizes(cases: Mapping[str, _Seen], trained: _Training) -> Iterator[str
             )
 
 
-def _check_case(trained: _Training, item: tuple[str, list[Path], list[Path]]) -> _Seen | None:
+def _check_case(trained: _Training, item: tuple[str, Mapping[int, Path], list[Path]]) -> _Seen | None:
     """What the channels of a case seem to show; None of formats such as PNG and TIFF, which only nnU-Net reads."""
     _, images, maps = item
-    if not images[0].name.endswith(ENDINGS):
+    if not all(path.name.endswith(ENDINGS) for path in images.values()):
         return None
     arrays: list[np.ndarray] = []
     axes: list[str] = []
     grids: dict[Path, Grid] = {}
-    for path in images:
+    for path in images.values():
         image = read_image(path)
         if image.array.ndim > 3:
             raise UserError(f"{path} has {image.array.ndim} axes instead of 3; write each volume to a file of its own")
@@ -181,7 +206,9 @@ def _check_case(trained: _Training, item: tuple[str, list[Path], list[Path]]) ->
     for path in others:
         if difference := grids[first].difference(grids[path]):
             raise UserError(f"{first} and {path} differ in {difference}; bring them to one grid")
-    seen = _Seen(likely_order(arrays, trained.sequences, trained.ranges), axes)
+    sequences = list(trained.sequences)
+    complete = len(arrays) == len(sequences)
+    seen = _Seen(likely_order(arrays, sequences, trained.ranges) if complete else sequences, axes)
     if trained.sizes is None or arrays[0].ndim < 3:
         return seen
     spacing_mm = grids[first].spacing_mm[::-1]

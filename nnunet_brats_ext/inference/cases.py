@@ -70,16 +70,16 @@ class ImageCases:
 
     def read(self, models: Sequence[ModelDescription], names: Sequence[str], ahead: Workers) -> Iterator[Case]:
         different = {preprocessing(model): model for model in models}
-        items = ((name, [str(file) for file in self.files[name]]) for name in names)
+        items = ((name, self.files[name]) for name in names)
         yield from ahead.map(partial(_preprocess, different), items)
 
 
 @dataclass(frozen=True)
 class ImageCase:
-    """A case as image files. preprocessed: for each way of preprocessing."""
+    """A case as image files, by channel. preprocessed: for each way of preprocessing."""
 
     name: str
-    files: Sequence[str]
+    files: Mapping[int, Path]
     preprocessed: dict[str, Preprocessed] = field(repr=False)
 
     def seen_by(
@@ -122,7 +122,7 @@ def preprocessing(model: ModelDescription) -> str:
     return to_json({"configuration": configuration, "plans": plans, "channels": model.description.channel_names})
 
 
-def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, list[str]]) -> ImageCase:
+def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, Mapping[int, Path]]) -> ImageCase:
     """Read the files of a case once, and preprocess them as each of the models needs."""
     name, files = item
     # A second reading, after `check_images`: nnU-Net's own reader takes files, and checks neither bytes nor grids.
@@ -136,11 +136,21 @@ def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, list[st
     return ImageCase(name, files, preprocessed)
 
 
-def read_images(files: Sequence[str], model: ModelDescription) -> tuple[np.ndarray, dict[str, Any]]:
+def read_images(files: Mapping[int, Path], model: ModelDescription) -> tuple[np.ndarray, dict[str, Any]]:
     """Images (c, z, y, x) in fp32 by nnU-Net's reader, and its properties, in the axes of the model's training data.
 
+    files: by channel; those that the case lacks are zeros, which they stay in nnU-Net's normalisation of MR images.
     Where a file has other axes, it is turned, and the properties note those of the first file and what they became.
     """
+    images, properties = _read_turned([str(file) for file in files.values()], model)
+    if len(files) == (channels := len(model.description.channel_names)):
+        return images, properties
+    every = np.zeros((channels, *images.shape[1:]), images.dtype)
+    every[list(files)] = images
+    return every, properties
+
+
+def _read_turned(files: Sequence[str], model: ModelDescription) -> tuple[np.ndarray, dict[str, Any]]:
     reader = model.plans.image_reader_writer_class()
     axes = axes_seen(model.description, type(reader).__name__)
     if axes is None or not all(file.endswith(ENDINGS) for file in files):

@@ -17,11 +17,14 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.evaluation import evaluate_folders
 from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
 from nnunet_brats_ext.inference.case_files import check_images, find_image_files
+from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
 from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
+from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.images import (
     read_grid,
@@ -632,7 +635,7 @@ def test_images_of_another_size_than_in_training_are_named(kind, fingerprint, ow
     files = find_image_files(images, TrainedModel(model, (0,)).description)
     check_images(files, TrainedModel(model, (0,)), processes=1)
     assert not sentences(recwarn)
-    for file in next(iter(files.values())):
+    for file in next(iter(files.values())).values():
         change(file, spoil)
     check_images(files, TrainedModel(model, (0,)), processes=1)
     said = sentences(recwarn)
@@ -744,3 +747,113 @@ def test_axes_that_nobody_has_noted_stay_as_they_are(own_models, images, tmp_pat
     assert "turned" not in sentences(recwarn)
     assert label_maps(found).keys() == label_maps(expected).keys()
     assert {read_grid(path).axes for path in found.glob("*.nii.gz")} == {"SAL"}
+
+
+# ---- patients who lack sequences -----------------------------------------------------------------------------------
+
+
+def settings_in(folder: Path) -> dict:
+    return json.loads((folder / "predict.json").read_text())
+
+
+def test_an_absent_sequence_is_as_zeros_and_noted(models, world, images, tmp_path, recwarn):
+    first = min(images.glob("*_0002.nii.gz"))
+    zeros = shutil.copytree(images, tmp_path / "zeros")
+    change(zeros / first.name, lambda image: image * 0)
+    first.unlink()
+    expected = predicted(zeros, tmp_path / "expected", *SMALL, "-f", "0")
+    found = predicted(images, tmp_path / "found", *SMALL, "-f", "0", "--missing")
+    assert_same_after_turning(expected, found, "LPS")
+    case = first.name.removesuffix("_0002.nii.gz")
+    assert settings_in(found)["missing"] == {case: ["T2"]}
+    assert "missing" not in settings_in(expected)
+    assert "BraTSBaselineTrainer was not trained without sequences" in sentences(recwarn)
+
+
+def test_an_absent_sequence_stays_zero_in_nnunets_normalisation_also_in_a_cascade(models, world, images, tmp_path):
+    for file in images.glob("*_0000.nii.gz"):
+        file.unlink()
+    predictor = BraTSPredictor(device=CPU)
+    predictor.load(TrainedModel(folder_of(models), (0,)))
+    files = find_image_files(images, predictor.description.description, missing=True)
+    case, _ = ImageCases(files).read([predictor.description], list(files), Workers(0))
+    data, _ = case.seen_by(predictor.description)
+    assert [bool(channel.any()) for channel in data] == [False, True, True, True]
+    predicted(images, tmp_path / "out", *CASCADE, *ONE_EACH, "--missing")
+    assert len(label_maps(tmp_path / "out")) == 2
+
+
+def test_sequences_that_are_not_asked_for_are_as_absent(models, images, tmp_path):
+    found = predicted(images, tmp_path / "found", *SMALL, "-f", "0", "--sequences", "T1ce", "FLAIR")
+    for channel in (0, 2):
+        for file in images.glob(f"*_000{channel}.nii.gz"):
+            file.unlink()
+    expected = predicted(images, tmp_path / "expected", *SMALL, "-f", "0", "--missing")
+    assert_same_after_turning(expected, found, "LPS")
+    assert settings_in(found)["missing"] == settings_in(expected)["missing"]
+
+
+def test_a_trainer_with_sequence_dropout_gets_no_notice(world, images, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    plans = small_plans(world, "SmallPlans", {"small": {}})
+    name = "BraTSBaselineSequenceDropoutTrainer"
+    save_untrained(world, plans, "small", name)
+    min(images.glob("*_0001.nii.gz")).unlink()
+    predicted(images, tmp_path / "out", "-tr", name, "-c", "small", *NAMES, *RUN, "--missing")
+    assert "was not trained without" not in sentences(recwarn)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--sequences", "PET"), "no channel shows PET"),
+        (("--by-sequences", "--sequences", "T1"), "leave out --sequences"),
+        (("--sequences", "T1", "--rules", "zhou2020-kmeans"), "looks at all sequences"),
+    ],
+)
+def test_sequences_that_cannot_be_are_refused(words, sentence, models, world, tmp_path, capsys):
+    assert main(command_for(world, tmp_path, *words)) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_set_of_sequences_is_predicted_into_a_folder_of_its_own_and_scored_in_one_table(
+    models, world, tmp_path, capsys
+):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    case = min((world.raw / "labelsTr").glob("*.nii.gz")).name.removesuffix(".nii.gz")
+    for folder, source in ((images, "imagesTr"), (labels, "labelsTr")):
+        folder.mkdir()
+        for file in (world.raw / source).glob(f"{case}*"):
+            shutil.copy(file, folder)
+    out = predicted(images, tmp_path / "out", *SMALL, "-f", "0", "--by-sequences")
+    folders = {path.name: path for path in out.iterdir()}
+    assert len(folders) == 15
+    assert {"T1+T1ce+T2+FLAIR", "T1ce+FLAIR", "T2"} < folders.keys()
+    assert settings_in(folders["T1ce+FLAIR"])["missing"] == {case: ["T1", "T2"]}
+    assert "missing" not in settings_in(folders["T1+T1ce+T2+FLAIR"])
+    capsys.readouterr()
+    results = tmp_path / "results.json"
+    command = [
+        "evaluate",
+        str(labels),
+        str(out),
+        "--by-sequences",
+        "-o",
+        str(results),
+        "-np",
+        "1",
+        "--labels",
+        "trained",
+    ]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert all(name.replace("+", " + ") in shown for name in folders)
+    scores = json.loads(results.read_text())
+    assert next(iter(scores)) == "T1+T1ce+T2+FLAIR"
+    alone = evaluate_folders(labels, folders["T1ce+FLAIR"], labels="trained")
+    assert scores["T1ce+FLAIR"]["cases"] == json.loads(json.dumps(alone["cases"]))
+    assert results.with_name("results_summary.csv").read_text().startswith("sequences,region,metric,mean")
+    shutil.rmtree(folders["T2"])
+    assert main(command) == 1
+    assert "lacks T2" in capsys.readouterr().err
