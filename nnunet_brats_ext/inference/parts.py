@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,9 @@ def _warn_of_missing(parts: Sequence[Part]) -> None:
     if not missing_in(parts):
         return
     names = dict.fromkeys(member.model.names[0] for part in parts for member in part.system.members)
-    if untrained := [name for name in names if not issubclass(find_class(name), SequenceDropout)]:
+    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+        untrained = [name for name in names if not issubclass(find_class(name), SequenceDropout)]
+    if untrained:
         warnings.warn(
             f"{', '.join(untrained)} was not trained without sequences, and may be far off for cases that lack some. "
             "BraTSBaselineSequenceDropoutTrainer was, and any trainer with the mixin SequenceDropout",

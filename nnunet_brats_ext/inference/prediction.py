@@ -18,7 +18,7 @@ from nnunet_brats_ext.inference.stage_maps import plan_next_stage
 from nnunet_brats_ext.inference.systems import Member, Passes, System
 from nnunet_brats_ext.inference.work import Outcome, RulesStep, Step, WorkPlan
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, collect_rules
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, each_notice_once
 from nnunet_brats_ext.storage.nnunet import require_folder
 from nnunet_brats_ext.storage.options import shown_name
 
@@ -41,7 +41,8 @@ def predict(
     named: dict[str, Any] = {"images": images, "out": out, "model": model, **options}
     asked = PredictOptions(**named)
     if asked.by_sequences:
-        return {name: _folder_of(one) for name, one in by_sequences(asked).items()}
+        with each_notice_once():
+            return {name: _folder_of(one) for name, one in by_sequences(asked).items()}
     outcome = plan_prediction(asked).run()
     return outcome.label_maps or {folder.name: folder for folder in outcome.maps}
 
