@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nnunet_brats_ext.inference.options import AttentionOptions, ModelOptions, PredictOptions
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, each_notice_once
 
 if TYPE_CHECKING:
     from nnunet_brats_ext.inference.profiling import Profile
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 
 def run_predict(options: PredictOptions) -> None:
-    from nnunet_brats_ext.inference.prediction import plan_prediction
+    from nnunet_brats_ext.inference.prediction import by_sequences, plan_prediction
 
+    if options.by_sequences:
+        with each_notice_once():
+            for one in by_sequences(options).values():
+                run_predict(one)
+        return
     plan = plan_prediction(options)
     say_where(options)
     if options.precision != "default":

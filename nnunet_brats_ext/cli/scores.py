@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_brats_ext.evaluation.by_sequences import JOINED, evaluate_by_sequences, save_by_sequences
 from nnunet_brats_ext.evaluation.evaluate import EvaluateOptions, evaluate_folders
 from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
 from nnunet_brats_ext.evaluation.ranking import Ranking, RankOptions, rank_results, save_ranking
@@ -28,9 +29,30 @@ SHORT_METRICS = {"lesionwise_dice": "LW dice", "lesionwise_hd95": "LW hd95"}  # 
 def evaluate(options: EvaluateOptions) -> None:
     given = dict(vars(options))
     out = given.pop("out")
+    if given.pop("by_sequences"):
+        by_set = evaluate_by_sequences(given.pop("reference"), given.pop("prediction"), **given)
+        print_by_sequences(by_set)
+        print("written:", *save_by_sequences(by_set, out))
+        return
     results = evaluate_folders(**given)
     print_results(results)
     print("written:", *save_results(results, out))
+
+
+def print_by_sequences(results: Mapping[str, Results], console: Console | None = None) -> None:
+    """A row per set of sequences: the mean Dice of each region, lesion-wise where the challenge scores so."""
+    first = next(iter(results.values()))
+    metric = next(iter(next(iter(first["summary"].values()))))
+    table = Table("sequences", box=SIMPLE_HEAD, pad_edge=False)
+    for region in first["summary"]:
+        table.add_column(region, justify="right", no_wrap=True)
+    for name, one in results.items():
+        means = [metrics[metric]["mean"] for metrics in one["summary"].values()]
+        table.add_row(name.replace(JOINED, " + "), *("-" if mean is None else f"{mean:.3f}" for mean in means))
+    console = console or Console()
+    title = SHORT_METRICS.get(metric, metric)
+    console.print(f"[bold]{first['preset']}[/bold] ({first['cohort']}), {len(first['cases'])} cases: mean {title}")
+    console.print(table)
 
 
 def print_results(results: Results, console: Console | None = None) -> None:

@@ -26,7 +26,9 @@ class CheckOptions(Options):
     sources: tuple[Path, ...] = argument(
         "folders of patients: releases or own folders, as of convert", metavar="SOURCE"
     )
-    out: Path | None = option("-o", metavar="FOLDER", default=None, help="write a picture of each patient here")
+    out: Path | None = option(
+        "-o", writes="folder", metavar="FOLDER", default=None, help="write a picture of each patient here"
+    )
     release: str | None = option(metavar="NAME", default=None, help="which release it is, where names leave it open")
     layout: Path | None = option(metavar="FILE", default=None, help="the layout of own folders")
     any_name: bool = option(default=False, help="cases have any names; with --release or --layout")

@@ -282,9 +282,9 @@ def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: 
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
         missing = {case.name: case.missing for case in cases if case.missing}
-        write_json(
-            growing / "dataset.json", dataset_json(inspected.facts, target.name, training, options.normalises, missing)
-        )
+        axes = {found.grid.axes for found in good if found.grid}
+        description = dataset_json(inspected.facts, target.name, training, options.normalises, missing, axes)
+        write_json(growing / "dataset.json", description)
         write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:
             write_json(growing / SPLITS, splits)

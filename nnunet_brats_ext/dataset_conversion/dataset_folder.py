@@ -1,14 +1,15 @@
 """The folder of a data set in nnUNet_raw: its descriptions, whether it is finished, how it is replaced."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.layouts import Layout
 from nnunet_brats_ext.dataset_conversion.sources import DatasetFacts
-from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
+from nnunet_brats_ext.storage.datasets import AXES_KEY, NO_NORMALISATION, SEVERAL_AXES, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import LPS
 from nnunet_brats_ext.storage.json_files import check_schema, read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST
 from nnunet_brats_ext.storage.output import publish
@@ -122,11 +123,12 @@ def dataset_json(
     training_cases: int,
     normalise: bool,
     missing: Mapping[str, list[str]] | None = None,
+    axes: Collection[str] = (LPS,),
 ) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
     nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.
-    missing: case -> the sequences that it lacks, which are zeros.
+    missing: case -> the sequences that it lacks, which are zeros. axes: that images have.
     """
     scheme = layout.numbering
     nested = any(len(labels) > 1 for labels in scheme.regions.values())
@@ -143,6 +145,7 @@ def dataset_json(
         "brats_release": layout.name,
         "brats_sequences": list(layout.sequences),
         **({MISSING_KEY: missing} if missing else {}),
+        **({} if set(axes) == {LPS} else {AXES_KEY: next(iter(axes)) if len(set(axes)) == 1 else SEVERAL_AXES}),
         "brats_label_names": {str(label): name for label, name in scheme.names.items()},
     }
 

@@ -17,7 +17,7 @@ PREPROCESSING = "register, resample and extract the brain with brainles-preproce
 AGAIN = "convert it from the DICOM files again, with dcm2niix"
 
 MOST_SPACING_OFF_1MM = 0.05
-MOST_HEAD_ML = 2000  # brains of the four: 1,293 to 1,617 ml; with 14 mm of scalp around them: 2,500 and more
+MOST_HEAD_ML = 2000  # brains of the four: 1,293 to 1,617 ml; with 14 mm of scalp: 2,156 to 2,719
 LEAST_HEAD_ML = 300
 MOST_SHARE_AT_MAXIMUM = 0.005  # of the brain; the four: below 0.00001
 LEAST_ENHANCEMENT_SKEWNESS = 0.0  # of T1ce - T1; the four: 4.2 to 4.9, swapped: the same below zero

@@ -35,7 +35,9 @@ class LayoutOptions(Options):
     """Options of `layout`."""
 
     source: Path = argument("an own folder of images", metavar="SOURCE")
-    out: Path | None = option("-o", metavar="FILE", default=None, help="write the layout here (default: only show it)")
+    out: Path | None = option(
+        "-o", writes="file", metavar="FILE", default=None, help="write the layout here (default: only show it)"
+    )
     layout: Path | None = option(metavar="FILE", default=None, help="show what this layout makes of the folder instead")
     scheme: str | None = scheme_option("how the label maps are numbered, where their values do not decide it")
     overwrite: bool = option(default=False, help="replace the FILE of -o")

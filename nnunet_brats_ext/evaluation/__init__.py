@@ -12,6 +12,7 @@ Arrays are (z, y, x), spacings in mm in the same order. `preset_names()` lists t
 look into or to change, which stands for its name everywhere.
 """
 
+from nnunet_brats_ext.evaluation.by_sequences import evaluate_by_sequences
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.metrics import dice, hd95, nsd, sensitivity, specificity
 from nnunet_brats_ext.evaluation.presets import Preset, find_preset, preset_names
@@ -20,6 +21,7 @@ from nnunet_brats_ext.evaluation.scoring import evaluate_case, lesionwise
 __all__ = [
     "Preset",
     "dice",
+    "evaluate_by_sequences",
     "evaluate_case",
     "evaluate_folders",
     "find_preset",

@@ -36,6 +36,10 @@ class EvaluateOptions(Options):
         "references and predictions differ; default: what their dataset.json says",
     )
     partial: bool = option(default=False, help="score only the cases that both folders hold")
+    by_sequences: bool = option(
+        default=False,
+        help="PREDICTION is what `predict --by-sequences` wrote: score every set of sequences, in one table",
+    )
     out: Path = option(
         "-o",
         writes="file",

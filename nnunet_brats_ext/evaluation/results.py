@@ -99,7 +99,7 @@ def save_results(results: Results, path: Path | str) -> list[Path]:
     files = {
         path: to_json(results),
         path.with_suffix(".csv"): to_csv(_case_rows(results)),
-        path.with_name(f"{path.stem}_summary.csv"): to_csv(_summary_rows(results)),
+        path.with_name(f"{path.stem}_summary.csv"): to_csv(summary_rows(results)),
     }
     write_texts(files)
     return list(files)
@@ -115,7 +115,8 @@ def _case_rows(results: Results) -> Iterable[Sequence[Any]]:
             yield (case, region, empty, *(scores[metric] for metric in metrics))
 
 
-def _summary_rows(results: Results) -> Iterable[Sequence[Any]]:
+def summary_rows(results: Results) -> Iterable[Sequence[Any]]:
+    """The names of the columns, then a row per region and metric."""
     yield ("region", "metric", "mean", "std", "median", "q1", "q3", "n")
     for region, metrics in results["summary"].items():
         for metric, statistics in metrics.items():

@@ -1,6 +1,6 @@
 """Where a model looks, as NIfTI and as pictures, checkpoint by checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     files = select_cases(find_image_files(options.images, description), options.cases, options.images)
     require_previous(model, options.previous, options.images)
     check_images(files, model, [options.previous] if options.previous else [], processes=1)
+    require_same_axes(files)
     if options.reference:
         require_reference(options.reference, files, description.ending)
     require_image_axes(predictor)
@@ -66,7 +67,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
             shown = ShownCase(name, sequence, files[name][channel], reference, properties)
             # What other checkpoints have left there stays.
             others = [path.name.removesuffix(".nii.gz") for path in (options.out / name).glob("*.nii.gz")]
-            with staged(options.out / name, others) as folder:
+            with staged(options.out / name, others, overwrite=True) as folder:
                 attention.show(shown, maps_of_checkpoints(data, properties), predictor, folder, options.slices)
     return {name: options.out / name for name in files}
 
@@ -82,7 +83,7 @@ def find_attention(predictor: MapPredictor) -> AttentionMaps:
     raise UserError(f"the network of {predictor.trainer_name} has nothing to show here; those of {able} have")
 
 
-def select_cases(found: Mapping[str, list[Path]], wanted: Sequence[str], images: Path) -> dict[str, list[Path]]:
+def select_cases(found: CaseFiles, wanted: Sequence[str], images: Path) -> CaseFiles:
     if missing := [case for case in wanted if case not in found]:
         raise UserError(f"--cases {' '.join(missing)}: not in {images}, which holds {shorten(sorted(found))}")
     return {case: files for case, files in found.items() if not wanted or case in wanted}
@@ -110,10 +111,20 @@ def require_reference(folder: Path, cases: CaseFiles, ending: str) -> None:
             f"{folder} lacks the label maps of {shorten(missing)}; "
             "predict these cases there, or leave them out of --cases"
         )
-    for case, (image, *_) in cases.items():
+    for case, images in cases.items():
+        image, *_ = images.values()
         file = folder / f"{case}{ending}"
         if difference := read_grid(image).difference(read_label_map(file)[1]):  # in full: damage is an error now
             raise UserError(f"{image} and {file} differ in {difference}; bring them to one grid")
+
+
+def require_same_axes(cases: CaseFiles) -> None:
+    """Maps lie on the grid of a case's first file, and are drawn over any of them."""
+    if mixed := [case for case, files in cases.items() if len({read_grid(file).axes for file in files.values()}) > 1]:
+        raise UserError(
+            f"the sequences of {shorten(mixed)} have their axes in different orders or directions; `nnunet_brats "
+            "convert` brings them to one grid"
+        )
 
 
 def require_image_axes(predictor: MapPredictor) -> None:

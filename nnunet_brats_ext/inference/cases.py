@@ -1,6 +1,7 @@
 """Cases for a prediction: image files that are preprocessed on the way, or what nnU-Net has preprocessed for training.
 
-A case is read and preprocessed once, whatever number of members sees it.
+A case is read and preprocessed once, whatever number of members sees it. Images whose axes are not those of the
+training data are turned to them; what comes of a case is turned back by `in_file_axes`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
-from nnunet_brats_ext.inference.case_files import CaseFiles
-from nnunet_brats_ext.inference.logits import ModelDescription
+from nnunet_brats_ext.inference.case_files import CaseFiles, axes_seen
+from nnunet_brats_ext.inference.logits import TURNED, ModelDescription
 from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.images import ENDINGS, read_grid, read_image, turn
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.nnunet import PREPROCESSING_KEYS
 
@@ -68,16 +70,16 @@ class ImageCases:
 
     def read(self, models: Sequence[ModelDescription], names: Sequence[str], ahead: Workers) -> Iterator[Case]:
         different = {preprocessing(model): model for model in models}
-        items = ((name, [str(file) for file in self.files[name]]) for name in names)
+        items = ((name, self.files[name]) for name in names)
         yield from ahead.map(partial(_preprocess, different), items)
 
 
 @dataclass(frozen=True)
 class ImageCase:
-    """A case as image files. preprocessed: for each way of preprocessing."""
+    """A case as image files, by channel. preprocessed: for each way of preprocessing."""
 
     name: str
-    files: Sequence[str]
+    files: Mapping[int, Path]
     preprocessed: dict[str, Preprocessed] = field(repr=False)
 
     def seen_by(
@@ -87,6 +89,8 @@ class ImageCase:
         images, brain, properties = self.preprocessed.pop(key) if last else self.preprocessed[key]
         if previous is None:
             return torch.from_numpy(images), properties
+        if TURNED in properties:
+            previous = turn(previous, *properties[TURNED])
         forward = model.plans.transpose_forward
         box = tuple(slice(*side) for side in properties["bbox_used_for_cropping"])
         labels = previous.transpose(forward)[box]
@@ -98,7 +102,7 @@ class ImageCase:
 
     def _with_labels(self, model: ModelDescription, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels by nnU-Net's whole preprocessing of both."""
-        images, properties = model.plans.image_reader_writer_class().read_images(self.files)
+        images, properties = read_images(self.files, model)
         preprocessor = model.configuration.preprocessor_class(verbose=False)
         images, labels, _ = preprocessor.run_case_npy(
             images, labels[None].astype(np.float32), properties, *_arguments(model)
@@ -118,18 +122,47 @@ def preprocessing(model: ModelDescription) -> str:
     return to_json({"configuration": configuration, "plans": plans, "channels": model.description.channel_names})
 
 
-def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, list[str]]) -> ImageCase:
+def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, Mapping[int, Path]]) -> ImageCase:
     """Read the files of a case once, and preprocess them as each of the models needs."""
     name, files = item
     # A second reading, after `check_images`: nnU-Net's own reader takes files, and checks neither bytes nor grids.
     preprocessed: dict[str, Preprocessed] = {}
-    image, properties = next(iter(models.values())).plans.image_reader_writer_class().read_images(files)
+    image, properties = read_images(files, next(iter(models.values())))
     for key, model in models.items():
         preprocessor = model.configuration.preprocessor_class(verbose=False)
         seen, brain, own = preprocessor.run_case_npy(image, None, dict(properties), *_arguments(model))
         # Arrays, because torch sends tensors to other processes through /dev/shm, which is small in containers.
         preprocessed[key] = seen.astype(np.float32, copy=False), brain[0], own
     return ImageCase(name, files, preprocessed)
+
+
+def read_images(files: Mapping[int, Path], model: ModelDescription) -> tuple[np.ndarray, dict[str, Any]]:
+    """Images (c, z, y, x) in fp32 by nnU-Net's reader, and its properties, in the axes of the model's training data.
+
+    files: by channel; those that the case lacks are zeros, which they stay in nnU-Net's normalisation of MR images.
+    Where a file has other axes, it is turned, and the properties note those of the first file and what they became.
+    """
+    images, properties = _read_turned([str(file) for file in files.values()], model)
+    if len(files) == (channels := len(model.description.channel_names)):
+        return images, properties
+    every = np.zeros((channels, *images.shape[1:]), images.dtype)
+    every[list(files)] = images
+    return every, properties
+
+
+def _read_turned(files: Sequence[str], model: ModelDescription) -> tuple[np.ndarray, dict[str, Any]]:
+    reader = model.plans.image_reader_writer_class()
+    axes = axes_seen(model.description, type(reader).__name__)
+    if axes is None or not all(file.endswith(ENDINGS) for file in files):
+        return reader.read_images(files)
+    grids = [read_grid(Path(file)) for file in files]
+    if any(len(grid.size) != 3 for grid in grids) or all(grid.axes == axes for grid in grids):
+        return reader.read_images(files)
+    images = [read_image(Path(file)).turned(axes).array for file in files]
+    _, properties = reader.read_images(files[:1])
+    properties["spacing"] = list(grids[0].turned(axes).spacing_mm[::-1])
+    properties[TURNED] = grids[0].axes, axes
+    return np.stack(images).astype(np.float32), properties
 
 
 def _arguments(model: ModelDescription) -> tuple:

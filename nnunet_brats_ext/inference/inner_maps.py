@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_brats_ext.brats import BACKGROUND
 from nnunet_brats_ext.inference.choices import NONE, SLIDING, find_tiling
-from nnunet_brats_ext.inference.logits import resample
+from nnunet_brats_ext.inference.logits import in_file_axes, resample
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 
@@ -116,7 +116,8 @@ class MapPredictor(BraTSPredictor):
         whole = np.zeros((len(maps), *properties["shape_before_cropping"]), np.float32)
         box = (slice(None), *(slice(*side) for side in properties["bbox_used_for_cropping"]))
         whole[box] = resampled
-        return whole.transpose(0, *(axis + 1 for axis in self.plans_manager.transpose_backward))
+        whole = whole.transpose(0, *(axis + 1 for axis in self.plans_manager.transpose_backward))
+        return in_file_axes(whole, properties)
 
     def segment(self, logits: np.ndarray) -> np.ndarray:
         """The label map of logits (num_classes, z, y, x), as nnU-Net paints it."""

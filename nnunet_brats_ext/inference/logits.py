@@ -13,6 +13,10 @@ from torch import Tensor
 
 from nnunet_brats_ext.brats import Head
 from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.images import turn
+
+TURNED = "turned"
+"""Of the properties of a case whose image files have other axes than the training data: theirs, and the latter."""
 
 Box = tuple[slice, ...]
 """A part of a volume (z, y, x)."""
@@ -51,7 +55,7 @@ class Logits:
 
     @cached_property
     def in_box(self) -> np.ndarray:
-        """(k, z, y, x) in the voxels and axes of the image files, within the box that nnU-Net crops images to."""
+        """(k, z, y, x) in the voxels of the image files, within the box that nnU-Net crops images to."""
         resampled = resample(self.values, self.properties, self.model)
         return resampled.transpose(0, *(axis + 1 for axis in self.model.plans.transpose_backward))
 
@@ -100,7 +104,7 @@ def resample(values: np.ndarray, properties: dict[str, Any], model: ModelDescrip
 class Segmentation:
     """A label map, and probabilities where they are wanted, within the box that nnU-Net crops images to.
 
-    labels: (z, y, x) and probabilities: (k, z, y, x) in the voxels and axes of the image files. properties and model:
+    labels: (z, y, x) and probabilities: (k, z, y, x) in the voxels of the image files. properties and model:
     of any of the members that it was made of.
     """
 
@@ -127,4 +131,9 @@ class Segmentation:
         shape, box = self.properties["shape_before_cropping"], self.properties["bbox_used_for_cropping"]
         whole = np.full([shape[axis] for axis in backward], outside, part.dtype)
         whole[tuple(slice(*box[axis]) for axis in backward)] = part
-        return whole
+        return in_file_axes(whole, self.properties)
+
+
+def in_file_axes(array: np.ndarray, properties: dict[str, Any]) -> np.ndarray:
+    """(..., z, y, x) in the axes of the training data, as `read_images` gives them, in those of the image files."""
+    return turn(array, *reversed(properties[TURNED])) if TURNED in properties else array

@@ -62,6 +62,17 @@ class PredictOptions(ModelOptions):
         choices=COMBINATIONS,
         help="folds and checkpoints: mean of their logits, as nnU-Net, of their probabilities, or a vote",
     )
+    missing: bool = option(
+        default=False, help="take cases that lack sequences, whose files CASE_0002.nii.gz and so on are absent"
+    )
+    sequences: tuple[str, ...] = option(
+        default=(), metavar="SEQUENCE", help="look at these sequences only, as if cases lacked the others"
+    )
+    by_sequences: bool = option(
+        default=False,
+        help="predict with every set of the sequences, such as T1+FLAIR, into a folder of that name in -o; "
+        "`evaluate --by-sequences` makes one table of them",
+    )
     tiling: str = option(
         default=FROM_TRAINER,
         choices=lambda: [FROM_TRAINER, *tiling_names()],

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
+from nnunetv2.inference.export_prediction import (
+    convert_predicted_logits_to_segmentation_with_correct_shape,
+    resample_and_save,
+)
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
 
-from nnunet_brats_ext.inference.logits import Logits, Segmentation
+from nnunet_brats_ext.inference.logits import Logits, Segmentation, in_file_axes
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_label_map
@@ -83,18 +86,22 @@ class PredictionTarget:
 
 
 def export(prediction: Logits | Segmentation, place: str, ending: str, probabilities: bool) -> None:
-    """Write a prediction as nnU-Net does. place: the path without its ending."""
-    plans, configuration, dataset_json = prediction.model
+    """Write a prediction as nnU-Net does, in the axes of the image files. place: the path without its ending."""
+    plans, configuration, _ = prediction.model
     properties = prediction.properties
     if isinstance(prediction, Logits):
-        export_prediction_from_logits(
-            prediction.values, properties, configuration, plans, dataset_json, place, probabilities
+        converted = convert_predicted_logits_to_segmentation_with_correct_shape(
+            prediction.values, plans, configuration, prediction.model.label_manager, properties, probabilities
         )
-        return
-    if probabilities and (whole := prediction.whole_probabilities) is not None:
+        labels, whole = converted if probabilities else (converted, None)
+        labels = in_file_axes(labels, properties)
+        whole = None if whole is None else in_file_axes(whole, properties)
+    else:
+        labels, whole = prediction.whole_labels, prediction.whole_probabilities if probabilities else None
+    if whole is not None:
         np.savez_compressed(f"{place}.npz", probabilities=whole)
         Path(f"{place}.pkl").write_bytes(pickle.dumps(properties))
-    plans.image_reader_writer_class().write_seg(prediction.whole_labels, place + ending, properties)
+    plans.image_reader_writer_class().write_seg(labels, place + ending, properties)
 
 
 def is_whole(file: Path) -> bool:

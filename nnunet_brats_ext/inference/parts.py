@@ -1,18 +1,27 @@
 """The parts of a prediction, such as the folds of a cross-validation, and the steps of work that they come to."""
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
-from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find_class
+
+from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files, missing_sequences
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import Fold, TrainedModel
 from nnunet_brats_ext.inference.networks import Machine, Networks
+from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import MEMBERS, PREVIOUS_STAGE, PredictionTarget
 from nnunet_brats_ext.inference.systems import Member, System
 from nnunet_brats_ext.inference.work import PredictionStep
-from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.nnunet import SPLITS, find_splits
+from nnunet_brats_ext.training.sequence_dropout import SequenceDropout
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,20 @@ class Part:
         return "Predict" if self.fold is None else f"Fold {self.fold}: Predict"
 
 
-def files_by_fold(model: TrainedModel, folds: Sequence[Fold], images: Path) -> Iterator[tuple[int, CaseFiles]]:
+def files_asked_for(options: PredictOptions, images: Path, description: DatasetDescription) -> CaseFiles:
+    """The images of a folder, or what is left of them with `--sequences`."""
+    return find_image_files(images, description, options.missing, options.sequences)
+
+
+def files_by_fold(
+    options: PredictOptions, model: TrainedModel, folds: Sequence[Fold], images: Path
+) -> Iterator[tuple[int, CaseFiles]]:
     """For each of these folds the images of the cases that a model of it was validated on."""
     found = find_splits(model.dataset, images.parent)
     if found is None:
         raise UserError(f"{SPLITS} of {model.dataset} is missing; nnUNetv2_train or `nnunet_brats convert` makes it")
     place, splits = found
-    files = find_image_files(images, model.description)
+    files = files_asked_for(options, images, model.description)
     for fold in folds:
         if not isinstance(fold, int) or fold >= len(splits):
             raise UserError(f"-f {fold}: only folds 0 to {len(splits) - 1} of {place} have cases of their own")
@@ -42,6 +58,30 @@ def files_by_fold(model: TrainedModel, folds: Sequence[Fold], images: Path) -> I
         if missing := [case for case in own if case not in files]:
             raise UserError(f"{images} lacks the images of {shorten(missing)}, which are in fold {fold} of {place}")
         yield fold, {case: files[case] for case in own}
+
+
+def missing_in(parts: Sequence[Part]) -> dict[str, Any]:
+    """What cases lack, as the notes beside predictions have it; empty where none lacks anything."""
+    description = parts[0].system.members[0].model.description
+    lacking = [missing_sequences(part.files, description) for part in parts]
+    found = {case: names for one in lacking for case, names in one.items()}
+    return {"missing": found} if found else {}
+
+
+def _warn_of_missing(parts: Sequence[Part]) -> None:
+    """A Notice where cases lack sequences, and trainers have never taken any away."""
+    if not missing_in(parts):
+        return
+    names = dict.fromkeys(member.model.names[0] for part in parts for member in part.system.members)
+    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+        untrained = [name for name in names if not issubclass(find_class(name), SequenceDropout)]
+    if untrained:
+        warnings.warn(
+            f"{', '.join(untrained)} was not trained without sequences, and may be far off for cases that lack some. "
+            "BraTSBaselineSequenceDropoutTrainer was, and any trainer with the mixin SequenceDropout",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def plan_steps(
@@ -64,6 +104,7 @@ def plan_steps(
     folders = [folder for part in left for folder in part.system.folders]
     files = {case: part.files[case] for part in left for case in part.files}
     model = left[0].system.members[0].model
+    _warn_of_missing(left)
     check_images(files, model, list(dict.fromkeys(folders)), machine.processes or 1)
     return [
         PredictionStep(

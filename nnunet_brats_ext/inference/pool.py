@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.models import TrainedModel, find_model, fold_names
 from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
-from nnunet_brats_ext.inference.parts import Part, files_by_fold, plan_steps
+from nnunet_brats_ext.inference.parts import Part, files_asked_for, files_by_fold, missing_in, plan_steps
 from nnunet_brats_ext.inference.systems import Member, Passes, System
 from nnunet_brats_ext.inference.validations import choose_best, read_scores
 from nnunet_brats_ext.inference.work import Outcome, WorkPlan
@@ -54,6 +53,7 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
         "models": [member.file_stamps for member in members],
         **passes.settings,
         **({"cross_validation": True} if options.cross_validation else {}),
+        **missing_in(parts),
     }
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
@@ -81,13 +81,14 @@ def _parts(
     """The images, and their cases: all by each model's mean over its folds, or those of each fold by that fold's."""
     if options.cross_validation:
         images = options.images or require_folder("nnUNet_raw") / members[0].dataset / "imagesTr"
-        by_fold = files_by_fold(members[0], folds, images)
+        by_fold = files_by_fold(options, members[0], folds, images)
         return images, [
             Part(files, _system([one for one in members if fold in one.folds], passes, fold), fold)
             for fold, files in by_fold
         ]
     assert options.images is not None, "checked with the options"
-    return options.images, [Part(find_image_files(options.images, members[0].description), _system(members, passes))]
+    files = files_asked_for(options, options.images, members[0].description)
+    return options.images, [Part(files, _system(members, passes))]
 
 
 def _system(models: Sequence[TrainedModel], passes: Passes, fold: int | None = None) -> System:

@@ -7,18 +7,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.inference.case_files import find_image_files
+from nnunet_brats_ext.evaluation.by_sequences import sets_of
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model, fold_names
 from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.options import ModelOptions, PredictOptions
 from nnunet_brats_ext.inference.outputs import BEFORE_RULES, PredictionTarget, RunSettings
-from nnunet_brats_ext.inference.parts import Part, files_by_fold, plan_steps
+from nnunet_brats_ext.inference.parts import Part, files_asked_for, files_by_fold, missing_in, plan_steps
 from nnunet_brats_ext.inference.pool import plan_pool
 from nnunet_brats_ext.inference.stage_maps import plan_next_stage
 from nnunet_brats_ext.inference.systems import Member, Passes, System
 from nnunet_brats_ext.inference.work import Outcome, RulesStep, Step, WorkPlan
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, collect_rules
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, each_notice_once
 from nnunet_brats_ext.storage.nnunet import require_folder
 from nnunet_brats_ext.storage.options import shown_name
 
@@ -34,12 +34,36 @@ def predict(
 
     images: a folder of CASE_0000.nii.gz and so on. out: the folder of the label maps. model: the folder of a trained
     model; or its names as dataset=, trainer=, configuration= and plans=. options: the fields of `PredictOptions`; with
-    `for_next_stage`, the result is name of the map -> folder. What an interrupted run has finished is not done again.
-    What the user can fix is a UserError, in most cases before anything is written.
+    `for_next_stage`, the result is name of the map -> folder, and with `by_sequences` set of sequences -> folder. What
+    an interrupted run has finished is not done again. What the user can fix is a UserError, in most cases before
+    anything is written.
     """
     named: dict[str, Any] = {"images": images, "out": out, "model": model, **options}
-    outcome = plan_prediction(PredictOptions(**named)).run()
+    asked = PredictOptions(**named)
+    if asked.by_sequences:
+        with each_notice_once():
+            return {name: _folder_of(one) for name, one in by_sequences(asked).items()}
+    outcome = plan_prediction(asked).run()
     return outcome.label_maps or {folder.name: folder for folder in outcome.maps}
+
+
+def _folder_of(options: PredictOptions) -> Path:
+    """Predict, and where to; the networks are out of memory then."""
+    plan_prediction(options).run()
+    assert options.out is not None
+    return options.out
+
+
+def by_sequences(options: PredictOptions) -> dict[str, PredictOptions]:
+    """The same prediction with every set of the model's sequences: T1+FLAIR -> options, the largest set first."""
+    refuse_other_options(options)
+    if options.sequences:
+        raise UserError("--by-sequences predicts with every set of the sequences; leave out --sequences")
+    out, _ = required_folders(options)
+    return {
+        name: replace(options, sequences=one, out=out / name, by_sequences=False, missing=True)
+        for name, one in sets_of(chosen_model(options).description.sequences).items()
+    }
 
 
 def plan_prediction(options: PredictOptions) -> WorkPlan:
@@ -84,6 +108,8 @@ def refuse_other_options(options: PredictOptions) -> None:
     else:
         form, allowed = "without --for-next-stage or --models", every - OF_NEXT_STAGE - OF_POOL
     given = [field for field in fields(options) if getattr(options, field.name) != field.default]
+    if options.by_sequences and (options.models or options.for_next_stage):
+        raise UserError("--by-sequences: predict with one model, named by -tr and -c or by -m")
     if others := [shown_name(field) for field in given if field.name not in allowed]:
         raise UserError(f"{', '.join(others)}: has no meaning {form}")
     if options.combine == "vote" and options.save_probabilities:
@@ -100,12 +126,16 @@ def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkP
     if images is None:
         images = require_folder("nnUNet_raw") / model.dataset / "imagesTr"
     if options.cross_validation:
-        by_fold = files_by_fold(model, model.folds, images)
+        by_fold = files_by_fold(options, model, model.folds, images)
         parts = [Part(files, system_of(model, previous, passes, fold), fold) for fold, files in by_fold]
     else:
-        parts = [Part(find_image_files(images, model.description), system_of(model, previous, passes))]
+        files = files_asked_for(options, images, model.description)
+        parts = [Part(files, system_of(model, previous, passes))]
     rules = collect_rules(options.rules, [], model.folder) if options.rules else None
-    content = settings_of(options, model, passes, previous, images, rules)
+    missing = missing_in(parts)
+    if missing and rules and rules.needs_images:
+        raise UserError(f"--rules: {', '.join(rules.needing_images)} looks at all sequences, which some cases lack")
+    content = {**settings_of(options, model, passes, previous, images, rules), **missing}
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
     cases = [case for part in parts for case in part.files]
@@ -117,8 +147,8 @@ def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkP
     plan = WorkPlan([], Machine.from_options(options), outcome, [out], settings)
     if not left:
         return plan
-    missing = left if options.overwrite else result.unfinished(cases)
-    steps: list[Step] = [*plan_steps(parts, missing, result, plan.machine, out if options.keep_members else None)]
+    unfinished = left if options.overwrite else result.unfinished(cases)
+    steps: list[Step] = [*plan_steps(parts, unfinished, result, plan.machine, out if options.keep_members else None)]
     if rules:
         steps.append(RulesStep(result.out, out, rules, images))
     return replace(plan, steps=steps)

@@ -9,11 +9,13 @@ from typing import Any
 
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES, Head, LabelScheme, find_sequence
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import LPS
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import find_splits
 
 FILE = "dataset.json"
 AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
+AXES_KEY, SEVERAL_AXES = "brats_axes", "several"
 NO_NORMALISATION = "noNorm"  # nnU-Net's name of a channel that it leaves as it is, whatever its capitals
 
 
@@ -88,6 +90,16 @@ class DatasetDescription:
     def normalised_beforehand(self) -> bool:
         """Whether the images were written normalised, so that nnU-Net leaves them alone."""
         return any(name.casefold() == NO_NORMALISATION.casefold() for name in self.channel_names)
+
+    @property
+    def axes(self) -> str | None:
+        """Where the axes of all images point, such as LPS; None where they differ, or nobody has noted it.
+
+        `convert` turns images to LPS unless it notes other axes.
+        """
+        if AXES_KEY not in self.content:
+            return LPS if self.release else None
+        return None if (axes := self._get(AXES_KEY, str)) == SEVERAL_AXES else axes
 
     # ---- labels ----------------------------------------------------------------------------------------------------
 

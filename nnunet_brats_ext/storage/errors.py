@@ -1,6 +1,8 @@
 """The one kind of error that a user can fix."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -17,6 +19,14 @@ class UserError(ValueError):
 
 class Notice(UserWarning):
     """What the user should know although the work is done, such as inputs that may be wrong. Shown as one sentence."""
+
+
+@contextmanager
+def each_notice_once() -> Iterator[None]:
+    """Where the same is done several times, what the user should know of it is said the first time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", Notice)
+        yield
 
 
 def raise_problems(summary: str, problems: Sequence[str], advice: Iterable[str] = ()) -> None:

@@ -87,7 +87,7 @@ class Grid:
 
     def turned(self, axes: str) -> "Grid":
         """The grid of the same voxels, with its axes in another order or direction."""
-        order, flipped = _turn(self, axes)
+        order, flipped = _turn(self.axes, axes)
         columns = np.reshape(self.direction, (3, 3))[:, order] * np.where(flipped, -1.0, 1.0) + 0.0  # no -0.0
         spacing = tuple(self.spacing_mm[axis] for axis in order)
         first = [self.size[axis] - 1 if flip else 0 for axis, flip in zip(order, flipped, strict=True)]
@@ -137,10 +137,19 @@ def _orientation(grid: Grid) -> np.ndarray:
     return nibabel.orientations.io_orientation(affine)
 
 
-def _turn(grid: Grid, axes: str) -> tuple[list[int], list[bool]]:
+def turn(array: np.ndarray, axes: str, to: str) -> np.ndarray:
+    """An array (..., z, y, x) whose axes x, y, z point to `axes`, such as LPS, with those of `to`; not resampled."""
+    order, flipped = _turn(axes, to)
+    last = array.ndim - 1
+    array = np.transpose(array, [*range(last - 2), *(last - axis for axis in order[::-1])])
+    reversed_axes = tuple(last - 2 + number for number, flip in enumerate(flipped[::-1]) if flip)
+    return np.ascontiguousarray(np.flip(array, reversed_axes))
+
+
+def _turn(axes: str, to: str) -> tuple[list[int], list[bool]]:
     """For each new axis, the present one that it was, and whether it runs the other way."""
-    wanted = nibabel.orientations.axcodes2ornt(axes)
-    moves = nibabel.orientations.ornt_transform(_orientation(grid), wanted)  # present axis -> new axis, sign
+    present, wanted = map(nibabel.orientations.axcodes2ornt, (axes, to))
+    moves = nibabel.orientations.ornt_transform(present, wanted)  # present axis -> new axis, sign
     order = [int(np.flatnonzero(moves[:, 0] == axis)[0]) for axis in range(3)]
     return order, [bool(moves[axis, 1] < 0) for axis in order]
 
@@ -161,10 +170,7 @@ class Image(NamedTuple):
 
     def turned(self, axes: str) -> "Image":
         """The same voxels with the axes of the volume in another order or direction: nothing is resampled."""
-        order, flipped = _turn(self.grid, axes)
-        array = np.transpose(self.array, [2 - axis for axis in order[::-1]])
-        array = array[tuple(slice(None, None, -1 if flip else 1) for flip in flipped[::-1])]
-        return Image(np.ascontiguousarray(array), self.grid.turned(axes), self.sha256)
+        return Image(turn(self.array, self.grid.axes, axes), self.grid.turned(axes), self.sha256)
 
 
 def ending(path: Path) -> str:

@@ -13,6 +13,7 @@ from release_folders import write_case
 
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import Grid, Image, read_grid, read_image, write_image
 
@@ -97,6 +98,10 @@ def test_whole_cases_become_lps_and_predictions_come_back(source, tmp_path, axes
         assert (back.grid.axes, back.grid.difference(label.grid)) == (axes, None)
     kept = convert(folder, 3, axes="source")
     assert {image.grid.axes for image in images(kept)} == {axes}
+    assert (DatasetDescription.read(dataset).axes, DatasetDescription.read(kept).axes) == ("LPS", axes)
+    for path in files[CASES[0]].values():
+        turn_file(path, "LPS")
+    assert DatasetDescription.read(convert(folder, 4, axes="source")).axes is None
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real patients are not here")

@@ -18,13 +18,15 @@ from nnunet_brats_ext.architectures.omnet.networks import OMNet
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation.pictures import HeadImage
+from nnunet_brats_ext.inference.attention import require_same_axes
 from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.heat_maps import Panel, colour_scale, draw_panels, heat_over
 from nnunet_brats_ext.inference.inner_maps import MapNetwork, MapPredictor
 from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.images import read_grid, read_image
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import read_grid, read_image, write_image
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
 from nnunet_brats_ext.trainers.lyu2020.gate_maps import GateMaps
 from nnunet_brats_ext.trainers.zhou2020.channel_maps import ChannelMaps, draw_channels, weigh_channels
@@ -274,6 +276,27 @@ def test_a_model_without_previous_stage_is_shown_in_the_frame_of_tilted_images(m
     assert len(files) == 3
     assert all(read_grid(images[0]).difference(read_grid(path)) is None for path in files)
     assert len(list(case.glob("slice_*.png"))) == 1
+
+
+def test_maps_of_images_with_other_axes_are_those_of_the_images_turned(model, world, tmp_path):
+    images = Path(shutil.copytree(world.raw / "imagesTs", tmp_path / "images"))
+    for file in images.glob("*.nii.gz"):
+        turned = read_image(file).turned("SAL")
+        write_image(file, turned.array, turned.grid)
+    words = ("-c", "alone", *MODEL, "-chk", SNAPSHOTS[0])
+    for name, folder in (("expected", world.raw / "imagesTs"), ("found", images)):
+        assert main(["attention", "-i", str(folder), "-o", str(tmp_path / name), *words]) == 0
+    files = sorted((tmp_path / "expected").rglob("*.nii.gz"))
+    for file in files:
+        one = read_image(file).turned("SAL")
+        other = read_image(tmp_path / "found" / file.relative_to(tmp_path / "expected"))
+        assert one.grid.difference(other.grid) is None
+        np.testing.assert_array_equal(one.array, other.array)
+    assert files
+    first = read_image(file := min(images.glob("*.nii.gz"))).turned("LPS")
+    write_image(file, first.array, first.grid)
+    with pytest.raises(UserError, match="have their axes in different orders"):
+        require_same_axes(find_image_files(images, DatasetDescription(world.dataset_json)))
 
 
 @pytest.mark.parametrize(

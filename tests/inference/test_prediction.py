@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,23 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.evaluation import evaluate_folders
 from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
+from nnunet_brats_ext.inference.case_files import check_images, find_image_files
+from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
-from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import read_label_map
+from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
+from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.errors import Notice, UserError
+from nnunet_brats_ext.storage.images import (
+    read_grid,
+    read_image,
+    read_label_map,
+    read_probabilities,
+    turn,
+    write_image,
+)
 from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 
 FINAL = "checkpoint_final.pth"
@@ -300,8 +314,10 @@ def stretched(image):
     return image
 
 
-def flipped(image):
-    return sitk.Flip(image, (True, False, False))
+def mirrored(image):
+    """Its header says that x runs the other way, from the same origin."""
+    image.SetDirection([-1, 0, 0, 0, 1, 0, 0, 0, 1])
+    return image
 
 
 def cropped(image):
@@ -315,7 +331,7 @@ SPOILED_IMAGES = {
     "NaN": (lambda file: change(file, with_nan), "infinite or no number"),
     "four axes": (lambda file: change(file, lambda image: sitk.JoinSeries([image, image])), "has 4 axes"),
     "other spacing": (lambda file: change(file, stretched), "differ in spacing_mm"),
-    "flipped": (lambda file: change(file, flipped), "differ in direction"),
+    "mirrored": (lambda file: change(file, mirrored), "differ in origin_mm"),
     "other size": (lambda file: change(file, cropped), "differ in size"),
     "missing": (Path.unlink, "needs the channels CASE_0000.nii.gz to CASE_0003.nii.gz of every case; not so"),
     "named otherwise": (
@@ -523,13 +539,13 @@ def test_a_damaged_prediction_is_made_again_and_the_others_are_not(ending, model
 def test_a_label_map_that_a_full_disk_has_cut_is_an_error_and_leaves_nothing(
     models, world, tmp_path, capsys, monkeypatch
 ):
-    export = outputs.export_prediction_from_logits
+    export = outputs.export
 
-    def export_in_part(*arguments) -> None:
-        export(*arguments)
-        cut(Path(f"{arguments[5]}.nii.gz"))
+    def export_in_part(prediction, place: str, *arguments) -> None:
+        export(prediction, place, *arguments)
+        cut(Path(f"{place}.nii.gz"))
 
-    monkeypatch.setattr(outputs, "export_prediction_from_logits", export_in_part)
+    monkeypatch.setattr(outputs, "export", export_in_part)
     assert main(command_for(world, tmp_path, "--save_probabilities")) == 1
     assert "nii.gz could not be written: only a part of it was written" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix != ".json"]
@@ -578,3 +594,268 @@ def test_a_run_of_the_version_before_goes_on(models, world, tmp_path):
         "tile_step_size": 0.5,
         "patch_size": None,
     }
+
+
+# ---- images that are unlike those of training ----------------------------------------------------------------------
+
+
+def of_spacing(factor: float):
+    def change_spacing(image):
+        image.SetSpacing([factor * length for length in image.GetSpacing()])
+        return image
+
+    return change_spacing
+
+
+def lower_half(image):
+    array = sitk.GetArrayFromImage(image)
+    array[len(array) // 2 :] = 0
+    half = sitk.GetImageFromArray(array)
+    half.CopyInformation(image)
+    return half
+
+
+UNLIKE = {
+    "twice the spacing": (
+        of_spacing(2),
+        r"voxels of 5.34 x 5.34 x 5.34 mm; those of 1 of 2 cases .*_007 \(10.7 x 10.7 x 10.7 mm\)",
+    ),
+    "a tenth more": (of_spacing(1.1), None),
+    "half": (lower_half, r"brains of .* mm; those of 1 of 2 cases .*_007 \(.* mm\); is the skull there, or a part cut"),
+}
+
+
+@pytest.mark.parametrize("fingerprint", [False, True])
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_images_of_another_size_than_in_training_are_named(kind, fingerprint, own_models, world, images, recwarn):
+    model = folder_of(own_models)
+    if fingerprint:
+        shutil.copy(world.root / "nnUNet_preprocessed" / own_models.name / "dataset_fingerprint.json", model)
+    spoil, sentence = UNLIKE[kind]
+    files = find_image_files(images, TrainedModel(model, (0,)).description)
+    check_images(files, TrainedModel(model, (0,)), processes=1)
+    assert not sentences(recwarn)
+    for file in next(iter(files.values())).values():
+        change(file, spoil)
+    check_images(files, TrainedModel(model, (0,)), processes=1)
+    said = sentences(recwarn)
+    assert re.search(sentence, said) if sentence else not said, said
+
+
+def test_slices_are_refused_by_a_model_of_volumes(models, world, images, tmp_path, capsys):
+    for file in images.glob("*.nii.gz"):
+        change(file, lambda image: image[:, :, 16])
+    assert main(["predict", "-i", str(images), "-o", str(tmp_path / "out"), "-f", "0", *SMALL]) == 1
+    assert "has 2 axes instead of 3; write all slices to one file" in capsys.readouterr().err
+
+
+REAL = Path(__file__).parents[3] / "shared" / "real_patients" / "BraTS2021_Training_Data"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real patients are not here")
+def test_no_real_patient_is_far_from_the_others():
+    boxes = []
+    for folder in sorted(REAL.iterdir()):
+        arrays = [read_image(folder / f"{folder.name}_{kind}.nii.gz").array for kind in ("t1", "t1ce", "t2", "flair")]
+        boxes.append(brain_size_mm(arrays, (1, 1, 1)))
+    ones = np.ones((2, 3))
+    for number, box in enumerate(boxes):
+        others = np.array(boxes[:number] + boxes[number + 1 :])
+        sizes = TrainingSizes(ones, np.stack([others.min(0), others.max(0)]))
+        assert (sizes.far_brain(box), sizes.far_spacing((1, 1, 1))) == (None, None)
+        assert sizes.far_brain((155, 240, 240)) == "240 x 240 x 155 mm"
+
+
+# ---- images with other axes ----------------------------------------------------------------------------------------
+
+
+def turn_files(files, axes: str) -> None:
+    for file in files:
+        image = read_image(file).turned(axes)
+        write_image(file, image.array, image.grid)
+
+
+def predicted(images: Path, out: Path, *words: str) -> Path:
+    assert main(["predict", "-i", str(images), "-o", str(out), *words]) == 0
+    return out
+
+
+def assert_same_after_turning(expected: Path, found: Path, axes: str) -> None:
+    """Every label map and every probability is where it was, the header included."""
+    files = sorted(expected.glob("*.nii.gz"))
+    assert [path.name for path in files] == [path.name for path in sorted(found.glob("*.nii.gz"))]
+    for file in files:
+        one, other = read_image(file).turned(axes), read_image(found / file.name)
+        assert one.grid.difference(other.grid, 1e-3) is None
+        np.testing.assert_array_equal(one.array, other.array)
+    for file in expected.glob("*.npz"):
+        probabilities = read_probabilities(found / file.name)
+        np.testing.assert_array_equal(turn(read_probabilities(file), "LPS", axes), probabilities)
+
+
+def sentences(recwarn) -> str:
+    return " ".join(str(one.message) for one in recwarn if one.category is Notice)
+
+
+ONE_EACH = ("-f", "0", "-prev_f", "0", "-chk", "one.pth", "-prev_chk", "one.pth")
+
+
+@pytest.mark.parametrize("axes", ["SAL", "RAS", "PIR"])
+def test_images_with_other_axes_give_the_same_label_maps_turned(axes, models, world, images, tmp_path, recwarn):
+    words = (*SMALL, "-f", "0", "--save_probabilities")
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *words)
+    assert "turned" not in sentences(recwarn)
+    turn_files(images.glob("*.nii.gz"), axes)
+    assert_same_after_turning(expected, predicted(images, tmp_path / "found", *words), axes)
+    assert "with the axes LPS; those of 2 of 2 cases are turned to them, and what is" in sentences(recwarn)
+
+
+def test_the_label_maps_that_a_cascade_refines_lie_on_the_images_too(models, world, images, tmp_path):
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *CASCADE, *ONE_EACH, "--keep-members")
+    turn_files(images.glob("*.nii.gz"), "SAL")
+    found = predicted(images, tmp_path / "found", *CASCADE, *ONE_EACH, "--keep-members")
+    assert_same_after_turning(expected, found, "SAL")
+    first = found / "previous_stage" / "first"
+    assert_same_after_turning(expected / "previous_stage" / "first", first, "SAL")
+    words = (*CASCADE, "-f", "0", "-chk", "one.pth", "-prev_stage_predictions", str(first))
+    assert_same_after_turning(expected, predicted(images, tmp_path / "given", *words), "SAL")
+
+
+@pytest.mark.parametrize("combine", ["vote", "probabilities"])
+def test_votes_and_means_are_turned_back(combine, models, world, images, tmp_path):
+    words = (*SMALL, "--combine", combine, *(["--save_probabilities"] if combine == "probabilities" else []))
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *words)
+    turn_files(images.glob("*.nii.gz"), "RAS")
+    assert_same_after_turning(expected, predicted(images, tmp_path / "found", *words), "RAS")
+
+
+def test_one_sequence_with_other_axes_is_turned_onto_the_others(models, world, images, tmp_path, recwarn):
+    expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *SMALL, "-f", "0")
+    turn_files(images.glob("*_0002.nii.gz"), "SAL")
+    assert_same_after_turning(expected, predicted(images, tmp_path / "found", *SMALL, "-f", "0"), "LPS")
+    assert "(LPS, SAL)" in sentences(recwarn)
+
+
+def test_axes_that_nobody_has_noted_stay_as_they_are(own_models, images, tmp_path, recwarn):
+    for file in own_models.glob("*/dataset.json"):
+        content = json.loads(file.read_text())
+        content.pop("brats_release")
+        file.write_text(json.dumps(content))
+    expected = predicted(images, tmp_path / "expected", *SMALL, "-f", "0")
+    turn_files(images.glob("*.nii.gz"), "SAL")
+    found = predicted(images, tmp_path / "found", *SMALL, "-f", "0")
+    assert "turned" not in sentences(recwarn)
+    assert label_maps(found).keys() == label_maps(expected).keys()
+    assert {read_grid(path).axes for path in found.glob("*.nii.gz")} == {"SAL"}
+
+
+# ---- patients who lack sequences -----------------------------------------------------------------------------------
+
+
+def settings_in(folder: Path) -> dict:
+    return json.loads((folder / "predict.json").read_text())
+
+
+def test_an_absent_sequence_is_as_zeros_and_noted(models, world, images, tmp_path, recwarn):
+    first = min(images.glob("*_0002.nii.gz"))
+    zeros = shutil.copytree(images, tmp_path / "zeros")
+    change(zeros / first.name, lambda image: image * 0)
+    first.unlink()
+    expected = predicted(zeros, tmp_path / "expected", *SMALL, "-f", "0")
+    found = predicted(images, tmp_path / "found", *SMALL, "-f", "0", "--missing")
+    assert_same_after_turning(expected, found, "LPS")
+    case = first.name.removesuffix("_0002.nii.gz")
+    assert settings_in(found)["missing"] == {case: ["T2"]}
+    assert "missing" not in settings_in(expected)
+    assert "BraTSBaselineTrainer was not trained without sequences" in sentences(recwarn)
+
+
+def test_an_absent_sequence_stays_zero_in_nnunets_normalisation_also_in_a_cascade(models, world, images, tmp_path):
+    for file in images.glob("*_0000.nii.gz"):
+        file.unlink()
+    predictor = BraTSPredictor(device=CPU)
+    predictor.load(TrainedModel(folder_of(models), (0,)))
+    files = find_image_files(images, predictor.description.description, missing=True)
+    case, _ = ImageCases(files).read([predictor.description], list(files), Workers(0))
+    data, _ = case.seen_by(predictor.description)
+    assert [bool(channel.any()) for channel in data] == [False, True, True, True]
+    predicted(images, tmp_path / "out", *CASCADE, *ONE_EACH, "--missing")
+    assert len(label_maps(tmp_path / "out")) == 2
+
+
+def test_sequences_that_are_not_asked_for_are_as_absent(models, images, tmp_path):
+    found = predicted(images, tmp_path / "found", *SMALL, "-f", "0", "--sequences", "T1ce", "FLAIR")
+    for channel in (0, 2):
+        for file in images.glob(f"*_000{channel}.nii.gz"):
+            file.unlink()
+    expected = predicted(images, tmp_path / "expected", *SMALL, "-f", "0", "--missing")
+    assert_same_after_turning(expected, found, "LPS")
+    assert settings_in(found)["missing"] == settings_in(expected)["missing"]
+
+
+def test_a_trainer_with_sequence_dropout_gets_no_notice(world, images, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    plans = small_plans(world, "SmallPlans", {"small": {}})
+    name = "BraTSBaselineSequenceDropoutTrainer"
+    save_untrained(world, plans, "small", name)
+    min(images.glob("*_0001.nii.gz")).unlink()
+    predicted(images, tmp_path / "out", "-tr", name, "-c", "small", *NAMES, *RUN, "--missing")
+    assert "was not trained without" not in sentences(recwarn)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--sequences", "PET"), "no channel shows PET"),
+        (("--by-sequences", "--sequences", "T1"), "leave out --sequences"),
+        (("--sequences", "T1", "--rules", "zhou2020-kmeans"), "looks at all sequences"),
+    ],
+)
+def test_sequences_that_cannot_be_are_refused(words, sentence, models, world, tmp_path, capsys):
+    assert main(command_for(world, tmp_path, *words)) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_set_of_sequences_is_predicted_into_a_folder_of_its_own_and_scored_in_one_table(
+    models, world, tmp_path, capsys, recwarn
+):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    case = min((world.raw / "labelsTr").glob("*.nii.gz")).name.removesuffix(".nii.gz")
+    for folder, source in ((images, "imagesTr"), (labels, "labelsTr")):
+        folder.mkdir()
+        for file in (world.raw / source).glob(f"{case}*"):
+            shutil.copy(file, folder)
+    out = predicted(images, tmp_path / "out", *SMALL, "-f", "0", "--by-sequences")
+    folders = {path.name: path for path in out.iterdir()}
+    assert len(folders) == 15
+    assert sentences(recwarn).count("was not trained without sequences") == 1
+    assert "Searching" not in capsys.readouterr().out
+    assert {"T1+T1ce+T2+FLAIR", "T1ce+FLAIR", "T2"} < folders.keys()
+    assert settings_in(folders["T1ce+FLAIR"])["missing"] == {case: ["T1", "T2"]}
+    assert "missing" not in settings_in(folders["T1+T1ce+T2+FLAIR"])
+    capsys.readouterr()
+    results = tmp_path / "results.json"
+    command = [
+        "evaluate",
+        str(labels),
+        str(out),
+        "--by-sequences",
+        "-o",
+        str(results),
+        "-np",
+        "1",
+        "--labels",
+        "trained",
+    ]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert all(name.replace("+", " + ") in shown for name in folders)
+    scores = json.loads(results.read_text())
+    assert next(iter(scores)) == "T1+T1ce+T2+FLAIR"
+    alone = evaluate_folders(labels, folders["T1ce+FLAIR"], labels="trained")
+    assert scores["T1ce+FLAIR"]["cases"] == json.loads(json.dumps(alone["cases"]))
+    assert results.with_name("results_summary.csv").read_text().startswith("sequences,region,metric,mean")
+    shutil.rmtree(folders["T2"])
+    assert main(command) == 1
+    assert "lacks T2" in capsys.readouterr().err
