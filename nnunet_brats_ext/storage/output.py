@@ -183,7 +183,7 @@ def refuse_maps(
 def staged(
     out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz", overwrite: bool = False
 ) -> Iterator[Path]:
-    """A folder whose files move into `out` when the block ends well, and are removed when it does not.
+    """A folder that becomes `out`, or moves its files there, when the block ends well; else it is removed.
 
     `out` may be there, but must be none of `sources` and hold no maps (`refuse_maps`). With `overwrite` they may be of
     the same cases, from an earlier run; none of its files that would contradict this one stay.
@@ -191,13 +191,16 @@ def staged(
     check_output("the output folder", out, "folder")
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"the output folder {out} is also an input; choose another")
-    refuse_maps(out, [path.name for path in out.glob(f"[!.]*{ending}")], [case + ending for case in cases], overwrite)
-    with working_folder(out.absolute()) as scratch:
+    with working_folder(out.absolute()) as scratch:  # first, because it removes what a killed run has left
+        there = [path.name for path in out.glob(f"[!.]*{ending}")]
+        refuse_maps(out, there, [case + ending for case in cases], overwrite)
         stage = scratch / "new"
         stage.mkdir()
         with writing(out):
             yield stage
-            out.mkdir(exist_ok=True)
+            if not out.exists():
+                publish(stage, out)  # at once, so that a run that is killed here leaves no part of it
+                return
             for name in (*(f"{case}{suffix}" for case in cases for suffix in (".npz", ".pkl")), *SETTINGS_FILES):
                 (out / name).unlink(missing_ok=True)
             for path in sorted(stage.iterdir()):
