@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
@@ -100,6 +102,7 @@ class CasePrediction:
         self.case, self.networks, self.folder, self.seen = case, networks, folder, seen
         self._left = Counter(self._images(one) for one in all_networks(systems))
         self._sources: dict[Member, np.ndarray] = {}
+        self._latest: tuple[Any, Tensor, dict[str, Any]] | None = None
 
     def system(self, system: System) -> Logits | Segmentation:
         """What a system makes of the case: the logits of a single member, else what all members come to."""
@@ -112,10 +115,8 @@ class CasePrediction:
 
     def logits(self, member: Member) -> Logits:
         """The average over the folds and checkpoints of a member."""
-        predictor, previous = self.networks.of(member), self._previous(member)
-        self._left[images := self._images(member)] -= 1
-        data, properties = self.case.seen_by(predictor.description, previous, last=not self._left[images])
-        data = predictor.stored(data, self.folder)
+        predictor = self.networks.of(member)
+        data, properties = self._seen_by(member)
         values = predictor.predict_average(data, properties, member.model.files).numpy()
         logits = Logits(values, properties, predictor.description)
         self.seen(member, logits)
@@ -128,6 +129,20 @@ class CasePrediction:
             labels = logits.labels(logits.probabilities())
             self._sources[member] = Segmentation(labels, None, logits.properties, logits.model).whole_labels
         return self._sources[member]
+
+    def _seen_by(self, member: Member) -> tuple[Tensor, dict[str, Any]]:
+        """What the network of a member takes; kept while the next members may take the same."""
+        predictor, previous = self.networks.of(member), self._previous(member)
+        self._left[images := self._images(member)] -= 1
+        key = member.model.folder, member.previous
+        if self._latest is None or self._latest[0] != key:
+            self._latest = None  # before another takes memory
+            data, properties = self.case.seen_by(predictor.description, previous, last=not self._left[images])
+            self._latest = key, predictor.stored(data, self.folder), properties
+        _, data, properties = self._latest
+        if not self._left[images]:
+            self._latest = None
+        return data, properties
 
     def _previous(self, member: Member) -> np.ndarray | None:
         if member.previous is None:

@@ -11,12 +11,17 @@ from nnunet_brats_ext.papers import Symmetry
 
 def apply(symmetry: Symmetry, x: Tensor) -> Tensor:
     """The image of a tensor under a symmetry of its last axes."""
-    return torch.rot90(torch.flip(x, symmetry.flips), symmetry.quarter_turns, (Y, X))
+    return _turned(torch.flip(x, symmetry.flips) if symmetry.flips else x, symmetry.quarter_turns)
 
 
 def undo(symmetry: Symmetry, x: Tensor) -> Tensor:
     """The inverse of `apply`."""
-    return torch.flip(torch.rot90(x, -symmetry.quarter_turns, (Y, X)), symmetry.flips)
+    turned = _turned(x, -symmetry.quarter_turns)
+    return torch.flip(turned, symmetry.flips) if symmetry.flips else turned
+
+
+def _turned(x: Tensor, quarter_turns: int) -> Tensor:
+    return torch.rot90(x, quarter_turns, (Y, X)) if quarter_turns else x  # torch would copy it
 
 
 def average_probabilities(
