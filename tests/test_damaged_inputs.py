@@ -186,7 +186,8 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     for command, file in table.items()
     if command not in ("postprocess", "postprocess (probabilities)")
 ]
-TURNED = ("report", "convert", "restore")  # these turn files into one orientation: a flipped one is the same
+# These turn files into one orientation, so that a flipped one is the same.
+TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)")
 
 
 @pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)

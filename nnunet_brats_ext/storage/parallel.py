@@ -96,11 +96,17 @@ class SpawnedPool(ProcessPoolExecutor):
     def __init__(self, processes: int, prepare: Callable[..., None] | None = None, *arguments: Any):
         """prepare: what each process calls first, with these arguments."""
         context = multiprocessing.get_context("spawn")
-        super().__init__(processes, context, initializer=_start_worker, initargs=(prepare, *arguments))
+        handling = signal.SIG_IGN if _ignores_interrupts() else signal.SIG_DFL
+        super().__init__(processes, context, initializer=_start_worker, initargs=(handling, prepare, *arguments))
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
         with _interrupts_held_back():  # here the processes start, and would be in the middle of their imports
             return super().submit(function, *arguments, **options)
+
+
+def _ignores_interrupts() -> bool:
+    """As a process that was started with nohup, or in the background of a script, does."""
+    return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 @contextmanager
@@ -112,7 +118,9 @@ def _interrupts_held_back() -> Iterator[None]:
     arrived: list[int] = []
     in_main_thread = threading.current_thread() is threading.main_thread()
     with ExitStack() as stack:
-        if in_main_thread:  # of which a block alone would not do: the signal may come to another thread
+        if (
+            in_main_thread and not _ignores_interrupts()
+        ):  # of which a block alone would not do: the signal may come to another thread
             former = signal.signal(signal.SIGINT, lambda number, frame: arrived.append(number))
             stack.callback(signal.signal, signal.SIGINT, former)
         if CAN_BLOCK_SIGNALS:
@@ -123,8 +131,8 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _start_worker(prepare: Callable[..., None] | None, *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _start_worker(handling: signal.Handlers, prepare: Callable[..., None] | None, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, handling)
     if CAN_BLOCK_SIGNALS:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if prepare:

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import get_type_hints
 from unittest.mock import Mock
 
@@ -147,11 +148,34 @@ def test_the_help_of_ensemble_says_what_each_method_does(capsys):
     assert all(f"{name}: {method.help}" in said for name, method in METHODS.items())
 
 
+def start_phantoms(out: Path, cases: int, handling: signal.Handlers) -> subprocess.Popen:
+    """A command with two workers, which handles Ctrl-C as said from the start."""
+    options = ["--cases", str(cases), "--size", "32", "36", "32", "-np", "2"]
+    command = [sys.executable, "-m", "nnunet_brats_ext.cli", "phantom", out, *options]
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handling),
+    )
+
+
+def test_ctrl_c_does_nothing_where_it_is_ignored_as_with_nohup(tmp_path):
+    process = start_phantoms(tmp_path / "out", 2, signal.SIG_IGN)
+    try:
+        while len(children(process)) < 3 and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+
+
 @pytest.mark.parametrize("workers_started", [False, True])
 def test_ctrl_c_gives_one_line_also_while_workers_start(workers_started, tmp_path):
-    options = ["--cases", "40", "--size", "32", "36", "32", "-np", "2"]
-    command = [sys.executable, "-m", "nnunet_brats_ext.cli", "phantom", tmp_path / "out", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start_phantoms(tmp_path / "out", 40, signal.SIG_DFL)
     try:
         wanted = 3 if workers_started else 1  # the first is multiprocessing's resource tracker
         while len(children(process)) < wanted and process.poll() is None:
