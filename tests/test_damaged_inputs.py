@@ -165,19 +165,10 @@ def test_what_is_whole_is_taken(command, everything):
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("command", IMAGES)
-def test_a_damaged_image_is_named(command, damage, everything, refused):
-    file = everything / IMAGES[command]
-    damage(file)
-    assert file.name in refused(command)
-
-
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("command", LABEL_MAPS)
-def test_a_damaged_label_map_is_named(command, damage, everything, refused):
-    file = everything / LABEL_MAPS[command]
-    damage(file)
-    assert file.name in refused(command)
+@pytest.mark.parametrize(("command", "file"), [*IMAGES.items(), *LABEL_MAPS.items()])
+def test_a_damaged_image_or_label_map_is_named(command, file, damage, everything, refused):
+    damage(place := everything / file)
+    assert place.name in refused(command)
 
 
 COMPARED = [  # with other files of the case; a folder of label maps alone is on the grid that it says

@@ -19,7 +19,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_image
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.parallel import for_each
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import processes_option, results_option
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,7 @@ class EvaluateOptions(Options):
         default=False,
         help="PREDICTION is what `predict --by-sequences` wrote: score every set of sequences, in one table",
     )
-    out: Path = option(
-        "-o",
-        writes="file",
-        ending=".json",
-        default=Path("results.json"),
-        help="the file to write, with two CSV tables beside it",
-    )
+    out: Path = results_option("results.json")
     processes: int | None = processes_option()
 
 

@@ -22,7 +22,7 @@ from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import processes_option, results_option
 
 EXACT_UP_TO = 16  # cases: 65,536 sign patterns
 BATCH = 1000  # permutations at a time, which bounds the memory
@@ -42,13 +42,7 @@ class RankOptions(Options):
     cohort: str = cohort_option("to score folders: ")
     labels: str | None = option(default=None, help="to score folders: as for `evaluate`")
     permutations: int = option(default=100_000, at_least=1, help="of the test, where there are too many to try all")
-    out: Path = option(
-        "-o",
-        writes="file",
-        ending=".json",
-        default=Path("ranking.json"),
-        help="the file to write, with two CSV tables beside it",
-    )
+    out: Path = results_option("ranking.json")
     processes: int | None = processes_option()
 
 

@@ -31,7 +31,7 @@ from nnunet_brats_ext.storage.nnunet import read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.storage.shared_options import processes_option
+from nnunet_brats_ext.storage.shared_options import processes_option, results_option
 
 DEFAULT_GRID = ("small-et=10,20,50,100,200,300,500,1000", "small-components:WT=10,20,50,100,200,500,1000")
 
@@ -45,13 +45,7 @@ class TuneOptions(Options):
 
     reference: Path = argument("reference label maps as trained, such as labelsTr", metavar="REFERENCE")
     predictions: Path = argument("folder of a trained model with fold_*/validation", metavar="PREDICTIONS")
-    out: Path = option(
-        "-o",
-        writes="file",
-        ending=".json",
-        default=Path("rules.json"),
-        help="the rules, with *_report.json beside them",
-    )
+    out: Path = results_option("rules.json", "the rules, with *_report.json beside them")
     splits: Path | None = option(default=None, help="splits_final.json, if predictions is one folder of label maps")
     grid: tuple[str, ...] = option(
         default=DEFAULT_GRID,

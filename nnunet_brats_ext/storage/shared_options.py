@@ -1,6 +1,7 @@
 """Options that several commands have, each stated once: flags, choices, limits and help."""
 
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
@@ -40,3 +41,8 @@ def scheme_option(help: str) -> Any:
 def dataset_id_option(help: str, default: Any = MISSING) -> Any:
     """A new data set's number, in the range of nnU-Net's folder names."""
     return option("-d", default=default, metavar="ID", at_least=1, at_most=999, help=help)
+
+
+def results_option(name: str, help: str = "the file to write, with two CSV tables beside it") -> Any:
+    """Where results go, as JSON; name: of the file by default."""
+    return option("-o", writes="file", ending=".json", default=Path(name), help=help)
