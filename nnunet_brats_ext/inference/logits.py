@@ -123,8 +123,8 @@ class Segmentation:
         """The probabilities there; what was cropped is in no region, or is background."""
         if self.probabilities is None:
             return None
-        certain = -1 if self.model.label_manager.has_regions else 0
-        return np.stack([self._in_image(one, float(i == certain)) for i, one in enumerate(self.probabilities)])
+        background = None if self.model.label_manager.has_regions else 0
+        return np.stack([self._in_image(one, float(i == background)) for i, one in enumerate(self.probabilities)])
 
     def _in_image(self, part: np.ndarray, outside: float) -> np.ndarray:
         backward: Sequence[int] = self.model.plans.transpose_backward

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,12 @@ class CasePrediction:
         return self._sources[member]
 
     def _seen_by(self, member: Member) -> tuple[Tensor, dict[str, Any]]:
-        """What the network of a member takes; kept while the next members may take the same."""
-        predictor, previous = self.networks.of(member), self._previous(member)
+        """What the network of a member takes; kept for the next members, which often take the same."""
+        predictor, key = self.networks.of(member), (member.model.folder, member.passes, member.previous)
+        known = self._latest is not None and self._latest[0] == key
+        previous = None if known else self._previous(member)  # which may predict, and so comes before the count
         self._left[images := self._images(member)] -= 1
-        key = member.model.folder, member.previous
-        if self._latest is None or self._latest[0] != key:
+        if self._latest is None or not known:
             self._latest = None  # before another takes memory
             data, properties = self.case.seen_by(predictor.description, previous, last=not self._left[images])
             self._latest = key, predictor.stored(data, self.folder), properties
@@ -166,15 +168,12 @@ def all_networks(systems: Collection[System]) -> list[Member]:
 
 def mean(system: System, members: Iterable[Logits]) -> Segmentation:
     """The weighted mean of probabilities, in the regions or labels of the first member."""
-    first: list[Logits] = []
-
-    def probabilities() -> Iterator[np.ndarray]:
-        for logits in members:
-            first.append(logits) if not first else None
-            yield convert_head(logits.probabilities(), logits.model.head, first[0].model.head)
-
-    averaged = fusion.mean(probabilities(), [member.weight for member in system.members])
-    return Segmentation(paint(averaged, first[0].model.head), averaged, first[0].properties, first[0].model)
+    others = iter(members)
+    first = next(others)
+    head = first.model.head
+    probabilities = (convert_head(one.probabilities(), one.model.head, head) for one in chain([first], others))
+    averaged = fusion.mean(probabilities, [member.weight for member in system.members])
+    return Segmentation(paint(averaged, head), averaged, first.properties, first.model)
 
 
 def vote(system: System, members: Iterable[Logits]) -> Segmentation:
