@@ -179,6 +179,11 @@ def refuse_maps(
         raise UserError(f"{folder} already holds maps ({names}); {advice}")
 
 
+def _refuse_those_there(out: Path, cases: Sequence[str], ending: str, overwrite: bool) -> None:
+    there = [path.name for path in out.glob(f"[!.]*{ending}")]
+    refuse_maps(out, there, [case + ending for case in cases], overwrite)
+
+
 @contextmanager
 def staged(
     out: Path, cases: Sequence[str], sources: Sequence[Path] = (), ending: str = ".nii.gz", overwrite: bool = False
@@ -192,15 +197,16 @@ def staged(
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"the output folder {out} is also an input; choose another")
     with working_folder(out.absolute()) as scratch:  # first, because it removes what a killed run has left
-        there = [path.name for path in out.glob(f"[!.]*{ending}")]
-        refuse_maps(out, there, [case + ending for case in cases], overwrite)
+        _refuse_those_there(out, cases, ending, overwrite)
         stage = scratch / "new"
         stage.mkdir()
         with writing(out):
             yield stage
             if not out.exists():
-                publish(stage, out)  # at once, so that a run that is killed here leaves no part of it
-                return
+                with suppress(FileExistsError):
+                    publish(stage, out)  # at once, so that a run that is killed here leaves no part of it
+                    return
+            _refuse_those_there(out, cases, ending, overwrite)  # another run may have ended in the meantime
             for name in (*(f"{case}{suffix}" for case in cases for suffix in (".npz", ".pkl")), *SETTINGS_FILES):
                 (out / name).unlink(missing_ok=True)
             for path in sorted(stage.iterdir()):

@@ -164,6 +164,20 @@ def test_two_runs_into_one_folder_both_end_well(tmp_path):
     assert contents == dict.fromkeys(("a.nii.gz", "b.nii.gz"), "whole" * 1000)
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_appears_during_a_run_is_replaced_only_where_the_user_says_so(tmp_path, monkeypatch, overwrite):
+    def another_run_is_faster(growing, target, overwrite=False):
+        target.mkdir()
+        (target / "a.nii.gz").write_text("another's")
+        raise FileExistsError(17, "another run has made it in the meantime", str(target))
+
+    monkeypatch.setattr(output, "publish", another_run_is_faster)
+    result = nullcontext() if overwrite else pytest.raises(UserError, match=r"already holds maps \(a.nii.gz\)")
+    with result, staged(tmp_path / "out", ["a"], overwrite=overwrite) as stage:
+        (stage / "a.nii.gz").write_text("this run's")
+    assert (tmp_path / "out" / "a.nii.gz").read_text() == ("this run's" if overwrite else "another's")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
