@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
+from nnunet_brats_ext.inference.checkpoints import warn_of_code
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
@@ -28,18 +29,19 @@ class Machine:
     low_memory_mb: results stay off the device, one set of weights is in memory while it predicts, and for a 2-D
     network as many slices as fit, of a volume that lies in a file in the output folder. profile: measure time and
     memory of every step; all of them are then done in this process. processes: that preprocess, and as many that write;
-    0 is this one.
+    0 is this one. trusted: checkpoints may run code, without a word.
     """
 
     device: str
     low_memory_mb: float | None = None
     profile: bool = False
     processes: int = 3
+    trusted: bool = False
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> "Machine":
         device = find_device(options.device).type
-        return cls(device, options.low_memory_mb, options.profile, options.processes)
+        return cls(device, options.low_memory_mb, options.profile, options.processes, options.trusted)
 
     @property
     def workers(self) -> int:
@@ -70,6 +72,8 @@ class Networks:
 
     def load(self, systems: Collection[System]) -> None:
         """Load the models of all members; a UserError names every checkpoint that cannot be used."""
+        if not self.machine.trusted:
+            warn_of_code(file for member in all_networks(systems) for file in member.model.files)
         with self.load_profile.step("load"):
             for model, passes in of_each_model(all_networks(systems)):
                 predictor = self._predictors[model.folder, passes] = self.machine.predictor(passes)
