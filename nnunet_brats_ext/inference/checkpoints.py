@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -61,6 +62,13 @@ def write_safetensors(file: Path, checkpoint: Mapping[str, Any]) -> None:
         name: values.detach().cpu().contiguous().clone() for name, values in checkpoint["network_weights"].items()
     }
     save_file(weights, file, {OURS: json.dumps(about)})
+
+
+def write_for_nnunet(file: Path, target: Path) -> None:
+    """A safetensors file as a checkpoint that nnU-Net's prediction takes, of tensors and plain values only."""
+    content = _open_safetensors(file)
+    weights = {name: values.clone() for name, values in content["network_weights"].items()}
+    torch.save({**content, "network_weights": weights}, target)
 
 
 def warn_of_code(files: Iterable[Path]) -> None:

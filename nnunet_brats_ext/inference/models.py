@@ -197,7 +197,7 @@ def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Seq
     model = TrainedModel(folder, chosen, tuple(checkpoints))
     for file in model.files:
         if not file.is_file():
-            there = sorted(path.name for path in file.parent.glob("[!.]*") if path.suffix in (".pth", SAFE))
-            raise UserError(f"{file} does not exist; {file.parent.name} holds {', '.join(there) or 'no checkpoint'}")
+            others = sorted(path.name for path in file.parent.glob("[!.]*") if path.suffix in (".pth", SAFE))
+            raise UserError(f"{file} does not exist; {file.parent.name} holds {', '.join(others) or 'no checkpoint'}")
     model.check()
     return model

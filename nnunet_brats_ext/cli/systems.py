@@ -1,0 +1,59 @@
+"""The verbs of trained systems: `bundle`, `inspect`, `segment` and `container`."""
+
+import sys
+
+from rich.console import Console
+
+from nnunet_brats_ext.bundles.options import BundleOptions, InspectOptions, SegmentOptions
+
+MB = 1e6
+
+
+def run_bundle(options: BundleOptions) -> None:
+    from nnunet_brats_ext.bundles.writing import bundle_sources
+
+    written = bundle_sources(options)
+    count = sum(len(model.folds) * len(model.checkpoints) for model in written.system.models.values())
+    print(
+        f"{written.file}: {written.bytes / MB:.0f} MB, {count} networks of {len(written.system.models)} models; their "
+        f"checkpoints have {written.before / MB:.0f} MB"
+    )
+    if options.licence is None:
+        print("It states no licence: name the one under which you hand it on with --licence")
+
+
+def run_inspect(options: InspectOptions) -> None:
+    from nnunet_brats_ext.bundles.inspection import inspect_file
+
+    found = inspect_file(options)
+    print(found.card)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(found.sizes)} files, {sum(found.sizes.values()) / MB:.1f} MB:")
+    for name, size in found.sizes.items():
+        console.print(f"  {size:>12,}  {name}")
+    smaller = found.system.smaller_systems()
+    if len(smaller) > 1:
+        console.print("`segment --time-limit` leaves out, in this order:")
+        for one in smaller[1:]:
+            console.print(f"  {found.system.describe_smaller(one)}")
+    for path in found.written:
+        console.print(f"{path}: nnUNetv2_install_pretrained_model_from_zip {path}")
+
+
+def run_segment(options: SegmentOptions) -> int:
+    from nnunet_brats_ext.bundles.segmentation import segment_patients
+    from nnunet_brats_ext.inference.predictor import find_device
+
+    if find_device(options.device).type == "cpu" and options.device is None:
+        print("torch sees no GPU on this machine: the CPU is used, which takes longer")
+    done = segment_patients(options, say)
+    if done.before:
+        print(f"{len(done.before)} cases are in {done.out} already; --overwrite segments them anew")
+    print(f"{len(done.patients)} cases in {done.out}" + (f"; look at {done.page}" if done.page else ""))
+    if done.failed:
+        print(f"{len(done.failed)} cases failed: {', '.join(done.failed)}", file=sys.stderr)
+    return 1 if done.failed else 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
