@@ -29,7 +29,9 @@ def measure(
     """
     ml = float(np.prod(spacing_mm)) / 1000
     single = {labels[0] for labels in regions.values() if len(labels) == 1}
-    parts: list[tuple[str, str, tuple[int, ...]]] = [("label", name, (label,)) for label, name in names.items() if label not in single]
+    parts: list[tuple[str, str, tuple[int, ...]]] = [
+        ("label", name, (label,)) for label, name in names.items() if label not in single
+    ]
     parts += [("region", name, tuple(values)) for name, values in regions.items()]
     found = []
     for kind, name, values in parts:

@@ -118,3 +118,20 @@ class SegmentOptions(Options):
     precision: str = option(default="default", choices=PRECISIONS, help="as of `predict`; bf16 is faster")
     device: str | None = device_option(None, "default: cuda where there is a GPU, else cpu")
     overwrite: bool = overwrite_option("segment again what is there")
+
+
+@dataclass(frozen=True)
+class ContainerOptions(Options):
+    """Options of `container`."""
+
+    bundle: Path = argument("a bundle, or the folder that it was unpacked to", metavar="BUNDLE")
+    out: Path = option("-o", writes="folder", metavar="FOLDER", help="a new folder, from which the container is built")
+    challenge: str = option(
+        choices=lambda: CHALLENGES, metavar="NAME", help="whose names, labels and grid it takes and writes; or plain"
+    )
+    time_limit: float | None = option(
+        default=None, above=0, metavar="SECONDS", help="for all patients of a call, as of `segment`"
+    )
+    trainers: tuple[Path, ...] = option(
+        default=(), metavar="FOLDER", help="folders of nnUNet_extTrainer with trainers of your own"
+    )

@@ -47,13 +47,20 @@ class FoundPatients:
 
 
 def find_patients(
-    roots: Sequence[Path], release: str | None = None, layout: Path | None = None, any_name: bool = False
+    roots: Sequence[Path],
+    release: str | None = None,
+    layout: Path | None = None,
+    any_name: bool = False,
+    or_any: bool = False,
 ) -> FoundPatients:
-    """The cases of some folders: of one patient or of many, by a known layout or by the words in their names."""
+    """The cases of some folders: of one patient or of many, by a known layout or by the words in their names.
+
+    or_any: where the release asked for is not found, take any other.
+    """
     asked = Layout.read(layout) if layout else find_layout(release) if release else None
     if any_name and asked is None:
         raise UserError("--any-name needs the layout of the files: name it with --release, or --layout FILE")
-    sources = [_scan(root, asked, any_name) for root in roots]
+    sources = [_scan(root, asked, any_name, or_any) for root in roots]
     cases = [case for source in sources for case in source.cases]
     for case in cases:
         case.files.pop(LABEL, None)
@@ -72,7 +79,7 @@ def _folder(case: SourceCase) -> Path:
     return next((path.parent for path in case.files.values()), Path())
 
 
-def _scan(root: Path, asked: Layout | None, any_name: bool) -> Source:
+def _scan(root: Path, asked: Layout | None, any_name: bool, or_any: bool) -> Source:
     """The cases of a folder, read from one level above, so that its own name can be the patient's."""
     if not root.is_dir():
         what = "is a file; name its folder, or the files with --t1, --t1ce, --t2 and --flair"
@@ -81,7 +88,7 @@ def _scan(root: Path, asked: Layout | None, any_name: bool) -> Source:
     with _one_level_above(real) as above:
         own = str(above / real.name)
         try:
-            source = scan(above, asked, any_name=any_name, allow_missing=True) if asked else _recognised(above)
+            source = _asked_or_recognised(above, asked, any_name, or_any)
         except UserError as error:
             raise UserError(str(error).replace(own, str(root)).replace(str(above), str(root))) from None
         for case in source.cases:
@@ -89,6 +96,17 @@ def _scan(root: Path, asked: Layout | None, any_name: bool) -> Source:
             case.twins = {role: real / path.relative_to(own) for role, path in case.twins.items()}
             case.problems = [text.replace(own, str(root)) for text in case.problems]
     return replace(source, root=root)
+
+
+def _asked_or_recognised(root: Path, asked: Layout | None, any_name: bool, or_any: bool) -> Source:
+    if asked is None:
+        return _recognised(root)
+    try:
+        return scan(root, asked, any_name=any_name, allow_missing=True)
+    except UserError:
+        if not or_any:
+            raise
+        return _recognised(root)
 
 
 @contextmanager

@@ -86,9 +86,10 @@ def plan_of_run(folder: Path, prediction: str | None = None) -> Plan:
         raise UserError(f"--prediction {chosen}: the run has {', '.join(named)}{did_you_mean(chosen, named)}")
     predictions: dict[str, Leaf | Combined | Ruled] = {}
     _add(run, made, named[chosen], predictions)
-    title = f"{(run.settings or {}).get('recipe') or folder.name}: {chosen}"
+    recipe = Path(str((run.settings or {}).get("recipe") or folder.name)).stem
+    title = recipe if chosen == recipe else f"{recipe}: {chosen}"
     raw = run.folder / run.environment["nnUNet_raw"] if "nnUNet_raw" in run.environment else None
-    return Plan(title, predictions, dict(_scores(run)), raw)
+    return Plan(title, predictions, {name: one for name, one in _scores(run).items() if name in predictions}, raw)
 
 
 def _ends_of(run: Run) -> dict[str, Path]:
@@ -120,6 +121,10 @@ def _add(run: Run, made: Mapping[str, Job], result: Path, predictions: dict[str,
     if name in predictions:
         return name
     given = read_words(job.command[2:])
+    if "-i" not in given:
+        raise UserError(
+            f"{run.folder} was planned by an older version; give the command of the run again, then bundle it"
+        )
     if job.kind == "predict":
         predictions[name] = _leaf(run, given)
     elif job.kind == "ensemble":

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,15 +14,16 @@ import numpy as np
 import psutil
 import torch
 
-from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
+from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.bundles.archive import Bundle, open_bundle
 from nnunet_brats_ext.bundles.challenges import CHALLENGES
 from nnunet_brats_ext.bundles.contents import BundledSystem, RulesPrediction
 from nnunet_brats_ext.bundles.measures import Measure, measure
-from nnunet_brats_ext.bundles.options import BRATS_BEFORE_2023, TRAINED, SegmentOptions
+from nnunet_brats_ext.bundles.numbering import numbers_written
+from nnunet_brats_ext.bundles.options import SegmentOptions
 from nnunet_brats_ext.bundles.page import draw_patient, write_tables
 from nnunet_brats_ext.bundles.patients import FoundPatients, ReadyPatient, find_patients, make_ready, named_patient
-from nnunet_brats_ext.bundles.systems import SystemAtWork, SystemOutput
+from nnunet_brats_ext.bundles.systems import SystemAtWork, SystemOutput, require_trainers
 from nnunet_brats_ext.bundles.time_limits import TimeLimit
 from nnunet_brats_ext.dataset_conversion.checking import check_case
 from nnunet_brats_ext.dataset_conversion.scan import SourceCase
@@ -85,6 +87,7 @@ def segment_patients(options: SegmentOptions, say: Say = lambda line: None) -> S
     begun = time.monotonic()
     found = patients_of(options)
     with open_bundle(options.bundle) as bundle:
+        require_trainers(bundle.system)
         work = _Work(bundle, options, say, begun)
         for line in found.evidence:
             say(line)
@@ -109,31 +112,8 @@ def patients_of(options: SegmentOptions) -> FoundPatients:
     release, any_name = options.release, options.any_name
     challenge = CHALLENGES[options.challenge] if options.challenge else None
     if challenge and challenge.layout and not release and not options.layout:
-        release, any_name = challenge.layout.name, True
+        return find_patients(options.patients, challenge.layout.name, any_name=True, or_any=True)
     return find_patients(options.patients, release, options.layout, any_name)
-
-
-def numbering(system: BundledSystem, labels: str, challenge: str | None = None) -> dict[int, int]:
-    """Label as trained -> label as written."""
-    trained = {int(label): int(label) for label in system.about["labels"]} | {0: 0}
-    name = system.about["scheme"]
-    if challenge and (scheme := CHALLENGES[challenge].scheme):
-        wanted = LABEL_SCHEMES[scheme]
-        own = {name for label, name in system.about["labels"].items()}
-        if lacking := own - set(wanted.names.values()):
-            raise UserError(
-                f"--challenge {challenge} has no label {', '.join(sorted(lacking))}, which this system predicts; its "
-                f"labels are {wanted.numbers}"
-            )
-        values = {wanted.names[label]: released for released, label in wanted.released.items() if label}
-        return {0: 0} | {int(label): values[name] for label, name in system.about["labels"].items()}
-    if labels == TRAINED or name is None:
-        return trained
-    if labels == BRATS_BEFORE_2023:
-        if name != "glioma_2023":
-            raise UserError(f"--labels {labels}: this system has other labels than glioma had then; choose another")
-        name = "glioma_2017"
-    return dict(LABEL_SCHEMES[name].trained)
 
 
 class _Work:
@@ -145,7 +125,7 @@ class _Work:
         machine = Machine(find_device(options.device).type, processes=0, trusted=True)
         self.machine, self.system = machine, SystemAtWork(bundle, machine)
         self.description = self.system.description
-        self.numbers = numbering(bundle.system, options.labels, options.challenge)
+        self.numbers = numbers_written(bundle.system, options.labels, options.challenge)
         self.names = {int(label): name for label, name in bundle.system.about["labels"].items()}
         self.regions = {name: tuple(labels) for name, labels in bundle.system.about["regions"].items()}
         self.begun = begun
@@ -218,7 +198,9 @@ class _Work:
         self.say(f"{case.name}: failed: {reason}")
 
     def _line(self, patient: SegmentedPatient) -> str:
-        volumes = ", ".join(f"{one['name']} {one['ml']:.1f} ml" for one in patient.details["measures"])
+        every = patient.details["measures"]
+        shown = [one for one in every if one["kind"] == "region"] or every
+        volumes = ", ".join(f"{one['name']} {one['ml']:.1f} ml" for one in shown)
         used = f"{patient.details['seconds']:.0f} s, at most {patient.details['memory_mb'] / 1000:.1f} GB"
         notes = "".join(f"\n  look: {note}" for note in patient.details["notes"])
         return f"{patient.case}: {volumes}; {used}{notes}"
@@ -245,7 +227,9 @@ class _Work:
                 "session": session_of(case),
                 "notes": notes,
                 "measures": [_noted(one) for one in self._measure(labels, grid.spacing_mm)],
-                "numbering": {name: self.numbers[label] for label, name in self.names.items()},
+                "numbering": dict(
+                    sorted(((self.names[label], self.numbers[label]) for label in self.names), key=itemgetter(1))
+                ),
                 "spacing_mm": grid.spacing_mm,
                 "files": {role: str(path) for role, path in case.files.items()},
             }

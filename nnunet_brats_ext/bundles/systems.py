@@ -1,10 +1,16 @@
 """A bundled system at work: a case goes through its predictions in order, by the functions of the commands."""
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_brats_ext import __version__
 from nnunet_brats_ext.bundles.archive import Bundle
 from nnunet_brats_ext.bundles.contents import (
     BundledSystem,
@@ -25,6 +31,7 @@ from nnunet_brats_ext.inference.work import Outcome
 from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.predictions.postprocess import apply_rules
 from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.errors import raise_problems
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,21 @@ class SystemAtWork:
         return count
 
 
+def require_trainers(system: BundledSystem) -> None:
+    """A UserError that names each trainer which nnU-Net does not find here, and the package that has it."""
+    problems = []
+    for model in system.models.values():
+        package, version = model.package
+        try:
+            with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+                recursive_find_trainer_class_by_name(model.trainer)
+        except RuntimeError:  # which is what it raises
+            problems.append(f"{model.trainer} of {package} {version}".rstrip())
+    here = f"here are {PACKAGE} {__version__} and nnU-Net {metadata.version('nnunetv2')}"
+    raise_problems(f"this system needs trainers that are not there; {here}", problems)
+
+
+PACKAGE = "nnunet-brats-ext"
 MIRRORED = 8  # images of a volume that is mirrored along three axes, as most trainers do
 
 

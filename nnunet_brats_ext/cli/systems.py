@@ -4,7 +4,7 @@ import sys
 
 from rich.console import Console
 
-from nnunet_brats_ext.bundles.options import BundleOptions, InspectOptions, SegmentOptions
+from nnunet_brats_ext.bundles.options import BundleOptions, ContainerOptions, InspectOptions, SegmentOptions
 
 MB = 1e6
 
@@ -57,3 +57,13 @@ def run_segment(options: SegmentOptions) -> int:
 
 def say(line: str) -> None:
     print(line, flush=True)
+
+
+def run_container(options: ContainerOptions) -> None:
+    from nnunet_brats_ext.bundles.containers import make_container
+
+    files = make_container(options)
+    size = sum(path.stat().st_size for path in files)
+    print(
+        f"{len(files)} files, {size / MB:.0f} MB in {options.out}; README.md there has the commands to build and to run"
+    )

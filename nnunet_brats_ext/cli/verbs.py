@@ -214,6 +214,15 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "for patients with several sessions timeline.csv. What an interrupted call has finished is not done again. "
             "The exit code is 1 where a patient failed; the others are there.",
         ),
+        Verb(
+            "container",
+            "a bundle -> a folder from which a challenge's container is built: Dockerfile, Apptainer, pinned packages",
+            "bundles.options:ContainerOptions",
+            "cli.systems:run_container",
+            "The container reads a read-only /input and writes flat files into /output, in the names, labels and grid "
+            "of a challenge: no network, any user, GPU or CPU, no shared memory. It keeps to a time limit by leaving "
+            "out networks, in the order that `inspect` lists.",
+        ),
     ),
     "Scores": (
         Verb(

@@ -1,5 +1,6 @@
 """The networks of a prediction, loaded once each, and what the members of a system make of a case with them."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from nnunet_brats_ext.inference.profiling import MemoryMeter, Profile
 from nnunet_brats_ext.inference.systems import Member, Passes, System, of_each_model
 from nnunet_brats_ext.predictions import fusion
 from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
+from nnunet_brats_ext.storage.errors import Notice
+from nnunet_brats_ext.storage.shared_memory import too_little_shared
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,11 @@ class Machine:
     @classmethod
     def from_options(cls, options: PredictOptions) -> "Machine":
         device = find_device(options.device).type
-        return cls(device, options.low_memory_mb, options.profile, options.processes, options.trusted)
+        processes = options.processes
+        if processes and (reason := too_little_shared()):
+            warnings.warn(reason, Notice, stacklevel=2)
+            processes = 0
+        return cls(device, options.low_memory_mb, options.profile, processes, options.trusted)
 
     @property
     def workers(self) -> int:
