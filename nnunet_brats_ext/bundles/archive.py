@@ -97,8 +97,7 @@ def inspect_bundle(path: Path) -> tuple[BundledSystem, str, Mapping[str, int]]:
     with _open_zip(path) as archive:
         manifest = _read_manifest(archive, path)
         _check_members(archive, manifest["files"], path)
-        system = BundledSystem.from_json(manifest)
-        system.check()
+        system = _system_of(manifest, path)
         card = _member(archive, CARD, LARGEST_MANIFEST, path).decode(errors="replace")
         return system, card, {name: one["bytes"] for name, one in manifest["files"].items()}
 
@@ -178,6 +177,8 @@ def _check_name(name: str, path: Path) -> None:
 def _check_members(archive: zipfile.ZipFile, files: Mapping[str, Any], path: Path) -> None:
     """The members of the zip are those that bundle.json names, each once, of the size that it states."""
     names = [info.filename for info in archive.infolist()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path} holds {twice[0]} twice; {AGAIN}")
     for info in archive.infolist():
         _check_name(info.filename, path)
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -189,8 +190,6 @@ def _check_members(archive: zipfile.ZipFile, files: Mapping[str, Any], path: Pat
             stated = files[info.filename]["bytes"]
             if info.file_size != stated:
                 raise UserError(f"{path}: {info.filename} has {info.file_size} bytes instead of {stated}; {AGAIN}")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path} holds {twice[0]} twice; {AGAIN}")
     if others := sorted(set(names) - {MANIFEST, *files}):
         raise UserError(f"{path} holds {shorten(others, 3)}, which {MANIFEST} does not name; {AGAIN}")
     if missing := sorted({*files, CARD} - set(names)):
@@ -245,11 +244,7 @@ def _opened(path: Path, folder: Path) -> Bundle:
 
 def _check_content(manifest: Mapping[str, Any], folder: Path, path: Path) -> BundledSystem:
     """The system of a manifest: complete, and its plans name nothing that could run code."""
-    try:
-        system = BundledSystem.from_json(manifest)
-        system.check()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    system = _system_of(manifest, path)
     for model in system.models.values():
         place = folder / model.folder
         needed = [place / f"fold_{fold}" / name for fold in model.folds for name in model.checkpoints]
@@ -257,6 +252,15 @@ def _check_content(manifest: Mapping[str, Any], folder: Path, path: Path) -> Bun
             if file.relative_to(folder).as_posix() not in manifest["files"]:
                 raise UserError(f"{path} lacks {file.relative_to(folder)}; {AGAIN}")
         check_plans(place / "plans.json", path)
+    return system
+
+
+def _system_of(manifest: Mapping[str, Any], path: Path) -> BundledSystem:
+    try:
+        system = BundledSystem.from_json(manifest)
+        system.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return system
 
 

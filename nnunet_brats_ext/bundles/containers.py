@@ -48,6 +48,7 @@ def make_container(options: ContainerOptions) -> list[Path]:
         (folder / WHEELS).mkdir(parents=True)
         with open_bundle(options.bundle) as bundle:
             shutil.copytree(bundle.folder, folder / SYSTEM)
+        (folder / SYSTEM).chmod(0o755)  # a temporary folder is its owner's alone
         write_wheel(folder / WHEELS)
         (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in pinned()), encoding="utf-8")
         for path in options.trainers:

@@ -26,7 +26,7 @@ def run_inspect(options: InspectOptions) -> None:
     from nnunet_brats_ext.bundles.inspection import inspect_file
 
     found = inspect_file(options)
-    print(found.card)
+    print("".join(letter for letter in found.card if letter.isprintable() or letter == "\n"))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{len(found.sizes)} files, {sum(found.sizes.values()) / MB:.1f} MB:")
     for name, size in found.sizes.items():
