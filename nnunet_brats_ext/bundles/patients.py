@@ -5,6 +5,7 @@ Label maps and probabilities go back into the grid, the axes and the header of t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def find_patients(
     sources = [_scan(root, asked, any_name, or_any) for root in roots]
     cases = [case for source in sources for case in source.cases]
     for case in cases:
+        _read_session(case)
         case.files.pop(LABEL, None)
         case.twins.pop(LABEL, None)
         case.patient = case.patient or case.name
@@ -73,6 +75,19 @@ def find_patients(
     )
     evidence = [f"{source.root}: {len(source.cases)} as {source.layout.name}" for source in sources]
     return FoundPatients(cases, evidence)
+
+
+TIME_POINT = re.compile(  # numbers alone are as often patients
+    r"(19|20)\d\d[-_.]?\d\d[-_.]?\d\d|(pre|post|base|follow|fu|tp|time|ses|visit|week|month|day|scan)\w*?[-_ ]?\d*",
+    re.IGNORECASE,
+)
+
+
+def _read_session(case: SourceCase) -> None:
+    """Where a folder of images is named like a date or a time point, the patient is the folder above."""
+    if case.layout.generic and case.patient == case.name and TIME_POINT.fullmatch(case.name):
+        case.patient = _folder(case).parent.name
+        case.name = f"{case.patient}_{case.name}"
 
 
 def _folder(case: SourceCase) -> Path:

@@ -40,10 +40,11 @@ def _open_safetensors(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, framework="pt") as opened:
             about = json.loads((opened.metadata() or {}).get(OURS, "null"))
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+            stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+        weights = {name: stored[about["same"].get(name, name)] for name in about["order"]}
         names = {key: str(about[key]) for key in ("trainer", "plans", "configuration")}
         axes = about["mirror_axes"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged, or holds no weights of ours ({str(error)[:200]}). {ADVICE}") from error
     return {
         "network_weights": weights,
@@ -57,18 +58,26 @@ def write_safetensors(file: Path, checkpoint: Mapping[str, Any]) -> None:
     """Write what prediction needs of a checkpoint of nnU-Net: its weights, three names, and the axes to mirror."""
     trainer, plans, configuration = names_in(checkpoint)
     axes = checkpoint.get(MIRROR_AXES)
-    about = {"trainer": trainer, "plans": plans, "configuration": configuration, "mirror_axes": axes and list(axes)}
-    weights: dict[str, Tensor] = {
-        name: values.detach().cpu().contiguous().clone() for name, values in checkpoint["network_weights"].items()
-    }
+    weights: dict[str, Tensor] = {}
+    first: dict[tuple, str] = {}
+    same: dict[str, str] = {}  # nnU-Net's networks name most tensors several times, which safetensors does not allow
+    for name, values in checkpoint["network_weights"].items():
+        place = values.untyped_storage().data_ptr(), values.storage_offset(), values.shape, values.stride()
+        if (known := first.setdefault(place, name)) != name:
+            same[name] = known
+        else:
+            weights[name] = values.detach().cpu().contiguous().clone()
+    about = {
+        "trainer": trainer, "plans": plans, "configuration": configuration, "mirror_axes": axes and list(axes),
+        "same": same, "order": list(checkpoint["network_weights"]),
+    }  # fmt: skip
     save_file(weights, file, {OURS: json.dumps(about)})
 
 
 def write_for_nnunet(file: Path, target: Path) -> None:
     """A safetensors file as a checkpoint that nnU-Net's prediction takes, of tensors and plain values only."""
     content = _open_safetensors(file)
-    weights = {name: values.clone() for name, values in content["network_weights"].items()}
-    torch.save({**content, "network_weights": weights}, target)
+    torch.save(content, target)
 
 
 def warn_of_code(files: Iterable[Path]) -> None:
