@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.predictions.rule_sets import RuleSet
 from nnunet_brats_ext.storage.errors import UserError
@@ -196,6 +197,11 @@ class BundledSystem:
                 raise UserError(f"{MANIFEST}: prediction {name!r} has the method {one.method!r}, which does not exist")
             if isinstance(one, RulesPrediction):
                 _ = one.rule_set
+            if isinstance(one, NetworkPrediction) and len(one.networks) != len(one.previous):
+                raise UserError(f"{MANIFEST}: prediction {name!r} states previous stages of others than its networks")
+        scheme, labels = self.about["scheme"], set(map(int, self.about["labels"]))
+        if scheme is not None and (scheme not in LABEL_SCHEMES or labels - set(LABEL_SCHEMES[scheme].trained)):
+            raise UserError(f"{MANIFEST}: the numbering {scheme!r} is not one of these labels")
         if self.result not in known:
             raise UserError(f"{MANIFEST}: the result {self.result!r} is none of its predictions")
         for name, networks in self.networks():

@@ -314,9 +314,9 @@ def _data(name: str, model: TrainedModel, raw: Path | None) -> dict[str, Any]:
     noted = model.description.content
     found: dict[str, Any] = {
         "name": name,
-        "cases": int(noted.get("numTraining") or 0),
+        "cases": count if isinstance(count := noted.get("numTraining"), int) and count >= 0 else 0,
         "patients": None,
-        "release": noted.get("brats_release"),
+        "release": release if isinstance(release := noted.get("brats_release"), str) else None,
         "sha256": None,
     }
     raw = raw or nnunet_folder("nnUNet_raw")

@@ -48,10 +48,11 @@ def run_segment(options: SegmentOptions) -> int:
         print("torch sees no GPU on this machine: the CPU is used, which takes longer")
     done = segment_patients(options, say)
     if done.before:
-        print(f"{len(done.before)} cases are in {done.out} already; --overwrite segments them anew")
-    print(f"{len(done.patients)} cases in {done.out}" + (f"; look at {done.page}" if done.page else ""))
+        print(f"in {done.out} already: {len(done.before)}; --overwrite segments them anew")
+    print(f"segmented cases in {done.out}: {len(done.patients)}" + (f"; look at {done.page}" if done.page else ""))
     if done.failed:
-        print(f"{len(done.failed)} cases failed: {', '.join(done.failed)}", file=sys.stderr)
+        failed = ", ".join(done.failed)
+        print(f"nnunet_brats segment: failed, and not in {done.out}: {failed}", file=sys.stderr)
     return 1 if done.failed else 0
 
 

@@ -4,6 +4,7 @@ They are nnU-Net's, or safetensors files (https://github.com/huggingface/safeten
 nothing can be executed.
 """
 
+import errno
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,10 @@ def write_safetensors(file: Path, checkpoint: Mapping[str, Any]) -> None:
         "trainer": trainer, "plans": plans, "configuration": configuration, "mirror_axes": axes and list(axes),
         "same": same, "order": list(checkpoint["network_weights"]),
     }  # fmt: skip
-    save_file(weights, file, {OURS: json.dumps(about)})
+    try:
+        save_file(weights, file, {OURS: json.dumps(about)})
+    except SafetensorError as error:  # of a full disk
+        raise OSError(errno.ENOSPC, str(error), str(file)) from error
 
 
 def write_for_nnunet(file: Path, target: Path) -> None:

@@ -264,7 +264,7 @@ def test_a_case_that_fails_stops_no_other_and_what_is_done_is_not_done_again(sin
     written = done.stat().st_mtime_ns
     broken.write_bytes(whole)
     assert main(words) == 0
-    assert "1 cases are in" in capsys.readouterr().out
+    assert "already: 1" in capsys.readouterr().out
     assert done.stat().st_mtime_ns == written
     assert "BraTS20_Validation_008" in (tmp_path / "out" / "index.html").read_text()
     assert main([*words, "--labels", "trained"]) == 1, "not continued with other settings"
