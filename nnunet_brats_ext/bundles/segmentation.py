@@ -128,6 +128,7 @@ class _Work:
         self.numbers = numbers_written(bundle.system, options.labels, options.challenge)
         self.names = {int(label): name for label, name in bundle.system.about["labels"].items()}
         self.regions = {name: tuple(labels) for name, labels in bundle.system.about["regions"].items()}
+        self.challenge = CHALLENGES[options.challenge] if options.challenge else None
         self.begun = begun
         self.result = Segmentation(options.out)
 
@@ -218,6 +219,8 @@ class _Work:
             with _peak_memory(self.machine.device) as peak:
                 output = self.system.predict({case.name: ready.files}, ready.images, folder / "out", system)
             notes += [str(one.message) for one in caught if issubclass(one.category, Notice)]
+            if self.challenge and self.challenge.layout and self.challenge.layout.shape not in (None, ready.grid.size):
+                notes.append(f"{ready.grid.size} voxels, where {self.options.challenge} has {self.challenge.grid}")
             if system is not self.full:
                 notes.append(f"for lack of time, by {self.full.describe_smaller(system)}")
             labels, grid = read_label_map(output.label_map)
@@ -281,7 +284,7 @@ class _Work:
     # ---- files -------------------------------------------------------------------------------------------------------
 
     def label_map(self, case: SourceCase) -> Path:
-        name = CHALLENGES[self.options.challenge].submission if self.options.challenge else "{case}.nii.gz"
+        name = self.challenge.submission if self.challenge else "{case}.nii.gz"
         return self.options.out / name.format(case=case.name)
 
     def _details(self, case: SourceCase) -> Path:
