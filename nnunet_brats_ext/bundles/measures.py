@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import date
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +42,7 @@ def measure(
     return found
 
 
+DATE = re.compile(r"((?:19|20)\d\d)[-_.]?(\d\d)[-_.]?(\d\d)")
 VOLUME_COLUMNS = (
     "patient", "session", "case", "kind", "name", "volume_ml", "longest_axial_diameter_mm",
     "perpendicular_diameter_mm", "product_mm2", "axial_slice",
@@ -91,6 +94,18 @@ def in_order(sessions: Sequence[str]) -> list[str]:
         return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in re.findall(r"\d+|\D+", name)]
 
     return sorted(sessions, key=key)
+
+
+def places_in_time(sessions: Sequence[str]) -> list[float]:
+    """Where sessions, in their order, lie in time: by days, by the one number in each name, or one by one."""
+    if all(found := [DATE.search(name) for name in sessions]):
+        with suppress(ValueError):
+            days = [date(*map(int, match.groups())).toordinal() for match in found if match]
+            return [float(day - days[0]) for day in days]
+    numbers = [re.findall(r"\d+", name) for name in sessions]
+    if all(len(found) == 1 for found in numbers) and len({found[0] for found in numbers}) == len(sessions):
+        return [float(found[0]) for found in numbers]
+    return [float(number) for number in range(len(sessions))]
 
 
 def changes(cases: Sequence[Mapping[str, Any]]) -> list[Change]:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from nnunet_brats_ext.bundles.contents import BundledSystem
-from nnunet_brats_ext.bundles.measures import Change, change_rows, changes, volume_rows
+from nnunet_brats_ext.bundles.measures import Change, change_rows, changes, places_in_time, volume_rows
 from nnunet_brats_ext.evaluation.pictures import (
     REGION_COLOURS,
     HeadImage,
@@ -112,15 +112,16 @@ class _Timeline:
     def curve(self) -> str:
         """The volumes of all regions over the sessions, as a picture."""
         sessions = list(dict.fromkeys(one.session for one in self.changes))
+        places = dict(zip(sessions, places_in_time(sessions), strict=True))
         figure = Figure(figsize=(6.4, 3.2), layout="constrained", facecolor="white")
         axes = figure.subplots()
         for name, colour in zip(dict.fromkeys(one.name for one in self.changes), REGION_COLOURS, strict=False):
-            own = {one.session: one.ml for one in self.changes if one.name == name}
-            at = [number for number, session in enumerate(sessions) if session in own]
-            axes.plot(at, [own[sessions[number]] for number in at], "o-", color=colour, label=name)
-        axes.set(xticks=range(len(sessions)), ylabel="volume (ml)", ylim=(0, None), title=self.patient)
+            own = [one for one in self.changes if one.name == name]
+            axes.plot([places[one.session] for one in own], [one.ml for one in own], "o-", color=colour, label=name)
+        most = max(one.ml for one in self.changes)
+        axes.set(ylabel="volume (ml)", ylim=(0, 1.08 * most or 1), title=self.patient)
         many = len(sessions) > 4
-        axes.set_xticklabels(sessions, rotation=30 if many else 0, ha="right" if many else "center")
+        axes.set_xticks(list(places.values()), sessions, rotation=30 if many else 0, ha="right" if many else "center")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         buffer = io.BytesIO()

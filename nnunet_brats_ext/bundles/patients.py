@@ -73,8 +73,14 @@ def find_patients(
         "names that several cases have; segment them into different folders",
         [f"{name}: {', '.join(str(_folder(case)) for case in cases if case.name == name)}" for name in twice],
     )
-    evidence = [f"{source.root}: {len(source.cases)} as {source.layout.name}" for source in sources]
+    evidence = [f"{source.root}: {len(source.cases)} {_how_read(source)}" for source in sources]
     return FoundPatients(cases, evidence)
+
+
+def _how_read(source: Source) -> str:
+    known = source.layout.name in LAYOUTS and not source.layout.generic
+    count = "case" if len(source.cases) == 1 else "cases"
+    return f"{count} as of {source.layout.name}" if known else f"{count}, by the words in the names of the files"
 
 
 TIME_POINT = re.compile(  # numbers alone are as often patients

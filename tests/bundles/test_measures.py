@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnunet_brats_ext.bundles.measures import change_rows, changes, in_order, measure
+from nnunet_brats_ext.bundles.measures import change_rows, changes, in_order, measure, places_in_time
 from nnunet_brats_ext.bundles.time_limits import TimeLimit, choose_level
 from nnunet_brats_ext.evaluation.diameters import axial_diameters
 
@@ -75,6 +75,13 @@ def test_changes_are_since_the_first_session_and_since_the_smallest_volume_befor
 def test_sessions_follow_their_numbers_and_dates():
     assert in_order(["week10", "week2", "week1"]) == ["week1", "week2", "week10"]
     assert in_order(["2024-03-01", "2023-12-24", "2024-01-15"]) == ["2023-12-24", "2024-01-15", "2024-03-01"]
+
+
+def test_sessions_lie_in_time_where_their_names_say_when_they_were():
+    assert places_in_time(["2023-12-24", "20240103"]) == [0, 10]
+    assert places_in_time(["week002", "week010"]) == [2, 10]
+    assert places_in_time(["baseline", "2024-01-01"]) == [0, 1]
+    assert places_in_time(["2024-13-45", "2024-14-01"]) == [0, 1], "no dates"
 
 
 def test_the_largest_system_that_all_patients_have_time_for_is_chosen():

@@ -204,6 +204,12 @@ def test_the_doctor_names_links_that_lead_nowhere(monkeypatch, tmp_path):
     assert "a_0000.nii.gz" in finding.state and finding.fix
 
 
+def test_the_doctor_names_the_torch_that_is_slow(monkeypatch):
+    monkeypatch.setattr("torch.__version__", "2.9.1+cu128")
+    slow, _ = doctor.check_device()
+    assert "four times slower" in slow.state and "torch!=2.9.*" in slow.fix
+
+
 def test_the_doctor_names_full_disks_and_small_shared_memory(monkeypatch, tmp_path):
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(64_000_000, 63_000_000, 1_000_000))
