@@ -3,13 +3,14 @@
 Shapes: b batch, c channels, *s the two or three spatial axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import ClassVar, Protocol, runtime_checkable
 
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, maybe_convert_scalar_to_list
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_brats_ext.storage.errors import UserError
 
@@ -81,6 +82,16 @@ class EncoderDecoder(Protocol):
         """Logits from the features of `encode`."""
 
 
+def recomputed(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """part(x), of which training keeps x alone; what lies between is computed once more in the backward pass.
+
+    For a normalisation and its activation, which cost little time and much memory, above all in mixed precision, where
+    GroupNorm computes in fp32. A convolution at the end of `part` is not repeated, because its gradient does not need
+    its result. Gradients are the same, bit for bit (`benchmarks/training_step.py`).
+    """
+    return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else part(x)
+
+
 class PreActivationBlock(nn.Module):
     """Identity mapping residual block: He et al. 2016, https://arxiv.org/abs/1603.05027, as Myronenko 2018 uses it.
 
@@ -93,8 +104,8 @@ class PreActivationBlock(nn.Module):
         self.conv1, self.conv2 = (conv_op(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(functional.relu(self.norm1(x), inplace=True))
-        return x + self.conv2(functional.relu(self.norm2(y), inplace=True))
+        y = recomputed(lambda x: self.conv1(functional.relu(self.norm1(x), inplace=True)), x)
+        return x + recomputed(lambda y: self.conv2(functional.relu(self.norm2(y), inplace=True)), y)
 
 
 class ProjectAndUpsample(nn.Module):

@@ -24,6 +24,7 @@ from nnunet_brats_ext.architectures.blocks import (
     ProjectAndUpsample,
     SegmentationNetwork,
     Strides,
+    recomputed,
 )
 from nnunet_brats_ext.storage.errors import UserError
 
@@ -54,6 +55,10 @@ class ConvUnit(nn.Sequential):
             norm(output_channels),
             nn.ReLU(inplace=True),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve, normalise, activate = self
+        return recomputed(lambda y: activate(normalise(y)), convolve(x))
 
 
 class ConvolutionalBlockAttention(nn.Module):

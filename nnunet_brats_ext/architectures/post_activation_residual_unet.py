@@ -10,7 +10,7 @@ import torch
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.blocks import ConvOp, ProjectAndUpsample, Strides
+from nnunet_brats_ext.architectures.blocks import ConvOp, ProjectAndUpsample, Strides, recomputed
 from nnunet_brats_ext.architectures.residual_unet import ResidualUNet
 
 
@@ -32,7 +32,8 @@ class PostActivationBlock(nn.Module):
         self.units = nn.Sequential(*units)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.units(x)
+        y = recomputed(self.units[1:4], self.units[0](x))
+        return x + recomputed(self.units[4:], y)
 
 
 class PostActivationResidualUNet(ResidualUNet):
