@@ -14,7 +14,6 @@ configurations come from these counts; --device cuda shows how far a real GPU is
 import argparse
 import multiprocessing
 import resource
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
@@ -27,9 +26,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from nnunet_brats_ext.inference.memory import LiveBytes
 from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations
 from nnunet_brats_ext.planning.fitting import PLAIN_UNET
 
@@ -179,33 +177,6 @@ def footprint_of(name: str) -> Footprint:
     found = PLAIN_UNET if name == "nnunet" else configurations()[name].footprint
     assert found is not None, f"{name} has no footprint yet"
     return found
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that live, `live`, and the most there have been, `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if (key := storage._cdata) not in self.known:
-            self.known.add(key)
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
 
 
 def prepare(name: str, size: Sequence[int], batch: int, device: str) -> tuple[Training, Tensor, list[Tensor]]:

@@ -35,11 +35,12 @@ class Machine:
     low_memory_mb: float | None = None
     profile: bool = False
     processes: int = 3
+    symmetries_at_once: int = 1
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> "Machine":
         device = find_device(options.device).type
-        return cls(device, options.low_memory_mb, options.profile, options.processes)
+        return cls(device, options.low_memory_mb, options.profile, options.processes, options.symmetries_at_once)
 
     @property
     def workers(self) -> int:
@@ -53,6 +54,8 @@ class Machine:
             passes.patch_size,
             self.low_memory_mb,
             precision=passes.precision,
+            skip_empty=passes.skip_empty,
+            symmetries_at_once=self.symmetries_at_once,
             device=torch.device(self.device),
             tile_step_size=passes.step_size,
             perform_everything_on_device=self.device != "cpu" and self.low_memory_mb is None,

@@ -93,6 +93,14 @@ class PredictOptions(ModelOptions):
         help="default: fp32 on a CPU, mixed with fp16 on a GPU, as nnU-Net; bf16: mixed with bfloat16, about twice as "
         "fast on a CPU that computes it",
     )
+    skip_empty: bool = option(
+        default=False,
+        help="windows that hold nothing but background are background without a look; label maps stay the same unless "
+        "a network finds tumour in air",
+    )
+    symmetries_at_once: int = option(
+        default=1, at_least=1, metavar="N", help="mirror images or turns of a window in one batch: more memory, on GPUs"
+    )
     step_size: float = option(
         "-step_size",
         default=0.5,
@@ -125,6 +133,9 @@ class PredictOptions(ModelOptions):
         default=False,
         help="also CASE.npz, as nnU-Net writes it",
         aliases=("--save-probabilities",),
+    )
+    half_probabilities: bool = option(
+        default=False, help="CASE.npz in float16: about half of the size, exact to 0.0005"
     )
     overwrite: bool = option(default=False, help="predict again what is there")
     keep_members: bool = option(default=False, help="keep what was voted over or averaged")

@@ -131,4 +131,4 @@ def _kept(part: Part, target: PredictionTarget, out: Path) -> Iterator[tuple[Mem
     several_models = len({member.model.folder for member in system.members}) > 1
     for number, member in enumerate(system.members):  # numbered, because sources in two places may share a name
         name = member.model.folder.name if several_models else f"{number:02d}__{member.name}"
-        yield member, PredictionTarget(place / name, target.ending, probabilities=True)
+        yield member, PredictionTarget(place / name, target.ending, probabilities=True, half=target.half)

@@ -57,7 +57,9 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
     }
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
-    target = PredictionTarget(out, members[0].description.ending, options.save_probabilities)
+    target = PredictionTarget(
+        out, members[0].description.ending, options.save_probabilities, options.half_probabilities
+    )
     cases = [case for part in parts for case in part.files]
     missing = cases if options.overwrite else target.unfinished(cases)
     outcome = Outcome(out, target.label_maps(cases), finished_before=len(cases) - len(missing))

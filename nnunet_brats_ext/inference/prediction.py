@@ -112,6 +112,8 @@ def refuse_other_options(options: PredictOptions) -> None:
         raise UserError("--by-sequences: predict with one model, named by -tr and -c or by -m")
     if others := [shown_name(field) for field in given if field.name not in allowed]:
         raise UserError(f"{', '.join(others)}: has no meaning {form}")
+    if options.half_probabilities and not options.save_probabilities:
+        raise UserError("--half-probabilities: has no meaning without --save_probabilities")
     if options.combine == "vote" and options.save_probabilities:
         raise UserError("--save_probabilities: a vote has none; choose --combine probabilities")
 
@@ -139,7 +141,9 @@ def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkP
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
     cases = [case for part in parts for case in part.files]
-    result = final = PredictionTarget(out, model.description.ending, options.save_probabilities)
+    result = final = PredictionTarget(
+        out, model.description.ending, options.save_probabilities, options.half_probabilities
+    )
     if rules:  # the probabilities contradict the label maps after them
         result, final = replace(result, out=out / BEFORE_RULES), replace(result, probabilities=False)
     left = cases if options.overwrite else final.unfinished(cases)

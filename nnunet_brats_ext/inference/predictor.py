@@ -15,17 +15,23 @@ from torch import Tensor, nn
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.checkpoints import Weights, check_checkpoint, check_shapes
-from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling, mirrors_along
 from nnunet_brats_ext.inference.logits import ModelDescription
+from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, probabilities_of
-from nnunet_brats_ext.inference.tilings import StoredVolume, Volume, predict_padded, predict_slices
+from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, predict_each, probabilities_of
+from nnunet_brats_ext.inference.tilings import StoredVolume, Tiling, Volume, predict_padded, predict_slices
 from nnunet_brats_ext.papers import Prediction
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import Notice, UserError, raise_problems
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
 from nnunet_brats_ext.training.seams import fastest_memory_format
+
+SCRATCH = (
+    1.5  # what a convolution on a CPU takes beside its input and output, as a share of a pass; measured: up to 1.3
+)
+CERTAIN = 15.0
 
 
 def find_device(asked: str | None = None) -> torch.device:
@@ -62,6 +68,8 @@ class BraTSPredictor(nnUNetPredictor):
     memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
     precision: `default`, as nnU-Net; or `bf16`, networks under autocast to bfloat16, their logits in fp32. A UserError
     where the device does not compute in it.
+    skip_empty: what holds nothing but background is background, and no network sees it.
+    symmetries_at_once: how many mirror images or turns of a window the network sees in a batch.
     memory_format: of the network; None is that of training, which is the fastest on the device, and without a copy of
     the weights where there is a budget.
     options: those of nnUNetPredictor.
@@ -75,6 +83,8 @@ class BraTSPredictor(nnUNetPredictor):
         patch_size: Sequence[int] = (),
         memory_budget_mb: float | None = None,
         precision: str = "default",
+        skip_empty: bool = False,
+        symmetries_at_once: int = 1,
         memory_format: torch.memory_format | None = None,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
@@ -84,6 +94,7 @@ class BraTSPredictor(nnUNetPredictor):
         self.requested_tiling, self.requested_symmetries, self.average = tiling, symmetries, average
         self.requested_patch_size, self.memory_budget_mb = patch_size, memory_budget_mb
         self.memory_format, self.precision = memory_format, precision
+        self.skip_empty, self.symmetries_at_once = skip_empty, symmetries_at_once
         if precision == "bf16":
             require_bf16(device)
         self.meter = MemoryMeter(device)  # before anything of size is in memory
@@ -265,16 +276,24 @@ class BraTSPredictor(nnUNetPredictor):
             return super().predict_sliding_window_return_logits(input_image)
         predict = partial(predict_slices, slices_at_once=self._slices_within_budget) if tiling is None else tiling
         self.network: nn.Module = self.network.to(self.device).eval()
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            try:
-                return predict(self._predict_windows, self._volume(input_image))
-            except torch.OutOfMemoryError:
-                if tiling is None or not tiling.may_exceed_memory:
-                    raise
-        sentence = f"the tiling {self.tiling} does not fit on the device; sliding windows instead, from here on"
+        volume = self._volume(input_image)
+        if tiling is None or self._fits_memory(tiling, volume):
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                try:
+                    return predict(self._predict_windows, volume)
+                except torch.OutOfMemoryError:
+                    if tiling is None or tiling.seen_at_once(volume) is None:
+                        raise
+        sentence = f"the tiling {self.tiling} does not fit into the memory that is free; sliding windows instead"
         warnings.warn(sentence, Notice, stacklevel=2)
-        self.tiling = SLIDING
         return super().predict_sliding_window_return_logits(input_image)
+
+    def _fits_memory(self, tiling: Tiling, volume: Volume) -> bool:
+        """Whether what a network sees at once leaves memory; on a GPU, torch says so when it has tried."""
+        shape = tiling.seen_at_once(volume)
+        if shape is None or self.device.type != "cpu":
+            return True
+        return SCRATCH * bytes_of_pass(self.bare_network, shape) < free_bytes(self.device)
 
     def _fits_slices(self, data: Tensor) -> bool:
         covers = all(size <= extent for size, extent in zip(data.shape[2:], self.patch_size, strict=False))
@@ -300,18 +319,31 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        if self.skip_empty and (x.flatten(2).amin(2) == x.flatten(2).amax(2)).all():
+            return self._background(x)
         if self.precision != "bf16":
             return self._predict_symmetric(x)
         with torch.autocast(self.device.type, torch.bfloat16):
             return self._predict_symmetric(x)
 
     def _predict_symmetric(self, x: Tensor) -> Tensor:
-        symmetries = find_symmetries(self.symmetries)
+        symmetries, at_once = find_symmetries(self.symmetries), self.symmetries_at_once
+        if symmetries is None and at_once > 1 and self.use_mirroring and self.allowed_mirroring_axes:
+            mirrors = mirrors_along([axis - (x.ndim - 2) for axis in self.allowed_mirroring_axes])
+            logits = list(predict_each(self.network, x, mirrors, at_once))
+            return torch.stack(logits).mean(0)
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)
         # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.
         predict = partial(predict_padded, self.network, divisor=self.divisor)
-        return average_probabilities(predict, x, symmetries, self.exclusive)
+        return average_probabilities(predict, x, symmetries, self.exclusive, at_once)
+
+    def _background(self, x: Tensor) -> Tensor:
+        """Logits (b, k, *s) of no region, or of the label background, as certain as `logits_of` makes them."""
+        logits = x.new_full((len(x), self.label_manager.num_segmentation_heads, *x.shape[2:]), -CERTAIN)
+        if self.exclusive:
+            logits[:, 0] = CERTAIN
+        return logits
 
     def _volume(self, data: Tensor) -> Volume:
         labels = list(self.label_manager.foreground_labels)

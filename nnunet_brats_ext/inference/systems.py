@@ -25,12 +25,19 @@ class Passes:
     step_size: float = 0.5
     patch_size: tuple[int, ...] = ()
     precision: str = "default"
+    skip_empty: bool = False
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> Passes:
         symmetries = NONE if options.disable_tta else options.symmetries
         return cls(
-            options.tiling, symmetries, options.combine, options.step_size, options.patch_size, options.precision
+            options.tiling,
+            symmetries,
+            options.combine,
+            options.step_size,
+            options.patch_size,
+            options.precision,
+            options.skip_empty,
         )
 
     @property
@@ -48,6 +55,7 @@ class Passes:
             "tile_step_size": self.step_size,
             "patch_size": self.patch_size or None,
             **({"precision": self.precision} if self.precision != "default" else {}),
+            **({"skip_empty": True} if self.skip_empty else {}),
         }
 
 

@@ -65,8 +65,9 @@ class Tiling(ABC):
     needs_previous_stage: ClassVar[bool] = False
     """Whether it looks at the labels of a previous stage; a model without one is predicted by sliding windows."""
 
-    may_exceed_memory: ClassVar[bool] = False
-    """Whether a volume may be too large for the device at once; sliding windows take over then."""
+    def seen_at_once(self, volume: Volume) -> tuple[int, ...] | None:
+        """The shape of what the network sees at once, where that may exceed memory; sliding windows take over then."""
+        return None
 
     @abstractmethod
     def __call__(self, predict: Predict, volume: Volume) -> Tensor:
@@ -80,7 +81,10 @@ class WholeBrain(Tiling):
     by one. Statistics of normalisation layers are then those of a whole brain, unlike in a window.
     """
 
-    may_exceed_memory = True
+    def seen_at_once(self, volume: Volume) -> tuple[int, ...]:
+        channels, *sizes = volume.data.shape
+        lengths = sizes[-len(volume.divisor) :]
+        return (1, channels, *(n + -n % step for n, step in zip(lengths, volume.divisor, strict=True)))
 
     def __call__(self, predict: Predict, volume: Volume) -> Tensor:
         if len(volume.divisor) == 3:
