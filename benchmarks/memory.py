@@ -21,15 +21,11 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_brats_ext.inference.memory import LiveBytes
 from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations
-from nnunet_brats_ext.planning.fitting import PLAIN_UNET
 
 CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
@@ -169,12 +165,15 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' c
     "nnunet": nnunet,
 }
 IN_SLICES = {"hashemi_2d"}
-FOOTPRINTS = {name: one.footprint for name, one in configurations().items()} | {"nnunet": PLAIN_UNET}
 
 
 def footprint_of(name: str) -> Footprint:
     """The footprint that the planner estimates with."""
-    found = PLAIN_UNET if name == "nnunet" else configurations()[name].footprint
+    if name == "nnunet":
+        from nnunet_brats_ext.planning.fitting import PLAIN_UNET  # here, because it loads nnU-Net
+
+        return PLAIN_UNET
+    found = configurations()[name].footprint
     assert found is not None, f"{name} has no footprint yet"
     return found
 
@@ -283,6 +282,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("none", "cuda"), default="none", help="cuda: measure there as well")
     parser.add_argument("--resident", action="store_true", help="measure real steps on the CPU as well (fp32)")
     options = parser.parse_args()
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
 
     columns = ["network", "patch", "batch", "precision", "estimate", "counted", "B/voxel"]
     measured = [*(["GPU"] if options.device == "cuda" else []), *(["resident"] if options.resident else [])]

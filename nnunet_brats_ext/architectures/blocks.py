@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 ConvOp = type[nn.Conv2d] | type[nn.Conv3d]
@@ -100,7 +101,7 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, conv_op: ConvOp, channels: int, groups: int = 8):
         super().__init__()
-        self.norm1, self.norm2 = (nn.GroupNorm(groups, channels) for _ in range(2))
+        self.norm1, self.norm2 = (GroupNorm(groups, channels) for _ in range(2))
         self.conv1, self.conv2 = (conv_op(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,15 +26,16 @@ from nnunet_brats_ext.architectures.blocks import (
     Strides,
     recomputed,
 )
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 NormOp = Callable[[int], nn.Module]
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """GroupNorm of 16 groups at most; channels that 16 does not divide make groups of gcd(16, channels) channels."""
     groups = min(16, channels)
-    return nn.GroupNorm(groups if channels % groups == 0 else channels // gcd(16, channels), channels)
+    return GroupNorm(groups if channels % groups == 0 else channels // gcd(16, channels), channels)
 
 
 def norm_op(norm: Literal["group", "instance"], conv_op: ConvOp) -> NormOp:

@@ -11,6 +11,7 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.blocks import ConvOp, ProjectAndUpsample, Strides, recomputed
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.architectures.residual_unet import ResidualUNet
 
 
@@ -26,7 +27,7 @@ class PostActivationBlock(nn.Module):
         for _ in range(2):
             units += [
                 conv_op(channels, channels, 3, padding=1, bias=False),
-                nn.GroupNorm(groups, channels),
+                GroupNorm(groups, channels),
                 nn.LeakyReLU(0.01, inplace=True),
             ]
         self.units = nn.Sequential(*units)
@@ -63,7 +64,7 @@ class PostActivationResidualUNet(ResidualUNet):
             features_per_stage,
             n_blocks_per_stage,
             stem=lambda narrow, wide, stride: nn.Sequential(
-                conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, wide)
+                conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False), GroupNorm(8, wide)
             ),
             downsample=lambda narrow, wide, stride: conv_op(narrow, wide, stride, stride=stride, bias=False),
             block=partial(PostActivationBlock, conv_op),

@@ -21,17 +21,24 @@ from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, predict_each, probabilities_of
-from nnunet_brats_ext.inference.tilings import StoredVolume, Tiling, Volume, predict_padded, predict_slices
+from nnunet_brats_ext.inference.tilings import (
+    CERTAIN,
+    StoredVolume,
+    Tiling,
+    Volume,
+    predict_padded,
+    predict_slices,
+)
 from nnunet_brats_ext.papers import Prediction
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import Notice, UserError, raise_problems
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
+from nnunet_brats_ext.training.cpu_precision import computes_bf16
 from nnunet_brats_ext.training.seams import fastest_memory_format
 
 SCRATCH = (
     1.5  # what a convolution on a CPU takes beside its input and output, as a share of a pass; measured: up to 1.3
 )
-CERTAIN = 15.0
 
 
 def find_device(asked: str | None = None) -> torch.device:
@@ -48,7 +55,7 @@ def require_bf16(device: torch.device) -> None:
     """A UserError where the device does not compute in bfloat16, or only emulates it."""
     there = {
         "cuda": torch.cuda.is_bf16_supported,
-        "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "cpu": computes_bf16,
     }
     if device.type not in there or not there[device.type]():
         raise UserError(f"--precision bf16: this {device.type} does not compute in bfloat16; leave it out")

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from nnunet_brats_ext.storage.errors import UserError
+
+CERTAIN = 15.0  # the logit of what is certain without a look
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def predict_slices(
     are in half precision, as those of nnU-Net's sliding window; where a patch covers the slice, its weights divide
     out, and label maps are the same.
     """
+    from acvl_utils.cropping_and_padding.padding import pad_nd_image  # here, so that tilings load without nnU-Net
+
     if any(size > extent for size, extent in zip(volume.data.shape[2:], volume.patch_size, strict=True)):
         raise UserError(
             f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}; "

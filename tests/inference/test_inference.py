@@ -19,9 +19,8 @@ from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import apply, average_probabilities, logits_of, undo
-from nnunet_brats_ext.inference.tilings import WHOLE_BRAIN, StoredVolume, Volume, predict_slices
+from nnunet_brats_ext.inference.tilings import CERTAIN, WHOLE_BRAIN, StoredVolume, Volume, predict_slices
 from nnunet_brats_ext.papers import Symmetry
-from nnunet_brats_ext.trainers.lyu2020.tilings import CERTAIN
 from nnunet_brats_ext.trainers.lyu2020.windows import STRICT_STARTS, strict_window, tumour_window
 
 EVERY_NAME = pytest.mark.parametrize("name", [name for name in symmetry_names() if find_symmetries(name)])
