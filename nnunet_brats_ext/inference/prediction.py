@@ -62,7 +62,7 @@ def by_sequences(options: PredictOptions) -> dict[str, PredictOptions]:
     out, _ = required_folders(options)
     return {
         name: replace(options, sequences=one, out=out / name, by_sequences=False, missing=True)
-        for name, one in sets_of(chosen_model(options).description.sequences).items()
+        for name, one in sets_of(chosen_model(options).description.acquired).items()
     }
 
 
