@@ -18,7 +18,7 @@ from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOpti
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, write_phantom_folder
-from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, LayoutOptions, propose_layout
+from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, UNKNOWN, LayoutOptions, propose_layout
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
 from nnunet_brats_ext.dataset_conversion.sources import sources_of
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
@@ -97,6 +97,8 @@ def run_layout(options: LayoutOptions) -> None:
     if not options.layout:
         say(console, "\n" + found.text)
     file = options.out or options.layout
+    if UNKNOWN in (found.layout.stack or ()):
+        say(console, "first state in it which volume is which sequence, in the line that begins with `stack`")
     say(console, f"next: nnunet_brats convert {source.root} --layout {file} -d ID" if file else "-o FILE writes it")
 
 
