@@ -7,6 +7,7 @@ an optional extra and loads torch, so it is imported in functions.
 import importlib
 import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -35,9 +36,10 @@ class Tools(NamedTuple):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the package's banner and log; what goes wrong is an exception."""
+    """Without the package's banner, log and warnings; what goes wrong is an exception."""
     os.environ["BRAINLES_PREPROCESSING_CITATION_REMINDER"] = "false"  # the command ends with it
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as those of other registration programs that are not installed
         yield
 
 

@@ -1,7 +1,8 @@
 """What can be wrong with a patient's images before a network sees them: pure functions of arrays, with their limits.
 
-The limits were set with four patients of BraTS 2021 and the same patients spoiled on purpose; next to each limit is
-what those patients have. They are meant for adults with glioma: a finding says look, and not more.
+The limits were set with four patients of BraTS 2021 and the same patients spoiled on purpose, the brightness of tumours
+in FLAIR also with one of TCGA-LGG; next to each limit is what those patients have. docs/own_data.md says how others
+fare. They are meant for adults with glioma: a finding says look, and not more.
 """
 
 from collections.abc import Mapping
