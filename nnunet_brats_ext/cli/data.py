@@ -24,6 +24,7 @@ from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, UNKNOWN, LayoutO
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
 from nnunet_brats_ext.dataset_conversion.sources import sources_of
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import shorten
 from nnunet_brats_ext.storage.nnunet import dataset_id, train_command
 
@@ -47,6 +48,8 @@ def run_convert(options: ConvertOptions) -> None:
         ("patients", f"{len({case['patient'] for case in cases.values()})}{grades(cases)}"),
     ):
         table.add_row(title, escape(text))
+    for channel, weights in DatasetDescription.read(done.folder).derived.items():
+        table.add_row("further channel", f"{channel}, computed from {' and '.join(weights)}")
     table.add_row("folds", describe_folds(done.folds))
     for title, names in notes(manifest, done.layouts).items():
         table.add_row(escape(title), escape(f"{len(names)} case{'s' if len(names) != 1 else ''}{examples(names)}"))

@@ -4,6 +4,7 @@ Each patient gets a folder with one file per sequence, the transforms that broug
 label map in the space of the atlas returns by them to the grid of the raw scan.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +86,9 @@ def prepare_patients(options: PrepareOptions) -> Preparation:
     """The same with its options in one object."""
     if options.back:
         return bring_back(options)
+    for root in options.sources:
+        if options.out.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"-o {options.out} lies in {root}, whose scans it would be read with; name another folder")
     tools = brainles.find_tools(options.atlas, options.brain_extraction, options.device)
     found = [
         find_source(root, options.release, options.layout, any_name=options.any_name, allow_missing=True)
@@ -111,7 +115,7 @@ def prepare_patients(options: PrepareOptions) -> Preparation:
     layouts = {source.layout.name: source.layout for source in found}
     if len(layouts) == 1:
         (layout,) = layouts.values()
-        write_text(options.out / LAYOUT_FILE, to_text(prepared_layout(layout), []))
+        write_text(options.out / LAYOUT_FILE, to_text(prepared_layout(layout, options.out), []))
     left = [case for case in cases if case.name not in done]
     work = partial(prepare_case, out=options.out, tools=tools, settings=settings, overwrite=options.overwrite)
     behind = for_each(work, left, "Preparing", 1, lambda case: case.name)
@@ -119,11 +123,11 @@ def prepare_patients(options: PrepareOptions) -> Preparation:
     return Preparation(made, done, [case.name for case, one in zip(left, behind, strict=True) if one])
 
 
-def prepared_layout(source: Layout) -> Layout:
+def prepared_layout(source: Layout, out: Path) -> Layout:
     """The layout of what `prepare` writes: the same cases and patients, with a folder and plain names each."""
-    name = f"{source.title}Prepared"
+    title = re.sub(r"[^A-Za-z0-9]", "", out.resolve().name)
     return Layout(
-        name=name if name not in LAYOUTS else f"My{name}",
+        name=title if title and title not in LAYOUTS else f"My{title}",
         case=source.case,
         groups=source.groups,
         patient=source.patient,

@@ -350,7 +350,7 @@ def label_values(source: Source) -> list[int]:
 def to_text(layout: Layout, values: Sequence[int]) -> str:
     """A layout as a TOML file with a comment at each key."""
     lines = [
-        "# Written by `nnunet_brats layout`: check it, change it, and give it to `nnunet_brats convert --layout`.",
+        "# A layout for nnunet_brats: check it, change it, and give it to `nnunet_brats convert --layout`.",
         "",
         f"name = {_quote(layout.name)} # part of the data set's name",
         f"case = {_quote(layout.case)} # the name of a case; cases with the same {{patient}} stay in one fold",

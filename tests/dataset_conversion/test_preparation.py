@@ -169,6 +169,8 @@ def test_what_cannot_be_fetched_is_named_with_its_place(options, sentence, stand
     with pytest.raises(UserError, match=sentence):
         prepare(scans, tmp_path / "out", **{**STRIPPED, **options})
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"lies in .*scans, whose scans it would be read with"):
+        prepare(scans, scans / "out", atlas=str(stand_in))
 
 
 def test_on_a_cpu_hd_bet_is_one_network_without_mirror_images(stand_in, scans, monkeypatch):
