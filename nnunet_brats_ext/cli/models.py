@@ -12,20 +12,24 @@ from nnunet_brats_ext.storage.errors import UserError, each_notice_once
 if TYPE_CHECKING:
     from nnunet_brats_ext.inference.profiling import Profile
     from nnunet_brats_ext.inference.validations import Choice
+    from nnunet_brats_ext.inference.work import WorkPlan
 
 
 def run_predict(options: PredictOptions) -> None:
-    from nnunet_brats_ext.inference.prediction import by_sequences, plan_prediction
+    from nnunet_brats_ext.inference.prediction import plan_by_sequences, plan_prediction
 
-    if options.by_sequences:
-        with each_notice_once():
-            for one in by_sequences(options).values():
-                run_predict(one)
-        return
-    plan = plan_prediction(options)
-    say_where(options)
-    if options.precision != "default":
-        print(f"networks compute in {options.precision}: a few voxels at the borders of regions may differ")
+    with each_notice_once():
+        plans = plan_by_sequences(options) if options.by_sequences else [plan_prediction(options)]
+        for number, plan in enumerate(plans):
+            if number == 0:  # what the user can fix comes first
+                say_where(options)
+                if options.precision != "default":
+                    print(f"networks compute in {options.precision}: a few voxels at the borders of regions may differ")
+            run_plan(plan, options)
+
+
+def run_plan(plan: "WorkPlan", options: PredictOptions) -> None:
+    """Predict, and print what came of it."""
     if plan.choice:
         Console().print(table_of_choice(plan.choice))
     outcome = plan.run()

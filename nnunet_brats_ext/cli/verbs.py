@@ -83,6 +83,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "fix it. The exit code is 1 where something was found.",
         ),
         Verb(
+            "prepare",
+            "raw scans -> registered, in the space of an atlas, without skull; and results back",
+            "dataset_conversion.preparation:PrepareOptions",
+            "cli.data:run_prepare",
+            "Registers the raw scans of each patient, brings them to the space of an atlas and takes the skull off, by "
+            "brainles-preprocessing: pip install 'nnunet-brats-ext[prepare]'. What it writes goes into `check`, "
+            "`convert` and, converted, `predict`. The transforms are kept: --back brings label maps to the grid of the "
+            "raw T1ce. Patients who are done stay where a run was interrupted.",
+        ),
+        Verb(
             "restore",
             "predictions -> a submission: the release's labels, names and headers",
             "dataset_conversion.restoration:RestoreOptions",

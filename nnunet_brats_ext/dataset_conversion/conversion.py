@@ -6,6 +6,7 @@ there when it is whole, so that an interrupted run leaves nothing that nnU-Net c
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import __version__
+from nnunet_brats_ext.brats import DERIVED_CHANNELS
 from nnunet_brats_ext.dataset_conversion.cases import (
     AXES,
     LINKS,
@@ -97,6 +99,12 @@ class ConvertOptions(Options):
         default=None,
         help="take cases that lack sequences; zero: write them as zeros, which they stay in nnU-Net's normalisation",
     )
+    add: tuple[str, ...] = option(
+        choices=tuple(map(str.lower, DERIVED_CHANNELS)),
+        repeat=True,
+        default=(),
+        help="a further channel, computed from the sequences, also by `nnunet_brats predict` (Kim 2024)",
+    )
     overlays: tuple[Path, ...] = option(
         *("--overlay",),
         metavar="DIR",
@@ -146,6 +154,11 @@ class ConvertOptions(Options):
     @property
     def normalises(self) -> bool:
         return self.normalise == PERCENTILE_MINMAX
+
+    @property
+    def derived(self) -> list[str]:
+        """The names of the channels to add, of `DERIVED_CHANNELS`."""
+        return [name for name in DERIVED_CHANNELS if name.lower() in self.add]
 
 
 @dataclass(frozen=True)
@@ -250,6 +263,9 @@ def _inspect(sources: Sequence[Source], options: ConvertOptions) -> Inspected:
         for number, source in enumerate(sources)
     ]
     facts = unite(sources)
+    for name in options.derived:
+        if lacking := [one for one in DERIVED_CHANNELS[name] if one not in facts.sequences]:
+            raise UserError(f"--add {name.lower()}: {facts.name} has no {' and no '.join(lacking)}")
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
@@ -273,17 +289,18 @@ def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: 
     contents = {found.case.name: found.identifying for found in good}
     splits = split_cases(cases, patients, options.folds, options.seed, model, contents)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(target.parent, good, copies=options.link == "copy")
+    _check_space(target.parent, good, options.derived, copies=options.link == "copy")
     with working_folder(target) as scratch:
         growing = scratch / target.name
         for folder in ("imagesTr", "labelsTr", *(["imagesTs"] if any(not case.labelled for case in cases) else [])):
             (growing / folder).mkdir(parents=True)
-        write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises)
+        derived = options.derived
+        write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises, derived=derived)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.labelled for case in cases)
         missing = {case.name: case.missing for case in cases if case.missing}
         axes = {found.grid.axes for found in good if found.grid}
-        description = dataset_json(inspected.facts, target.name, training, options.normalises, missing, axes)
+        description = dataset_json(inspected.facts, target.name, training, options.normalises, missing, axes, derived)
         write_json(growing / "dataset.json", description)
         write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:
@@ -311,6 +328,8 @@ def _fingerprint(sources: Sequence[Source], model: Path | None, options: Convert
         parts.append([options.axes, options.right_angles])
     if options.missing:
         parts.append(options.missing)
+    if options.derived:
+        parts.append(options.derived)
     content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -328,8 +347,9 @@ def _identities(inspected: Sequence[Inspection]) -> Mapping[str, Sequence[str]]:
     return identities
 
 
-def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) -> None:
+def _check_space(folder: Path, inspected: Sequence[Inspection], derived: Sequence[str], copies: bool) -> None:
     needed, free = sum(found.bytes_to_write for found in inspected), shutil.disk_usage(folder).free
+    needed += len(derived) * sum(4 * math.prod(found.grid.size) for found in inspected if found.grid)
     if copies:
         needed += sum(
             path.stat().st_size for found in inspected for role, path in found.case.files.items() if role != LABEL

@@ -1,13 +1,20 @@
 """The folder of a data set in nnUNet_raw: its descriptions, whether it is finished, how it is replaced."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_brats_ext.brats import DERIVED_CHANNELS
 from nnunet_brats_ext.dataset_conversion.layouts import Layout
 from nnunet_brats_ext.dataset_conversion.sources import DatasetFacts
-from nnunet_brats_ext.storage.datasets import AXES_KEY, NO_NORMALISATION, SEVERAL_AXES, DatasetDescription
+from nnunet_brats_ext.storage.datasets import (
+    AXES_KEY,
+    DERIVED_KEY,
+    NO_NORMALISATION,
+    SEVERAL_AXES,
+    DatasetDescription,
+)
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import LPS
 from nnunet_brats_ext.storage.json_files import check_schema, read_json
@@ -124,15 +131,18 @@ def dataset_json(
     normalise: bool,
     missing: Mapping[str, list[str]] | None = None,
     axes: Collection[str] = (LPS,),
+    derived: Sequence[str] = (),
 ) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
     nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.
-    missing: case -> the sequences that it lacks, which are zeros. axes: that images have.
+    missing: case -> the sequences that it lacks, which are zeros. axes: that images have. derived: channels behind the
+    sequences, of `DERIVED_CHANNELS`.
     """
     scheme = layout.numbering
     nested = any(len(labels) > 1 for labels in scheme.regions.values())
-    names = [NO_NORMALISATION if normalise else sequence for sequence in layout.sequences]
+    channels = [*layout.sequences, *derived]
+    names = [NO_NORMALISATION if normalise else channel for channel in channels]
     return {
         "name": name,
         "channel_names": {str(channel): shown for channel, shown in enumerate(names)},
@@ -143,7 +153,8 @@ def dataset_json(
         "overwrite_image_reader_writer": "SimpleITKIO",
         "licence": f"the terms of {layout.name}",
         "brats_release": layout.name,
-        "brats_sequences": list(layout.sequences),
+        "brats_sequences": channels,
+        **({DERIVED_KEY: {name: dict(DERIVED_CHANNELS[name]) for name in derived}} if derived else {}),
         **({MISSING_KEY: missing} if missing else {}),
         **({} if set(axes) == {LPS} else {AXES_KEY: next(iter(axes)) if len(set(axes)) == 1 else SEVERAL_AXES}),
         "brats_label_names": {str(label): name for label, name in scheme.names.items()},

@@ -388,7 +388,7 @@ def _names_of(role: str) -> str:
     """A regular expression of the field's names of a role, the longest first."""
     names = LABEL_NAMES if role == LABEL else SEQUENCE_NAMES.get(role, ())
     spelled = ["[-_ ]?".join(re.findall(r"t[12]|[a-z]+|\d+", name)) for name in sorted(names, key=len, reverse=True)]
-    return f"(?:{'|'.join(spelled)})" + ("s?" if role == LABEL else "")
+    return f"(?:{'|'.join(spelled)})" + ("s?(?:Tr|Ts)?" if role == LABEL else "")
 
 
 _WORDS = {

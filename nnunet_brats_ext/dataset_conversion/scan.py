@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -93,6 +94,8 @@ def scan(
     tables: list[Path] = []
     files = list(_files(root, 0, tables))
     seen = [file.path for file in files]
+    if not files:
+        raise UserError(f"{root} has no .nii.gz, .nii or .mha file at all{_dicom_hint(root)}")
     if any_name and layout is None:
         raise UserError("--any-name needs the layout of the files: name it with --release, or --layout FILE")
     asked = find_layout(layout) if isinstance(layout, str) else layout
@@ -119,8 +122,24 @@ def scan(
 
 
 def image_files(root: Path) -> list["_File"]:
-    """The image files below a folder."""
-    return list(_files(root, 0, []))
+    """The image files below a folder; none at all is an error."""
+    if not (files := list(_files(root, 0, []))):
+        raise UserError(f"{root} has no .nii.gz, .nii or .mha file at all{_dicom_hint(root)}")
+    return files
+
+
+def _dicom_hint(root: Path) -> str:
+    """What to do with the DICOM files that lie in a folder, whatever their names; only some files are looked at."""
+    files = (Path(folder, name) for folder, _, names in os.walk(root) for name in names[:20])
+    for path in islice(files, 200):
+        with suppress(OSError), path.open("rb") as stream:
+            stream.seek(128)
+            if stream.read(4) == b"DICM":
+                return (
+                    f", but DICOM files such as {path.relative_to(root)}; `dcm2niix -z y -f %i/%d -o NIFTI {root}` "
+                    "makes NIfTI of them. Then name the files of each patient t1, t1ce, t2 and flair"
+                )
+    return ""
 
 
 def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
@@ -447,5 +466,5 @@ def _example(layout: Layout) -> str:
 
 def _sample(paths: Sequence[Path]) -> str:
     if not paths:
-        return "it has no .nii.gz, .nii or .mha file at all."
+        return "it has none of its own."
     return f"it has {len(paths)} image files, such as {', '.join(map(str, paths[:3]))}."

@@ -72,9 +72,12 @@ class Networks:
         self._predictors: dict[tuple[Path, Passes], BraTSPredictor] = {}
 
     def load(self, systems: Collection[System]) -> None:
-        """Load the models of all members; a UserError names every checkpoint that cannot be used."""
+        """Load the models of all members, as far as they are not; a UserError names checkpoints that cannot be used."""
         with self.load_profile.step("load"):
             for model, passes in of_each_model(all_networks(systems)):
+                loaded = self._predictors.get((model.folder, passes))
+                if loaded and set(model.files) <= set(loaded.checkpoints):
+                    continue
                 predictor = self._predictors[model.folder, passes] = self.machine.predictor(passes)
                 predictor.meter = self.meter
                 predictor.load(model)

@@ -13,7 +13,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files, missing_sequences
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import Fold, TrainedModel
-from nnunet_brats_ext.inference.networks import Machine, Networks
+from nnunet_brats_ext.inference.networks import Networks
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import MEMBERS, PREVIOUS_STAGE, PredictionTarget
 from nnunet_brats_ext.inference.systems import Member, System
@@ -88,24 +88,24 @@ def plan_steps(
     parts: Sequence[Part],
     missing: Collection[str],
     target: PredictionTarget,
-    machine: Machine,
+    networks: Networks,
     kept_in: Path | None = None,
 ) -> list[PredictionStep]:
     """Predict those cases of the parts that are missing in a folder; models are loaded and images examined here.
 
-    kept_in: the output folder, if what members predict is to stay there.
+    networks: where models are loaded that are not there yet. kept_in: the output folder, if what members predict is to
+    stay there.
     """
     left = [replace(part, files={case: part.files[case] for case in part.files if case in missing}) for part in parts]
     left = [part for part in left if part.files]
     if not left:
         return []
-    networks = Networks(machine)
     networks.load([part.system for part in left])
     folders = [folder for part in left for folder in part.system.folders]
     files = {case: part.files[case] for part in left for case in part.files}
     model = left[0].system.members[0].model
     _warn_of_missing(left)
-    check_images(files, model, list(dict.fromkeys(folders)), machine.processes or 1)
+    check_images(files, model, list(dict.fromkeys(folders)), networks.machine.processes or 1)
     return [
         PredictionStep(
             part.description,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_brats_ext.inference.models import TrainedModel, find_model, fold_names
-from nnunet_brats_ext.inference.networks import Machine
+from nnunet_brats_ext.inference.networks import Machine, Networks
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
 from nnunet_brats_ext.inference.parts import Part, files_asked_for, files_by_fold, missing_in, plan_steps
@@ -63,7 +63,7 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
     cases = [case for part in parts for case in part.files]
     missing = cases if options.overwrite else target.unfinished(cases)
     outcome = Outcome(out, target.label_maps(cases), finished_before=len(cases) - len(missing))
-    steps = plan_steps(parts, missing, target, machine, out if options.keep_members else None)
+    steps = plan_steps(parts, missing, target, Networks(machine), out if options.keep_members else None)
     return WorkPlan(steps, machine, outcome, [out], settings, choice)
 
 

@@ -1,7 +1,7 @@
 """Predict: images to label maps, by all stages, folds and checkpoints of a model, on nnU-Net's predictor."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_brats_ext.evaluation.by_sequences import sets_of
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model, fold_names
-from nnunet_brats_ext.inference.networks import Machine
+from nnunet_brats_ext.inference.networks import Machine, Networks
 from nnunet_brats_ext.inference.options import ModelOptions, PredictOptions
 from nnunet_brats_ext.inference.outputs import BEFORE_RULES, PredictionTarget, RunSettings
 from nnunet_brats_ext.inference.parts import Part, files_asked_for, files_by_fold, missing_in, plan_steps
@@ -42,28 +42,25 @@ def predict(
     asked = PredictOptions(**named)
     if asked.by_sequences:
         with each_notice_once():
-            return {name: _folder_of(one) for name, one in by_sequences(asked).items()}
+            outcomes = (plan.run() for plan in plan_by_sequences(asked))
+            return {one.out.name: one.out for one in outcomes if one.out}
     outcome = plan_prediction(asked).run()
     return outcome.label_maps or {folder.name: folder for folder in outcome.maps}
 
 
-def _folder_of(options: PredictOptions) -> Path:
-    """Predict, and where to; the networks are out of memory then."""
-    plan_prediction(options).run()
-    assert options.out is not None
-    return options.out
+def plan_by_sequences(options: PredictOptions) -> Iterator[WorkPlan]:
+    """The same prediction with every set of the model's sequences, into OUT/T1+FLAIR and so on, the largest set first.
 
-
-def by_sequences(options: PredictOptions) -> dict[str, PredictOptions]:
-    """The same prediction with every set of the model's sequences: T1+FLAIR -> options, the largest set first."""
+    Models are loaded once for all of them.
+    """
     refuse_other_options(options)
     if options.sequences:
         raise UserError("--by-sequences predicts with every set of the sequences; leave out --sequences")
-    out, _ = required_folders(options)
-    return {
-        name: replace(options, sequences=one, out=out / name, by_sequences=False, missing=True)
-        for name, one in sets_of(chosen_model(options).description.sequences).items()
-    }
+    out, images = required_folders(options)
+    networks = Networks(Machine.from_options(options))
+    for name, one in sets_of(chosen_model(options).description.acquired).items():
+        of_set = replace(options, sequences=one, out=out / name, by_sequences=False, missing=True)
+        yield plan_model(of_set, out / name, images, networks)
 
 
 def plan_prediction(options: PredictOptions) -> WorkPlan:
@@ -72,7 +69,9 @@ def plan_prediction(options: PredictOptions) -> WorkPlan:
     if options.for_next_stage:
         return plan_next_stage(options)
     out, images = required_folders(options)
-    return plan_pool(options, out) if options.models else plan_model(options, out, images)
+    if options.models:
+        return plan_pool(options, out)
+    return plan_model(options, out, images, Networks(Machine.from_options(options)))
 
 
 def required_folders(options: PredictOptions) -> tuple[Path, Path | None]:
@@ -121,7 +120,7 @@ def refuse_other_options(options: PredictOptions) -> None:
 # ---- one model -----------------------------------------------------------------------------------------------------
 
 
-def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkPlan:
+def plan_model(options: PredictOptions, out: Path, images: Path | None, networks: Networks) -> WorkPlan:
     """Predict by one model into `out`; with rules, the label maps before them stay in `out/before_rules`."""
     model = chosen_model(options)
     passes, previous = Passes.from_options(options), find_previous(options, model)
@@ -148,11 +147,11 @@ def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkP
         result, final = replace(result, out=out / BEFORE_RULES), replace(result, probabilities=False)
     left = cases if options.overwrite else final.unfinished(cases)
     outcome = Outcome(out, final.label_maps(cases), finished_before=len(cases) - len(left))
-    plan = WorkPlan([], Machine.from_options(options), outcome, [out], settings)
+    plan = WorkPlan([], networks.machine, outcome, [out], settings)
     if not left:
         return plan
     unfinished = left if options.overwrite else result.unfinished(cases)
-    steps: list[Step] = [*plan_steps(parts, unfinished, result, plan.machine, out if options.keep_members else None)]
+    steps: list[Step] = [*plan_steps(parts, unfinished, result, networks, out if options.keep_members else None)]
     if rules:
         steps.append(RulesStep(result.out, out, rules, images))
     return replace(plan, steps=steps)

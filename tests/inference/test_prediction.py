@@ -874,8 +874,10 @@ def test_sequences_that_cannot_be_are_refused(words, sentence, models, world, tm
 
 
 def test_every_set_of_sequences_is_predicted_into_a_folder_of_its_own_and_scored_in_one_table(
-    models, world, tmp_path, capsys, recwarn
+    models, world, tmp_path, capsys, recwarn, monkeypatch
 ):
+    loaded, load = [], BraTSPredictor.load
+    monkeypatch.setattr(BraTSPredictor, "load", lambda self, model: loaded.append(model) or load(self, model))
     images, labels = tmp_path / "images", tmp_path / "labels"
     case = min((world.raw / "labelsTr").glob("*.nii.gz")).name.removesuffix(".nii.gz")
     for folder, source in ((images, "imagesTr"), (labels, "labelsTr")):
@@ -884,7 +886,7 @@ def test_every_set_of_sequences_is_predicted_into_a_folder_of_its_own_and_scored
             shutil.copy(file, folder)
     out = predicted(images, tmp_path / "out", *SMALL, "-f", "0", "--by-sequences")
     folders = {path.name: path for path in out.iterdir()}
-    assert len(folders) == 15
+    assert len(folders) == 15 and len(loaded) == 1
     assert sentences(recwarn).count("was not trained without sequences") == 1
     assert "Searching" not in capsys.readouterr().out
     assert {"T1+T1ce+T2+FLAIR", "T1ce+FLAIR", "T2"} < folders.keys()

@@ -72,8 +72,11 @@ class Exclusion:
 
 
 def channels_of(description: DatasetDescription) -> tuple[str, ...]:
-    """What each channel shows, and whether its images come normalised: such are no match for images that do not."""
-    pairs = zip(description.sequences, description.channel_names, strict=True)
+    """What each channel shows, and whether its images come normalised: such are no match for images that do not.
+
+    Derived channels are left out: they are computed anew, and identify nobody.
+    """
+    pairs = zip(description.acquired, description.channel_names, strict=False)
     return tuple(
         f"{sequence}, normalised" if name.casefold() == NO_NORMALISATION.casefold() else sequence
         for sequence, name in pairs
@@ -130,7 +133,7 @@ def training_files(dataset: RawDataset) -> dict[str, tuple[list[Path], Path]]:
             raise UserError(
                 f'{description.source}: dataset should be {{CASE: {{"images": [FILE, ...], "label": FILE}}, ...}}'
             ) from error
-    count = len(description.channel_names)
+    count = len(description.acquired)
     return {
         case: (_images(folder / "imagesTr", case, count, description.ending), label)
         for case, label in find_cases(folder / "labelsTr", description.ending).items()
@@ -234,8 +237,8 @@ def _in_release(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     """A release as it was unpacked; without images where a case lacks sequences or keeps them all in one file."""
     found = []
     for case in scan(folder).cases:
-        complete = set(wanted.sequences) <= set(case.files)
-        images = tuple(case.files[name] for name in wanted.sequences) if complete else ()
+        complete = set(wanted.acquired) <= set(case.files)
+        images = tuple(case.files[name] for name in wanted.acquired) if complete else ()
         found.append(_excluded_case(case.name, folder, images, {case.patient, *case.known_as}))
     return found
 
