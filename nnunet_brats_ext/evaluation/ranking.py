@@ -4,28 +4,26 @@ In every case, for every region and metric, the entries are ranked; an entry's r
 its final score the mean over cases. A permutation test says which differences may be chance.
 """
 
-from collections import Counter
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import permutation_test, rankdata
+from scipy.stats import rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, is_small_good
 from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option
-from nnunet_brats_ext.evaluation.results import CaseScores, Results, read_results
+from nnunet_brats_ext.evaluation.results import CaseScores, Results, check_names, name_sources, read_results
+from nnunet_brats_ext.evaluation.statistics import sign_flip_p_values
 from nnunet_brats_ext.storage.csv_files import to_csv
-from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.errors import Notice, UserError, raise_problems, shorten
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
 from nnunet_brats_ext.storage.shared_options import processes_option, results_option
-
-EXACT_UP_TO = 16  # cases: 65,536 sign patterns
-BATCH = 1000  # permutations at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -125,34 +123,6 @@ def score_array(entries: Sequence[CaseScores], cases: Sequence[str], columns: Se
     return np.array(table, dtype=np.float64)  # None becomes NaN
 
 
-def sign_flip_p_values(differences: np.ndarray, permutations: int = 100_000) -> np.ndarray:
-    """The chance of a mean as large as the observed one if the sign of every case's difference were random.
-
-    differences (case, comparison) -> p (comparison), one-sided: small where the mean is clearly above zero. Up to
-    `EXACT_UP_TO` cases all sign patterns are counted; beyond, `permutations` are drawn, and the observed pattern counts
-    as one of them, so that no p is zero. Differences that are all zero give 1.
-    """
-    if len(differences) == 1:  # SciPy asks for two observations; a difference of zero changes nothing
-        differences = np.vstack([differences, np.zeros_like(differences)])
-    scale = np.abs(differences).sum(0).clip(1e-300)
-
-    def mean(signs: np.ndarray, axis: int) -> np.ndarray:
-        return np.round(signs @ differences / scale, 9)  # rounded: equal sums stay equal
-
-    # The sample is the signs, so that all comparisons share the permutations of one call.
-    found = permutation_test(
-        (np.ones(len(differences)),),
-        mean,
-        permutation_type="samples",
-        alternative="greater",
-        vectorized=True,
-        n_resamples=np.inf if len(differences) <= EXACT_UP_TO else permutations,
-        batch=BATCH,
-        random_state=np.random.default_rng(0),
-    )
-    return found.pvalue
-
-
 def rank_results(
     sources: Sequence[Path | str],
     names: Sequence[str] | None = None,
@@ -181,27 +151,62 @@ def load_results(
 ) -> dict[str, Results]:
     """Name -> results, from results.json files and from prediction folders, which are scored against `reference`.
 
-    names: by default the part of the paths in which they differ. evaluation: as `evaluate_folders` takes it. Results
-    of different presets or cohorts are an error.
+    names: by default what the results call the models, or else the part of the paths in which they differ. evaluation:
+    as `evaluate_folders` takes it. Results of different presets or cohorts are an error, and so are scores of one case
+    against the label maps of different patients. Results of versions before 0.2 do not say what they are about, of
+    which the user is told.
     """
-    paths = [Path(source) for source in sources]
-    if names is not None and len(names) != len(paths):
-        raise UserError(f"--names {' '.join(names)}: {len(names)} names for {len(paths)} results")
-    if names is not None and (twice := [name for name, times in Counter(names).items() if times > 1]):
-        raise UserError(f"--names {' '.join(names)}: {', '.join(twice)} is given twice")
-    found = []
-    for path in paths:
+    found: list[tuple[Path, Results]] = []
+    for path in map(Path, sources):
         if not path.is_dir():
-            found.append(read_results(path))
+            found += [(path, one) for one in read_results(path).values()]
         elif reference is None:
             raise UserError(f"{path} is a folder of predictions: give --reference to score it")
         else:
-            found.append(evaluate_folders(reference, path, **evaluation))
-    kinds = {str(path): f"{one['preset']} {one['cohort']}" for path, one in zip(paths, found, strict=True)}
+            found.append((path, evaluate_folders(reference, path, **evaluation)))
+    check_names(names, len(found))
+    kinds = {f"{path} is {one['preset']} {one['cohort']}": (one["preset"], one["cohort"]) for path, one in found}
     if len(set(kinds.values())) > 1:
-        listed = ", ".join(f"{path} is {kind}" for path, kind in kinds.items())
-        raise UserError(f"results of different presets or cohorts: {listed}")
-    return dict(zip(names or _short_names(paths), found, strict=True))
+        raise UserError(f"results of different presets or cohorts: {', '.join(kinds)}")
+    results = dict(zip(names or _names(found), (one for _, one in found), strict=True))
+    unknown = [str(path) for path, one in found if not one["references"]["files"]]
+    if unknown and len(found) > 1:
+        warnings.warn(
+            f"{shorten(unknown)} does not say which label maps the scores are about, so whether all are about the same "
+            "patients was not checked; `evaluate` of this version notes it",
+            Notice,
+            stacklevel=2,
+        )
+    _require_same_references(results)
+    return results
+
+
+def _names(found: Sequence[tuple[Path, Results]]) -> list[str]:
+    """What results call their models; the part in which their predictions' paths differ, or else their own paths."""
+    names = [one["model"] for _, one in found]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    folders = [Path(one["predictions"]["folder"]) for _, one in found]
+    known = all(one["predictions"]["folder"] for _, one in found) and len(set(folders)) == len(folders)
+    return name_sources(folders if known else [path for path, _ in found])
+
+
+def _require_same_references(results: Mapping[str, Results]) -> None:
+    """An error where two results have scored a case of one name against label maps of different patients."""
+    first: dict[str, tuple[str, Mapping[str, str]]] = {}  # case -> who scored it, and against what
+    different: dict[tuple[str, str], list[str]] = {}
+    for name, one in results.items():
+        for case, file in one["references"]["files"].items():
+            other, there = first.setdefault(case, (name, file))
+            if there.get("tumour") != file.get("tumour"):
+                different.setdefault((other, name), []).append(case)
+    problems = []
+    for (other, name), cases in different.items():
+        files = [results[one]["references"]["files"][cases[0]].get("path") for one in (other, name)]
+        problems.append(f"{other} and {name}, {len(cases)} cases: {shorten(cases, 3)}; {files[0]} is not {files[1]}")
+    raise_problems(
+        "results about different references", problems, ["evaluate all predictions against the same label maps"]
+    )
 
 
 def save_ranking(ranking: Ranking, path: Path | str) -> list[Path]:
@@ -255,16 +260,6 @@ def _shared_cases_and_regions(entries: Mapping[str, CaseScores]) -> tuple[tuple[
             "entries are ranked over the same cases; evaluate all on the same references\n  " + "\n  ".join(problems)
         )
     return cases, regions
-
-
-def _short_names(sources: Sequence[Path]) -> list[str]:
-    """Short names of paths: the last part, or as many of the last parts as make them differ."""
-    parts = [source.with_suffix("").parts if source.suffix == ".json" else source.parts for source in sources]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"the same results twice among {', '.join(map(str, sources))}; give each once")
 
 
 def _mean(values: np.ndarray) -> float:

@@ -15,8 +15,8 @@ from nnunet_brats_ext.evaluation.ranking import (
     rank_entries,
     rank_values,
     save_ranking,
-    sign_flip_p_values,
 )
+from nnunet_brats_ext.evaluation.statistics import sign_flip_p_values
 
 
 def entry(dice, hd95):
