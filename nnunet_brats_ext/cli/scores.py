@@ -176,18 +176,31 @@ def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
     As many columns stand side by side as the console has room for; the rest follows below.
     """
     console = console or wide_console()
-    columns = [[f"{ranking.scores[i]:.3f}" for i in ranking.order]]
+    names = [ranking.entries[i] for i in ranking.order]
+    places = ranking.stability.places
+    columns = [
+        [f"{ranking.scores[i]:.3f}" for i in ranking.order],
+        [f"{places[i, 0]:g} to {places[i, 2]:g}" for i in ranking.order],
+    ]
     for j, (_, metric) in enumerate(ranking.columns):
         digits = 2 if facts_of_metric(metric).unit == "mm" else 4
         columns.append([f"{ranking.means[i][j]:.{digits}f}" for i in ranking.order])
-    headings = ["mean\nrank", *(f"{region}\n{SHORT_METRICS.get(metric, metric)}" for region, metric in ranking.columns)]
-    names = [ranking.entries[i] for i in ranking.order]
+    headings = ["mean\nrank", "place\n95 %"]
+    headings += [f"{region}\n{SHORT_METRICS.get(metric, metric)}" for region, metric in ranking.columns]
     _print_columns(f"BraTS ranking over {len(ranking.cases)} cases", names, headings, columns, console)
-    leads = [["" if i == j else f"{ranking.p_values[i, j]:.4f}" for i in ranking.order] for j in ranking.order]
-    title = "permutation test: one-sided p of the row's lead over the column"
+    leads = [["" if i == j else _p_value(ranking, i, j) for i in ranking.order] for j in ranking.order]
+    title = "permutation test: one-sided p of the row's lead over the column; * below 0.05 corrected by Holm"
     _print_columns(title, names, list(map(str, range(1, len(leads) + 1))), leads, console)
+    console.print(
+        f"with the cases drawn anew, Kendall's tau to this ranking is {ranking.stability.tau:.2f} on average; "
+        "place 95 % is where an entry then lies"
+    )
     if ranking.left_out:
         console.print(f"not ranked, because a score is missing: {ranking.left_out} times case x region x metric")
+
+
+def _p_value(ranking: Ranking, row: int, column: int) -> str:
+    return f"{ranking.p_values[row, column]:.4f}" + ("*" if ranking.corrected[row, column] < 0.05 else " ")
 
 
 def _print_columns(

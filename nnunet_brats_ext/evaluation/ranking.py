@@ -1,12 +1,14 @@
 """The ranking of BraTS: Bakas et al. 2018, https://arxiv.org/abs/1811.02629.
 
 In every case, for every region and metric, the entries are ranked; an entry's rank in a case is the mean of these, and
-its final score the mean over cases. A permutation test says which differences may be chance.
+its final score the mean over cases. A permutation test says which leads may be chance, and resampling the cases how
+stable the places are. Every score is compared between every two entries as well.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, is_small_good
 from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option
 from nnunet_brats_ext.evaluation.results import CaseScores, Results, check_names, name_sources, read_results
-from nnunet_brats_ext.evaluation.statistics import sign_flip_p_values
+from nnunet_brats_ext.evaluation.statistics import (
+    PairedTest,
+    RankStability,
+    compare_paired,
+    holm,
+    rank_stability,
+    sign_flip_p_values,
+)
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import Notice, UserError, raise_problems, shorten
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
 from nnunet_brats_ext.storage.shared_options import processes_option, results_option
+
+MOST_PAIRED = 10_000  # permutations of each paired test of scores, of which there are many
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class RankOptions(Options):
     cohort: str = cohort_option("to score folders: ")
     labels: str | None = option(default=None, help="to score folders: as for `evaluate`")
     permutations: int = option(default=100_000, at_least=1, help="of the test, where there are too many to try all")
-    out: Path = results_option("ranking.json")
+    out: Path = results_option("ranking.json", "the file to write, with three CSV tables beside it")
     processes: int | None = processes_option()
 
 
@@ -50,6 +61,7 @@ class Ranking:
 
     case_ranks (entry, case): the mean rank of an entry in a case. means (entry, column): its mean scores.
     p_values (entry, entry): of "the row's entry ranks better than the column's", one-sided; 1 on the diagonal.
+    corrected: the same, corrected by Holm for all of them. tests: every pair of entries in every column.
     left_out: how many of the cases x columns have no score for some entry, and so no ranks.
     """
 
@@ -59,6 +71,9 @@ class Ranking:
     case_ranks: np.ndarray
     means: np.ndarray
     p_values: np.ndarray
+    corrected: np.ndarray
+    stability: RankStability
+    tests: Sequence["Comparison"]
     left_out: int
 
     @property
@@ -69,6 +84,19 @@ class Ranking:
     def order(self) -> np.ndarray:
         """The entries from the best to the worst."""
         return np.argsort(self.scores, kind="stable")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two entries in one column: the paired tests, whose p-values are corrected by Holm for all pairs of the column."""
+
+    region: str
+    metric: str
+    first: str
+    second: str
+    test: PairedTest
+    permutation_holm: float
+    wilcoxon_holm: float
 
 
 def rank_values(values: np.ndarray, small_is_good: Sequence[bool]) -> np.ndarray:
@@ -113,8 +141,36 @@ def rank_entries(
     better = case_ranks[None] - case_ranks[:, None]  # (row, column, case): positive where the row ranks better
     number = len(entries)
     p_values = sign_flip_p_values(better.reshape(number * number, -1).T, permutations).reshape(number, number)
-    means = np.array([[_mean(column) for column in entry.T] for entry in values])
-    return Ranking(tuple(entries), cases, columns, case_ranks, means, p_values, int(unranked.sum()))
+    corrected, others = p_values.copy(), ~np.eye(number, dtype=bool)
+    corrected[others] = holm(p_values[others])
+    return Ranking(
+        tuple(entries),
+        cases,
+        columns,
+        case_ranks,
+        np.array([[_mean(column) for column in entry.T] for entry in values]),
+        p_values,
+        corrected,
+        rank_stability(case_ranks),
+        compare_entries(tuple(entries), columns, values, min(permutations, MOST_PAIRED)),
+        int(unranked.sum()),
+    )
+
+
+def compare_entries(
+    entries: Sequence[str], columns: Sequence[tuple[str, str]], values: np.ndarray, permutations: int = 10_000
+) -> list[Comparison]:
+    """Paired tests of every two entries in every column, from scores (entry, case, column)."""
+    pairs = list(combinations(range(len(entries)), 2))
+    first, second = (np.concatenate([values[pair[side]] for pair in pairs], axis=1) for side in (0, 1))
+    flat = compare_paired(first, second, permutations)
+    found = []
+    for number, (region, metric) in enumerate(columns):
+        tests = flat[number :: len(columns)]
+        corrected = (holm([one.p_permutation for one in tests]), holm([one.p_wilcoxon for one in tests]))
+        for (i, j), test, *p in zip(pairs, tests, *corrected, strict=True):
+            found.append(Comparison(region, metric, entries[i], entries[j], test, *map(float, p)))
+    return found
 
 
 def score_array(entries: Sequence[CaseScores], cases: Sequence[str], columns: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -210,35 +266,74 @@ def _require_same_references(results: Mapping[str, Results]) -> None:
 
 
 def save_ranking(ranking: Ranking, path: Path | str) -> list[Path]:
-    """Write `path` (JSON) and beside it the same as two CSV tables: the entries from the best on, and the p-values.
+    """Write `path` (JSON) and beside it CSV tables: the entries from the best on, the p-values, and all paired tests.
 
-    All three or none of them are written.
+    All files or none of them are written.
     """
     path = Path(path)
     entries = [ranking.entries[i] for i in ranking.order]
     columns = [f"{region} {metric}" for region, metric in ranking.columns]
     rows = [
         {"place": place, "entry": ranking.entries[i], "mean_rank": float(ranking.scores[i])}
-        | {name: None if np.isnan(mean) else float(mean) for name, mean in zip(columns, ranking.means[i], strict=True)}
+        | {name: _or_none(mean) for name, mean in zip(columns, ranking.means[i], strict=True)}
+        | dict(zip(("place_low", "place_median", "place_high"), ranking.stability.places[i].tolist(), strict=True))
         for place, i in enumerate(ranking.order, 1)
     ]
-    p_values = {
-        ranking.entries[i]: {ranking.entries[j]: float(ranking.p_values[i, j]) for j in ranking.order if j != i}
-        for i in ranking.order
-    }
+    p_values, corrected = (
+        {
+            ranking.entries[i]: {ranking.entries[j]: float(matrix[i, j]) for j in ranking.order if j != i}
+            for i in ranking.order
+        }
+        for matrix in (ranking.p_values, ranking.corrected)
+    )
     case_ranks = {
         case: {name: float(ranking.case_ranks[i, c]) for i, name in enumerate(ranking.entries)}
         for c, case in enumerate(ranking.cases)
     }
-    content = {"ranking": rows, "p_values": p_values, "left_out": ranking.left_out, "cases": case_ranks}
+    tests = [_test_row(one) for one in ranking.tests]
+    content = {
+        "ranking": rows,
+        "p_values": p_values,
+        "p_values_holm": corrected,
+        "stability": {
+            "kendall_tau": ranking.stability.tau,
+            "places": {ranking.entries[i]: ranking.stability.frequencies[i].tolist() for i in ranking.order},
+        },
+        "tests": tests,
+        "left_out": ranking.left_out,
+        "cases": case_ranks,
+    }
     matrix = [["", *entries], *([a, *(p_values[a].get(b, "") for b in entries)] for a in entries)]
     files = {
         path: to_json(content),
         path.with_suffix(".csv"): to_csv([list(rows[0]), *(list(row.values()) for row in rows)]),
         path.with_name(f"{path.stem}_p_values.csv"): to_csv(matrix),
+        path.with_name(f"{path.stem}_tests.csv"): to_csv([list(tests[0]), *(list(row.values()) for row in tests)]),
     }
     write_texts(files)
     return list(files)
+
+
+def _test_row(one: Comparison) -> dict[str, Any]:
+    test = one.test
+    return {
+        "region": one.region,
+        "metric": one.metric,
+        "first": one.first,
+        "second": one.second,
+        "cases": test.cases,
+        "difference": _or_none(test.difference),
+        "ci_low": _or_none(test.low),
+        "ci_high": _or_none(test.high),
+        "p_permutation": _or_none(test.p_permutation),
+        "p_permutation_holm": _or_none(one.permutation_holm),
+        "p_wilcoxon": _or_none(test.p_wilcoxon),
+        "p_wilcoxon_holm": _or_none(one.wilcoxon_holm),
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _shared_cases_and_regions(entries: Mapping[str, CaseScores]) -> tuple[tuple[str, ...], tuple[str, ...]]:
