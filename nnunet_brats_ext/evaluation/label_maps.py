@@ -1,6 +1,7 @@
 """Which label maps a folder holds, of which cases, and whether a dataset.json says how they are numbered."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings
+from nnunet_brats_ext.evaluation.numbering_checks import infer_numbering
+from nnunet_brats_ext.evaluation.presets import Preset
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS
 
 _RELEASE_SUFFIX = re.compile(r"[-_](seg|gtv)$", re.IGNORECASE)  # of the label files of a release
@@ -82,16 +85,27 @@ def match_cases(references: LabelMaps, predictions: LabelMaps, partial: bool) ->
     return both
 
 
-def find_numberings(references: LabelMaps, predictions: LabelMaps) -> Numberings:
-    """As trained, if a dataset.json beside each of the two says so; otherwise an error says what to add."""
-    silent = [maps.source for maps in (references, predictions) if not maps.numbered_as_trained]
+def find_numberings(references: LabelMaps, predictions: LabelMaps, preset: Preset) -> Numberings:
+    """What a dataset.json beside each of the two says, else what the values leave; otherwise an error says what to add.
+
+    What the values left is a `Notice`.
+    """
+    found = [TRAINED if maps.numbered_as_trained else None for maps in (references, predictions)]
+    for side, maps in enumerate((references, predictions)):
+        if found[side] is None and (name := infer_numbering(maps.files.values(), preset)):
+            found[side] = name
+            if name != TRAINED:
+                numbers = LABEL_SCHEMES[name].numbers
+                message = f"{maps.source} is read as {name} ({numbers}), because of its values; --labels says otherwise"
+                warnings.warn(message, Notice, stacklevel=2)
+    silent = [maps.source for maps, name in zip((references, predictions), found, strict=True) if name is None]
     if silent:
         raise UserError(
             f"no dataset.json beside {' or '.join(map(str, silent))} says how the files number the labels; add "
             f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; where "
             "references and predictions differ, both: --labels released,trained"
         )
-    return Numberings(TRAINED, TRAINED)
+    return Numberings(str(found[0]), str(found[1]))
 
 
 def _label_maps_of_release(source: Path) -> dict[str, Path]:

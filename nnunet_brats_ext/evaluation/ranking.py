@@ -15,7 +15,7 @@ from scipy.stats import permutation_test, rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, is_small_good
-from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option
+from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option, ranked_metrics
 from nnunet_brats_ext.evaluation.results import CaseScores, Results, read_results
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError, shorten
@@ -35,7 +35,7 @@ class RankOptions(Options):
     sources: tuple[Path, ...] = argument("results.json files, or folders of predictions", metavar="RESULTS")
     names: tuple[str, ...] | None = option(default=None, help="what to call them; default: where their paths differ")
     metrics: tuple[str, ...] | None = option(
-        default=None, help="what to rank by; default: lesion-wise Dice and HD95 if there are, else dice hd95"
+        default=None, help="what to rank by; default: what the challenge ranks by, as `nnunet_brats presets` lists it"
     )
     reference: Path | None = option(default=None, help="reference label maps, to score folders")
     preset: str = preset_option("to score folders: ")
@@ -168,8 +168,9 @@ def rank_results(
 
     names, metrics: as for `load_results` and `rank_entries`. The rest scores folders, as in `evaluate_folders`.
     """
-    evaluation = dict(preset=preset, cohort=cohort, labels=labels, processes=processes)
+    evaluation = dict(preset=preset, cohort=cohort, labels=labels, processes=processes, lesions=False)
     results = load_results(sources, names, reference, **evaluation)
+    metrics = metrics or ranked_metrics(next(iter(results.values())))
     return rank_entries({name: one["cases"] for name, one in results.items()}, metrics, permutations)
 
 

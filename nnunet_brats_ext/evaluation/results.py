@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_brats_ext.evaluation.lesion_rows import lesion_files, write_lesions
 from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
 from nnunet_brats_ext.evaluation.numbering import TRAINED
 from nnunet_brats_ext.storage.csv_files import to_csv
@@ -13,7 +14,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import JsonEntry, to_json
 from nnunet_brats_ext.storage.output import write_texts
 
-Results = dict[str, Any]  # preset, cohort, labels, cases, empty, summary: the content of results.json
+Results = dict[str, Any]  # preset, cohort, labels, cases, empty, summary: the content of results.json; lesions
 CaseScores = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # case -> region -> metric -> value
 
 
@@ -93,15 +94,19 @@ def _require_same_columns(entry: JsonEntry, regions: Mapping[str, Any], first: M
 def save_results(results: Results, path: Path | str) -> list[Path]:
     """Write `path` (JSON) and beside it two tables, one row per case and region and one per region and metric.
 
-    All three or none of them are written.
+    As well, where the results have them, the rows of lesions as CSV and JSON. All or none of them are written.
     """
     path = Path(path)
-    files = {
-        path: to_json(results),
+    files: dict[Path, str | Iterable[str]] = {
+        path: to_json({key: value for key, value in results.items() if key != "lesions"}),
         path.with_suffix(".csv"): to_csv(_case_rows(results)),
         path.with_name(f"{path.stem}_summary.csv"): to_csv(summary_rows(results)),
     }
+    if "lesions" in results:
+        files |= write_lesions(results["lesions"], path)
     write_texts(files)
+    for stale in set(lesion_files(path)) - set(files):  # of other results that were here
+        stale.unlink(missing_ok=True)
     return list(files)
 
 
