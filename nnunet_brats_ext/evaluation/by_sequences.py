@@ -33,6 +33,7 @@ def evaluate_by_sequences(reference: Path | str, predictions: Path | str, **opti
     if JOINED not in largest or (lacking := [name for name in names if name not in found]):
         lacks = f"lacks {', '.join(lacking)}" if JOINED in largest else "has no folders such as T1+FLAIR"
         raise UserError(f"{folder} {lacks}; `nnunet_brats predict --by-sequences` writes a folder per set of sequences")
+    options = {**options, "lesions": False}
     return evaluate_models(reference, [folder / name for name in names], names=names, **options)
 
 

@@ -18,11 +18,15 @@ from nnunet_brats_ext.evaluation.label_maps import (
     match_cases,
     read_table,
 )
+from nnunet_brats_ext.evaluation.lesion_rows import LesionRow, make_rows
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings
+from nnunet_brats_ext.evaluation.numbering_checks import LabelEvidence, check_numbering, gather_evidence
 from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_preset, preset_option
-from nnunet_brats_ext.evaluation.reading import FileFacts, LabelVolume, confusion_of, holds_channels, read_labels
+from nnunet_brats_ext.evaluation.reading import FileFacts, LabelVolume, holds_channels, read_labels
 from nnunet_brats_ext.evaluation.results import Results, check_names, name_sources, summarise_scores
-from nnunet_brats_ext.evaluation.scoring import evaluate_case
+from nnunet_brats_ext.evaluation.scoring import score_regions
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import Grid
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import processes_option, results_option
@@ -44,6 +48,13 @@ class EvaluateOptions(Options):
         default=None,
         help="numbering of the files: trained, released, or a scheme's name; two, as released,trained, where "
         "references and predictions differ; default: what their dataset.json says",
+    )
+    nsd_mm: tuple[float, ...] = option(
+        "--nsd",
+        metavar="MM",
+        default=(),
+        above=0,
+        help="tolerances in mm of further normalised surface Dice, as columns nsd_2mm, beside the preset's own",
     )
     channels: str | None = option(
         default=None, metavar="NAMES", help="what the channels of 4-D files are, in their order, such as TC,WT,ET"
@@ -68,6 +79,7 @@ class EvaluateOptions(Options):
         default=False,
         help="PREDICTION is what `predict --by-sequences` wrote: score every set of sequences, in one table",
     )
+    lesions: bool = option("--no-lesions", default=True, help="write no tables of lesions")
     out: Path = results_option("results.json")
     processes: int | None = processes_option()
 
@@ -83,14 +95,14 @@ class _Case(NamedTuple):
 class _Outcome(NamedTuple):
     """What is known of one prediction of one case.
 
-    scores: by region and metric. empty: where regions are empty. confusion: voxels by label of the reference and of
-    the prediction. tumour: what tells the reference from those of other patients.
+    scores: by region and metric. lesions: of the case. evidence: what the label maps tell of their numbering. voxels:
+    of the volume. tumour: what tells the reference from those of other patients.
     """
 
     scores: dict[str, dict[str, float | None]]
-    empty: dict[str, str]
-    volumes_ml: dict[str, list[float]]
-    confusion: list[list[int]]
+    lesions: list[LesionRow]
+    evidence: LabelEvidence
+    voxels: int
     reference: FileFacts
     prediction: FileFacts
     tumour: str
@@ -104,6 +116,7 @@ class _Reading:
     numberings: Numberings
     channels: tuple[str, ...]
     right_angles: bool
+    lesions: bool
 
     def read(self, path: Path, side: int) -> LabelVolume:
         to_trained = self.numberings.to_trained(self.preset)[side]
@@ -123,6 +136,8 @@ def evaluate_folders(
     right_angles: bool = False,
     partial: bool = False,
     processes: int | None = 1,
+    nsd_mm: Sequence[float] = (),
+    lesions: bool = True,
 ) -> Results:
     """Score all cases of a folder as a BraTS challenge does -> the content of results.json, None for no score.
 
@@ -139,12 +154,17 @@ def evaluate_folders(
     partial: score the cases that both folders hold; otherwise a missing or surplus prediction is an error.
     processes: None is one per core, at most 8. With more than one, the calling script needs its
         `if __name__ == "__main__"`.
+    nsd_mm: tolerances of further normalised surface Dice.
+    lesions: with "lesions", case -> its `LesionRow`s, where the challenge scores lesions; `save_results` writes them
+        into files of their own.
 
-    Cases that cannot be scored are one UserError that names them all.
+    Cases that cannot be scored are one UserError that names them all. What looks as if it was numbered otherwise is a
+    `Notice`.
     """
     files = dict(pattern=pattern, reference_pattern=reference_pattern, table=table)
     reading = dict(labels=labels, channels=channels, right_angles=right_angles)
     options: dict[str, Any] = {**files, **reading, "partial": partial, "processes": processes}
+    options |= {"nsd_mm": nsd_mm, "lesions": lesions}
     return next(iter(evaluate_models(reference, [prediction], preset, cohort, **options).values()))
 
 
@@ -162,13 +182,15 @@ def evaluate_models(
     right_angles: bool = False,
     partial: bool = False,
     processes: int | None = 1,
+    nsd_mm: Sequence[float] = (),
+    lesions: bool = True,
 ) -> dict[str, Results]:
     """Score several folders of predictions on the same references -> name -> what `evaluate_folders` gives.
 
     names: of the predictions; by default the part of their paths in which they differ. A reference is read once for
     all of them. The rest is as in `evaluate_folders`.
     """
-    rules = find_preset(preset, cohort)
+    rules = find_preset(preset, cohort).with_nsd(nsd_mm)
     check_names(names, len(predictions))
     paths = [Path(one) for one in predictions]
     sources = dict(zip(names or name_sources(paths), paths, strict=True))
@@ -185,20 +207,15 @@ def evaluate_models(
         for case, path in _side(pairs.values(), 0).items()
     ]
     named = tuple(channels.split(",") if isinstance(channels, str) else channels or ())
-    numberings = Numberings.parse(labels) if labels else _find_numberings(references, maps)
-    numberings.to_trained(rules)  # an unknown one is an error before any work
-    work = bind(_score, _Reading(rules, numberings, named, right_angles))
-    outcomes = for_each(work, cases, "Evaluate", processes, name=lambda one: one.case)
-    return {
-        name: _results(
-            name,
-            _Reading(rules, numberings, named, right_angles),
-            references.source,
-            maps[name],
-            {case.case: one[name] for case, one in zip(cases, outcomes, strict=True) if name in one},
-        )
-        for name in sources
-    }
+    numberings = _find_numberings(labels, references, maps.values(), rules, bool(named))
+    reading = _Reading(rules, numberings, named, right_angles, lesions)
+    outcomes = for_each(bind(_score, reading), cases, "Evaluate", processes, name=lambda one: one.case)
+    results = {}
+    for name, found in maps.items():
+        of_model = {case.case: one[name] for case, one in zip(cases, outcomes, strict=True) if name in one}
+        check_numbering([outcome.evidence for outcome in of_model.values()], numberings, rules)
+        results[name] = _results(name, reading, references.source, found, of_model)
+    return results
 
 
 def _side(pairs: Iterable[Mapping[str, tuple[Path, Path]]], side: int) -> dict[str, Path]:
@@ -206,35 +223,49 @@ def _side(pairs: Iterable[Mapping[str, tuple[Path, Path]]], side: int) -> dict[s
     return {case: pair[side] for found in pairs for case, pair in found.items()}
 
 
-def _find_numberings(references: LabelMaps, maps: Mapping[str, LabelMaps]) -> Numberings:
-    """What the files say of their numbering; those that hold channels have none."""
-    numberings = Numberings(TRAINED, TRAINED)
-    for found in maps.values():
-        sides = [one for one in (references, found) if one.numbered_as_trained or not holds_channels(one.first)]
-        if sides:
-            numberings = find_numberings(sides[0], sides[-1])
-    return numberings
+def _find_numberings(
+    labels: str | Sequence[str] | None,
+    references: LabelMaps,
+    models: Iterable[LabelMaps],
+    preset: Preset,
+    with_channels: bool,
+) -> Numberings:
+    """What was said of the numbering, or what the files say, which must be the same of all models.
+
+    Files that hold channels are read as trained, whatever was said.
+    """
+    if labels:
+        said = Numberings.parse(labels)
+        said.to_trained(preset)  # an unknown one is an error before any work
+        sides = references, next(iter(models))
+        read = [
+            TRAINED if with_channels and holds_channels(maps.first) else name
+            for maps, name in zip(sides, said, strict=True)
+        ]
+        return Numberings(*read)
+    found = {maps.source: find_numberings(references, maps, preset) for maps in models}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{source} is {numberings.prediction}" for source, numberings in found.items())
+        raise UserError(f"the predictions are numbered in different ways ({listed}); score them one by one")
+    return next(iter(found.values()))
 
 
 def _results(name: str, reading: _Reading, reference: Path, maps: LabelMaps, found: Mapping[str, _Outcome]) -> Results:
     """The content of results.json."""
-    scores = {case: one.scores for case, one in found.items()}
     preset = reading.preset
-    return {
+    scores = {case: one.scores for case, one in found.items()}
+    empty = {case: _empty_regions(one.evidence, preset) for case, one in found.items()}
+    results = {
         "version": __version__,
         "model": name,
         "preset": preset.name,
         "cohort": preset.cohort,
         "labels": str(reading.numberings),
         "cases": scores,
-        "empty": {case: one.empty for case, one in found.items() if one.empty},
+        "empty": {case: regions for case, regions in empty.items() if regions},
         "summary": summarise_scores(scores),
         "folds": {case: fold for case, fold in maps.folds.items() if case in found},
-        "volumes_ml": {case: one.volumes_ml for case, one in found.items()},
-        "confusion": {
-            "labels": _label_names(preset),
-            "voxels": {case: one.confusion for case, one in found.items()},
-        },
+        "confusion": _confusion(found, preset),
         "references": {
             "folder": str(reference.absolute()),
             "files": {case: {**one.reference._asdict(), "tumour": one.tumour} for case, one in found.items()},
@@ -244,52 +275,57 @@ def _results(name: str, reading: _Reading, reference: Path, maps: LabelMaps, fou
             "files": {case: one.prediction._asdict() for case, one in found.items()},
         },
     }
+    if reading.lesions and preset.lesions:
+        results["lesions"] = {case: one.lesions for case, one in found.items()}
+    return results
+
+
+def _empty_regions(evidence: LabelEvidence, preset: Preset) -> dict[str, str]:
+    """Region -> "reference", "prediction" or "both", for each region that is empty there."""
+    found = {region: evidence.absent(labels) for region, labels in preset.regions.items()}
+    return {region: where for region, where in found.items() if where}
+
+
+def _confusion(found: Mapping[str, _Outcome], preset: Preset) -> dict[str, Any]:
+    """The names of the labels, and voxels by label of the reference (rows) and of the prediction, case by case."""
+    names = LABEL_SCHEMES[preset.scheme].names
+    labels = [BACKGROUND, *sorted(names)]
+    voxels = {}
+    for case, outcome in found.items():
+        counts = outcome.evidence.confusion.copy()
+        counts[BACKGROUND, BACKGROUND] += outcome.voxels - counts.sum()
+        voxels[case] = counts[np.ix_(labels, labels)].tolist()
+    return {"labels": ["background", *(names[label] for label in labels[1:])], "voxels": voxels}
 
 
 def _score(reading: _Reading, case: _Case) -> dict[str, _Outcome]:
     reference = reading.read(case.reference, 0)
-    facts = reference.facts, reference.fingerprint
+    tumour = reference.fingerprint
     return {
-        name: _score_pair(reading.preset, reference, reading.read(path, 1), *facts)
-        for name, path in case.predictions.items()
+        name: _score_pair(reading, reference, reading.read(path, 1), tumour) for name, path in case.predictions.items()
     }
 
 
-def _score_pair(
-    preset: Preset, reference: LabelVolume, prediction: LabelVolume, facts: FileFacts, tumour: str
-) -> _Outcome:
+def _score_pair(reading: _Reading, reference: LabelVolume, prediction: LabelVolume, tumour: str) -> _Outcome:
     prediction = prediction.on_grid_of(reference)
     grid = reference.grid if reference.placed else prediction.grid
-    scores = evaluate_case(reference.labels, prediction.labels, grid.spacing_mm[::-1], preset)
-    labels = sorted(LABEL_SCHEMES[preset.scheme].names)
-    confusion = confusion_of(reference.labels, prediction.labels, [BACKGROUND, *labels])
-    voxels = {
-        region: [int(counts[[labels.index(value) + 1 for value in values]].sum()) for counts in _sides(confusion)]
-        for region, values in preset.regions.items()
-    }
-    voxel_ml = grid.voxel_volume_mm3 / 1000
+    regions = score_regions(reference.labels, prediction.labels, grid.spacing_mm[::-1], reading.preset)
+    place = bind(_ras_mm, grid)
     return _Outcome(
         {
-            region: {metric: value if isfinite(value) else None for metric, value in metrics.items()}
-            for region, metrics in scores.items()
+            region: {metric: value if isfinite(value) else None for metric, value in found.scores.items()}
+            for region, found in regions.items()
         },
-        {region: _EMPTY[counts[0] > 0, counts[1] > 0] for region, counts in voxels.items() if not all(counts)},
-        {region: [round(count * voxel_ml, 6) for count in counts] for region, counts in voxels.items()},
-        confusion.tolist(),
-        facts,
+        make_rows(regions, grid.voxel_volume_mm3 / 1000, place) if reading.lesions else [],
+        gather_evidence(reference.labels, prediction.labels),
+        reference.labels.size,
+        reference.facts,
         prediction.facts,
         tumour,
     )
 
 
-_EMPTY = {(False, False): "both", (False, True): "reference", (True, False): "prediction"}
-
-
-def _sides(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels per label in the reference and in the prediction."""
-    return confusion.sum(1), confusion.sum(0)
-
-
-def _label_names(preset: Preset) -> list[str]:
-    names = LABEL_SCHEMES[preset.scheme].names
-    return ["background", *(names[label] for label in sorted(names))]
+def _ras_mm(grid: Grid, indices: np.ndarray) -> np.ndarray:
+    """Where voxels lie, as viewers show it (NIfTI's x to the right, y to the front): indices (n, 3) in (x, y, z)."""
+    lps = (indices * grid.spacing_mm) @ np.reshape(grid.direction, (3, 3)).T + grid.origin_mm
+    return lps * (-1, -1, 1)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,11 @@ from nnunet_brats_ext.brats import LABEL_NAMES, LABEL_SCHEMES
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings
+from nnunet_brats_ext.evaluation.numbering_checks import infer_numbering
+from nnunet_brats_ext.evaluation.presets import Preset
+from nnunet_brats_ext.evaluation.reading import holds_channels
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS, ending
 
 _RELEASE_SUFFIX = re.compile(r"[-_.](seg|gtv)$", re.IGNORECASE)  # of the label files of a release
@@ -247,16 +251,28 @@ def _suggest_pattern(references: LabelMaps, predictions: LabelMaps) -> str:
 # ---- numbering ------------------------------------------------------------------------------------------------------
 
 
-def find_numberings(references: LabelMaps, predictions: LabelMaps) -> Numberings:
-    """As trained, if a dataset.json beside each of the two says so; otherwise an error says what to add."""
-    silent = [maps.source for maps in (references, predictions) if not maps.numbered_as_trained]
+def find_numberings(references: LabelMaps, predictions: LabelMaps, preset: Preset) -> Numberings:
+    """What a dataset.json beside each of the two says, else what the values leave; otherwise an error says what to add.
+
+    What the values left is a `Notice`. Files that hold channels have no numbering, and are read as trained.
+    """
+    found: list[str | None] = []
+    for maps in (references, predictions):
+        trained = maps.numbered_as_trained or holds_channels(maps.first)
+        name = TRAINED if trained else infer_numbering(maps.files.values(), preset)
+        if name not in (None, TRAINED):
+            numbers = LABEL_SCHEMES[name].numbers
+            message = f"{maps.source} is read as {name} ({numbers}), because of its values; --labels says otherwise"
+            warnings.warn(message, Notice, stacklevel=2)
+        found.append(name)
+    silent = [maps.source for maps, name in zip((references, predictions), found, strict=True) if name is None]
     if silent:
         raise UserError(
             f"no dataset.json beside {' or '.join(map(str, silent))} says how the files number the labels; add "
             f"--labels trained (1 ED, 2 NCR, 3 ET), --labels released, or one of {', '.join(LABEL_SCHEMES)}; where "
             "references and predictions differ, both: --labels released,trained"
         )
-    return Numberings(TRAINED, TRAINED)
+    return Numberings(str(found[0]), str(found[1]))
 
 
 def _has_our_regions(folder: Path) -> bool:

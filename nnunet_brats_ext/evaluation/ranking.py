@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 
 from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, is_small_good
-from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option
-from nnunet_brats_ext.evaluation.results import CaseScores, Results, check_names, name_sources, read_results
+from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, preset_option, ranked_metrics
+from nnunet_brats_ext.evaluation.results import CaseScores, Results, check_names, name_sources, read_models
 from nnunet_brats_ext.evaluation.statistics import (
     PairedTest,
     RankStability,
@@ -44,7 +44,7 @@ class RankOptions(Options):
     sources: tuple[Path, ...] = argument("results.json files, or folders of predictions", metavar="RESULTS")
     names: tuple[str, ...] | None = option(default=None, help="what to call them; default: where their paths differ")
     metrics: tuple[str, ...] | None = option(
-        default=None, help="what to rank by; default: lesion-wise Dice and HD95 if there are, else dice hd95"
+        default=None, help="what to rank by; default: what the challenge ranks by, as `nnunet_brats presets` lists it"
     )
     reference: Path | None = option(default=None, help="reference label maps, to score folders")
     preset: str = preset_option("to score folders: ")
@@ -194,8 +194,9 @@ def rank_results(
 
     names, metrics: as for `load_results` and `rank_entries`. The rest scores folders, as in `evaluate_folders`.
     """
-    evaluation = dict(preset=preset, cohort=cohort, labels=labels, processes=processes)
+    evaluation = dict(preset=preset, cohort=cohort, labels=labels, processes=processes, lesions=False)
     results = load_results(sources, names, reference, **evaluation)
+    metrics = metrics or ranked_metrics(next(iter(results.values())))
     return rank_entries({name: one["cases"] for name, one in results.items()}, metrics, permutations)
 
 
@@ -215,7 +216,7 @@ def load_results(
     found: list[tuple[Path, Results]] = []
     for path in map(Path, sources):
         if not path.is_dir():
-            found += [(path, one) for one in read_results(path).values()]
+            found += [(path, one) for one in read_models(path).values()]
         elif reference is None:
             raise UserError(f"{path} is a folder of predictions: give --reference to score it")
         else:

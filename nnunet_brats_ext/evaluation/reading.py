@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES, LabelScheme
-from nnunet_brats_ext.evaluation.boxes import find_box, join_boxes
+from nnunet_brats_ext.evaluation.boxes import find_box
 from nnunet_brats_ext.evaluation.numbering import renumber
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.images import LPS, Grid, Image, read_image, turn
@@ -190,13 +190,3 @@ def _renumbered(path: Path, values: np.ndarray, to_trained: Mapping[int, int]) -
         return renumber(values, to_trained)
     except UserError as error:
         raise UserError(f"{path}: {error}", "--labels says how the files number the labels") from error
-
-
-def confusion_of(reference: np.ndarray, prediction: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """How many voxels of each label of the reference (rows) have each label of the prediction (columns)."""
-    box = join_boxes([find_box(reference), find_box(prediction)])
-    size = max(labels) + 1
-    pairs = reference[box].astype(np.intp) * size + prediction[box]
-    counts = np.bincount(pairs.ravel(), minlength=size**2).reshape(size, size)
-    counts[BACKGROUND, BACKGROUND] += reference.size - pairs.size
-    return counts[np.ix_(labels, labels)]

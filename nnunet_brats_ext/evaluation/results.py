@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_brats_ext.evaluation.lesion_rows import lesion_files, write_lesions
 from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
 from nnunet_brats_ext.evaluation.numbering import TRAINED
 from nnunet_brats_ext.evaluation.statistics import mean_intervals
@@ -15,7 +16,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import JsonEntry, to_json
 from nnunet_brats_ext.storage.output import write_texts
 
-Results = dict[str, Any]  # preset, cohort, labels, cases, empty, summary: the content of results.json
+Results = dict[str, Any]  # the content of results.json, as `evaluate` writes it; and "lesions", case -> rows
 Summary = dict[str, dict[str, dict[str, float | None]]]  # region -> metric -> statistics
 CaseScores = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # case -> region -> metric -> value
 
@@ -123,7 +124,15 @@ def name_sources(sources: Sequence[Path]) -> list[str]:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_results(path: Path) -> dict[str, Results]:
+def read_results(path: Path) -> Results:
+    """The content of a results.json of one model; `read_models` says what is checked."""
+    models = read_models(path)
+    if len(models) > 1:
+        raise UserError(f"{path} holds the results of {', '.join(models)}; read them with `read_models`")
+    return next(iter(models.values()))
+
+
+def read_models(path: Path) -> dict[str, Results]:
     """Model -> the content of a results.json of one or several models, with the summary computed anew.
 
     A missing entry, a value that is no number, or a score out of its range, such as a Dice of 5, is a UserError that
@@ -150,7 +159,6 @@ def _read_model(content: JsonEntry, path: Path, name: str) -> Results:
     if not (summary := summarise_scores(cases)):
         raise UserError(f"{path} holds no cases; `nnunet_brats evaluate` writes such files")
     marked = content.get("empty", {}).items()
-    volumes, confusion = content.get("volumes_ml", {}).items(), content.get("confusion", {})
     return {
         "version": content.get("version", "").text(),
         "model": name,
@@ -161,10 +169,7 @@ def _read_model(content: JsonEntry, path: Path, name: str) -> Results:
         "empty": {case: {region: where.text() for region, where in regions.items()} for case, regions in marked},
         "summary": summary,
         "folds": {case: fold.text() for case, fold in content.get("folds", {}).items()},
-        "volumes_ml": {
-            case: {region: _numbers(pair, 2) for region, pair in regions.items()} for case, regions in volumes
-        },
-        "confusion": _read_confusion(confusion),
+        "confusion": _read_confusion(content.get("confusion", {})),
         "references": _read_files(content.get("references", {})),
         "predictions": _read_files(content.get("predictions", {})),
     }
@@ -220,7 +225,8 @@ def save_results(results: Results | Mapping[str, Results], path: Path | str) -> 
     """Write `path` (JSON) and beside it two tables, one row per case and region and one per region and metric.
 
     results: of one model, or model -> results; of several, the JSON has them under "models", and each table is one for
-    all of them, with a column of models. All three or none of the files are written.
+    all of them, with a column of models. As well, where the results have them, the rows of lesions as CSV and JSON. All
+    or none of the files are written.
     """
     path = Path(path)
     models: dict[str, Results] = {"": results} if "cases" in results else dict(results)  # type: ignore[dict-item]
@@ -229,12 +235,17 @@ def save_results(results: Results | Mapping[str, Results], path: Path | str) -> 
     summaries = [row for name, one in models.items() for row in _with_model(name, summary_rows(one), several)]
     if several:
         summaries += _rows_over_models(models)
-    files = {
-        path: to_json({MODELS: models} if several else next(iter(models.values()))),
+    kept = {name: {key: value for key, value in one.items() if key != "lesions"} for name, one in models.items()}
+    files: dict[Path, str | Iterable[str]] = {
+        path: to_json({MODELS: kept} if several else next(iter(kept.values()))),
         path.with_suffix(".csv"): to_csv(_one_heading(cases)),
         path.with_name(f"{path.stem}_summary.csv"): to_csv(_one_heading(summaries)),
     }
+    if lesions := {name: one["lesions"] for name, one in models.items() if "lesions" in one}:
+        files |= write_lesions(lesions, path)
     write_texts(files)
+    for stale in set(lesion_files(path)) - set(files):  # of other results that were here
+        stale.unlink(missing_ok=True)
     return list(files)
 
 
@@ -257,15 +268,8 @@ def _rows_over_models(models: Mapping[str, Results]) -> Iterable[Sequence[Any]]:
 def _case_rows(results: Results) -> Iterable[Sequence[Any]]:
     regions = next(iter(results["cases"].values()))
     metrics = list(next(iter(regions.values())))
-    folds, volumes = results.get("folds"), results.get("volumes_ml")
-    yield (
-        "case",
-        *(["fold"] if folds else []),
-        "region",
-        "empty",
-        *(["reference_ml", "prediction_ml"] if volumes else []),
-        *metrics,
-    )
+    folds = results.get("folds")
+    yield ("case", *(["fold"] if folds else []), "region", "empty", *metrics)
     for case, regions in results["cases"].items():
         for region, scores in regions.items():
             yield (
@@ -273,7 +277,6 @@ def _case_rows(results: Results) -> Iterable[Sequence[Any]]:
                 *([folds.get(case, "")] if folds else []),
                 region,
                 results["empty"].get(case, {}).get(region, ""),
-                *(volumes[case][region] if volumes else []),
                 *(scores[metric] for metric in metrics),
             )
 
