@@ -62,7 +62,8 @@ def print_models(results: Mapping[str, Results], console: Console | None = None)
     regions = [region for region in first["summary"] if all(region in one["summary"] for one in results.values())]
     counts = sorted({len(one["cases"]) for one in results.values()})
     cases = " to ".join(map(str, counts))
-    console.print(f"[bold]{first['preset']}[/bold] ({first['cohort']}), {cases} cases: mean ± standard deviation")
+    of = "1 case" if counts == [1] else f"{cases} cases: mean ± standard deviation"
+    console.print(f"[bold]{first['preset']}[/bold] ({first['cohort']}), {of}")
     headings = [f"{region}\n{SHORT_METRICS.get(metric, metric)}" for region in regions for metric in metrics]
     columns = [
         [_mean_and_std(metric, one["summary"][region][metric]) for one in results.values()]
@@ -200,7 +201,8 @@ def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
 
 
 def _p_value(ranking: Ranking, row: int, column: int) -> str:
-    return f"{ranking.p_values[row, column]:.4f}" + ("*" if ranking.corrected[row, column] < 0.05 else " ")
+    p = ranking.p_values[row, column]
+    return ("<.0001" if p < 0.0001 else f"{p:.4f}") + ("*" if ranking.corrected[row, column] < 0.05 else " ")
 
 
 def _print_columns(
@@ -217,10 +219,10 @@ def _print_columns(
             left = room
         left -= width
         blocks[-1].append((heading, column))
-    for number, block in enumerate(blocks):
-        table = Table(
-            box=SIMPLE_HEAD, collapse_padding=True, title_justify="left", title=None if number else title or None
-        )
+    if title:
+        console.print(title)
+    for block in blocks:
+        table = Table(box=SIMPLE_HEAD, collapse_padding=True)
         table.add_column("", no_wrap=True)
         table.add_column("entry", overflow="fold", max_width=max(name_width, len("entry")))
         for heading, _ in block:

@@ -60,12 +60,21 @@ def summarise_folds(results: Results) -> Summary:
 
     {region: {metric: {"mean", "std", "n"}}}; n is the number of folds with a score.
     """
+    parts = _by_fold(results)
+    return summarise_means([_means(part) for part in parts]) if len(parts) > 1 else {}
+
+
+def fold_means(results: Results, region: str, metric: str) -> list[float | None]:
+    """The mean of each fold."""
+    return [_mean_of(part, region, metric) for part in _by_fold(results)]
+
+
+def _by_fold(results: Results) -> list[CaseScores]:
     folds = results.get("folds") or {}
-    names = dict.fromkeys(folds.values())
-    if len(names) < 2:
-        return {}
-    parts = [{case: scores for case, scores in results["cases"].items() if folds.get(case) == name} for name in names]
-    return summarise_means([_means(part) for part in parts])
+    return [
+        {case: scores for case, scores in results["cases"].items() if folds.get(case) == name}
+        for name in dict.fromkeys(folds.values())
+    ]
 
 
 def summarise_means(means: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Summary:
@@ -165,6 +174,7 @@ def _read_model(content: JsonEntry, path: Path, name: str) -> Results:
         "preset": content["preset"].text(),
         "cohort": content.get("cohort", "gli").text(),
         "labels": content.get("labels", TRAINED).text(),
+        "channels": [one.text() for one in content.get("channels", []).list()],
         "cases": cases,
         "empty": {case: {region: where.text() for region, where in regions.items()} for case, regions in marked},
         "summary": summary,
