@@ -1,12 +1,14 @@
 """Lesion-wise scores: a region is cut into lesions, these are matched, and each is scored on its own.
 
-There are two ways: lesions joined by dilation (BraTS 2023 and 2024), and one-to-one matching of components (2026).
+There are two ways: lesions joined by dilation (BraTS 2023 and 2024), and one-to-one matching of components (2025 and
+2026). Both give every lesion with its scores; the lesion-wise scores of the case are means of these.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from math import nan
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.ndimage import find_objects, label
@@ -16,6 +18,8 @@ from nnunet_brats_ext.evaluation.boxes import Box, cut_box, join_boxes, share_bo
 from nnunet_brats_ext.evaluation.presets import DilationRule, MatchingRule
 
 MetricValues = Mapping[str, float]  # metric -> value
+Outcome = Literal["found", "missed", "only predicted"]
+Size = Literal["large", "small"]
 _TOUCHING_EVERYWHERE = np.ones((3, 3, 3), bool)  # 26 neighbours
 
 
@@ -88,10 +92,42 @@ def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
     return replace(lesions, numbers=joined[lesions.numbers], reach=joined[lesions.reach])
 
 
+@dataclass(frozen=True)
+class ScoredLesion:
+    """A lesion of the reference with what was predicted of it, or one that is only predicted.
+
+    reference: its number in the reference, None where it is only predicted. predicted: numbers in the prediction.
+    size: of the reference lesion, by the volume from which lesions count; None where the rule has no such volume.
+    counts: whether it enters the means. scores: Dice and distances; those of a miss where nothing was found.
+    """
+
+    reference: int | None
+    predicted: tuple[int, ...]
+    outcome: Outcome
+    size: Size | None
+    counts: bool
+    scores: MetricValues
+
+
+@dataclass(frozen=True)
+class ScoredLesions:
+    """The lesions of one region, and what follows from them.
+
+    means: metric -> mean over the lesions that count, or what stands for it where none does. detection: how many
+    lesions were found. reference, prediction: the lesions' numbers in arrays of one shape.
+    """
+
+    lesions: Sequence[ScoredLesion]
+    means: MetricValues
+    detection: MetricValues
+    reference: np.ndarray
+    prediction: np.ndarray
+
+
 def score_by_dilation(
     reference: Lesions, prediction: np.ndarray, rule: DilationRule, scoring: LesionScoring
-) -> dict[str, float]:
-    """Mean scores over reference lesions and false positives, and their counts n_tp, n_fp, n_fn.
+) -> ScoredLesions:
+    """Score reference lesions against what touches their dilation, and count those that are only predicted.
 
     prediction: component numbers on the box of `reference`. Lesions too small to count still claim the components that
     touch them.
@@ -99,39 +135,83 @@ def score_by_dilation(
     sizes = _sizes(reference.numbers)
     claims = _overlaps(reference.reach, prediction)
     pair_masks = _PairMasks(reference.numbers, prediction)
-    scores, n_tp = [], 0
-    for lesion in np.flatnonzero(sizes[1:] * scoring.voxel_mm3 > rule.min_volume) + 1:
-        components = claims.get(int(lesion), {})
-        n_tp += bool(components)
-        scores.append(scoring.pair(*pair_masks(int(lesion), list(components))) if components else scoring.missed)
-    n_fn = len(scores) - n_tp
+    lesions = []
+    for lesion in np.flatnonzero(sizes).tolist():
+        counts = bool(sizes[lesion] * scoring.voxel_mm3 > rule.min_volume)
+        components = sorted(claims.get(lesion, ()))
+        scores = scoring.pair(*pair_masks(lesion, components)) if components else scoring.missed
+        outcome: Outcome = "found" if components else "missed"
+        lesions.append(ScoredLesion(lesion, tuple(components), outcome, "large" if counts else "small", counts, scores))
     claimed = set().union(*claims.values())
-    n_fp = len(set(np.flatnonzero(_sizes(prediction)).tolist()) - claimed)
-    if rule.false_positives_count:
-        scores += [scoring.missed] * n_fp
-    return {**(_mean(scores) if scores else scoring.agreed), "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
+    alone = [one for one in np.flatnonzero(_sizes(prediction)).tolist() if one not in claimed]
+    lesions += _only_predicted(alone, rule.false_positives_count, scoring)
+    found = sum(one.counts and one.outcome == "found" for one in lesions)
+    missed = sum(one.counts and one.outcome == "missed" for one in lesions)
+    means = _mean(lesions) or scoring.agreed
+    return ScoredLesions(lesions, means, detection(found, len(alone), missed), reference.numbers, prediction)
 
 
 def score_by_matching(
     reference: np.ndarray, prediction: np.ndarray, rule: MatchingRule, scoring: LesionScoring
-) -> dict[str, float]:
-    """Mean scores over one-to-one matched components of two boolean masks, and the counts n_tp, n_fp, n_fn of all."""
+) -> ScoredLesions:
+    """Score one-to-one matched components of two boolean masks, and count those that have no match."""
     reference, prediction = find_components(reference), find_components(prediction)
     sizes, predicted_sizes = _sizes(reference)[1:], _sizes(prediction)[1:]
     dice = np.full((len(sizes), len(predicted_sizes)), -1e-6)  # panoptica's price of a pair that shares nothing
     for lesion, components in _overlaps(reference, prediction).items():
         for component, shared in components.items():
             dice[lesion - 1, component - 1] = 2 * shared / (sizes[lesion - 1] + predicted_sizes[component - 1])
-    matched = [(i, j) for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True) if dice[i, j] > 0]
-    n_tp, n_fp, n_fn = len(matched), len(predicted_sizes) - len(matched), len(sizes) - len(matched)
+    matched = {i: j for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True) if dice[i, j] > 0}
+    large = sizes * scoring.voxel_mm3 >= rule.min_volume
     pair_masks = _PairMasks(reference, prediction)
-    counts = sizes * scoring.voxel_mm3 >= rule.min_volume
-    scores = [scoring.pair(*pair_masks(i + 1, [j + 1])) for i, j in matched if counts[i]]
-    if rule.unmatched_count:
-        scores += [scoring.missed] * (int(counts.sum()) - len(scores) + n_fp)
-    nothing = not counts.any() if rule.min_volume else not n_tp + n_fp + n_fn
-    means = scoring.agreed if nothing else _mean(scores) if scores else scoring.missed
-    return {**means, "n_tp": n_tp, "n_fp": n_fp, "n_fn": n_fn}
+    lesions = []
+    for i, is_large in enumerate(large.tolist()):
+        size: Size | None = None if not rule.min_volume else "large" if is_large else "small"
+        if i in matched:
+            scores = scoring.pair(*pair_masks(i + 1, [matched[i] + 1]))
+            lesions.append(ScoredLesion(i + 1, (int(matched[i]) + 1,), "found", size, is_large, scores))
+        else:
+            counts = rule.unmatched_count and is_large
+            lesions.append(ScoredLesion(i + 1, (), "missed", size, counts, scoring.missed))
+    alone = [component + 1 for component in range(len(predicted_sizes)) if component not in matched.values()]
+    lesions += _only_predicted(alone, rule.unmatched_count and bool(large.any()), scoring)
+    n_tp, n_fp, n_fn = len(matched), len(alone), len(sizes) - len(matched)
+    nothing = not large.any() if rule.min_volume else not n_tp + n_fp + n_fn
+    means = scoring.agreed if nothing else _mean(lesions) or scoring.missed
+    found = {**detection(n_tp, n_fp, n_fn), **(_detection_by_size(lesions, rule) if rule.min_volume else {})}
+    return ScoredLesions(lesions, means, found, reference, prediction)
+
+
+def _only_predicted(components: Sequence[int], counts: bool, scoring: LesionScoring) -> list[ScoredLesion]:
+    return [ScoredLesion(None, (one,), "only predicted", None, counts, scoring.missed) for one in components]
+
+
+def detection(n_tp: int, n_fp: int, n_fn: int) -> dict[str, float]:
+    """Counts of lesions found, only predicted and missed; precision, recall and F1, NaN where nothing is counted."""
+    return {
+        "n_tp": n_tp,
+        "n_fp": n_fp,
+        "n_fn": n_fn,
+        "lesion_precision": n_tp / (n_tp + n_fp) if n_tp + n_fp else nan,
+        "lesion_recall": n_tp / (n_tp + n_fn) if n_tp + n_fn else nan,
+        "lesion_f1": 2 * n_tp / (2 * n_tp + n_fp + n_fn) if n_tp + n_fp + n_fn else nan,
+    }
+
+
+def _detection_by_size(lesions: Sequence[ScoredLesion], rule: MatchingRule) -> dict[str, float]:
+    """As the parser of BraTS 2026 has it: what is only predicted counts against large and against small lesions.
+
+    NaN for a size that the reference does not have; otherwise a share of nothing is 0.
+    """
+    n_fp = sum(one.outcome == "only predicted" for one in lesions)
+    found: dict[str, float] = {}
+    for size in ("large", "small"):
+        of_size = [one for one in lesions if one.size == size]
+        n_tp = sum(one.outcome == "found" and one.scores["dice"] >= rule.found_from for one in of_size)
+        for name, value in detection(n_tp, n_fp, len(of_size) - n_tp).items():
+            value = nan if not of_size else 0 if value != value else value
+            found[f"{size}_{name.removeprefix('lesion_')}"] = value
+    return found
 
 
 def dilate_mask(mask: np.ndarray, iterations: int) -> np.ndarray:
@@ -204,5 +284,7 @@ class _PairMasks:
         return self.reference[box] == lesion, np.isin(self.prediction[box], components)
 
 
-def _mean(scores: Sequence[MetricValues]) -> dict[str, float]:
-    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+def _mean(lesions: Sequence[ScoredLesion]) -> dict[str, float]:
+    """The means over the lesions that count; nothing where none does."""
+    scores = [lesion.scores for lesion in lesions if lesion.counts]
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]} if scores else {}

@@ -33,10 +33,11 @@ class Numberings(NamedTuple):
 
     def to_trained(self, preset: Preset) -> tuple[Mapping[int, int], Mapping[int, int]]:
         """Of references and of predictions, value in the files -> value as trained; `released` is the preset's own."""
-        return _to_trained(self.reference, preset), _to_trained(self.prediction, preset)
+        return to_trained(self.reference, preset), to_trained(self.prediction, preset)
 
 
-def _to_trained(name: str, preset: Preset) -> Mapping[int, int]:
+def to_trained(name: str, preset: Preset) -> Mapping[int, int]:
+    """Value in the files -> value as trained, by the name of a numbering."""
     if name == TRAINED:
         return {value: value for value in (0, *LABEL_SCHEMES[preset.scheme].names)}
     scheme = preset.scheme if name == RELEASED else name

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE
+from nnunet_brats_ext.evaluation.metric_facts import has_better
 from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_preset, preset_option
 from nnunet_brats_ext.evaluation.rule_selection import (
     RuleGrid,
@@ -20,7 +20,7 @@ from nnunet_brats_ext.evaluation.rule_selection import (
     select_rules,
     try_candidates,
 )
-from nnunet_brats_ext.evaluation.scoring import evaluate_case
+from nnunet_brats_ext.evaluation.scoring import score_regions
 from nnunet_brats_ext.predictions.folders import PredictionFolder, find_cases, open_folders, problems_between
 from nnunet_brats_ext.predictions.postprocess import read_rule_input, with_images_for
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, save_rules
@@ -133,10 +133,11 @@ def find_references(folder: Path, members: Mapping[str, PredictionFolder]) -> di
 def scored_columns(preset: Preset, objective: str) -> list[ScoreColumn]:
     """Region and metric of the scores to look at: those of the preset year's ranking, and the objective."""
     nothing = np.zeros((1, 1, 1), np.uint8)
-    known = next(iter(evaluate_case(nothing, nothing, preset=preset).values()))
+    scores = next(iter(score_regions(nothing, nothing, (1.0, 1.0, 1.0), preset).values())).scores
+    known = [metric for metric in scores if has_better(metric)]
     if objective not in ("ranking", *known):
         raise UserError(f"no objective {objective!r}; there are ranking, {', '.join(known)}")
-    metrics = list(LESIONWISE if preset.lesions else WHOLE)
+    metrics = list(preset.ranked)
     if objective not in ("ranking", *metrics):
         metrics.append(objective)
     return [(region, metric) for region in preset.regions for metric in metrics]
@@ -156,8 +157,8 @@ def _score_case(
     maps, made = try_candidates(loaded, grid, rules.scheme_name)
     scores = []
     for labels in maps:
-        regions = evaluate_case(reference, labels, its_grid.spacing_mm[::-1], preset)
-        scores.append([regions[region][metric] for region, metric in columns])
+        regions = score_regions(reference, labels, its_grid.spacing_mm[::-1], preset)
+        scores.append([regions[region].scores[metric] for region, metric in columns])
     return np.array(scores, dtype=np.float64)[made]
 
 
