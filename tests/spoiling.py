@@ -21,6 +21,7 @@ RAW, PREPROCESSED = "nnUNet_raw/Dataset901_World", "nnUNet_preprocessed/Dataset9
 CASES = ("BraTS20_Validation_007", "BraTS20_Validation_008")  # without labels
 CASE = CASES[1]
 RELEASE = "release/MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001"
+RELEASE_CASE = str(Path(RELEASE).parent)
 ON_CPU = "-device cpu -np 0 --tta none"
 
 COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder; all write into `out`
@@ -49,6 +50,10 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "run": "run recipe.yaml release --dry-run -o run -device cpu",
     "status": "status run",
     "layout": "layout release",
+    "bundle": f"bundle {MODEL} -o out/system.zip",
+    "inspect": "inspect system",
+    "segment": f"segment system {RELEASE_CASE} -o out -device cpu",
+    "container": "container system -o out --challenge plain",
     "doctor": "doctor",
     "papers": "papers",
     "phantom": "phantom out --cases 1 --size 32 32 32 --anatomy procedural -np 1",
@@ -99,6 +104,8 @@ def build(world: World, root: Path) -> None:
     folds = [{"train": [CASES[1 - i]], "val": [CASES[i]]} for i in range(2)]
     (root / "splits.json").write_text(json.dumps(folds))
     (root / "recipe.yaml").write_text(SMALL)
+    assert main(["bundle", MODEL, "-f", "0", "-o", "system.zip", "--trusted"]) == 0
+    shutil.unpack_archive("system.zip", "system")
     small_run(root / "run")
 
 

@@ -82,6 +82,8 @@ CHECKPOINTS = {
     "predict": f"{MODEL}/fold_0/checkpoint_final.pth",
     "predict (vote, rules)": f"{MODEL}/fold_1/checkpoint_final.pth",
     "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
+    "bundle": f"{MODEL}/fold_0/checkpoint_final.pth",
+    "segment": "system/" + MODEL.replace("nnUNet_results", "models") + "/fold_0/checkpoint_final.safetensors",
 }
 JSON = {  # a command and a JSON file that it reads
     ("restore", f"{RAW}/manifest.json"),
@@ -111,15 +113,21 @@ JSON = {  # a command and a JSON file that it reads
     ("report", f"{MODEL}/plans.json"),
     ("report", f"{MODEL}/dataset.json"),
     ("status", "run/graph.json"),
+    ("bundle", f"{MODEL}/plans.json"),
+    ("bundle", f"{MODEL}/dataset.json"),
+    ("inspect", "system/bundle.json"),
+    ("container", "system/bundle.json"),
+    ("segment", "system/bundle.json"),
 }
-READ_NONE = {  # kind of file -> verbs that read none of it; `check`, to which damage is a finding; `prepare`, an extra
+READ_NONE = {  # kind of file -> verbs that read none of it; and `check` and `segment`, to which images are findings
     "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout "
-    "prepare",
-    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout prepare",
+    "prepare bundle inspect segment container",
+    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout prepare bundle inspect "
+    "segment container",
     "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo check layout prepare",
+    "papers phantom demo check layout prepare bundle inspect segment container",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers phantom demo check layout prepare",
+    "report run status doctor papers phantom demo check layout prepare inspect container",
     "JSON": "convert evaluate run doctor papers phantom demo check layout prepare",
 }
 READ = {
@@ -304,7 +312,7 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill")
+    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container")
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

@@ -195,6 +195,45 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             hidden=True,
         ),
     ),
+    "Trained systems": (
+        Verb(
+            "bundle",
+            "a run, or trained models -> one file with all that prediction needs, to hand on",
+            "bundles.options:BundleOptions",
+            "cli.systems:run_bundle",
+            "Packs models with their chosen folds and checkpoints, stages, ensembles and post-processing into one zip "
+            "of JSON and safetensors, from which nothing can be executed, with a model card. Of a run of `nnunet_brats "
+            "run`, the system of its submission; or models by their folders, of which several are averaged.",
+        ),
+        Verb(
+            "inspect",
+            "what a bundle holds, without loading anything of it",
+            "bundles.options:InspectOptions",
+            "cli.systems:run_inspect",
+            "Prints the model card and the files of a bundle. --nnunet writes each of its models as a zip that "
+            "nnUNetv2_install_pretrained_model_from_zip takes.",
+        ),
+        Verb(
+            "segment",
+            "patients by a bundle: label maps in their own space, volumes, pictures, a page",
+            "bundles.options:SegmentOptions",
+            "cli.systems:run_segment",
+            "Takes patient folders in any layout, or the files of one patient; needs no folders of nnU-Net and no "
+            "environment variables. Writes each label map in the grid, axes and header of the patient's own first "
+            "image, volumes.csv with volumes and axial diameters, a picture for each patient, one page for all, and "
+            "for patients with several sessions timeline.csv. What an interrupted call has finished is not done again. "
+            "The exit code is 1 where a patient failed; the others are there.",
+        ),
+        Verb(
+            "container",
+            "a bundle -> a folder from which a challenge's container is built: Dockerfile, Apptainer, pinned packages",
+            "bundles.options:ContainerOptions",
+            "cli.systems:run_container",
+            "The container reads a read-only /input and writes flat files into /output, in the names, labels and grid "
+            "of a challenge: no network, any user, GPU or CPU, no shared memory. It keeps to a time limit by leaving "
+            "out networks, in the order that `inspect` lists.",
+        ),
+    ),
     "Scores": (
         Verb(
             "evaluate",

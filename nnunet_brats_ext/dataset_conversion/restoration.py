@@ -197,7 +197,7 @@ def restore_case(found: SubmissionCase, folder: Path) -> SubmissionCase:
         target = folder / layout.submission.format(case=found.case)
         released = remap(labels, layout.numbering.trained)
         if found.donor and ending(found.donor) in NIFTI_ENDINGS:
-            _write_with_header_of(found.donor, released, target)
+            write_with_header_of(found.donor, released, target)
         else:
             write_image(target, released, found.grid or grid)
     return found
@@ -223,17 +223,17 @@ def compare_grids(found: SubmissionCase, grid: Grid, layout: Layout) -> None:
             notes.append(f"{what} {_times(actual)}, where {layout.name} takes {_times(expected)}")
 
 
-def _write_with_header_of(donor: Path, labels: np.ndarray, target: Path) -> None:
-    """Write both of NIfTI's transforms, qform and sform, with their codes, as the source has them.
+def write_with_header_of(donor: Path, voxels: np.ndarray, target: Path) -> None:
+    """Write an array (z, y, x) in its number type with both of NIfTI's transforms and their codes, as a file has them.
 
     That is why nibabel writes here and not `storage.images`: ITK would make one transform of the two.
     """
     header: Any = nibabel.load(donor).header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(voxels.dtype)
     header.extensions.clear()
     header["cal_max"] = header["cal_min"] = 0
     with writing(target):  # no affine: it would overwrite the header's two transforms
-        nibabel.save(nibabel.Nifti1Image(labels.transpose(), None, header), target)
+        nibabel.save(nibabel.Nifti1Image(voxels.transpose(), None, header), target)
 
 
 def find_origin(options: RestoreOptions) -> Origin:

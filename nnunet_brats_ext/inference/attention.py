@@ -9,7 +9,7 @@ from torch import Tensor
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases, read_previous
-from nnunet_brats_ext.inference.checkpoints import open_checkpoint
+from nnunet_brats_ext.inference.checkpoints import open_checkpoint, warn_of_code
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model
 from nnunet_brats_ext.inference.options import AttentionOptions
@@ -38,6 +38,8 @@ def show_attention(
 def attend(options: AttentionOptions) -> dict[str, Path]:
     """The same by its options."""
     model = chosen_model(options)
+    if not options.trusted:
+        warn_of_code(model.files)
     predictor = MapPredictor(find_device(options.device))
     predictor.load(model)
     attention = find_attention(predictor)

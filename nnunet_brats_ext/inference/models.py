@@ -14,6 +14,7 @@ from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import (
     FINAL,
+    SAFE,
     datasets_called,
     find_dataset,
     model_name,
@@ -101,9 +102,7 @@ class TrainedModel:
     @property
     def label(self) -> str:
         """A name for files of one member: fold_0__checkpoint_final."""
-        return "__".join(
-            [f"fold_{'_'.join(map(str, self.folds))}", *(name.removesuffix(".pth") for name in self.checkpoints)]
-        )
+        return "__".join([f"fold_{'_'.join(map(str, self.folds))}", *(Path(name).stem for name in self.checkpoints)])
 
     @property
     def short_name(self) -> str:
@@ -198,7 +197,7 @@ def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Seq
     model = TrainedModel(folder, chosen, tuple(checkpoints))
     for file in model.files:
         if not file.is_file():
-            there = ", ".join(sorted(path.name for path in file.parent.glob("[!.]*.pth"))) or "no checkpoint"
-            raise UserError(f"{file} does not exist; {file.parent.name} holds {there}")
+            others = sorted(path.name for path in file.parent.glob("[!.]*") if path.suffix in (".pth", SAFE))
+            raise UserError(f"{file} does not exist; {file.parent.name} holds {', '.join(others) or 'no checkpoint'}")
     model.check()
     return model

@@ -1,5 +1,6 @@
 """The networks of a prediction, loaded once each, and what the members of a system make of a case with them."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
+from nnunet_brats_ext.inference.checkpoints import warn_of_code
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
@@ -19,6 +21,8 @@ from nnunet_brats_ext.inference.profiling import MemoryMeter, Profile
 from nnunet_brats_ext.inference.systems import Member, Passes, System, of_each_model
 from nnunet_brats_ext.predictions import fusion
 from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
+from nnunet_brats_ext.storage.errors import Notice
+from nnunet_brats_ext.storage.shared_memory import too_little_shared
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Machine:
     low_memory_mb: results stay off the device, one set of weights is in memory while it predicts, and for a 2-D
     network as many slices as fit, of a volume that lies in a file in the output folder. profile: measure time and
     memory of every step; all of them are then done in this process. processes: that preprocess, and as many that write;
-    0 is this one.
+    0 is this one. trusted: checkpoints may run code, without a word.
     """
 
     device: str
@@ -36,11 +40,23 @@ class Machine:
     profile: bool = False
     processes: int = 3
     symmetries_at_once: int = 1
+    trusted: bool = False
 
     @classmethod
     def from_options(cls, options: PredictOptions) -> "Machine":
         device = find_device(options.device).type
-        return cls(device, options.low_memory_mb, options.profile, options.processes, options.symmetries_at_once)
+        processes = options.processes
+        if processes and (reason := too_little_shared()):
+            warnings.warn(reason, Notice, stacklevel=2)
+            processes = 0
+        return cls(
+            device,
+            options.low_memory_mb,
+            options.profile,
+            processes,
+            options.symmetries_at_once,
+            options.trusted,
+        )
 
     @property
     def workers(self) -> int:
@@ -73,6 +89,8 @@ class Networks:
 
     def load(self, systems: Collection[System]) -> None:
         """Load the models of all members, as far as they are not; a UserError names checkpoints that cannot be used."""
+        if not self.machine.trusted:
+            warn_of_code(file for member in all_networks(systems) for file in member.model.files)
         with self.load_profile.step("load"):
             for model, passes in of_each_model(all_networks(systems)):
                 loaded = self._predictors.get((model.folder, passes))

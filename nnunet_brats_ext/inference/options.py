@@ -29,6 +29,9 @@ class ModelOptions(Options):
     )
     checkpoints: tuple[str, ...] = option("-chk", default=(FINAL,), metavar="NAME", help="checkpoints of each fold")
     device: str | None = device_option(None, "default: cuda where there is a GPU, else cpu")
+    trusted: bool = option(
+        default=False, help="the checkpoints come from people you trust: do not say that reading them runs code"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

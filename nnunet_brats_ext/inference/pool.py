@@ -95,11 +95,20 @@ def _parts(
 
 def _system(models: Sequence[TrainedModel], passes: Passes, fold: int | None = None) -> System:
     """The mean of models, in which each counts as often as it has folds; or of one fold of each."""
-    members = []
+    found = []
     for model in models:
         previous = model.previous_model() if model.previous_stage else None
         if fold is not None:
             model, previous = model.only(fold), previous.only(fold) if previous else None
-        source = Member(previous, passes.of_previous_stage) if previous else None
-        members.append(Member(model, passes, source, len(model.folds)))
-    return System(tuple(members))
+        found.append((model, previous, float(len(model.folds))))
+    return pooled(found, passes)
+
+
+def pooled(models: Sequence[tuple[TrainedModel, TrainedModel | None, float]], passes: Passes) -> System:
+    """The weighted mean of models, each with the one of the stage before that it refines, and its weight."""
+    return System(
+        tuple(
+            Member(model, passes, Member(previous, passes.of_previous_stage) if previous else None, weight)
+            for model, previous, weight in models
+        )
+    )

@@ -1,5 +1,6 @@
 """nnU-Net's predictor with what the papers do differently: tilings, symmetries, several checkpoints of a fold."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -11,10 +12,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.inference.checkpoints import Weights, check_checkpoint, check_shapes
+from nnunet_brats_ext.inference.checkpoints import (
+    MIRROR_AXES,
+    Weights,
+    check_checkpoint,
+    check_shapes,
+    names_in,
+    open_checkpoint,
+)
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling, mirrors_along
 from nnunet_brats_ext.inference.logits import ModelDescription
 from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
@@ -135,17 +146,10 @@ class BraTSPredictor(nnUNetPredictor):
             raise UserError(f"no fold of {model.folder} holds {names}; train it, or choose -f and -chk")
         self.checkpoints = model.files
         self._check(lambda file: check_checkpoint(file, model.names))
-        try:
-            with redirect_stdout(StringIO()):  # it prints where it looks for the trainer
-                super().initialize_from_trained_model_folder(str(model.folder), [model.folds[0]], model.checkpoints[0])
-        except RuntimeError as error:
-            if not str(error).startswith("Error(s) in loading state_dict"):
-                raise
-            first, *_ = (line.strip() for line in str(error).splitlines()[1:])
-            raise UserError(f"{model.files[0]} does not fit its network: {first[:200]}") from error
+        self._build(model)
         self._check(lambda file: check_shapes(file, self.bare_network))
         self.list_of_parameters = Weights(self.checkpoints)
-        self._release_weights()
+        self._take(self.list_of_parameters[0])
         if self.memory_budget_mb is None:
             fastest = fastest_memory_format(self.device, len(self.patch_size))
             self.bare_network.to(memory_format=self.memory_format or fastest)
@@ -154,6 +158,29 @@ class BraTSPredictor(nnUNetPredictor):
         self._adopt(papers.find_trainer(self.trainer_name).prediction)
         if self.requested_patch_size:
             self._resize(self.requested_patch_size)
+
+    def _build(self, model: TrainedModel) -> None:
+        """The network of a model, by its trainer, as nnU-Net does it; from the first checkpoint only names are read."""
+        first = open_checkpoint(model.files[0])
+        name, _, configuration_name = names_in(first)
+        plans, dataset_json = PlansManager(model.plans), dict(model.description.content)
+        configuration = plans.get_configuration(configuration_name)
+        with redirect_stdout(StringIO()):  # it prints where it looks for the trainer
+            trainer = recursive_find_trainer_class_by_name(name)
+        channels = determine_num_input_channels(plans, configuration, dataset_json)
+        outputs = plans.get_label_manager(dataset_json).num_segmentation_heads
+        known: tuple[Any, ...] = (plans, configuration)
+        if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
+            known = (  # as trainers before nnU-Net 2.7 take it
+                configuration.network_arch_class_name,
+                configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import,
+            )
+        network = trainer.build_network_architecture(*known, channels, outputs, enable_deep_supervision=False)
+        with redirect_stdout(StringIO()):  # it prints that it compiles
+            super().manual_initialization(
+                network, plans, configuration, None, dataset_json, name, first.get(MIRROR_AXES)
+            )
 
     def manual_initialization(self, network: nn.Module, *arguments: Any, **named: Any) -> None:
         """nnU-Net's own call: a network that is built already, its plans, and the name of its trainer."""

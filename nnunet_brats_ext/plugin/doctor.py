@@ -17,6 +17,7 @@ from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, layout_of_manifest
 from nnunet_brats_ext.plugin.requirements import complaint, requirements
+from nnunet_brats_ext.storage import shared_memory
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.nnunet import MANIFEST, nnunet_folder
 
@@ -27,8 +28,8 @@ FOLDERS = {
 }
 
 
-LEAST_FREE_GB, LEAST_SHARED_GB = 1.0, 1.0
-SHARED_MEMORY = Path("/dev/shm")
+LEAST_FREE_GB = 1.0
+SLOW_TORCH = "2.9."  # https://github.com/pytorch/pytorch/issues/166122
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def check_versions() -> Iterator[Finding]:
 def check_device() -> Iterator[Finding]:
     import torch
 
+    if torch.__version__.startswith(SLOW_TORCH):
+        state = f"{torch.__version__} is four times slower in 3-D mixed precision, and nnU-Net excludes it"
+        yield Finding("torch", state, "run: pip install 'torch!=2.9.*'")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("GPU", f"torch {torch.__version__} sees {', '.join(names)}")
@@ -89,11 +93,10 @@ def check_folders() -> Iterator[Finding]:
 
 def check_shared_memory() -> Iterator[Finding]:
     """Loader processes hand batches over through /dev/shm; containers often give it 64 MB."""
-    if SHARED_MEMORY.is_dir():
-        size_gb = shutil.disk_usage(SHARED_MEMORY).total / 1e9
-        small = size_gb < LEAST_SHARED_GB
-        fix = "start the container with --shm-size=8g (docker) or --ipc=host, or train with nnUNet_n_proc_DA=0"
-        yield Finding("shared memory", f"{SHARED_MEMORY} has {size_gb:.2f} GB", fix if small else "")
+    if (size_gb := shared_memory.shared_gb()) is not None:
+        state = f"{shared_memory.SHARED_MEMORY} has {size_gb:.2f} GB"
+        fix = "start the container with --shm-size=8g (docker) or --ipc=host; until then no worker processes are used"
+        yield Finding("shared memory", state, fix if shared_memory.too_little_shared() else "")
 
 
 def fresh_python(code: str) -> subprocess.CompletedProcess[str]:

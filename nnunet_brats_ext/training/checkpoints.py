@@ -1,6 +1,7 @@
 """Checkpoints as files: written whole or not at all, and checked before training goes on from them."""
 
 import errno
+import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def read_checkpoint(
     try:
         if not zipfile.is_zipfile(file):  # as torch writes; other bytes are not unpickled
             raise zipfile.BadZipFile(f"its {file.stat().st_size} bytes are not a whole archive")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=mmap)
+        checkpoint = load_content(file, mmap)
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # arbitrary bytes raise arbitrary errors when they are unpickled
@@ -52,6 +53,25 @@ def read_checkpoint(
     if missing:
         raise UserError(f"{file} is no whole checkpoint of nnU-Net: it lacks {', '.join(missing)}. {advice}")
     return checkpoint
+
+
+def load_content(file: Path, mmap: bool) -> Any:
+    """The content of a file of torch; only what is more than tensors and plain values is unpickled with its code."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:
+        return torch.load(file, map_location="cpu", weights_only=False, mmap=mmap)
+
+
+def holds_code(file: Path) -> bool:
+    """Whether a checkpoint holds more than tensors and plain values, so that reading it runs code of the file."""
+    try:
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return True
+    except Exception:  # damaged, which is said when it is read
+        return False
+    return False
 
 
 def check_bytes(file: Path, advice: str = TO_GO_ON) -> None:

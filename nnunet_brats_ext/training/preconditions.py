@@ -11,7 +11,9 @@ from nnunet_brats_ext.dataset_conversion.dataset_folder import MISSING_KEY
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.shared_memory import too_little_shared
 
+LOADERS = "nnUNet_n_proc_DA"  # nnU-Net's variable: loader processes
 SOFT_TARGETS_KEY = f"brats_{SOFT_TARGETS}"
 READERS = {
     SPLITS_FILE: "ReducedFolds",
@@ -40,6 +42,17 @@ def unread_keys(trainer: type, configuration: Mapping[str, Any], dataset_json: M
                 f"{trainer.__name__} does not act on {key!r} in {place}; "
                 f"`class Mine({READERS[key]}, {trainer.__name__})` does, with the mixin of nnunet_brats_ext.training"
             )
+
+
+def limit_loaders() -> str | None:
+    """Where shared memory is small and the user asks for no number, let nnU-Net load without processes; why, in words.
+
+    They hand batches over through /dev/shm, and die of a bus error where these do not fit.
+    """
+    if os.environ.get(LOADERS) or not (reason := too_little_shared()):
+        return None
+    os.environ[LOADERS] = "0"
+    return f"{reason}; {LOADERS}=N sets their number"
 
 
 def limit_threads(device: torch.device) -> None:

@@ -24,7 +24,7 @@ from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
-from nnunet_brats_ext.training.preconditions import limit_threads, require_regions, unread_keys
+from nnunet_brats_ext.training.preconditions import limit_loaders, limit_threads, require_regions, unread_keys
 from nnunet_brats_ext.training.resumable import ResumableTrainer
 from nnunet_brats_ext.training.sampling import OwnRandomNumbers
 
@@ -219,6 +219,11 @@ class PlainTrainer(ResumableTrainer):
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
         """Seam: a view on the cases that decides which patches are drawn; by default nnU-Net decides."""
         return cases
+
+    def get_dataloaders(self) -> Any:
+        if reason := limit_loaders():
+            self.print_to_log_file(reason)
+        return super().get_dataloaders()
 
     def get_tr_and_val_datasets(self) -> Cases:
         training, validation = self.load_cases()

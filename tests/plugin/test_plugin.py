@@ -15,6 +15,7 @@ import pytest
 from nnunet_brats_ext import plugin
 from nnunet_brats_ext.plugin import doctor
 from nnunet_brats_ext.plugin.requirements import complaint, require_nnunet, requirements
+from nnunet_brats_ext.storage import shared_memory
 
 ROOT = Path(__file__).parents[2]
 FIND = """
@@ -207,6 +208,6 @@ def test_the_doctor_names_full_disks_and_small_shared_memory(monkeypatch, tmp_pa
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(64_000_000, 63_000_000, 1_000_000))
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
-    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     assert "0.00 GB free" in next(doctor.check_folders()).state and next(doctor.check_folders()).fix
     assert "--shm-size" in next(doctor.check_shared_memory()).fix

@@ -19,6 +19,7 @@ pytest.importorskip("snakemake", reason="Snakemake 9 needs Python 3.11")
 import torch
 from workflow_runs import kill, wait_for, write_narrow, write_own
 
+from nnunet_brats_ext.bundles import bundle
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import EXTERNAL
 from nnunet_brats_ext.workflow.perform import environment_of
@@ -141,6 +142,25 @@ def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
     expected = files(tmp_path / "again")
     assert len(expected) == 2
     assert files(published.folder / predicting.result) == expected
+
+
+def test_a_run_as_a_bundle_gives_its_submissions_in_an_empty_environment(published, tmp_path):
+    """Two stages with votes and rules, and three binary models as one: byte for byte, with another home."""
+    folder = published.folder
+    empty = {
+        name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", EXTERNAL) if name in os.environ
+    }
+    patients = folder / "release" / "MICCAI_BraTS2020_ValidationData"
+    for paper, submitted in PAPERS.items():
+        name, out = f"{paper}.{submitted}", tmp_path / paper
+        bundle(folder, out=tmp_path / f"{paper}.zip", prediction=name, trusted=True)
+        words = ("nnunet_brats", "segment", tmp_path / f"{paper}.zip", patients, "-o", out, "-device", "cpu")
+        environment = {**empty, "HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            command(*words, "--labels", "brats-before-2023"), env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert files(out) == files(folder / "submission" / name)
 
 
 def weights(fold: Path) -> dict[str, torch.Tensor]:

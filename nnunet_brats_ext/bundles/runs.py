@@ -1,0 +1,225 @@
+"""Which models, stages, ensembles and rules make a prediction of a run, read from the commands of its jobs.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_brats_ext.evaluation.results import read_results
+from nnunet_brats_ext.inference.models import TrainedModel, fold_names, open_model
+from nnunet_brats_ext.inference.pool import BEST
+from nnunet_brats_ext.inference.validations import choose_best, read_scores
+from nnunet_brats_ext.predictions.rule_sets import collect_rules
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
+from nnunet_brats_ext.storage.nnunet import FINAL, find_dataset, model_name, trained_folds
+from nnunet_brats_ext.workflow.state import GRAPH, Job, Run, open_run
+
+Given = Mapping[str, Sequence[str]]
+"""Flag -> its words."""
+
+
+@dataclass(frozen=True)
+class NamedNetworks:
+    """A model with the one of the stage before that it refines. weight: in a mean of several."""
+
+    model: TrainedModel
+    previous: TrainedModel | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A prediction by networks. passes: as `inference.systems.Passes` names them, where they are not the default."""
+
+    networks: tuple[NamedNetworks, ...]
+    passes: Mapping[str, Any] = field(default_factory=dict)
+    probabilities: bool = False
+
+
+@dataclass(frozen=True)
+class Combined:
+    """An ensemble of predictions, by their names."""
+
+    of: tuple[str, ...]
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    probabilities: bool = False
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """Rules on a prediction, by its name."""
+
+    of: str
+    rules: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a system is to be made of. predictions: in an order in which they can be made; the last is its result."""
+
+    title: str
+    predictions: Mapping[str, Leaf | Combined | Ruled]
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    raw: Path | None = None  # nnUNet_raw of the run
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / GRAPH).is_file()
+
+
+def plan_of_run(folder: Path, prediction: str | None = None) -> Plan:
+    """The system of a run: of its first submission, or of the prediction of that name."""
+    run = open_run(folder)
+    made = {str(job.result): job for job in run.jobs.values() if job.kind in ("predict", "ensemble", "postprocess")}
+    ends = _ends_of(run)
+    if not ends:
+        raise UserError(f"{folder}: the run makes no prediction; name models instead")
+    chosen = prediction or next(iter(ends))
+    named = {**_by_name(made), **ends}
+    if chosen not in named:
+        raise UserError(f"--prediction {chosen}: the run has {', '.join(named)}{did_you_mean(chosen, named)}")
+    predictions: dict[str, Leaf | Combined | Ruled] = {}
+    _add(run, made, named[chosen], predictions)
+    recipe = Path(str((run.settings or {}).get("recipe") or folder.name)).stem
+    title = recipe if chosen == recipe else f"{recipe}: {chosen}"
+    raw = run.folder / run.environment["nnUNet_raw"] if "nnUNet_raw" in run.environment else None
+    return Plan(title, predictions, {name: one for name, one in _scores(run).items() if name in predictions}, raw)
+
+
+def _ends_of(run: Run) -> dict[str, Path]:
+    """Prediction -> its folder, of what the run submits; of a run without cases to submit, of what it evaluates."""
+    found = {}
+    for kind, at in (("restore", 2), ("evaluate", 3)):
+        for job in run.jobs.values():
+            if job.kind == kind:
+                found[job.name.split("/", 1)[1]] = Path(job.command[at])
+        if found:
+            break
+    return found
+
+
+def _by_name(made: Mapping[str, Job]) -> dict[str, Path]:
+    """Every prediction by its name, those of test cases before those of the cross-validation."""
+    found: dict[str, Path] = {}
+    for job in sorted(made.values(), key=lambda job: "cross-validation" in " ".join(job.command)):
+        found.setdefault(Path(job.result).name, Path(job.result))
+    return found
+
+
+def _add(run: Run, made: Mapping[str, Job], result: Path, predictions: dict[str, Leaf | Combined | Ruled]) -> str:
+    """Note a prediction after all that it is made of; its name."""
+    job = made.get(str(result))
+    if job is None:
+        raise UserError(f"{run.folder}: no job makes {result}; run it again with this version")
+    name = result.name
+    if name in predictions:
+        return name
+    given = read_words(job.command[2:])
+    if "-i" not in given:
+        raise UserError(
+            f"{run.folder} was planned by an older version; give the command of the run again, then bundle it"
+        )
+    if job.kind == "predict":
+        predictions[name] = _leaf(run, given)
+    elif job.kind == "ensemble":
+        of = tuple(_add(run, made, Path(one), predictions) for one in given["-i"])
+        options: dict[str, Any] = {}
+        if "--weights" in given:
+            options["weights"] = [float(word) for word in given["--weights"]]
+        if "--space" in given:
+            options["space"] = given["--space"][0]
+        kept = "--save_probabilities" in given
+        predictions[name] = Combined(of, given.get("--method", ["mean"])[0], options, kept)
+    else:
+        before = _add(run, made, Path(given["-i"][0]), predictions)
+        names = [_rules_name(run, word) for word in given.get("--rules", ())]
+        rules = collect_rules(names, given.get("--rule", ()))
+        predictions[name] = Ruled(before, {"scheme": rules.scheme_name, "rules": list(map(dict, rules.rules))})
+    return name
+
+
+def read_words(words: Sequence[str]) -> Given:
+    """The options of a command that `run` has planned: each flag with the words behind it."""
+    given: dict[str, list[str]] = {}
+    flag = ""
+    for word in words:
+        if word.startswith("-") and not word[1:2].isdecimal():
+            flag = word
+            given.setdefault(flag, [])
+        else:
+            given.setdefault(flag, []).append(word)
+    return given
+
+
+def _rules_name(run: Run, word: str) -> str:
+    return str(run.folder / word) if (run.folder / word).is_file() else word
+
+
+def _leaf(run: Run, given: Given) -> Leaf:
+    results = run.folder / run.environment["nnUNet_results"]
+    dataset = find_dataset(given["-d"][0], results)
+    plans = given.get("-p", ["nnUNetPlans"])[0]
+    passes = {
+        name: given[flag][0]
+        for name, flag in (("tiling", "--tiling"), ("symmetries", "--tta"), ("combine", "--combine"))
+        if flag in given
+    }
+    kept = "--save_probabilities" in given
+    folds = fold_names(given.get("-f", ()))
+    if "--models" in given:
+        candidates = [
+            open_model(dataset / model_name(trainer, plans, configuration), None)
+            for trainer, _, configuration in (word.partition(":") for word in given["--models"])
+        ]
+        return Leaf(pool_of(candidates, folds, int(given.get("--best", [str(BEST)])[0])), POOLED | passes, kept)
+    folder = dataset / model_name(given["-tr"][0], plans, given["-c"][0])
+    model = open_model(folder, folds, tuple(given.get("-chk", [FINAL])))
+    previous = None
+    if model.previous_stage:
+        trainer = given.get("-prev_tr", [None])[0]
+        chosen = tuple(given.get("-prev_chk", [FINAL]))
+        previous = model.previous_model(trainer, fold_names(given.get("-prev_f", ())), chosen)
+    return Leaf((NamedNetworks(model, previous),), passes, kept)
+
+
+POOLED = {"combine": "probabilities"}
+
+
+def pool_of(candidates: Sequence[TrainedModel], folds: Sequence[Any], best: int) -> tuple[NamedNetworks, ...]:
+    """The best models of each fold, as `predict --models` chooses them."""
+    numbers = [fold for fold in folds if isinstance(fold, int)]
+    numbers = numbers or sorted({fold for model in candidates for fold in trained_folds(model.folder)})
+    chosen = choose_best(read_scores(candidates, numbers), best).chosen
+    found = []
+    for one in candidates:
+        own = tuple(fold for fold in numbers if one.folder.name in chosen[fold])
+        if own:
+            model = open_model(one.folder, own)
+            previous = model.previous_model() if model.previous_stage else None
+            found.append(NamedNetworks(model, previous, float(len(own))))
+    return tuple(found)
+
+
+def _scores(run: Run) -> Mapping[str, Mapping[str, Any]]:
+    """The cross-validation's scores that the run has, by prediction: means of each region and metric."""
+    found = {}
+    for job in run.jobs.values():
+        file = run.folder / job.result
+        if job.kind == "evaluate" and file.is_file():
+            results = read_results(file)
+            means = {
+                region: {metric: values["mean"] for metric, values in metrics.items()}
+                for region, metrics in results["summary"].items()
+            }
+            found[job.name.split("/", 1)[1]] = {
+                "preset": results["preset"],
+                "cases": len(results["cases"]),
+                "mean": means,
+            }
+    return found

@@ -1,0 +1,70 @@
+"""The verbs of trained systems: `bundle`, `inspect`, `segment` and `container`."""
+
+import sys
+
+from rich.console import Console
+
+from nnunet_brats_ext.bundles.options import BundleOptions, ContainerOptions, InspectOptions, SegmentOptions
+
+MB = 1e6
+
+
+def run_bundle(options: BundleOptions) -> None:
+    from nnunet_brats_ext.bundles.writing import bundle_sources
+
+    written = bundle_sources(options)
+    count = sum(len(model.folds) * len(model.checkpoints) for model in written.system.models.values())
+    print(
+        f"{written.file}: {written.bytes / MB:.0f} MB, {count} networks of {len(written.system.models)} models; their "
+        f"checkpoints have {written.before / MB:.0f} MB"
+    )
+    if options.licence is None:
+        print("It states no licence: name the one under which you hand it on with --licence")
+
+
+def run_inspect(options: InspectOptions) -> None:
+    from nnunet_brats_ext.bundles.inspection import inspect_file
+
+    found = inspect_file(options)
+    print("".join(letter for letter in found.card if letter.isprintable() or letter == "\n"))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(found.sizes)} files, {sum(found.sizes.values()) / MB:.1f} MB:")
+    for name, size in found.sizes.items():
+        console.print(f"  {size:>12,}  {name}")
+    smaller = found.system.smaller_systems()
+    if len(smaller) > 1:
+        console.print("`segment --time-limit` leaves out, in this order:")
+        for one in smaller[1:]:
+            console.print(f"  {found.system.describe_smaller(one)}")
+    for path in found.written:
+        console.print(f"{path}: nnUNetv2_install_pretrained_model_from_zip {path}")
+
+
+def run_segment(options: SegmentOptions) -> int:
+    from nnunet_brats_ext.bundles.segmentation import segment_patients
+    from nnunet_brats_ext.inference.predictor import find_device
+
+    if find_device(options.device).type == "cpu" and options.device is None:
+        print("torch sees no GPU on this machine: the CPU is used, which takes longer")
+    done = segment_patients(options, say)
+    if done.before:
+        print(f"in {done.out} already: {len(done.before)}; --overwrite segments them anew")
+    print(f"segmented cases in {done.out}: {len(done.patients)}" + (f"; look at {done.page}" if done.page else ""))
+    if done.failed:
+        failed = ", ".join(done.failed)
+        print(f"nnunet_brats segment: failed, and not in {done.out}: {failed}", file=sys.stderr)
+    return 1 if done.failed else 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def run_container(options: ContainerOptions) -> None:
+    from nnunet_brats_ext.bundles.containers import make_container
+
+    files = make_container(options)
+    size = sum(path.stat().st_size for path in files)
+    print(
+        f"{len(files)} files, {size / MB:.0f} MB in {options.out}; README.md there has the commands to build and to run"
+    )
