@@ -118,6 +118,7 @@ class TrainerFacts:
     at inference, for four channels (and the previous stage's labels) and three regions; None where plans decide.
     snapshot_epochs: after how many epochs to keep the weights, as checkpoint_epoch_N.pth; the environment may name
     others. previous_stage: in a cascade, the trainer of the previous stage; None is the trainer itself, as in nnU-Net.
+    starts_from: the trainer whose final weights, of the same fold and configuration, training starts from.
     attention: what shows where its network looks, as `FILE.py:NAME` beside paper.py; None has nothing to show.
     """
 
@@ -128,6 +129,7 @@ class TrainerFacts:
     prediction: Prediction = Prediction()
     snapshot_epochs: tuple[int, ...] = ()
     previous_stage: str | None = None
+    starts_from: str | None = None
     attention: str | None = None
     paper: str = ""  # filled in when papers are found
 

@@ -7,6 +7,7 @@ from nnunet_brats_ext.storage.errors import UserError
 EPOCHS, ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # a trial run that is shorter
 SNAPSHOTS = "nnUNet_brats_snapshots"  # epochs after which to keep the weights, such as "100 200"
 SEED = "nnUNet_brats_seed"
+START = "nnUNet_brats_start"  # `random`: not from the weights of another trainer
 
 
 def requested_number(variable: str, least: int, otherwise: str) -> int | None:

@@ -16,7 +16,7 @@ from tiny_trainers import CPU, build, keep_latest, random_batch, run, same, tiny
 
 from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.inference.choices import find_symmetries, find_tiling
-from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, START
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 from nnunet_brats_ext.training.seams import PlainTrainer
 
@@ -42,6 +42,8 @@ def test_its_configuration_is_of_its_paper_and_leads_to_it(name):
     if facts.previous_stage:
         previous = papers.configurations()[facts.configuration].previous_stage
         assert papers.trainers()[facts.previous_stage].configuration == previous
+    if facts.starts_from:
+        assert papers.trainers()[facts.starts_from].configuration == facts.configuration
 
 
 @EVERY_TRAINER
@@ -96,6 +98,7 @@ def trained(request, world_on_disk) -> Iterator[Training]:
             patch.setenv(variable, value)
         patch.setenv(EPOCHS, "2")
         patch.setenv(ITERATIONS, "1")
+        patch.setenv(START, "random")
         np.random.seed(0)
         torch.manual_seed(0)
         with redirect_stdout(StringIO()):
