@@ -161,11 +161,13 @@ def omnet(size: Sequence[int]) -> Training:
 
 
 def of_configuration(name: str, size: Sequence[int]) -> Training:
-    """As the largest network of a paper's configuration trains: the trainer itself, on plans made for the size."""
+    """As the largest network of a paper's configuration trains, the last of equals: on plans made for the size."""
     from nnunet_brats_ext import trainers as classes
     from nnunet_brats_ext.training.branches import NetworkWithBranch
 
-    facts = max((one for one in trainers().values() if one.configuration == name), key=lambda one: one.parameters or 0)
+    facts = max(
+        (one for one in reversed(trainers().values()) if one.configuration == name), key=lambda one: one.parameters or 0
+    )
     topology = deepest_topology((1.0, 1.0, 1.0), size, configurations()[name].poolings)
     stages = len(topology.strides)
     architecture = {
@@ -227,7 +229,7 @@ def footprint_of(name: str) -> Footprint:
     if found is not None:
         return found
     with FakeTensorMode():
-        training, *_ = prepare(name, (64, 64, 64), 2, "cpu")
+        training, *_ = prepare(name, configurations()[name].patch_size or (64, 64, 64), 1, "cpu")
         give_state(training)
         weights = sum(p.numel() for p in training.network.parameters())
         state = [value for each in training.optimizer.state.values() for value in each.values()]

@@ -318,7 +318,8 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
 def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
     """Every network in one of its sizes, at its paper's patch, one or two samples of its batch; small patches too."""
     of_class = {
-        getattr(trainers, one.name).architecture: one.configuration for one in reversed(papers.trainers().values())
+        getattr(trainers, one.name).architecture or one.configuration: one.configuration
+        for one in reversed(papers.trainers().values())
     }
     rows = [ROWS[name] for name in dict.fromkeys(of_class.values()) if name in ROWS]
     papers_own = [(row.name, row.patch_size or (192, 176), min(row.batch_size, 2)) for row in rows]
