@@ -321,7 +321,7 @@ def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
         getattr(trainers, one.name).architecture or one.configuration: one.configuration
         for one in reversed(papers.trainers().values())
     }
-    rows = [ROWS[name] for name in dict.fromkeys(of_class.values()) if name in ROWS]
+    rows = [ROWS[name] for name in dict.fromkeys(of_class.values()) if name in ROWS and ROWS[name].footprint]
     papers_own = [(row.name, row.patch_size or (192, 176), min(row.batch_size, 2)) for row in rows]
     return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
 
