@@ -141,6 +141,8 @@ class PlainTrainer(ResumableTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The network as inference needs it, without anything that exists for training only."""
+        if missing := cls.all_facts().missing:
+            raise UserError(missing)
         planned = PlannedNetwork.read(configuration_manager)
         cls.check_plans(planned)
         network = cls.build_network(planned, num_input_channels, num_output_channels, enable_deep_supervision)

@@ -110,10 +110,9 @@ def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
 
 def _problem_of_trainer(name: str) -> str:
     try:
-        papers.find_trainer(name)
+        return papers.find_trainer(name).missing or ""
     except UserError as error:
         return str(error)
-    return ""
 
 
 def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
