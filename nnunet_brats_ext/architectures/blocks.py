@@ -35,7 +35,13 @@ class SegmentationNetwork(nn.Module):
     """The numbers of spatial axes that the network can be built for."""
 
     training_only: ClassVar[tuple[str, ...]] = ()
-    """Submodules that only train mode runs, although their weights are stored with all others."""
+    """Submodules that only train mode or deep supervision runs, although their weights are stored with all others."""
+
+    deep_supervision: bool = False
+    """Whether logits of several scales are given, from the finest, in eval mode as well, for nnU-Net's weighted loss.
+
+    Only networks that state it have a scale for each of their strides; trainers switch it.
+    """
 
     strides: list[tuple[int, ...]]
     """The strides of the stages that were built, one number per axis."""

@@ -8,6 +8,7 @@ EPOCHS, ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # a trial
 SNAPSHOTS = "nnUNet_brats_snapshots"  # epochs after which to keep the weights, such as "100 200"
 SEED = "nnUNet_brats_seed"
 PRECISION = "nnUNet_brats_precision"  # bf16: mixed precision on a CPU
+START = "nnUNet_brats_start"  # `random`: not from the weights of another trainer
 
 
 def requested_number(variable: str, least: int, otherwise: str) -> int | None:

@@ -93,6 +93,9 @@ def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
             known[model.trainer] = _problem_of_trainer(model.trainer)
         if problem := known[model.trainer]:
             yield ("models", model.name, "trainer"), problem
+        elif (start := papers.find_trainer(model.trainer).starts_from) and recipe.start_of(model) is None:
+            words = f"{model.trainer} starts from the weights of {start}: add a model of that trainer"
+            yield ("models", model.name, "trainer"), f"{words} with the same data, plans and configuration"
         yield from _problems_of_model(recipe, model)
     for ensemble in recipe.ensembles.values():
         yield from _problems_of_ensemble(recipe, ensemble)
@@ -107,10 +110,9 @@ def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
 
 def _problem_of_trainer(name: str) -> str:
     try:
-        papers.find_trainer(name)
+        return papers.find_trainer(name).missing or ""
     except UserError as error:
         return str(error)
-    return ""
 
 
 def _problems_of_model(recipe: Recipe, model: Model) -> Problems:

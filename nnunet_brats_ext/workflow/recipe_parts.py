@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
+from nnunet_brats_ext.storage.errors import UserError
 
 PLANS = "BraTSPlans"
 DEFAULT_FOLDS = 5
@@ -117,7 +118,8 @@ class Recipe:
         """The predictions that a prediction is made of; none for a model of its own."""
         if prediction in self.models:
             model = self.models[prediction]
-            return tuple(name for name in (model.previous_stage, model.filtered) if name)
+            start = self.start_of(model)
+            return tuple(name for name in (model.previous_stage, model.filtered, start and start.name) if name)
         if prediction in self.ensembles:
             return self.ensembles[prediction].of
         return (self.postprocessing[prediction].of,)
@@ -126,6 +128,16 @@ class Recipe:
         """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
         whole = self.models.get(model.filtered or "", model)
         return whole.configuration if model.plans == PLANS and whole.configuration in papers.configurations() else None
+
+    def start_of(self, model: Model) -> Model | None:
+        """The model whose weights a model starts from, fold by fold, if its trainer starts from those of another."""
+        try:
+            trainer = papers.find_trainer(model.trainer).starts_from
+        except UserError:  # which checking the recipe reports
+            return None
+        wanted = (trainer, model.data, model.plans, model.configuration)
+        models = self.models.values()
+        return next((one for one in models if (one.trainer, one.data, one.plans, one.configuration) == wanted), None)
 
     def models_of(self, prediction: str) -> tuple[Model, ...]:
         """The models whose probabilities end up in a prediction."""

@@ -75,6 +75,7 @@ def training_settings(job: Job) -> dict[str, Any]:
     if fold >= len(splits):
         raise UserError(f"{splits_file} has {len(splits)} folds, so there is no fold {fold}; leave it out of --folds")
     previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
+    start = job.facts.get("start")
     deciding = {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")}
     deciding.pop(SNAPSHOTS, None)  # of the same training, more or fewer are kept
     return {
@@ -82,6 +83,7 @@ def training_settings(job: Job) -> dict[str, Any]:
         "cases": _digest(splits[fold]),
         "environment": deciding,
         "maps": job.facts.get("maps", []),
+        "start": _hash(Path(str(start), "validation", "summary.json").read_text()) if start else None,
         "previous_stage": [_hash(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
     }
 

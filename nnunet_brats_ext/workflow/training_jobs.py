@@ -136,6 +136,9 @@ class TrainingJobs(Jobs):
             if model.maps:
                 after.append(self.maps(model, previous))
                 facts["maps"] = self.checkpoints(model.maps)
+        if start := self.recipe.start_of(model):
+            after.append(self.train(start, fold))
+            facts["start"] = str(self.jobs[after[-1]].result)
         if model.filtered:
             after.append(self.filter_cases(self.recipe.models[model.filtered]))
         command = ["nnUNetv2_train", self.ids[model.data], model.configuration, fold, "-tr", model.trainer]

@@ -97,6 +97,7 @@ def test_eval_mode_gives_logits_of_any_size_that_the_strides_allow(network_class
 @EVERY_NETWORK_AND_DIMENSION
 def test_gradients_reach_every_parameter_in_train_mode(network_class, axes):
     network = build(network_class, axes).train()
+    network.deep_supervision = True
     outputs = tree_leaves(network(images(network, (2, 3, 4), rows=3)))  # a sample for each task of OM-Net
     sum(output.square().mean() for output in outputs if output is not None).backward()
     for name, parameter in network.named_parameters():

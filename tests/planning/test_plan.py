@@ -12,6 +12,7 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import GIB, configurations
 from nnunet_brats_ext.planning.brats_plans import add_configurations, rebuild, resolve
@@ -316,8 +317,13 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
 
 
 def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
-    """Every configuration at its paper's patch, one or two samples of its batch; small patches too."""
-    papers_own = [(name, row.patch_size or (192, 176), min(row.batch_size, 2)) for name, row in ROWS.items()]
+    """Every network in one of its sizes, at its paper's patch, one or two samples of its batch; small patches too."""
+    of_class = {
+        getattr(trainers, one.name).architecture or one.configuration: one.configuration
+        for one in reversed(papers.trainers().values())
+    }
+    rows = [ROWS[name] for name in dict.fromkeys(of_class.values()) if name in ROWS and ROWS[name].footprint]
+    papers_own = [(row.name, row.patch_size or (192, 176), min(row.batch_size, 2)) for row in rows]
     return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
 
 
