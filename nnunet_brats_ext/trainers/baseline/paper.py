@@ -1,6 +1,6 @@
 """nnU-Net as data: Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z."""
 
-from nnunet_brats_ext.papers import Paper, TrainerFacts
+from nnunet_brats_ext.papers import Paper, Prediction, TrainerFacts
 
 PAPER = Paper(
     title="nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
@@ -18,5 +18,19 @@ PAPER = Paper(
             "3d_fullres",
             "the same for patients who lack sequences: takes sequences away at random in training",
         ),
+        TrainerFacts(
+            "BraTSNNUNetV1Trainer",
+            "3d_fullres",
+            "imported models of nnU-Net v1: predicts as v1 does, and trains on as nnU-Net v2",
+            prediction=Prediction(tiling="gaussian", symmetries="mirror8"),
+        ),
+        TrainerFacts(
+            "BraTSMonaiTrainer",
+            "3d_fullres",
+            "imported networks of MONAI: predicts whole images as MONAI does, and trains on as nnU-Net, without deep "
+            "supervision",
+            prediction=Prediction(tiling="monai", symmetries="none"),
+        ),
     ),
+    tilings={"gaussian": "tilings.py:GAUSSIAN", "monai": "tilings.py:MONAI"},
 )

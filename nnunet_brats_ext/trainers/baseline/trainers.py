@@ -12,3 +12,13 @@ class BraTSBaselineTrainer(BraTSTrainer):
 
 class BraTSBaselineSequenceDropoutTrainer(SequenceDropout, BraTSBaselineTrainer):
     """The same for patients who lack sequences: https://doi.org/10.1038/s41592-020-01008-z, some taken away."""
+
+
+class BraTSNNUNetV1Trainer(BraTSBaselineTrainer):
+    """nnU-Net's own training (https://doi.org/10.1038/s41592-020-01008-z), going on from a model of nnU-Net v1."""
+
+
+class BraTSMonaiTrainer(BraTSBaselineTrainer):
+    """nnU-Net's training (https://doi.org/10.1038/s41592-020-01008-z) of a network of MONAI, which the plans name."""
+
+    hyperparameters = dict(enable_deep_supervision=False)
