@@ -100,6 +100,8 @@ def nnunet(size: Sequence[int]) -> Training:
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
+    from nnunet_brats_ext.planning.topology import deepest_topology
+
     strides = deepest_topology((1.0, 1.0, 1.0), size, poolings=3).strides
     network = PlainConvUNet(
         CHANNELS, len(strides), [min(32 * 2**stage, 320) for stage in range(len(strides))], nn.Conv3d, 3, strides, 2,

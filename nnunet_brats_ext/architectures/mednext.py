@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_brats_ext.architectures.blocks import ConvOp, SegmentationNetwork, Strides
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 
 
 class InvertedBottleneck(nn.Module):
@@ -24,7 +25,7 @@ class InvertedBottleneck(nn.Module):
     def __init__(self, conv_op: ConvOp, input_channels: int, output_channels: int, expansion: int, kernel_size: int):
         super().__init__()
         self.depthwise = self.depthwise_layer(conv_op, input_channels, kernel_size)
-        self.norm = nn.GroupNorm(input_channels, input_channels)
+        self.norm = GroupNorm(input_channels, input_channels)
         self.expand = conv_op(input_channels, expansion * input_channels, 1)
         self.compress = conv_op(expansion * input_channels, output_channels, 1)
 

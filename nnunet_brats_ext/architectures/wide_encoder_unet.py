@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_brats_ext.architectures.blocks import ConvOp, SegmentationNetwork, Strides
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 Norm = Literal["batch", "group"]
@@ -199,4 +200,4 @@ def _unit(
 def _norm(name: Norm, conv_op: ConvOp) -> Callable[[int], nn.Module]:
     if name == "batch":
         return get_matching_batchnorm(conv_op)
-    return lambda channels: nn.GroupNorm(gcd(32, channels), channels)
+    return lambda channels: GroupNorm(gcd(32, channels), channels)

@@ -138,6 +138,17 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "Prints what to run next: all commands of a paper or of a trainer on request.",
         ),
     ),
+    "Trained weights": (
+        Verb(
+            "import",
+            "trained weights of nnU-Net v1, MONAI or a paper's authors -> a model of nnU-Net v2",
+            "weights.importing:ImportOptions",
+            "cli.weights:run_import",
+            "Recognises whose weights a file or folder holds, brings channels and regions into our order, and writes a "
+            "model's folder that nnUNetv2_predict, `predict`, `ensemble` and -pretrained_weights take. Nothing is "
+            "downloaded, and nothing in the file is executed.",
+        ),
+    ),
     "Prediction": (
         Verb(
             "predict",

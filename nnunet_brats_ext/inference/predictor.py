@@ -151,7 +151,7 @@ class BraTSPredictor(nnUNetPredictor):
         self.list_of_parameters = Weights(self.checkpoints)
         self._take(self.list_of_parameters[0])
         if self.memory_budget_mb is None:
-            fastest = fastest_memory_format(self.device, len(self.patch_size))
+            fastest = fastest_memory_format(self.device, len(self.patch_size), self.bare_network)
             self.bare_network.to(memory_format=self.memory_format or fastest)
         if self.precision == "bf16":  # so that windows and mirror images are summed in fp32
             self.bare_network.register_forward_hook(lambda network, inputs, logits: logits.float())

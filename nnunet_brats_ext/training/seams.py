@@ -172,7 +172,8 @@ class PlainTrainer(ResumableTrainer):
         )
         if (branch := self.training_branch(network)) is not None:
             network = NetworkWithBranch(network, branch)
-        return network.to(memory_format=fastest_memory_format(self.device, len(configuration_manager.patch_size)))
+        axes = len(configuration_manager.patch_size)
+        return network.to(memory_format=fastest_memory_format(self.device, axes, network))
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         if self.enable_deep_supervision:  # nnU-Net switches it on after validation, also where training never had it
@@ -288,8 +289,14 @@ class PlainTrainer(ResumableTrainer):
         return ComposeTransforms([*transforms, self.get_validation_transforms(deep_supervision_scales, **labels)])
 
 
-def fastest_memory_format(device: torch.device, spatial_axes: int) -> torch.memory_format:
-    """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default."""
-    if device.type != "cpu":
+def fastest_memory_format(
+    device: torch.device, spatial_axes: int, network: nn.Module | None = None
+) -> torch.memory_format:
+    """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default.
+
+    Not for a network with torch's own GroupNorm, whose statistics are then wrong (`architectures/group_norm.py`).
+    """
+    normalised = network is not None and any(type(module) is nn.GroupNorm for module in network.modules())
+    if device.type != "cpu" or normalised:
         return torch.contiguous_format
     return torch.channels_last if spatial_axes == 2 else torch.channels_last_3d

@@ -16,7 +16,7 @@ from nnunet_brats_ext.trainers import BraTSBaselineTrainer, BraTSStudentTrainer,
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED
 from nnunet_brats_ext.training.reduced_folds import ReducedFolds
-from nnunet_brats_ext.training.seams import PlainTrainer
+from nnunet_brats_ext.training.seams import PlainTrainer, fastest_memory_format
 
 
 def test_a_misspelt_hyperparameter_is_an_error(world):
@@ -157,3 +157,14 @@ def test_a_seed_makes_two_trainings_the_same(world, monkeypatch):
     monkeypatch.setenv(SEED, "3")
     drawn = [(build(world, BraTSBaselineTrainer), torch.rand(()).item(), np.random.rand()) for _ in range(2)]
     assert drawn[0][1:] == drawn[1][1:]
+
+
+def test_group_norm_is_as_exact_in_the_memory_format_of_training_as_in_double_precision():
+    torch.manual_seed(0)
+    network = nn.GroupNorm(2, 4)
+    values = torch.randn(1, 4, 64, 64, 64) * 0.5 + 1
+    values[..., :32] = 0.3  # a background, as around a brain
+    memory_format = fastest_memory_format(torch.device("cpu"), 3, network)
+    with torch.no_grad():
+        exact = nn.GroupNorm(2, 4).double()(values.double())
+        assert (network(values.contiguous(memory_format=memory_format)) - exact).abs().max() < 1e-5

@@ -1,6 +1,6 @@
 """nnU-Net as data: Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z."""
 
-from nnunet_brats_ext.papers import Configuration, Paper, TrainerFacts
+from nnunet_brats_ext.papers import Configuration, Paper, Prediction, TrainerFacts
 
 PRIMUS = {"S": 72_050_998, "B": 151_534_014, "M": 206_826_526, "L": 390_696_166}  # size -> weights at the patch below
 
@@ -31,5 +31,19 @@ PAPER = Paper(
             )
             for size, weights in PRIMUS.items()
         ),
+        TrainerFacts(
+            "BraTSNNUNetV1Trainer",
+            "3d_fullres",
+            "imported models of nnU-Net v1: predicts as v1 does, and trains on as nnU-Net v2",
+            prediction=Prediction(tiling="gaussian", symmetries="mirror8"),
+        ),
+        TrainerFacts(
+            "BraTSMonaiTrainer",
+            "3d_fullres",
+            "imported networks of MONAI: predicts whole images as MONAI does, and trains on as nnU-Net, without deep "
+            "supervision",
+            prediction=Prediction(tiling="monai", symmetries="none"),
+        ),
     ),
+    tilings={"gaussian": "tilings.py:GAUSSIAN", "monai": "tilings.py:MONAI"},
 )

@@ -96,3 +96,13 @@ class BraTSPrimusLTrainer(PrimusTrainer):
     """Primus, size L (https://arxiv.org/abs/2503.01835), in nnU-Net: https://doi.org/10.1038/s41592-020-01008-z."""
 
     network_options = dict(embed_dim=1056, eva_depth=24, eva_numheads=16)
+
+
+class BraTSNNUNetV1Trainer(BraTSBaselineTrainer):
+    """nnU-Net's own training (https://doi.org/10.1038/s41592-020-01008-z), going on from a model of nnU-Net v1."""
+
+
+class BraTSMonaiTrainer(BraTSBaselineTrainer):
+    """nnU-Net's training (https://doi.org/10.1038/s41592-020-01008-z) of a network of MONAI, which the plans name."""
+
+    hyperparameters = dict(enable_deep_supervision=False)
