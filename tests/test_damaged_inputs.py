@@ -179,7 +179,7 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     if command not in ("postprocess", "postprocess (probabilities)")
 ]
 # These turn files into one orientation, so that a flipped one is the same.
-TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)")
+TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "evaluate", "rank")
 
 
 @pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)

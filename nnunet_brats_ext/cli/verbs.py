@@ -193,7 +193,8 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "cli.scores:evaluate",
             "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
             "results.csv (one row per case and region), results_summary.csv and, where the challenge scores lesions, "
-            "results_lesions.csv and .json (one row per lesion).",
+            "results_lesions.csv and .json (one row per lesion). Predictions are folders, a trained model with its folds, "
+            "or files, in any orientation of the grid; several are scored side by side.",
         ),
         Verb(
             "presets",
@@ -203,11 +204,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "rank",
-            "BraTS ranking of several results, with the significance of every lead",
+            "BraTS ranking of several results, its stability, and paired tests of every score",
             "evaluation.ranking:RankOptions",
             "cli.scores:rank",
             "Ranks results.json files of `evaluate`, or folders of predictions scored on the way: per case, region "
-            "and metric, averaged. Writes ranking.json and two CSV tables.",
+            "and metric, averaged. Says how stable the places are when cases are drawn anew, and compares every score "
+            "of every two systems. Writes ranking.json and three CSV tables.",
         ),
         Verb(
             "tune",

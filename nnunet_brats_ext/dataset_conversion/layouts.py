@@ -268,6 +268,11 @@ class Layout:
         """Whether it is a case name of this layout."""
         return self._case_pattern.fullmatch(case) is not None
 
+    def case_in(self, text: str) -> str | None:
+        """The name of a case that a text contains; None for layouts whose cases have no name of their own."""
+        match = None if self.case.startswith("{") else self._case_pattern.search(text)
+        return match and match[0]
+
     def groups_of(self, case: str) -> dict[str, str]:
         """What a case name says: `patient`, `session`, `site`, `grade`, as far as they are in it."""
         match = self._case_pattern.fullmatch(case)

@@ -112,21 +112,30 @@ def lesion_files(results_path: Path) -> tuple[Path, Path]:
     return tuple(results_path.with_name(f"{results_path.stem}_lesions{ending}") for ending in (".csv", ".json"))  # type: ignore[return-value]
 
 
-def write_lesions(rows: Rows, results_path: Path) -> dict[Path, Iterator[str]]:
-    """The text of the two files beside a results.json, in parts: a release has many lesions."""
+def write_lesions(models: Mapping[str, Rows], results_path: Path) -> dict[Path, Iterator[str]]:
+    """The text of the two files beside a results.json, in parts: a release has many lesions.
+
+    models: model -> its rows; of several models, the first column is the model.
+    """
     table, records = lesion_files(results_path)
-    return {table: csv_lines(_cells(rows)), records: _json_lines(rows)}
+    return {table: csv_lines(_cells(models)), records: _json_lines(models)}
 
 
-def _cells(rows: Rows) -> Iterator[Sequence[Any]]:
-    for number, row in enumerate(table_of_lesions(rows)):
+def _rows_of_models(models: Mapping[str, Rows]) -> Iterator[dict[str, Any]]:
+    for model, rows in models.items():
+        named = {"model": model} if len(models) > 1 else {}
+        yield from ({**named, **row} for row in table_of_lesions(rows))
+
+
+def _cells(models: Mapping[str, Rows]) -> Iterator[Sequence[Any]]:
+    for number, row in enumerate(_rows_of_models(models)):
         if number == 0:
             yield tuple(row)
         yield tuple({**row, "predicted_lesions": " ".join(map(str, row["predicted_lesions"]))}.values())
 
 
-def _json_lines(rows: Rows) -> Iterator[str]:
+def _json_lines(models: Mapping[str, Rows]) -> Iterator[str]:
     yield "["
-    for number, row in enumerate(table_of_lesions(rows)):
+    for number, row in enumerate(_rows_of_models(models)):
         yield f"{',' if number else ''}\n{json.dumps(row)}"
     yield "\n]\n"

@@ -201,7 +201,7 @@ def infer_numbering(files: Iterable[Path], preset: Preset) -> str | None:
     if set(LABEL_SCHEMES[preset.scheme].names) != {ED, NCR, ET}:
         return None
     for path in files:
-        array = read_image(path).array
+        array = read_image(path, right_angles=True, any_form=True).array
         values = np.unique(array[find_box(array)])
         if (values >= 3).any():
             return "glioma_2017" if set(values.tolist()) <= {0, 1, 2, OLD_ET} else None
