@@ -193,8 +193,8 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "cli.scores:evaluate",
             "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
             "results.csv (one row per case and region), results_summary.csv and, where the challenge scores lesions, "
-            "results_lesions.csv and .json (one row per lesion). Predictions are folders, a trained model with its folds, "
-            "or files, in any orientation of the grid; several are scored side by side.",
+            "results_lesions.csv and .json (one row per lesion). Predictions are folders, a trained model with its "
+            "folds, or files, in any orientation of the grid; several are scored side by side.",
         ),
         Verb(
             "presets",
