@@ -119,16 +119,15 @@ JSON = {  # a command and a JSON file that it reads
     ("container", "system/bundle.json"),
     ("segment", "system/bundle.json"),
 }
-READ_NONE = {  # kind of file -> verbs that read none of it; and `check` and `segment`, to which images are findings
-    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout "
-    "prepare bundle inspect segment container",
-    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout prepare bundle inspect "
-    "segment container",
-    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo check layout prepare bundle inspect segment container",
+READ_NOTHING = "run status doctor papers presets phantom demo check layout prepare inspect container"
+READ_NONE = {  # kind of file -> verbs that read none of it; to `check` and `segment` damaged images are findings
+    "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment {READ_NOTHING}",
+    "label map": f"filter-cases plan predict bundle segment {READ_NOTHING}",
+    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report bundle segment "
+    f"{READ_NOTHING}",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers phantom demo check layout prepare inspect container",
-    "JSON": "convert evaluate run doctor papers phantom demo check layout prepare",
+    f"report {READ_NOTHING}",
+    "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare",
 }
 READ = {
     "image": IMAGES,
