@@ -142,6 +142,12 @@ def test_grades_come_from_folders_also_in_an_own_layout(tmp_path):
     ]  # fmt: skip
 
 
+def test_names_with_letters_of_any_language_are_proposed(tmp_path):
+    source = write_cohort(tmp_path / "cohort", lambda n, role: f"Müller {n}/besuch/{PLAIN[role]}.nii.gz")
+    found = propose_layout(LayoutOptions(source)).source
+    assert ([case.name for case in found.cases], found.unrecognised) == ([f"Müller {n}" for n in (1, 2, 3, 4)], [])
+
+
 def test_masks_of_the_brain_and_derived_images_are_left_over(tmp_path):
     source = write_cohort(tmp_path / "cohort", NAMINGS["folders"])
     for number in (1, 2, 3, 4):
