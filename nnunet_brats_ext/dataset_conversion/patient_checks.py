@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from nnunet_brats_ext.storage.images import TOLERANCE_MM, Image
 
-PREPROCESSING = "register, resample and extract the brain with brainles-preprocessing"
+PREPROCESSING = "register, resample and extract the brain with `nnunet_brats prepare`, by brainles-preprocessing"
 AGAIN = "convert it from the DICOM files again, with dcm2niix"
 
 MOST_SPACING_OFF_1MM = 0.05
@@ -88,7 +88,7 @@ def _check_intensities(name: str, image: Image) -> list[Finding]:
     found = []
     if volume > MOST_HEAD_ML:
         sentence = f"{name}: {volume:,.0f} ml are no air, more than a brain has; the skull is still there"
-        found.append(Finding("skull", sentence, "extract the brain with HD-BET or brainles-preprocessing"))
+        found.append(Finding("skull", sentence, "extract the brain with HD-BET, alone or by `nnunet_brats prepare`"))
     elif volume < LEAST_HEAD_ML:
         found.append(Finding("part", f"{name}: {volume:,.0f} ml are no air, less than a brain has", AGAIN))
     values = array[head]

@@ -118,7 +118,7 @@ def prepare_patients(options: PrepareOptions) -> Preparation:
         write_text(options.out / LAYOUT_FILE, to_text(prepared_layout(layout, options.out), []))
     left = [case for case in cases if case.name not in done]
     work = partial(prepare_case, out=options.out, tools=tools, settings=settings, overwrite=options.overwrite)
-    behind = for_each(work, left, "Preparing", 1, lambda case: case.name)
+    behind = for_each(work, left, "Preparing", 1, lambda case: case.name) if left else []
     made = {case.name: options.out / case.name for case in cases}
     return Preparation(made, done, [case.name for case, one in zip(left, behind, strict=True) if one])
 
@@ -133,7 +133,7 @@ def prepared_layout(source: Layout, out: Path) -> Layout:
         patient=source.patient,
         scheme_name=source.scheme_name,
         own_labels=source.own_labels,
-        files={role: (f"{{case}}/{FILES[role]}",) for role in (*CENTERS, LABEL)},
+        files={role: (f"{{case}}/{FILES[role]}",) for role in (*CENTERS, LABEL) if role in (*source.sequences, LABEL)},
     )
 
 

@@ -30,6 +30,7 @@ _SEPARATORS = "-_. "
 _SESSION = re.compile(
     r"\d{1,8}|\d{4}-\d\d-\d\d|(pre|post|base|follow|fu|tp|time|ses|visit|week|month|day|scan)\w*", re.IGNORECASE
 )
+_WORD = re.compile(r"[^\W_]+")
 _IMAGES = re.compile(r"(images?)\w*", re.IGNORECASE)
 _NO_LABEL = re.compile(r"(brain|skull|head)([-_ ]?parenchyma)?[-_ ]?(mask|seg)", re.IGNORECASE)  # not of tumours
 
@@ -278,14 +279,17 @@ def _expression(values: Sequence[str]) -> str:
     separators = "".join(sorted({character for value in values for character in value if not character.isalnum()}))
     if all(value.isdecimal() for value in values):
         return r"\d+"
-    return f"[A-Za-z0-9{re.escape(separators)}]+?" if separators else "[A-Za-z0-9]+"
+    letters = "A-Za-z0-9" if all(value.isascii() for value in values) else r"\w"
+    return f"[{letters}{re.escape(separators)}]+?" if separators else f"[{letters}]+"
 
 
 def _patterns_of(named: Sequence[_Named], cases: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     """The patterns of the files of a role: the one that most cases have, then those of the cases without it."""
     by_pattern: dict[str, dict[str, Path]] = defaultdict(dict)
+    by_word = _by_rarest_word(cases)
     for one in named:
-        if found := _pattern_of(one, cases):
+        words = dict.fromkeys(_WORD.findall(str(one.path)))
+        if found := _pattern_of(one, {case: cases[case] for word in words for case in by_word.get(word, ())}):
             pattern, case = found
             by_pattern[pattern].setdefault(case, one.path)
     patterns: list[str] = []
@@ -295,6 +299,16 @@ def _patterns_of(named: Sequence[_Named], cases: Mapping[str, Mapping[str, str]]
             patterns.append(pattern)
             covered |= by_pattern[pattern].keys()
     return tuple(patterns[:5])
+
+
+def _by_rarest_word(cases: Mapping[str, Mapping[str, str]]) -> Mapping[str, list[str]]:
+    """Word -> the cases of whose names it is the rarest, so that no file is compared with thousands of names."""
+    words = {case: _WORD.findall(" ".join(groups.values())) for case, groups in cases.items()}
+    counts = Counter(word for those in words.values() for word in set(those))
+    found: dict[str, list[str]] = defaultdict(list)
+    for case, those in words.items():
+        found[min(those, key=lambda word: counts[word], default="")].append(case)
+    return found
 
 
 def _pattern_of(one: _Named, cases: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:

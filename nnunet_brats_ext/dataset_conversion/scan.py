@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -70,10 +70,11 @@ class _File:
     path: Path  # from the root it was found under
     root: Path
     rank: int  # the overlay it comes from; 0 is the source itself
+    with_root: bool = False  # whether the path begins with the root's own name
 
     @property
     def absolute(self) -> Path:
-        return self.root / self.path
+        return self.root.joinpath(*self.path.parts[self.with_root :])
 
 
 def scan(
@@ -92,10 +93,8 @@ def scan(
     allow_missing: a case that lacks sequences is no bad case, as long as it has one.
     """
     tables: list[Path] = []
-    files = list(_files(root, 0, tables))
+    files = image_files(root, tables)
     seen = [file.path for file in files]
-    if not files:
-        raise UserError(f"{root} has no .nii.gz, .nii or .mha file at all{_dicom_hint(root)}")
     if any_name and layout is None:
         raise UserError("--any-name needs the layout of the files: name it with --release, or --layout FILE")
     asked = find_layout(layout) if isinstance(layout, str) else layout
@@ -121,11 +120,25 @@ def scan(
     return Source(root, chosen, evidence, cases, unrecognised + left)
 
 
-def image_files(root: Path) -> list["_File"]:
-    """The image files below a folder; none at all is an error."""
-    if not (files := list(_files(root, 0, []))):
+def image_files(root: Path, tables: list[Path] | None = None) -> list["_File"]:
+    """The image files below a folder; none at all is an error. tables: gets the tables among them.
+
+    Where their names say nothing but what they hold, as t1.nii.gz does, the folder is a patient's own: paths begin with
+    its name.
+    """
+    files = list(_files(root, 0, [] if tables is None else tables))
+    if not files:
         raise UserError(f"{root} has no .nii.gz, .nii or .mha file at all{_dicom_hint(root)}")
-    return files
+    if not any(len(file.path.parts) == 1 and _is_bare(file.path) for file in files):
+        return files
+    return [replace(file, path=root.absolute().name / file.path, with_root=True) for file in files]
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether the name of a file is that of a sequence and nothing else."""
+    stem = path.name[: -len(ending(path))]
+    found = find_role(stem)
+    return found is not None and found[0] != LABEL and found[1][0] == stem
 
 
 def _dicom_hint(root: Path) -> str:

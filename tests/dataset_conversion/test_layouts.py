@@ -123,6 +123,18 @@ def test_common_namings_need_no_layout(naming, tmp_path):
     assert manifest_of(dataset)["label_mapping"] == {"0": 0, "1": 2, "2": 1, "4": 3}
 
 
+def test_the_folder_of_one_patient_is_taken_by_its_own_name(tmp_path, monkeypatch):
+    patient = write_cohort(tmp_path / "cohort", NAMINGS["folders"], numbers=(3,)) / "case3"
+    monkeypatch.chdir(patient)
+    for folder in (patient, Path()):
+        (case,) = scan(folder).cases
+        assert (case.name, case.problems, len(case.files)) == ("case3", [], 5)
+        layout = propose_layout(LayoutOptions(folder)).layout
+        assert (layout.case, layout.files["T1ce"]) == ("{patient}", ("{case}/t1c",))
+    dataset = convert(patient, 2)
+    assert manifest_of(dataset)["cases"]["case3"]["files"]["T1"]["path"] == "t1.nii.gz"
+
+
 def test_time_points_of_a_patient_are_not_taken_for_patients(tmp_path):
     source = write_cohort(tmp_path / "cohort", lambda n, role: f"P{n // 2}/visit{n}/{PLAIN[role]}.nii.gz")
     with pytest.raises(UserError, match="cases in 3 folders, such as P0, P1 and 1 more, which may be patients"):
@@ -140,6 +152,12 @@ def test_grades_come_from_folders_also_in_an_own_layout(tmp_path):
     assert [(case.name, case.grade) for case in cases] == [
         ("patient_1", "HGG"), ("patient_2", "LGG"), ("patient_3", "HGG"), ("patient_4", "LGG"),
     ]  # fmt: skip
+
+
+def test_names_with_letters_of_any_language_are_proposed(tmp_path):
+    source = write_cohort(tmp_path / "cohort", lambda n, role: f"Müller {n}/besuch/{PLAIN[role]}.nii.gz")
+    found = propose_layout(LayoutOptions(source)).source
+    assert ([case.name for case in found.cases], found.unrecognised) == ([f"Müller {n}" for n in (1, 2, 3, 4)], [])
 
 
 def test_masks_of_the_brain_and_derived_images_are_left_over(tmp_path):

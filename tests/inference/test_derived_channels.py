@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import FOLDERS, plan_and_preprocess
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from tiny_trainers import make_tiny
 from untrained_models import CPU, save_untrained, small_plans
 
-from nnunet_brats_ext import dataset_conversion
-from nnunet_brats_ext.inference import BraTSPredictor, predict
+from nnunet_brats_ext import dataset_conversion, trainers
+from nnunet_brats_ext.inference import BraTSPredictor, predict, show_attention
 from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import TrainedModel
@@ -41,6 +42,8 @@ def made(world_on_disk, tmp_path_factory):
         plans = small_plans(world, "SmallPlans", {"small": {}, **cascade})
         for seed, name in enumerate(("small", *cascade)):
             save_untrained(world, plans, name, folds=(0, 1), seed=seed)
+        make_tiny(trainers.BraTSAttentionVAETrainer, patch)
+        save_untrained(world, plans, "small", "BraTSAttentionVAETrainer")
     return world
 
 
@@ -59,8 +62,8 @@ def four(world, tmp_path) -> Path:
     return Path(shutil.copytree(world.raw / "imagesTs", tmp_path / "four", ignore=skip))
 
 
-def model(world, configuration: str = "small") -> Path:
-    return world.root / "nnUNet_results" / world.dataset / f"BraTSBaselineTrainer__SmallPlans__{configuration}"
+def model(world, configuration: str = "small", trainer: str = "BraTSBaselineTrainer") -> Path:
+    return world.root / "nnUNet_results" / world.dataset / f"{trainer}__SmallPlans__{configuration}"
 
 
 def label_maps(folder: Path) -> list[np.ndarray]:
@@ -121,6 +124,16 @@ def test_a_cascade_a_cross_validation_and_all_sets_of_sequences_add_it(world, fo
         if not file.name.startswith(first):
             file.unlink()
     assert len(predict(four, tmp_path / "sets", model(world), folds="0", by_sequences=True, **RUN)) == 15
+
+
+def test_attention_adds_it(world, four, tmp_path, monkeypatch):
+    make_tiny(trainers.BraTSAttentionVAETrainer, monkeypatch)
+    case = min(four.glob("*_0000.nii.gz")).name.removesuffix("_0000.nii.gz")
+    folder = model(world, trainer="BraTSAttentionVAETrainer")
+    shown = show_attention(four, tmp_path / "shown", folder, cases=[case], folds="0", device="cpu")
+    assert list(shown) == [case] and list(shown[case].glob("*.nii.gz"))
+    with pytest.raises(UserError, match="--background T1ce-T1: the images are T1, T1ce, T2, FLAIR"):
+        show_attention(four, tmp_path / "other", folder, cases=[case], device="cpu", background="T1ce-T1")
 
 
 def test_the_channel_is_no_sequence_to_ask_for_and_no_image_to_lack(world, four, tmp_path):
