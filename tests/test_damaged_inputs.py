@@ -311,7 +311,7 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container")
+    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container", "bundle")
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

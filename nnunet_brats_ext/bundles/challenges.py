@@ -40,6 +40,7 @@ class Challenge(NamedTuple):
         return f"{self.layout.files[sequence][0]}.nii.gz" if self.layout else "any name that says what it is"
 
 
+PLAIN = "plain"
 TITLES = {  # name of the challenge -> title and release
     "BraTS2021-GLI": ("BraTS 2021, 2022: glioma", "BraTS2021"),
     "FeTS2022": ("FeTS 2022", "FeTS2022"),
@@ -61,7 +62,7 @@ CHALLENGES: Mapping[str, Challenge] = {
         name: Challenge(title, LAYOUTS[release], LAYOUTS[release].scheme_name, LAYOUTS[release].submission)
         for name, (title, release) in TITLES.items()
     },
-    "plain": Challenge("any folder of patients", None, None),
+    PLAIN: Challenge("any folder of patients", None, None),
 }
 
 

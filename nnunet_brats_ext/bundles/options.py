@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_brats_ext.bundles.challenges import CHALLENGES
+from nnunet_brats_ext.bundles.challenges import CHALLENGES, PLAIN
 from nnunet_brats_ext.inference.options import COMBINATIONS, PRECISIONS
 from nnunet_brats_ext.storage.nnunet import FINAL
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -127,7 +127,10 @@ class ContainerOptions(Options):
     bundle: Path = argument("a bundle, or the folder that it was unpacked to", metavar="BUNDLE")
     out: Path = option("-o", writes="folder", metavar="FOLDER", help="a new folder, from which the container is built")
     challenge: str = option(
-        choices=lambda: CHALLENGES, metavar="NAME", help="whose names, labels and grid it takes and writes; or plain"
+        default=PLAIN,
+        choices=lambda: CHALLENGES,
+        metavar="NAME",
+        help="whose names, labels and grid it takes and writes; plain takes any folder of patients",
     )
     time_limit: float | None = option(
         default=None, above=0, metavar="SECONDS", help="for all patients of a call, as of `segment`"
