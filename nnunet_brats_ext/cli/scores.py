@@ -262,12 +262,27 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
         scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in (before, after)))
     console.print(scores)
     chosen = "; ".join(map(describe_rule, report["chosen_on_all"])) or "no rule"
+    if clustered := report.get("per_cluster"):
+        _print_clusters(clustered, console)
+        if clustered["written"]:
+            return
     if report["written"]:
         console.print(f"rules chosen on all cases: {chosen}")
     else:
         console.print(
             f"no rules written: on held-out cases they do not help (all cases together would choose {chosen})"
         )
+
+
+def _print_clusters(clustered: Mapping[str, Any], console: Console) -> None:
+    table = Table("cluster", "cases", "rules chosen on all its cases")
+    for number, (cases, rules) in enumerate(zip(clustered["cases"], clustered["rules"], strict=True)):
+        table.add_row(str(number), str(cases), "; ".join(map(describe_rule, rules)) or "no rule")
+    console.print(table)
+    low, high = clustered["interval"]
+    gain = f"{clustered['gain_over_one_set']:+.4f} on held-out cases, 95 % interval {low:+.4f} to {high:+.4f}"
+    verdict = "rules per cluster written" if clustered["written"] else "rules per cluster not written"
+    console.print(f"{verdict}: over one set of rules for all cases they gain {gain}")
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------

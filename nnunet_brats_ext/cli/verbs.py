@@ -296,7 +296,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "cli.recipes:print_run",
             "A paper as a graph of nnU-Net's and these commands, run by Snakemake. Started again, it goes on where it "
             "stopped: finished folds are kept, interrupted ones continued. Every paper has a recipe of its name; "
-            "`compare` puts all side by side; a YAML file is one of yours.",
+            "`compare` puts all side by side, `today` joins four of them; a YAML file is one of yours.",
         ),
         Verb(
             "status",

@@ -126,6 +126,7 @@ class Graph(TrainingJobs):
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
             command += ["--objective", settings["objective"]] if "objective" in settings else []
+            command += ["--per-cluster", settings["per_cluster"]] if "per_cluster" in settings else []
             command += [*self.preset(), "--images", self.images(data, CROSS_VALIDATION), "-np", self.needs("tune").cpus]
             self.add(name, command, out, [before])
         return name

@@ -20,15 +20,18 @@ from nnunet_brats_ext.workflow.recipe_parts import (
 )
 from nnunet_brats_ext.workflow.recipe_text import HERE, NAME, RULE_OF_NAMES, RecipeText
 
-COMPARE = HERE / "compare.yaml"
+COMPARE, TODAY = HERE / "compare.yaml", HERE / "today.yaml"  # recipes of several papers
 ALL = "all"  # what a recipe may include instead of names
 SUFFIXES = (".yaml", ".yml")
 
 
 def published_recipes() -> dict[str, Path]:
-    """Name -> file: one per paper that has a recipe, the user's own papers included, and `compare`."""
-    own = {key: paper.recipe for key, paper in papers.find_papers().items() if paper.recipe}
-    return {**own, COMPARE.stem: COMPARE}
+    """Name -> file: one per paper that has a recipe, the user's own papers included, and those of several papers."""
+    return {**_recipes_of_papers(), **{path.stem: path for path in (COMPARE, TODAY)}}
+
+
+def _recipes_of_papers() -> dict[str, Path]:
+    return {key: paper.recipe for key, paper in papers.find_papers().items() if paper.recipe}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -128,8 +131,7 @@ def _load_included(text: RecipeText) -> Recipe:
 def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]:
     """Names and files of recipes. `all`: every paper's whose data sets have the default number of folds."""
     if names == ALL:
-        found = [(key, path) for key, path in published_recipes().items() if path != COMPARE]
-        return [(key, path) for key, path in found if _has_default_folds(path)]
+        return [(key, path) for key, path in _recipes_of_papers().items() if _has_default_folds(path)]
     own = {name: including.parent / name for name in names}  # a path is meant from the recipe that includes it
     return [
         (name, own[name] if own[name].suffix in SUFFIXES and own[name].is_file() else find_recipe(name))

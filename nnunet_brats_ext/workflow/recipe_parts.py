@@ -1,7 +1,9 @@
 """What a recipe consists of: data sets, models, ensembles, post-processing, evaluation, submission."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from nnunet_brats_ext import papers
@@ -131,10 +133,7 @@ class Recipe:
 
     def start_of(self, model: Model) -> Model | None:
         """The model whose weights a model starts from, fold by fold, if its trainer starts from those of another."""
-        try:
-            trainer = papers.find_trainer(model.trainer).starts_from
-        except UserError:  # which checking the recipe reports
-            return None
+        trainer = _starts_from(model.trainer, os.environ.get(papers.EXTERNAL, ""))
         wanted = (trainer, model.data, model.plans, model.configuration)
         models = self.models.values()
         return next((one for one in models if (one.trainer, one.data, one.plans, one.configuration) == wanted), None)
@@ -150,3 +149,12 @@ class Recipe:
         if prediction in self.models:
             return self.models[prediction].combine != "vote"
         return prediction in self.ensembles and self.ensembles[prediction].averages
+
+
+@lru_cache(maxsize=64)
+def _starts_from(trainer: str, external: str) -> str | None:
+    """The trainer that one starts from; `external` is where it was searched for, which takes seconds."""
+    try:
+        return papers.find_trainer(trainer).starts_from
+    except UserError:  # which checking the recipe reports
+        return None

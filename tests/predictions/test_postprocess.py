@@ -299,7 +299,7 @@ def test_rules_are_saved_beside_a_model_and_found_by_name(tmp_path):
     assert path.name == "brats_rules_mine.json"
     assert find_rules("mine", tmp_path) == find_rules(str(path)) == read_rules(path) == rules
     assert len(rules.rules) == len(published_rules()["lachinov2019"]) + 1
-    with pytest.raises(ValueError, match=r"no rules called 'yours', .* there are mine, lachinov2019, lyu2020"):
+    with pytest.raises(ValueError, match=r"no rules called 'yours', .* there are mine, .*lachinov2019, .*lyu2020"):
         find_rules("yours", tmp_path)
 
 

@@ -9,16 +9,17 @@ from workflow_runs import SMALL, graph_of
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
+from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
-from nnunet_brats_ext.workflow.recipe import COMPARE, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe import COMPARE, TODAY, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.recipe_parts import DEFAULT_FOLDS
 from nnunet_brats_ext.workflow.recipe_text import HERE
 
 
 def test_every_paper_has_a_recipe():
     assert all(paper.recipe for paper in papers.find_papers(external="").values())
-    assert set(published_recipes()) == {*papers.find_papers(), COMPARE.stem}
+    assert set(published_recipes()) == {*papers.find_papers(), COMPARE.stem, TODAY.stem}
 
 
 def test_neither_the_schema_nor_the_comparison_lists_names():
@@ -35,11 +36,23 @@ def test_neither_the_schema_nor_the_comparison_lists_names():
 def test_the_comparison_takes_every_recipe_with_the_usual_folds():
     compared = load_recipe(COMPARE)
     for name, path in published_recipes().items():
-        if path != COMPARE:
+        if path not in (COMPARE, TODAY):
             recipe = load_recipe(path)
             usual = {data.folds for data in recipe.data.values()} == {DEFAULT_FOLDS}
             assert {f"{name}.{one}" for one in recipe.submissions if usual} <= set(compared.evaluated)
             assert usual or not any(one.startswith(f"{name}.") for one in compared.models)
+
+
+def test_todays_systems_are_averaged_and_tuned_by_lesion_wise_ranking():
+    recipe = load_recipe(TODAY)
+    members = recipe.ensembles["together"].of
+    by = {papers.trainers()[recipe.models[name].trainer].paper for name in members}
+    assert by == {"isensee2020", "luu2021", "roy2023", "baseline"}
+    assert {recipe.models[name].checkpoints for name in members} == {("best", "final")}
+    assert find_preset(recipe.preset, recipe.cohort).lesions
+    regions = [step.split(":")[1].split("=")[0] for step in recipe.postprocessing["final"].tune["grid"]]
+    assert sorted(regions) == ["ET", "TC", "WT"]
+    assert recipe.submissions == ("final",)
 
 
 @pytest.mark.parametrize(
