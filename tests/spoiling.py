@@ -53,6 +53,7 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "layout": "layout release",
     "doctor": "doctor",
     "papers": "papers",
+    "presets": "presets",
     "phantom": "phantom out --cases 1 --size 32 32 32 --anatomy procedural -np 1",
     "demo": "demo --device cpu",
 }

@@ -115,13 +115,14 @@ JSON = {  # a command and a JSON file that it reads
     ("status", "run/graph.json"),
 }
 READ_NONE = {  # kind of file -> verbs that read none of it, and `check`, to which damage is a finding
-    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout relabel",
-    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout",
+    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers presets phantom demo "
+    "check layout relabel",
+    "label map": "filter-cases plan predict run status doctor papers presets phantom demo check layout",
     "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo check layout relabel",
+    "papers presets phantom demo check layout relabel",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers phantom demo check layout relabel",
-    "JSON": "convert evaluate run doctor papers phantom demo check layout relabel",
+    "report run status doctor papers presets phantom demo check layout relabel",
+    "JSON": "convert evaluate run doctor papers presets phantom demo check layout relabel",
 }
 READ = {
     "image": IMAGES,

@@ -11,15 +11,14 @@ from rich.table import Table
 
 from nnunet_brats_ext.evaluation.by_sequences import JOINED, evaluate_by_sequences, save_by_sequences
 from nnunet_brats_ext.evaluation.evaluate import EvaluateOptions, evaluate_models
-from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric, headline_metrics
-from nnunet_brats_ext.evaluation.ranking import Ranking, RankOptions, rank_results, save_ranking
-from nnunet_brats_ext.evaluation.results import Results, save_results, summarise_folds
-from nnunet_brats_ext.evaluation.tune import TuneOptions, tune_rules
-from nnunet_brats_ext.predictions.rule_sets import describe_rule
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.results import Results, headline_metrics, save_results, summarise_folds
 from nnunet_brats_ext.storage.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each verb imports what only it needs: scipy.stats takes half a second
+    from nnunet_brats_ext.evaluation.ranking import Ranking, RankOptions
     from nnunet_brats_ext.evaluation.report.inputs import ReportOptions
+    from nnunet_brats_ext.evaluation.tune import TuneOptions
 
 EMPTY = {"prediction": "missed altogether", "reference": "only predicted", "both": "absent, and not predicted"}
 ANY_WIDTH = 10_000  # columns
@@ -58,7 +57,7 @@ def print_models(results: Mapping[str, Results], console: Console | None = None)
     if len(results) == 1:
         print_results(first, console)
         return
-    metrics = headline_metrics([one["summary"] for one in results.values()])
+    metrics = headline_metrics(results.values())
     regions = [region for region in first["summary"] if all(region in one["summary"] for one in results.values())]
     counts = sorted({len(one["cases"]) for one in results.values()})
     cases = " to ".join(map(str, counts))
@@ -133,7 +132,7 @@ def _print_empty(empty: Mapping[str, Mapping[str, str]], regions: Sequence[str],
 
 def _print_folds(results: Results, console: Console) -> None:
     over_folds = summarise_folds(results)
-    for metric in headline_metrics([results["summary"]]) if over_folds else ():
+    for metric in headline_metrics([results]) if over_folds else ():
         found = {region: metrics[metric] for region, metrics in over_folds.items()}
         folds = max(int(one["n"] or 0) for one in found.values())
         means = ", ".join(f"{region} {_mean_and_std(metric, one)}" for region, one in found.items())
@@ -163,7 +162,9 @@ def _cell(metric: str, statistics: Mapping[str, float | None], n: int) -> str:
 # ---- rank -----------------------------------------------------------------------------------------------------------
 
 
-def rank(options: RankOptions) -> None:
+def rank(options: "RankOptions") -> None:
+    from nnunet_brats_ext.evaluation.ranking import rank_results, save_ranking
+
     given = dict(vars(options))
     out = given.pop("out")
     ranking = rank_results(**given)
@@ -171,7 +172,7 @@ def rank(options: RankOptions) -> None:
     print("written:", *save_ranking(ranking, out))
 
 
-def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
+def print_ranking(ranking: "Ranking", console: Console | None = None) -> None:
     """The entries from the best on, and the chance of each lead, whose columns go by place.
 
     As many columns stand side by side as the console has room for; the rest follows below.
@@ -200,7 +201,7 @@ def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
         console.print(f"not ranked, because a score is missing: {ranking.left_out} times case x region x metric")
 
 
-def _p_value(ranking: Ranking, row: int, column: int) -> str:
+def _p_value(ranking: "Ranking", row: int, column: int) -> str:
     p = ranking.p_values[row, column]
     return ("<.0001" if p < 0.0001 else f"{p:.4f}") + ("*" if ranking.corrected[row, column] < 0.05 else " ")
 
@@ -235,7 +236,9 @@ def _print_columns(
 # ---- tune -----------------------------------------------------------------------------------------------------------
 
 
-def tune(options: TuneOptions) -> None:
+def tune(options: "TuneOptions") -> None:
+    from nnunet_brats_ext.evaluation.tune import tune_rules
+
     tuned = tune_rules(**vars(options))
     print_tuning(tuned.report)
     print("written:", *tuned.files)
@@ -243,6 +246,8 @@ def tune(options: TuneOptions) -> None:
 
 def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> None:
     """A row per fold, with the rules that the other folds chose, and a sentence on what was written."""
+    from nnunet_brats_ext.predictions.rule_sets import describe_rule
+
     console = console or wide_console()
     held_out = report["held_out"]
     table = Table("fold", "cases", "rules from the other folds", "gain", title=f"objective: {report['objective']}")

@@ -200,8 +200,15 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "evaluation.evaluate:EvaluateOptions",
             "cli.scores:evaluate",
             "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
-            "results.csv (one row per case and region) and results_summary.csv. Predictions are folders, a trained "
-            "model with its folds, or files, in any orientation of the grid; several are scored side by side.",
+            "results.csv (one row per case and region), results_summary.csv and, where the challenge scores lesions, "
+            "results_lesions.csv and .json (one row per lesion). Predictions are folders, a trained model with its "
+            "folds, or files, in any orientation of the grid; several are scored side by side.",
+        ),
+        Verb(
+            "presets",
+            "the challenges whose scores `evaluate` computes: years, cohorts, regions, columns, ranking",
+            "cli.presets:PresetsOptions",
+            "cli.presets:show_presets",
         ),
         Verb(
             "rank",

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.lesions import MetricValues, ScoredLesions
+from nnunet_brats_ext.evaluation.lesions import MetricValues, Numbered, ScoredLesions
 from nnunet_brats_ext.evaluation.scoring import RegionScores
 from nnunet_brats_ext.storage.csv_files import csv_lines
 
-Place = Callable[[np.ndarray], np.ndarray]  # voxel indices (n, 3) in (x, y, z) -> positions in mm
+Place = Callable[[np.ndarray], np.ndarray]  # a voxel in (x, y, z) -> its position in mm
 
 
 class LesionRow(NamedTuple):
@@ -61,47 +61,40 @@ def make_rows(regions: Mapping[str, RegionScores], voxel_ml: float, place: Place
 def _rows_of_region(
     region: str, found: ScoredLesions, corner: Sequence[int], voxel_ml: float, place: Place
 ) -> Iterator[LesionRow]:
-    reference, prediction = _Numbered(found.reference, corner, place), _Numbered(found.prediction, corner, place)
+    reference, prediction = (_Places(one, corner, place) for one in (found.reference, found.prediction))
     rows = []
     for one in found.lesions:
         parts = sorted(prediction.rank[part] for part in one.predicted)
-        if one.reference is None:
-            number, where, voxels = None, prediction.position_mm[one.predicted[0]], 0
-        else:
-            number, where = reference.rank[one.reference], reference.position_mm[one.reference]
-            voxels = reference.voxels[one.reference]
-        predicted = sum(prediction.voxels[part] for part in one.predicted)
-        x, y, z = where.tolist()
+        where = prediction.of(one.predicted[0]) if one.reference is None else reference.of(one.reference)
         rows.append(
             LesionRow(
                 region,
-                number,
+                None if one.reference is None else reference.rank[one.reference],
                 tuple(parts),
                 one.outcome,
                 one.size,
                 one.counts,
-                int(voxels) * voxel_ml,
-                int(predicted) * voxel_ml,
+                0.0 if one.reference is None else int(found.reference.voxels[one.reference]) * voxel_ml,
+                sum(int(found.prediction.voxels[part]) for part in one.predicted) * voxel_ml,
                 one.scores,
-                (x, y, z),
+                where,
             )
         )
     return iter(sorted(rows, key=lambda row: (row.lesion is None, row.lesion or row.predicted_lesions[0])))
 
 
-class _Numbered:
-    """Voxels, centroid and place by size, from 1 on, of each lesion in an array of lesion numbers."""
+class _Places:
+    """The place by size, from 1 on, and the position of each lesion."""
 
-    def __init__(self, numbers: np.ndarray, corner: Sequence[int], place: Place):
-        flat = np.flatnonzero(numbers)
-        labels = numbers.ravel()[flat]
-        self.voxels = np.bincount(labels, minlength=1)
-        filled = np.flatnonzero(self.voxels)
-        by_size = filled[np.argsort(-self.voxels[filled], kind="stable")]
-        self.rank = {int(number): rank for rank, number in enumerate(by_size, 1)}
-        sums = [np.bincount(labels, axis, len(self.voxels)) for axis in np.unravel_index(flat, numbers.shape)]
-        centroids = np.stack(sums, axis=1) / np.maximum(self.voxels, 1)[:, None] + np.asarray(corner)
-        self.position_mm = np.round(place(centroids[:, ::-1]), 3)
+    def __init__(self, lesions: Numbered, corner: Sequence[int], place: Place):
+        by_size = lesions.present[np.argsort(-lesions.voxels[lesions.present], kind="stable")].tolist()
+        self.rank = {number: rank for rank, number in enumerate(by_size, 1)}
+        self.lesions, self.corner, self.place = lesions, np.asarray(corner), place
+
+    def of(self, number: int) -> tuple[float, float, float]:
+        voxel = self.lesions.centroids[number] + self.corner
+        x, y, z = np.round(self.place(voxel[::-1]), 3).tolist()
+        return x, y, z
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -51,5 +51,19 @@ def renumber(values: np.ndarray, to_trained: Mapping[int, int]) -> np.ndarray:
     if values.ndim != 3:
         raise UserError(f"a label map has three axes, this has {values.ndim}")
     labels, box = np.zeros(values.shape, np.uint8), find_box(values)
-    labels[box] = remap(values[box], to_trained)
+    labels[box] = _remap(values[box], to_trained)
     return labels
+
+
+_UNKNOWN = 255
+
+
+def _remap(values: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
+    """As `remap`, which says what is wrong; labels of a few values need no sorting."""
+    if values.size and values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= max(mapping):
+        table = np.full(max(mapping) + 1, _UNKNOWN, np.uint8)
+        table[list(mapping)] = list(mapping.values())
+        labels = table.take(values)
+        if labels.max() != _UNKNOWN:
+            return labels
+    return remap(values, mapping)

@@ -53,7 +53,7 @@ def gather_evidence(reference: np.ndarray, prediction: np.ndarray) -> LabelEvide
     box = join_boxes([find_box(reference), find_box(prediction)])
     padded = [np.pad(labels[box], 1) for labels in (reference, prediction)]
     first, second = (labels.ravel() for labels in padded)
-    tumour = np.flatnonzero(first | second)
+    tumour = np.flatnonzero((first != 0) | (second != 0))
     labels = first[tumour].astype(np.intp)
     confusion = np.bincount(labels * LABELS + second[tumour], minlength=LABELS**2).reshape(LABELS, LABELS)
     touches = np.zeros(len(tumour), bool)

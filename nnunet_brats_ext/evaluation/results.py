@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_brats_ext.evaluation.lesion_rows import lesion_files, write_lesions
-from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric
 from nnunet_brats_ext.evaluation.numbering import TRAINED
+from nnunet_brats_ext.evaluation.presets import ranked_metrics
 from nnunet_brats_ext.evaluation.statistics import mean_intervals
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
@@ -107,6 +108,18 @@ def _mean_of(cases: CaseScores, region: str, metric: str) -> float | None:
 def means_of(results: Results) -> dict[str, dict[str, float | None]]:
     """{region: {metric: mean over cases}}."""
     return {region: {m: one["mean"] for m, one in metrics.items()} for region, metrics in results["summary"].items()}
+
+
+def headline_metrics(results: Iterable[Results]) -> list[str]:
+    """What the challenge ranks by, of the metrics that all results have; else Dice and HD95, or their first two."""
+    every = list(results)
+    columns = [set(metrics) for one in every for metrics in one["summary"].values()]
+    first = next(iter(every[0]["summary"].values()))
+    shared = [metric for metric in first if all(metric in one for one in columns)]
+    for wanted in (ranked_metrics(every[0]) or (), LESIONWISE, WHOLE):
+        if wanted and set(wanted) <= set(shared):
+            return list(wanted)
+    return [metric for metric in WHOLE if metric in shared] or shared[:2]
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import permutation_test, wilcoxon
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -57,6 +56,8 @@ def compare_paired(first: np.ndarray, second: np.ndarray, permutations: int = 10
     The permutation test exchanges the two systems within cases (Fisher, Pitman); Wilcoxon's signed-rank test compares
     ranks of differences. Without a difference both p are 1, without a common case NaN.
     """
+    from scipy.stats import wilcoxon  # scipy.stats takes half a second, which `evaluate` need not wait for
+
     differences = first - second
     known = ~np.isnan(differences)
     filled = np.where(known, differences, 0)  # a difference of zero does not depend on its sign
@@ -97,6 +98,8 @@ def sign_flip_p_values(differences: np.ndarray, permutations: int = 100_000) -> 
     `EXACT_UP_TO` cases all sign patterns are counted; beyond, `permutations` are drawn, and the observed pattern counts
     as one of them, so that no p is zero. Differences that are all zero give 1.
     """
+    from scipy.stats import permutation_test
+
     if len(differences) == 1:  # SciPy asks for two observations; a difference of zero changes nothing
         differences = np.vstack([differences, np.zeros_like(differences)])
     scale = np.abs(differences).sum(0).clip(1e-300)

@@ -20,7 +20,7 @@ from nnunet_brats_ext.evaluation.rule_selection import (
     select_rules,
     try_candidates,
 )
-from nnunet_brats_ext.evaluation.scoring import score_regions
+from nnunet_brats_ext.evaluation.scoring import columns_of, score_regions
 from nnunet_brats_ext.predictions.folders import PredictionFolder, find_cases, open_folders, problems_between
 from nnunet_brats_ext.predictions.postprocess import read_rule_input, with_images_for
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, save_rules
@@ -132,9 +132,7 @@ def find_references(folder: Path, members: Mapping[str, PredictionFolder]) -> di
 
 def scored_columns(preset: Preset, objective: str) -> list[ScoreColumn]:
     """Region and metric of the scores to look at: those of the preset year's ranking, and the objective."""
-    nothing = np.zeros((1, 1, 1), np.uint8)
-    scores = next(iter(score_regions(nothing, nothing, (1.0, 1.0, 1.0), preset).values())).scores
-    known = [metric for metric in scores if has_better(metric)]
+    known = [metric for metric in columns_of(preset) if has_better(metric)]
     if objective not in ("ranking", *known):
         raise UserError(f"no objective {objective!r}; there are ranking, {', '.join(known)}")
     metrics = list(preset.ranked)

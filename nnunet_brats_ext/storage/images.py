@@ -11,7 +11,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -388,10 +388,24 @@ def _nearest_grid(header: nibabel.Nifti1Header, path: Path, accepted: bool) -> G
     return grid
 
 
+MOST_PACKED = 1032  # times smaller than its content can a file be
+
+
+def _decompress(content: bytes) -> bytes:
+    """As `gzip.decompress`, a fifth faster for a file of one member, which ends with the size of its content."""
+    size = int.from_bytes(content[-4:], "little")
+    if 0 < size <= MOST_PACKED * len(content):
+        with suppress(zlib.error):
+            unpacked = zlib.decompress(content, zlib.MAX_WBITS | 16, size)  # checks the content's CRC as well
+            if len(unpacked) == size:
+                return unpacked
+    return gzip.decompress(content)
+
+
 def _nifti_voxels(content: bytes, path: Path) -> tuple[np.ndarray, nibabel.Nifti1Header]:
     """The voxels of a NIfTI file in one axis, scaled where its header says so, as ITK does; and the header."""
     with _reading(path):
-        unpacked = gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+        unpacked = _decompress(content) if content.startswith(GZIP_MAGIC) else content
     header = _nifti_header(unpacked[:NIFTI_HEADER_BYTES], path)
     dtype = _nifti_dtype(header, path)
     count = int(np.prod(header["dim"][1 : 1 + int(header["dim"][0])], dtype=object))
