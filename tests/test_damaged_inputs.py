@@ -61,10 +61,12 @@ LABEL_MAPS = {
     "attention": f"references/{CASE}.nii.gz",
     "ensemble": f"A/{CASE}.nii.gz",
     "ensemble (majority)": f"B/{CASE}.nii.gz",
+    "ensemble (staple)": f"B/{CASE}.nii.gz",
     "ensemble (two-pass)": f"B/{CASE}.nii.gz",
     "postprocess": f"A/{CASE}.nii.gz",
     "postprocess (probabilities)": f"A/{CASE}.nii.gz",
     "postprocess (images)": f"A/{CASE}.nii.gz",
+    "relabel": f"A/{CASE}.nii.gz",
     "uncertainty": f"B/{CASE}.nii.gz",
     "evaluate": f"references/{CASE}.nii.gz",
     "rank": f"B/{CASE}.nii.gz",
@@ -114,13 +116,13 @@ JSON = {  # a command and a JSON file that it reads
 }
 READ_NONE = {  # kind of file -> verbs that read none of it, and `check`, to which damage is a finding
     "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers presets phantom demo "
-    "check layout",
+    "check layout relabel",
     "label map": "filter-cases plan predict run status doctor papers presets phantom demo check layout",
     "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers presets phantom demo check layout",
+    "papers presets phantom demo check layout relabel",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers presets phantom demo check layout",
-    "JSON": "convert evaluate run doctor papers presets phantom demo check layout",
+    "report run status doctor papers presets phantom demo check layout relabel",
+    "JSON": "convert evaluate run doctor papers presets phantom demo check layout relabel",
 }
 READ = {
     "image": IMAGES,
@@ -176,7 +178,7 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     (command, file)
     for table in (IMAGES, LABEL_MAPS)
     for command, file in table.items()
-    if command not in ("postprocess", "postprocess (probabilities)")
+    if command not in ("postprocess", "postprocess (probabilities)", "relabel")
 ]
 # These turn files into one orientation, so that a flipped one is the same.
 TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "evaluate", "rank")

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from nnunet_brats_ext.evaluation.by_sequences import JOINED, evaluate_by_sequences, save_by_sequences
 from nnunet_brats_ext.evaluation.evaluate import EvaluateOptions, evaluate_models
-from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric, headline_metrics
-from nnunet_brats_ext.evaluation.results import Results, save_results, summarise_folds
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.results import Results, headline_metrics, save_results, summarise_folds
 from nnunet_brats_ext.storage.errors import UserError
 
 if TYPE_CHECKING:  # each verb imports what only it needs: scipy.stats takes half a second
@@ -57,11 +57,12 @@ def print_models(results: Mapping[str, Results], console: Console | None = None)
     if len(results) == 1:
         print_results(first, console)
         return
-    metrics = headline_metrics([one["summary"] for one in results.values()])
+    metrics = headline_metrics(results.values())
     regions = [region for region in first["summary"] if all(region in one["summary"] for one in results.values())]
     counts = sorted({len(one["cases"]) for one in results.values()})
     cases = " to ".join(map(str, counts))
-    console.print(f"[bold]{first['preset']}[/bold] ({first['cohort']}), {cases} cases: mean ± standard deviation")
+    of = "1 case" if counts == [1] else f"{cases} cases: mean ± standard deviation"
+    console.print(f"[bold]{first['preset']}[/bold] ({first['cohort']}), {of}")
     headings = [f"{region}\n{SHORT_METRICS.get(metric, metric)}" for region in regions for metric in metrics]
     columns = [
         [_mean_and_std(metric, one["summary"][region][metric]) for one in results.values()]
@@ -131,7 +132,7 @@ def _print_empty(empty: Mapping[str, Mapping[str, str]], regions: Sequence[str],
 
 def _print_folds(results: Results, console: Console) -> None:
     over_folds = summarise_folds(results)
-    for metric in headline_metrics([results["summary"]]) if over_folds else ():
+    for metric in headline_metrics([results]) if over_folds else ():
         found = {region: metrics[metric] for region, metrics in over_folds.items()}
         folds = max(int(one["n"] or 0) for one in found.values())
         means = ", ".join(f"{region} {_mean_and_std(metric, one)}" for region, one in found.items())
@@ -201,7 +202,8 @@ def print_ranking(ranking: "Ranking", console: Console | None = None) -> None:
 
 
 def _p_value(ranking: "Ranking", row: int, column: int) -> str:
-    return f"{ranking.p_values[row, column]:.4f}" + ("*" if ranking.corrected[row, column] < 0.05 else " ")
+    p = ranking.p_values[row, column]
+    return ("<.0001" if p < 0.0001 else f"{p:.4f}") + ("*" if ranking.corrected[row, column] < 0.05 else " ")
 
 
 def _print_columns(
@@ -218,10 +220,10 @@ def _print_columns(
             left = room
         left -= width
         blocks[-1].append((heading, column))
-    for number, block in enumerate(blocks):
-        table = Table(
-            box=SIMPLE_HEAD, collapse_padding=True, title_justify="left", title=None if number else title or None
-        )
+    if title:
+        console.print(title)
+    for block in blocks:
+        table = Table(box=SIMPLE_HEAD, collapse_padding=True)
         table.add_column("", no_wrap=True)
         table.add_column("entry", overflow="fold", max_width=max(name_width, len("entry")))
         for heading, _ in block:

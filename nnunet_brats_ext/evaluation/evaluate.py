@@ -261,6 +261,7 @@ def _results(name: str, reading: _Reading, reference: Path, maps: LabelMaps, fou
         "preset": preset.name,
         "cohort": preset.cohort,
         "labels": str(reading.numberings),
+        "channels": list(reading.channels),
         "cases": scores,
         "empty": {case: regions for case, regions in empty.items() if regions},
         "summary": summarise_scores(scores),

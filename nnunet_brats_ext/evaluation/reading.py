@@ -20,6 +20,7 @@ from nnunet_brats_ext.storage.images import LPS, Grid, Image, read_image, turn
 
 OUTSIDE = 0.01  # of a region's voxels may lie outside the region around it, before it is said
 HEAD_BACKGROUND = "background"
+NUMBERING_ADVICE = "--labels says how the files number the labels"
 
 
 class FileFacts(NamedTuple):
@@ -59,6 +60,16 @@ class LabelVolume(NamedTuple):
         else:
             advice = "predict on the grid of the reference, or resample to it, each voxel as its nearest one"
         raise UserError(f"reference and prediction differ in {difference}; bring them to one grid", advice)
+
+    def upright(self, grid: Grid) -> np.ndarray:
+        """The labels in the axes left, posterior and superior, on a grid that has them; another one is an error."""
+        if not self.placed:
+            axes, own = LPS, grid if grid.size == self.grid.size else self.grid
+        else:
+            axes, own = self.grid.axes, self.grid.turned(LPS)
+        if difference := grid.difference(own):
+            raise UserError(f"differ in {difference}; bring them to one grid")
+        return turn(self.labels, axes, LPS)
 
     @property
     def facts(self) -> FileFacts:
@@ -189,4 +200,4 @@ def _renumbered(path: Path, values: np.ndarray, to_trained: Mapping[int, int]) -
     try:
         return renumber(values, to_trained)
     except UserError as error:
-        raise UserError(f"{path}: {error}", "--labels says how the files number the labels") from error
+        raise UserError(f"{path}: {error}", NUMBERING_ADVICE) from error

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_brats_ext.evaluation.lesion_rows import lesion_files, write_lesions
-from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric
 from nnunet_brats_ext.evaluation.numbering import TRAINED
+from nnunet_brats_ext.evaluation.presets import ranked_metrics
 from nnunet_brats_ext.evaluation.statistics import mean_intervals
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
@@ -60,12 +61,21 @@ def summarise_folds(results: Results) -> Summary:
 
     {region: {metric: {"mean", "std", "n"}}}; n is the number of folds with a score.
     """
+    parts = _by_fold(results)
+    return summarise_means([_means(part) for part in parts]) if len(parts) > 1 else {}
+
+
+def fold_means(results: Results, region: str, metric: str) -> list[float | None]:
+    """The mean of each fold."""
+    return [_mean_of(part, region, metric) for part in _by_fold(results)]
+
+
+def _by_fold(results: Results) -> list[CaseScores]:
     folds = results.get("folds") or {}
-    names = dict.fromkeys(folds.values())
-    if len(names) < 2:
-        return {}
-    parts = [{case: scores for case, scores in results["cases"].items() if folds.get(case) == name} for name in names]
-    return summarise_means([_means(part) for part in parts])
+    return [
+        {case: scores for case, scores in results["cases"].items() if folds.get(case) == name}
+        for name in dict.fromkeys(folds.values())
+    ]
 
 
 def summarise_means(means: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Summary:
@@ -98,6 +108,18 @@ def _mean_of(cases: CaseScores, region: str, metric: str) -> float | None:
 def means_of(results: Results) -> dict[str, dict[str, float | None]]:
     """{region: {metric: mean over cases}}."""
     return {region: {m: one["mean"] for m, one in metrics.items()} for region, metrics in results["summary"].items()}
+
+
+def headline_metrics(results: Iterable[Results]) -> list[str]:
+    """What the challenge ranks by, of the metrics that all results have; else Dice and HD95, or their first two."""
+    every = list(results)
+    columns = [set(metrics) for one in every for metrics in one["summary"].values()]
+    first = next(iter(every[0]["summary"].values()))
+    shared = [metric for metric in first if all(metric in one for one in columns)]
+    for wanted in (ranked_metrics(every[0]) or (), LESIONWISE, WHOLE):
+        if wanted and set(wanted) <= set(shared):
+            return list(wanted)
+    return [metric for metric in WHOLE if metric in shared] or shared[:2]
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -165,6 +187,7 @@ def _read_model(content: JsonEntry, path: Path, name: str) -> Results:
         "preset": content["preset"].text(),
         "cohort": content.get("cohort", "gli").text(),
         "labels": content.get("labels", TRAINED).text(),
+        "channels": [one.text() for one in content.get("channels", []).list()],
         "cases": cases,
         "empty": {case: {region: where.text() for region, where in regions.items()} for case, regions in marked},
         "summary": summary,

@@ -10,7 +10,7 @@ from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps
 from nnunet_brats_ext.evaluation.numbering import Numberings
 from nnunet_brats_ext.evaluation.presets import find_preset
-from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
+from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile
 from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
 from nnunet_brats_ext.storage.datasets import DatasetDescription
@@ -25,19 +25,28 @@ SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
 class ReportOptions(Options):
     """What `nnunet_brats report` can be asked for."""
 
-    sources: tuple[Path, ...] = argument("results.json files of `evaluate`, one per model", metavar="RESULTS")
+    sources: tuple[Path, ...] = argument(
+        "results.json files of `evaluate`, of one or several models", metavar="RESULTS"
+    )
     out: Path = option("-o", writes="file", default=Path("report.html"), help="the page to write")
     names: tuple[str, ...] | None = option(
         default=None, help="what to call the models; default: where their paths differ"
     )
     title: str = option(default="Segmentation report", help="of the page")
-    reference: Path | None = option(default=None, metavar="DIR", help="reference label maps, to draw")
+    reference: Path | None = option(
+        default=None, metavar="DIR", help="reference label maps, to draw; default: those that the results name"
+    )
     predictions: tuple[str, ...] = option(
         default=(),
         metavar="[NAME=]DIR",
-        help="predicted label maps, to draw: in the order of the results, or with the model's name",
+        help="predicted label maps, to draw: in the order of the results, or with the model's name; default: those "
+        "that the results name",
     )
-    images: Path | None = option(default=None, metavar="DIR", help="imagesTr or imagesTs, or a BraTS release")
+    images: Path | None = option(
+        default=None,
+        metavar="DIR",
+        help="imagesTr or imagesTs, or a BraTS release; without them label maps alone are drawn",
+    )
     release: str | None = option(
         default=None, metavar="NAME", help="which release the images are, where their names do not say"
     )
@@ -51,22 +60,25 @@ class ReportOptions(Options):
         default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
     )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
+    figures: Path | None = option(
+        default=None, metavar="DIR", writes="folder", help="write every chart as PDF and PNG into this folder, too"
+    )
     processes: int | None = processes_option()
 
 
 def find_case_files(
-    cases: Sequence[str], results: ModelResults, regions: Sequence[str], options: ReportOptions, notes: list[str]
+    failing: Mapping[str, str],
+    results: ModelResults,
+    regions: Sequence[str],
+    options: ReportOptions,
+    notes: list[str],
 ) -> dict[str, CaseFiles]:
-    """Case -> its files, for the cases that have images and a label map; a sentence for all else goes to the notes."""
-    assert options.images is not None, "without images there is nothing to draw"
-    images = find_sequence_files(options.images, options.release)
-    references = find_label_maps(options.reference).files if options.reference else {}
-    folders = match_predictions(options.predictions, list(results))
-    predictions = {name: find_label_maps(folder).files for name, folder in folders.items()}
-    if not options.reference:
-        notes.append("No reference was given: pictures show predictions alone.")
-    if absent := [name for name in results if name not in folders]:
-        notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
+    """Case -> its files, for the cases that have a label map; a sentence for all else goes to the notes.
+
+    failing: case -> the region to look at. Label maps are those that the options name, else those that the results do.
+    """
+    images = find_sequence_files(options.images, options.release) if options.images else {}
+    references, predictions = _label_maps(results, options, notes)
     if len(different := {one["labels"] for one in results.values()}) > 1:
         raise UserError(
             f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them in reports of "
@@ -76,17 +88,17 @@ def find_case_files(
     preset = find_preset(first["preset"], first["cohort"])
     to_trained = Numberings.parse(first["labels"]).to_trained(preset)
     files = {}
-    for case in cases:
+    for case in failing:
         found = {name: maps[case] for name, maps in predictions.items() if case in maps}
         uncertain = sorted(options.uncertainty.glob(f"{case}_unc_*.nii.gz")) if options.uncertainty else []
         for what, missing in (
             *((f"prediction of {name}", name not in found) for name in predictions),
-            ("reference", options.reference and case not in references),
+            ("reference", references and case not in references),
             ("uncertainty map", options.uncertainty and not uncertain),
         ):
             if missing:
                 notes.append(f"{case} has no {what}.")
-        if case not in images:
+        if options.images and case not in images:
             notes.append(f"{case} is not drawn: {options.images} has no images of it.")
         elif case not in references and not found:
             notes.append(f"{case} is not drawn: there is neither a reference nor a prediction of it.")
@@ -95,12 +107,53 @@ def find_case_files(
                 case,
                 {region: preset.regions[region] for region in regions},
                 to_trained,
-                images[case],
+                images.get(case, {}),
                 references.get(case),
                 found,
                 tuple(uncertain),
+                preset.scheme,
+                tuple(first["channels"]),
+                failing[case],
             )
     return files
+
+
+Maps = dict[str, LabelFile]  # case -> file
+
+
+def _label_maps(results: ModelResults, options: ReportOptions, notes: list[str]) -> tuple[Maps, dict[str, Maps]]:
+    """The references, and the predictions of each model, with the hashes of the files that were scored."""
+    of_references = {case: file for one in results.values() for case, file in one["references"]["files"].items()}
+    if options.reference:
+        given = find_label_maps(options.reference).files
+        tumours = {case: of_references.get(case, {}).get("tumour", "") for case in given}
+        references = {case: LabelFile(path, tumour=tumours[case]) for case, path in given.items()}
+    else:
+        references = _there(of_references)
+    folders = match_predictions(options.predictions, list(results))
+    predictions = {}
+    for name, one in results.items():
+        its_files = one["predictions"]["files"]
+        if name in folders:
+            hashes = {case: file.get("sha256", "") for case, file in its_files.items()}
+            maps = find_label_maps(folders[name]).files
+            predictions[name] = {case: LabelFile(path, hashes.get(case, "")) for case, path in maps.items()}
+        elif not options.predictions and (found := _there(its_files)):
+            predictions[name] = found
+    if not references:
+        notes.append("No reference was given: pictures show predictions alone.")
+    if absent := [name for name in results if name not in predictions]:
+        notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
+    return references, predictions
+
+
+def _there(files: Mapping[str, Mapping[str, str]]) -> Maps:
+    """Those of the files that results name which are still where they were."""
+    return {
+        case: LabelFile(Path(file["path"]), file.get("sha256", ""))
+        for case, file in files.items()
+        if file.get("path") and Path(file["path"]).is_file()
+    }
 
 
 def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
