@@ -132,7 +132,8 @@ def show(console: Console, title: str, times: dict[str, float], peers: list[str]
 
 def read_cases(paths: list[Path], labels: str) -> dict[str, tuple[np.ndarray, np.ndarray, Grid]]:
     """Case -> its label maps as trained, and their grid."""
-    found = match_cases(*map(find_label_maps, paths), partial=True)
+    references, predictions = map(find_label_maps, paths)
+    found = match_cases(references, predictions, partial=True)
     cases = {}
     for case, pair in found.items():
         (reference, grid), (prediction, _) = map(read_label_map, pair)
