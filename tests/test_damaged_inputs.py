@@ -61,10 +61,12 @@ LABEL_MAPS = {
     "attention": f"references/{CASE}.nii.gz",
     "ensemble": f"A/{CASE}.nii.gz",
     "ensemble (majority)": f"B/{CASE}.nii.gz",
+    "ensemble (staple)": f"B/{CASE}.nii.gz",
     "ensemble (two-pass)": f"B/{CASE}.nii.gz",
     "postprocess": f"A/{CASE}.nii.gz",
     "postprocess (probabilities)": f"A/{CASE}.nii.gz",
     "postprocess (images)": f"A/{CASE}.nii.gz",
+    "relabel": f"A/{CASE}.nii.gz",
     "uncertainty": f"B/{CASE}.nii.gz",
     "evaluate": f"references/{CASE}.nii.gz",
     "rank": f"B/{CASE}.nii.gz",
@@ -121,13 +123,13 @@ JSON = {  # a command and a JSON file that it reads
 }
 READ_NOTHING = "run status doctor papers presets phantom demo check layout prepare inspect container"
 READ_NONE = {  # kind of file -> verbs that read none of it; to `check` and `segment` damaged images are findings
-    "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment {READ_NOTHING}",
+    "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment relabel {READ_NOTHING}",
     "label map": f"filter-cases plan predict bundle segment {READ_NOTHING}",
-    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report bundle segment "
+    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report bundle segment relabel "
     f"{READ_NOTHING}",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    f"report {READ_NOTHING}",
-    "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare",
+    f"report relabel {READ_NOTHING}",
+    "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare relabel",
 }
 READ = {
     "image": IMAGES,
@@ -183,7 +185,7 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     (command, file)
     for table in (IMAGES, LABEL_MAPS)
     for command, file in table.items()
-    if command not in ("postprocess", "postprocess (probabilities)")
+    if command not in ("postprocess", "postprocess (probabilities)", "relabel")
 ]
 # These turn files into one orientation, so that a flipped one is the same.
 TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "evaluate", "rank")

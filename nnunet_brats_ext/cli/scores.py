@@ -11,8 +11,8 @@ from rich.table import Table
 
 from nnunet_brats_ext.evaluation.by_sequences import JOINED, evaluate_by_sequences, save_by_sequences
 from nnunet_brats_ext.evaluation.evaluate import EvaluateOptions, evaluate_models
-from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric, headline_metrics
-from nnunet_brats_ext.evaluation.results import Results, save_results, summarise_folds
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.results import Results, headline_metrics, save_results, summarise_folds
 from nnunet_brats_ext.storage.errors import UserError
 
 if TYPE_CHECKING:  # each verb imports what only it needs: scipy.stats takes half a second
@@ -57,7 +57,7 @@ def print_models(results: Mapping[str, Results], console: Console | None = None)
     if len(results) == 1:
         print_results(first, console)
         return
-    metrics = headline_metrics([one["summary"] for one in results.values()])
+    metrics = headline_metrics(results.values())
     regions = [region for region in first["summary"] if all(region in one["summary"] for one in results.values())]
     counts = sorted({len(one["cases"]) for one in results.values()})
     cases = " to ".join(map(str, counts))
@@ -132,7 +132,7 @@ def _print_empty(empty: Mapping[str, Mapping[str, str]], regions: Sequence[str],
 
 def _print_folds(results: Results, console: Console) -> None:
     over_folds = summarise_folds(results)
-    for metric in headline_metrics([results["summary"]]) if over_folds else ():
+    for metric in headline_metrics([results]) if over_folds else ():
         found = {region: metrics[metric] for region, metrics in over_folds.items()}
         folds = max(int(one["n"] or 0) for one in found.values())
         means = ", ".join(f"{region} {_mean_and_std(metric, one)}" for region, one in found.items())

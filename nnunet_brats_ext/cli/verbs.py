@@ -184,6 +184,14 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "order.",
         ),
         Verb(
+            "relabel",
+            "rewrite the numbering in a folder of label maps, such as ET from 4 to 3",
+            "predictions.relabel:RelabelOptions",
+            "cli.predictions:run_relabel",
+            "Rewrites the labels of label maps from one numbering to another (--from glioma_2017 --to trained), or "
+            "single values (--map 4=3). Names and headers stay; a value that the numbering does not have is an error.",
+        ),
+        Verb(
             "uncertainty",
             "voxel maps of uncertainty per region from several predictions, and their QU-BraTS scores",
             "predictions.uncertainty_maps:UncertaintyOptions",

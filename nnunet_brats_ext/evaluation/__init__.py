@@ -14,7 +14,7 @@ each, in rows that `pandas.DataFrame` takes as they are.
 """
 
 from nnunet_brats_ext.evaluation.by_sequences import evaluate_by_sequences
-from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
+from nnunet_brats_ext.evaluation.evaluate import evaluate_folders, evaluate_models
 from nnunet_brats_ext.evaluation.metrics import dice, hd95, nsd, ppv, sensitivity, specificity
 from nnunet_brats_ext.evaluation.presets import Preset, find_preset, preset_names
 from nnunet_brats_ext.evaluation.scoring import evaluate_case, lesionwise
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_by_sequences",
     "evaluate_case",
     "evaluate_folders",
+    "evaluate_models",
     "find_preset",
     "hd95",
     "lesion_table",

@@ -1,8 +1,7 @@
 """What is known of each metric by its name in results: its title, its unit, and whether a small value is good."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 WHOLE = ("dice", "hd95")
 """What BraTS ranked by until 2022."""
@@ -77,15 +76,6 @@ def facts_of_metric(name: str) -> MetricFacts:
     if nsd := _NSD.fullmatch(name):
         return MetricFacts(f"NSD at {nsd[1]} {nsd[2]}", "share")
     return MetricFacts(name, "unknown")
-
-
-def headline_metrics(summaries: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Those that BraTS ranks by, of what all summaries (region -> metric -> ...) have; else their first two metrics."""
-    everywhere = [set(metrics) for summary in summaries for metrics in summary.values()]
-    ranked = LESIONWISE if all(metrics.issuperset(LESIONWISE) for metrics in everywhere) else WHOLE
-    first = next(iter(summaries[0].values()))
-    shared = [metric for metric in first if all(metric in metrics for metrics in everywhere)]
-    return [metric for metric in ranked if metric in shared] or shared[:2]
 
 
 def is_small_good(name: str) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_brats_ext.evaluation.lesion_rows import lesion_files, write_lesions
-from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric
 from nnunet_brats_ext.evaluation.numbering import TRAINED
+from nnunet_brats_ext.evaluation.presets import ranked_metrics
+from nnunet_brats_ext.evaluation.server_columns import server_file, write_server_columns
 from nnunet_brats_ext.evaluation.statistics import mean_intervals
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
@@ -107,6 +109,18 @@ def _mean_of(cases: CaseScores, region: str, metric: str) -> float | None:
 def means_of(results: Results) -> dict[str, dict[str, float | None]]:
     """{region: {metric: mean over cases}}."""
     return {region: {m: one["mean"] for m, one in metrics.items()} for region, metrics in results["summary"].items()}
+
+
+def headline_metrics(results: Iterable[Results]) -> list[str]:
+    """What the challenge ranks by, of the metrics that all results have; else Dice and HD95, or their first two."""
+    every = list(results)
+    columns = [set(metrics) for one in every for metrics in one["summary"].values()]
+    first = next(iter(every[0]["summary"].values()))
+    shared = [metric for metric in first if all(metric in one for one in columns)]
+    for wanted in (ranked_metrics(every[0]) or (), LESIONWISE, WHOLE):
+        if wanted and set(wanted) <= set(shared):
+            return list(wanted)
+    return [metric for metric in WHOLE if metric in shared] or shared[:2]
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -252,9 +266,9 @@ def save_results(results: Results | Mapping[str, Results], path: Path | str) -> 
         path.with_name(f"{path.stem}_summary.csv"): to_csv(_one_heading(summaries)),
     }
     if lesions := {name: one["lesions"] for name, one in models.items() if "lesions" in one}:
-        files |= write_lesions(lesions, path)
+        files |= write_lesions(lesions, path) | write_server_columns(models, path)
     write_texts(files)
-    for stale in set(lesion_files(path)) - set(files):  # of other results that were here
+    for stale in {*lesion_files(path), server_file(path)} - set(files):  # of other results that were here
         stale.unlink(missing_ok=True)
     return list(files)
 

@@ -22,11 +22,12 @@ from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart,
 from nnunet_brats_ext.evaluation.report.curves import draw_curves
 from nnunet_brats_ext.evaluation.report.figures import draw_boxes, draw_charts, save_figures
 from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files
+from nnunet_brats_ext.evaluation.report.lesion_charts import draw_lesions, read_lesions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, SlicePicture, draw_case
 from nnunet_brats_ext.evaluation.report.published import published_table
 from nnunet_brats_ext.evaluation.report.shapes import Chart
 from nnunet_brats_ext.evaluation.report.training import TrainingRecord, read_model
-from nnunet_brats_ext.evaluation.results import CaseScores
+from nnunet_brats_ext.evaluation.results import CaseScores, headline_metrics
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.json_files import JsonEntry
 from nnunet_brats_ext.storage.output import write_text
@@ -56,7 +57,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
     for what, shared in (("region", regions), ("metric", metrics)):
         if not shared:
             raise UserError(f"these results share no {what}: {', '.join(map(str, asked.sources))}")
-    headline = tables.headline_of(metrics)
+    headline = headline_metrics(results.values())
     chosen = _choose(entries, asked, regions, metrics)
     failing = {
         one.case: asked.region or tables.failing_region(entries, one.case, asked.metric, regions) for one in chosen
@@ -66,8 +67,9 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
     published = published_table(results, regions, [model.trainer for model in models], asked.paper)
     if asked.paper and not published:
         notes.append(f"{', '.join(asked.paper)} published no Dice or HD95 of these regions.")
-    ranking = _ranking(entries, notes)
+    ranking = _ranking(entries, headline, notes)
     curves = draw_curves(results, headline, regions, ranking)
+    curves |= draw_lesions(read_lesions(asked.sources, list(results)), regions)
     uncertainty = _uncertainty(asked, notes)
     notes += [f"{one.message}." for one in caught]
     content = {
@@ -80,7 +82,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "published": published,
         "ranking": _ranking_content(ranking) if ranking else None,
         "curves": curves,
-        "opened": [name for name in curves if name.startswith("sizes_")],
+        "opened": [name for name in curves if name.startswith(("sizes_", "lesions_"))],
         "tested": list(dict.fromkeys(metric for _, metric in ranking.columns)) if ranking else [],
         "spread": {
             "columns": [f"{region} {tables.title_of(metric)}" for metric in headline for region in regions],
@@ -163,11 +165,11 @@ def _box_plots(entries: Mapping[str, CaseScores], metric: str, regions: Sequence
     return box_plots(values, metric, tables.decimals(metric))
 
 
-def _ranking(entries: Mapping[str, CaseScores], notes: list[str]) -> Ranking | None:
+def _ranking(entries: Mapping[str, CaseScores], metrics: Sequence[str], notes: list[str]) -> Ranking | None:
     if len(entries) < 2:
         return None
     try:
-        return rank_entries(entries)
+        return rank_entries(entries, metrics)
     except UserError as error:
         notes.append(f"There is no ranking: {error}.")
         return None
@@ -191,7 +193,7 @@ def _figures(
     failing: Mapping[str, str],
 ) -> Iterator[tuple[str, Figure]]:
     """Every figure of the page with its name, one after the other."""
-    for metric in tables.headline_of(tables.metrics_of(results)):
+    for metric in headline_metrics(results.values()):
         values = {
             region: {name: tables.values_of(one["cases"], region, metric) for name, one in results.items()}
             for region in tables.regions_of(results)

@@ -5,9 +5,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric, has_better, is_small_good
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric, has_better, is_small_good
 from nnunet_brats_ext.evaluation.ranking import Ranking, score_array
-from nnunet_brats_ext.evaluation.results import CaseScores, Results, Summary, means_of, summarise_folds, summarise_means
+from nnunet_brats_ext.evaluation.results import (
+    CaseScores,
+    Results,
+    Summary,
+    headline_metrics,
+    means_of,
+    summarise_folds,
+    summarise_means,
+)
 
 ModelResults = Mapping[str, Results]  # model -> content of its results.json
 
@@ -64,18 +72,11 @@ def is_count(metric: str) -> bool:
 
 
 def metrics_of(results: ModelResults) -> list[str]:
-    """The metrics that all models have, those that BraTS ranks by first."""
+    """The metrics that all models have, those that the challenge ranks by first."""
     everywhere = [set(metrics) for one in results.values() for metrics in one["summary"].values()]
-    shared = set.intersection(*everywhere)
     first = next(iter(next(iter(results.values()))["summary"].values()))
-    headline = LESIONWISE if shared.issuperset(LESIONWISE) else WHOLE
-    return [metric for metric in dict.fromkeys((*headline, *first)) if metric in shared]
-
-
-def headline_of(metrics: Sequence[str]) -> list[str]:
-    """Those that BraTS ranks by; the first two of results that have none of them."""
-    ranked = LESIONWISE if set(LESIONWISE) <= set(metrics) else WHOLE
-    return [metric for metric in metrics if metric in ranked] or list(metrics[:2])
+    shared = set.intersection(*everywhere)
+    return [metric for metric in dict.fromkeys((*headline_metrics(results.values()), *first)) if metric in shared]
 
 
 VOLUMES = ("reference_ml", "prediction_ml")
