@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,7 @@ def recognise(options: ImportOptions) -> tuple[WeightsSource, ForeignModel]:
         if (model := source.open(given)) is not None:
             if list(model.folds) == [""]:  # one file
                 fold = str(options.fold)
-                changed = {key: {fold: value for value in getattr(model, key).values()} for key in ("folds", "files")}
-                model = ForeignModel(**{**vars(model), **changed})
+                model = replace(model, folds={fold: model.folds[""]}, files={fold: model.files[""]})
             return source, model
     known = "".join(f"\n  {source.title}" for source in find_sources())
     if given.path.is_dir():
