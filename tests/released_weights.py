@@ -1,6 +1,9 @@
 """Weights that are made from their names alone, and the networks that imported models have."""
 
+import json
+import shutil
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +40,16 @@ def network_of(done: Imported) -> torch.nn.Module:
     )
     network.load_state_dict(checkpoint["network_weights"])
     return network.eval()
+
+
+def folder_of_v1(kind: str, folder: Path, folds: tuple[str, ...] = ("fold_0",)) -> dict:
+    """A model as v1's own trainer has saved it, at weights made from their names; its golden values."""
+    golden = json.loads((DATA / f"nnunet_v1_{kind}.json").read_text())
+    for fold in folds:
+        (folder / fold).mkdir(parents=True)
+        file = folder / fold / "model_final_checkpoint.model"
+        state = OrderedDict((name, filled(name, shape)) for name, shape in golden["keys"].items())
+        numbers = ([np.float64(0.5)], [np.float64(0.25)])
+        torch.save({"epoch": 1, "state_dict": state, "plot_stuff": numbers, "best_stuff": (None, np.float32(1))}, file)
+        shutil.copy(DATA / f"nnunet_v1_{kind}.pkl", f"{file}.pkl")
+    return golden

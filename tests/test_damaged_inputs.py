@@ -82,6 +82,7 @@ CHECKPOINTS = {
     "predict": f"{MODEL}/fold_0/checkpoint_final.pth",
     "predict (vote, rules)": f"{MODEL}/fold_1/checkpoint_final.pth",
     "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
+    "export": f"{MODEL}/fold_0/checkpoint_final.pth",
 }
 JSON = {  # a command and a JSON file that it reads
     ("restore", f"{RAW}/manifest.json"),
@@ -111,15 +112,19 @@ JSON = {  # a command and a JSON file that it reads
     ("report", f"{MODEL}/plans.json"),
     ("report", f"{MODEL}/dataset.json"),
     ("status", "run/graph.json"),
+    ("export", f"{MODEL}/plans.json"),
+    ("export", f"{MODEL}/dataset.json"),
 }
+# `import` reads files of other systems: tests/weights spoils them.
 READ_NONE = {  # kind of file -> verbs that read none of it, and `check`, to which damage is a finding
-    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout",
-    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout",
+    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout "
+    "import export",
+    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout import export",
     "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo check layout",
+    "papers phantom demo check layout import export",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers phantom demo check layout",
-    "JSON": "convert evaluate run doctor papers phantom demo check layout",
+    "report run status doctor papers phantom demo check layout import",
+    "JSON": "convert evaluate run doctor papers phantom demo check layout import",
 }
 READ = {
     "image": IMAGES,
@@ -303,7 +308,7 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill")
+    slow = verb_of(command) in ("predict", "attention", "report", "distill", "export")
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

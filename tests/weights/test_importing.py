@@ -3,19 +3,23 @@
 import json
 import os
 import pickle
-import shutil
 import zipfile
-from collections import OrderedDict
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from released_weights import DATA, filled, network_of
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from released_weights import folder_of_v1, network_of
+from spoiling import PREPROCESSED, RAW
 
+from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.models import open_model
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
 from nnunet_brats_ext.weights.reading import read_pickle, read_torch
 from nnunet_brats_ext.weights.sources import find_sources
@@ -26,19 +30,6 @@ def imported(source: Path, out: Path, **options):
 
 
 # ---- nnU-Net v1 -----------------------------------------------------------------------------------------------------
-
-
-def folder_of_v1(kind: str, folder: Path, folds: tuple[str, ...] = ("fold_0",)) -> dict:
-    """A model as v1's own trainer has saved it, at weights made from their names; its golden values."""
-    golden = json.loads((DATA / f"nnunet_v1_{kind}.json").read_text())
-    for fold in folds:
-        (folder / fold).mkdir(parents=True)
-        file = folder / fold / "model_final_checkpoint.model"
-        state = OrderedDict((name, filled(name, shape)) for name, shape in golden["keys"].items())
-        numbers = ([np.float64(0.5)], [np.float64(0.25)])
-        torch.save({"epoch": 1, "state_dict": state, "plot_stuff": numbers, "best_stuff": (None, np.float32(1))}, file)
-        shutil.copy(DATA / f"nnunet_v1_{kind}.pkl", f"{file}.pkl")
-    return golden
 
 
 @pytest.mark.parametrize(
@@ -149,7 +140,7 @@ def test_monai_sees_the_whole_image(tmp_path):
     assert torch.equal(logits, data[:1] * 2)
 
 
-# ---- where models go -------------------------------------------------------------------------------------------------
+# ---- where models go ------------------------------------------------------------------------------------------------
 
 
 def test_files_become_folds_of_one_model(tmp_path):
@@ -168,7 +159,7 @@ def test_files_become_folds_of_one_model(tmp_path):
         imported(files[0], tmp_path / "other")
 
 
-# ---- files that are not what they should be ----------------------------------------------------------------------------
+# ---- files that are not what they should be -------------------------------------------------------------------------
 
 
 class Hostile:
@@ -262,7 +253,7 @@ def of_version_2(folder: Path) -> Path:
     ],
 )
 def test_other_files_are_named_in_one_sentence(make, words, tmp_path, capsys):
-    assert main(["import", str(make(tmp_path)), "-o", str(tmp_path / "model")]) == 2
+    assert main(["import", str(make(tmp_path)), "-o", str(tmp_path / "model")]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
@@ -271,3 +262,26 @@ def test_every_source_says_where_its_weights_are_and_what_they_were_trained_on()
     assert len(find_sources()) >= 6
     for source in find_sources():
         assert all((source.title, source.published, source.licence, source.trained_on))
+
+
+# ---- training on ----------------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_all_weights_of_an_imported_model(everything, tmp_path, monkeypatch):
+    folder_of_v1("regions", tmp_path / "v1")
+    done = import_weights(ImportOptions(source=tmp_path / "v1", out="901"))
+    plans = json.loads((everything / PREPROCESSED / "nnUNetPlansV1.json").read_text())
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "nnUNetPlans_3d_fullres"  # the data are the same
+    plans |= {"continue_training": False}
+    monkeypatch.setenv(EPOCHS, "1")
+    monkeypatch.setenv(ITERATIONS, "1")
+    description = json.loads((everything / RAW / "dataset.json").read_text())
+    with redirect_stdout(StringIO()):
+        trainer = trainers.BraTSNNUNetV1Trainer(plans, "3d_fullres", 0, description, torch.device("cpu"))
+        trainer.initialize()
+        load_pretrained_weights(trainer.network, str(done.folder / "fold_0" / "checkpoint_final.pth"))
+        imported_weights = network_of(done).state_dict()
+        for name, value in trainer.network.state_dict().items():
+            assert torch.equal(value, imported_weights[name]), name
+        trainer.run_training()
+    assert np.isfinite(trainer.logger.get_value("train_losses", step=0))
