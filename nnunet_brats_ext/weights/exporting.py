@@ -27,6 +27,7 @@ from nnunet_brats_ext.weights.reading import sha256
 
 DESCRIPTION = ".json"
 OPSET = 18
+SLIDING = ("sliding", "gaussian")  # tilings whose windows overlap by half, under a Gaussian
 CPU = torch.device("cpu")
 
 
@@ -82,7 +83,7 @@ def export(options: ExportOptions) -> Exported:
             found = run(partial, example)
             difference[file.name] = float((found - expected).abs().max() / expected.std())
             hashed = sha256(partial)
-        description = file.with_suffix(DESCRIPTION)
+        description = file.with_name(file.name + DESCRIPTION)
         write_json(description, {"network": {"file": file.name, "sha256": hashed}, **content})
         files.append(file)
         descriptions.append(description)
@@ -124,8 +125,7 @@ def describe(model: TrainedModel, patch_size: tuple[int, ...]) -> dict[str, Any]
         "windows": {
             "tiling": facts.tiling,
             "size": list(patch_size),
-            "step": 0.5,
-            "weights": "Gaussian, sigma an eighth of the size",
+            **({"step": 0.5, "weights": "Gaussian, sigma an eighth of the size"} if facts.tiling in SLIDING else {}),
             "averaged_over": facts.symmetries
             if symmetries is None
             else [
