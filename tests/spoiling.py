@@ -49,6 +49,7 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "tune": "tune references A --splits splits.json -o out/out.json -np 1",
     "report": "report one.json two.json -o out/out.html -np 1 --reference references --predictions A B --images images "
     f"--models {MODEL} --uncertainty maps --names A B",
+    "export": f"export -m {MODEL} --torchscript out/out.pt --patch-size 16 16 16",
     "run": "run recipe.yaml release --dry-run -o run -device cpu",
     "status": "status run",
     "layout": "layout release",

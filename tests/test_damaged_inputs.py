@@ -86,6 +86,7 @@ CHECKPOINTS = {
     "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
     "bundle": f"{MODEL}/fold_0/checkpoint_final.pth",
     "segment": "system/" + MODEL.replace("nnUNet_results", "models") + "/fold_0/checkpoint_final.safetensors",
+    "export": f"{MODEL}/fold_0/checkpoint_final.pth",
 }
 JSON = {  # a command and a JSON file that it reads
     ("restore", f"{RAW}/manifest.json"),
@@ -120,16 +121,19 @@ JSON = {  # a command and a JSON file that it reads
     ("inspect", "system/bundle.json"),
     ("container", "system/bundle.json"),
     ("segment", "system/bundle.json"),
+    ("export", f"{MODEL}/plans.json"),
+    ("export", f"{MODEL}/dataset.json"),
 }
-READ_NOTHING = "run status doctor papers presets phantom demo check layout prepare inspect container"
+# `import` reads files of other systems: tests/weights damages them.
+READ_NOTHING = "run status doctor papers presets phantom demo check layout prepare inspect container import"
 READ_NONE = {  # kind of file -> verbs that read none of it; to `check` and `segment` damaged images are findings
-    "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment relabel {READ_NOTHING}",
-    "label map": f"filter-cases plan predict bundle segment {READ_NOTHING}",
-    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report bundle segment relabel "
-    f"{READ_NOTHING}",
+    "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment relabel export {READ_NOTHING}",
+    "label map": f"filter-cases plan predict bundle segment export {READ_NOTHING}",
+    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report bundle segment "
+    f"relabel export {READ_NOTHING}",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
     f"report relabel {READ_NOTHING}",
-    "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare relabel",
+    "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare relabel import",
 }
 READ = {
     "image": IMAGES,
@@ -313,7 +317,7 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container", "bundle")
+    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container", "bundle", "export")
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

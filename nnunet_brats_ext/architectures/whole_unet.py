@@ -6,7 +6,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
 
 class WholeUNet(PlainConvUNet):
-    """`PlainConvUNet` of Isensee et al. 2021 (https://doi.org/10.1038/s41592-020-01008-z), under a second name for heads.
+    """`PlainConvUNet` (https://doi.org/10.1038/s41592-020-01008-z) with a second name for its segmentation layers.
 
     `-pretrained_weights` leaves out weights called `seg_layers`, so that training would begin with an output at random.
     These are the same weights as `heads`, which it takes. The arguments are those of `PlainConvUNet`.

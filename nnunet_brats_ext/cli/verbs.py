@@ -148,6 +148,14 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "model's folder that nnUNetv2_predict, `predict`, `ensemble` and -pretrained_weights take. Nothing is "
             "downloaded, and nothing in the file is executed.",
         ),
+        Verb(
+            "export",
+            "a trained network as ONNX or TorchScript, with what to do before and behind it as JSON",
+            "weights.exporting:ExportOptions",
+            "cli.weights:run_export",
+            "Writes the network of one fold at one size of input, compares what it computes with the network itself, "
+            "and writes beside it how images are prepared and how logits become labels.",
+        ),
     ),
     "Prediction": (
         Verb(

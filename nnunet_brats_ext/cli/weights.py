@@ -1,10 +1,11 @@
-"""What the verb `import` prints."""
+"""What the verbs `import` and `export` print."""
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from nnunet_brats_ext.storage.errors import shorten
+from nnunet_brats_ext.weights.exporting import ExportOptions, export
 from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
 
 
@@ -43,8 +44,8 @@ def run_import(options: ImportOptions) -> None:
         number = int(done.plans.parent.name[7:10])
         checkpoint = done.folder / f"fold_{done.folds[0]}" / "checkpoint_final.pth"
         console.print(
-            f"to train on: nnUNetv2_preprocess -d {number} -plans_name {model.plans_name} -c {model.configuration}, then "
-            f"nnUNetv2_train {number} {model.configuration} FOLD -tr {model.trainer} -p {model.plans_name} "
+            f"to train on: nnUNetv2_preprocess -d {number} -plans_name {model.plans_name} -c {model.configuration}, "
+            f"then nnUNetv2_train {number} {model.configuration} FOLD -tr {model.trainer} -p {model.plans_name} "
             f"-pretrained_weights {checkpoint}",
             soft_wrap=True,
             markup=False,
@@ -54,3 +55,11 @@ def run_import(options: ImportOptions) -> None:
 def _order(given: tuple[str, ...], ours: tuple[str, ...]) -> str:
     names = ", ".join(given)
     return names if given == ours else f"{names}; now {', '.join(ours)}"
+
+
+def run_export(options: ExportOptions) -> None:
+    done = export(options)
+    for file, description in zip(done.files, done.descriptions, strict=True):
+        print(
+            f"{file}: differs from the network by at most {done.difference[file.name]:.1e} of its spread; {description}"
+        )

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunet_brats_ext import __version__
-from nnunet_brats_ext.brats import SEQUENCES
+from nnunet_brats_ext.brats import SEQUENCES, find_sequence
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FINAL, model_name, nnunet_folder, require_folder, require_known
@@ -135,13 +135,17 @@ def recognise(options: ImportOptions) -> tuple[WeightsSource, ForeignModel]:
     """The source whose weights these are; a UserError says what they look like where nobody knows them."""
     if not options.source.exists():
         raise UserError(f"{options.source} does not exist")
-    given = Given(options.source, options.channels, options.labels, options.region)
+    channels = tuple(find_sequence(name) or "" for name in options.channels)
+    if unknown := [name for name in options.channels if not find_sequence(name)]:
+        raise UserError(f"--channels {unknown[0]}: expected one of {', '.join(SEQUENCES)}")
+    if options.labels and sorted(options.labels) != sorted(LABELS):
+        raise UserError(f"--labels {' '.join(options.labels)}: expected {', '.join(LABELS)} in some order")
+    given = Given(options.source, channels, options.labels, options.region)
     for source in find_sources():
         if (model := source.open(given)) is not None:
             if list(model.folds) == [""]:  # one file
                 fold = str(options.fold)
-                changed = {key: {fold: value for value in getattr(model, key).values()} for key in ("folds", "files")}
-                model = ForeignModel(**{**vars(model), **changed})
+                model = replace(model, folds={fold: model.folds[""]}, files={fold: model.files[""]})
             return source, model
     known = "".join(f"\n  {source.title}" for source in find_sources())
     if given.path.is_dir():

@@ -1,7 +1,7 @@
 """What a source of trained weights says about itself, and how sources are found.
 
-A source is `SOURCE = WeightsSource(...)` in a file `trainers/<paper>/weights*.py`: the folder of the paper whose network
-it brings, or of the baseline. Nobody keeps a list of them.
+A source is `SOURCE = WeightsSource(...)` in a file `trainers/<paper>/weights*.py`: in the folder of the paper whose
+network it brings, or of the baseline. Nobody keeps a list of them.
 """
 
 import importlib

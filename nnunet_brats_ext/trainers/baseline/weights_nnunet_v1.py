@@ -106,8 +106,8 @@ def _model(
     inputs = (*channels, *(labels if staged else ()))
     if first[STEM].shape[1] != len(inputs):
         raise UserError(
-            f"{given.path}: its network takes {first[STEM].shape[1]} channels, not {len(inputs)} ({', '.join(inputs)}); "
-            "name them with --channels"
+            f"{given.path}: its network takes {first[STEM].shape[1]} channels, not {len(inputs)} "
+            f"({', '.join(inputs)}); name them with --channels"
         )
     order = order_of(channels, SEQUENCES) or list(range(len(channels)))
     links = {"3d_cascade_fullres": {"previous_stage": "3d_lowres"}, "3d_lowres": {"next_stage": "3d_cascade_fullres"}}
