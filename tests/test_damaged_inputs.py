@@ -21,6 +21,7 @@ from spoiling import (
     CASE,
     COMMANDS,
     DAMAGE,
+    HELD_OUT,
     MODEL,
     OTHER_GRIDS,
     PREPROCESSED,
@@ -49,6 +50,7 @@ IMAGES = {  # command -> a file that it reads
     "distill": f"images/{CASE}_0001.nii.gz",
     "predict": f"images/{CASE}_0001.nii.gz",
     "predict (vote, rules)": f"images/{CASE}_0001.nii.gz",
+    "choose": f"{RAW}/imagesTr/{HELD_OUT}_0001.nii.gz",
     "attention": f"images/{CASE}_0001.nii.gz",
     "postprocess (images)": f"images/{CASE}_0001.nii.gz",
     "uncertainty": f"images/{CASE}_0001.nii.gz",
@@ -58,6 +60,7 @@ LABEL_MAPS = {
     "convert": f"{RELEASE}_seg.nii.gz",
     "restore": f"A/{CASE}.nii.gz",
     "distill": f"A/{CASE}.nii.gz",
+    "choose": f"{RAW}/labelsTr/{HELD_OUT}.nii.gz",
     "attention": f"references/{CASE}.nii.gz",
     "ensemble": f"A/{CASE}.nii.gz",
     "ensemble (majority)": f"B/{CASE}.nii.gz",
@@ -81,6 +84,7 @@ PROBABILITIES = {
 CHECKPOINTS = {
     "predict": f"{MODEL}/fold_0/checkpoint_final.pth",
     "predict (vote, rules)": f"{MODEL}/fold_1/checkpoint_final.pth",
+    "choose": f"{MODEL}/fold_0/checkpoint_final.pth",
     "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
 }
 JSON = {  # a command and a JSON file that it reads
@@ -97,6 +101,7 @@ JSON = {  # a command and a JSON file that it reads
     ("predict", f"{MODEL}/plans.json"),
     ("predict", f"{MODEL}/dataset.json"),
     ("predict (vote, rules)", "rules.json"),
+    ("choose", f"{PREPROCESSED}/splits_final.json"),
     ("attention", f"{MODEL}/plans.json"),
     ("attention", f"{MODEL}/dataset.json"),
     ("ensemble", "A/dataset.json"),
@@ -115,8 +120,8 @@ JSON = {  # a command and a JSON file that it reads
 READ_NONE = {  # kind of file -> verbs that read none of it, and `check`, to which damage is a finding
     "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout",
     "label map": "filter-cases plan predict run status doctor papers phantom demo check layout",
-    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo check layout",
+    "probabilities": "convert restore filter-cases plan predict choose attention evaluate rank tune report run status "
+    "doctor papers phantom demo check layout",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
     "report run status doctor papers phantom demo check layout",
     "JSON": "convert evaluate run doctor papers phantom demo check layout",
@@ -178,7 +183,7 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     if command not in ("postprocess", "postprocess (probabilities)")
 ]
 # These turn files into one orientation, so that a flipped one is the same.
-TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)")
+TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "choose")
 
 
 @pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)
@@ -188,7 +193,7 @@ def test_a_file_on_another_grid_is_named(command, file, spoil, everything, refus
         return
     spoil(everything / file)
     said = refused(command)
-    assert CASE in said or "BraTS20_Training_001" in said
+    assert any(case in said for case in (CASE, HELD_OUT, "BraTS20_Training_001"))
     assert any(
         word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1")
     )
@@ -303,7 +308,7 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill")
+    slow = verb_of(command) in ("predict", "choose", "attention", "report", "distill")
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

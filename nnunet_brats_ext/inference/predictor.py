@@ -105,7 +105,7 @@ class BraTSPredictor(nnUNetPredictor):
             folds: Sequence[int | str] = trained_folds(folder, checkpoint_name)
         else:
             folds = [use_folds] if isinstance(use_folds, int | str) else use_folds
-        self.load(TrainedModel(folder, tuple(folds), (checkpoint_name,)))
+        self.load(TrainedModel.of(folder, folds, (checkpoint_name,)))
 
     def load(self, model: TrainedModel) -> None:
         """Make ready all checkpoints of a model.
@@ -113,13 +113,13 @@ class BraTSPredictor(nnUNetPredictor):
         A UserError names every checkpoint that is missing, damaged, or of another model.
         """
         if not model.files:
-            names = " ".join(model.checkpoints)
-            raise UserError(f"no fold of {model.folder} holds {names}; train it, or choose -f and -chk")
+            raise UserError(f"no fold of {model.folder} holds such a checkpoint; train it, or choose -f and -chk")
         self.checkpoints = model.files
         self._check(lambda file: check_checkpoint(file, model.names))
         try:
             with redirect_stdout(StringIO()):  # it prints where it looks for the trainer
-                super().initialize_from_trained_model_folder(str(model.folder), [model.folds[0]], model.checkpoints[0])
+                fold, name = model.weights[0]
+                super().initialize_from_trained_model_folder(str(model.folder), [fold], name)
         except RuntimeError as error:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
