@@ -17,7 +17,7 @@ from nnunet_brats_ext.evaluation.presets import Preset, find_preset
 from nnunet_brats_ext.evaluation.ranking import score_array
 from nnunet_brats_ext.evaluation.results import CaseScores
 from nnunet_brats_ext.evaluation.rule_selection import ScoreColumn, candidate_means, order_of_candidates
-from nnunet_brats_ext.evaluation.tune import scored_columns
+from nnunet_brats_ext.evaluation.tune import columns_of
 from nnunet_brats_ext.inference.case_files import check_images
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.chosen import CHOSEN_FILE, FoldChoice, choice_content, digest_of
@@ -198,17 +198,6 @@ def _preset(options: InferenceOptions) -> Preset:
 
 def find_columns(options: InferenceOptions) -> list[ScoreColumn]:
     return columns_of(options.by, _preset(options))
-
-
-def columns_of(by: str, preset: Preset) -> list[ScoreColumn]:
-    """Region and metric of the scores that `--by` looks at."""
-    if by in preset.regions:
-        return [(by, "dice")]
-    try:
-        columns = scored_columns(preset, by)
-    except UserError as error:
-        raise UserError(f"--by {by}: {error}, {', '.join(preset.regions)}") from error
-    return columns if by == "ranking" else [(region, metric) for region, metric in columns if metric == by]
 
 
 def score(

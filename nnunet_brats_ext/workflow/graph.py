@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
+from nnunet_brats_ext.inference.chosen import CHOSEN
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
-from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Setting
-from nnunet_brats_ext.workflow.recipe_parts import Ensemble, Model, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, SMOKE_EPOCHS, TEST, Setting
+from nnunet_brats_ext.workflow.recipe_parts import Choice, Ensemble, Model, Postprocessing, Recipe
 from nnunet_brats_ext.workflow.state import Job
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
@@ -56,26 +57,63 @@ class Graph(TrainingJobs):
         folds = self.scored_folds(model) if branch == CROSS_VALIDATION else None
         after = self.trained(model, folds or ())
         command = self.model_words(model, folds)
-        if model.checkpoints:
+        if model.choice:
+            command += ["-chk", CHOSEN]
+            after.append(self.choose(model))
+        elif model.checkpoints:
             command += ["-chk", *self.checkpoints(model.checkpoints)]
-        if model.previous_stage:
-            previous = self.recipe.models[model.previous_stage]
-            command += ["-prev_tr", previous.trainer, "-prev_f", *self.folds(previous)]
-            command += ["-prev_chk", *self.checkpoints(previous.checkpoints)] if previous.checkpoints else []
-        command += ["--combine", model.combine] if model.combine else []
+        words, before = self.previous(model)
+        command += words
+        after += before
         if model.name in self.averaged and model.combine != "vote":
             command.append("--save_probabilities")
         return self.prediction(model.name, branch, command, model, after)
+
+    def previous(self, model: Model) -> tuple[list[object], list[str]]:
+        """How `predict` and `choose` name the stage before, and how they combine; and the jobs to wait for."""
+        words: list[object] = []
+        after: list[str] = []
+        if model.previous_stage:
+            previous = self.recipe.models[model.previous_stage]
+            words += ["-prev_tr", previous.trainer, "-prev_f", *self.folds(previous)]
+            if previous.choice:
+                words += ["-prev_chk", CHOSEN]
+                after.append(self.choose(previous))
+            elif previous.checkpoints:
+                words += ["-prev_chk", *self.checkpoints(previous.checkpoints)]
+        return [*words, *(["--combine", model.combine] if model.combine else [])], after
+
+    def choose(self, model: Model) -> str:
+        """The checkpoints of each fold that predict its cases best."""
+        name = f"choose/{model.name}"
+        if name not in self.jobs:
+            assert model.choice is not None
+            words, before = self.previous(model)
+            command = [*self.model_words(model), *words]
+            command += ["-chk", *self.checkpoints(model.choice.of)] if model.choice.of else []
+            after = [*self.trained(model), *before]
+            self.chosen(name, command, model, model.choice, after)
+        return name
+
+    def chosen(self, name: str, models: Sequence[object], model: Model, choice: Choice, after: Sequence[str]) -> None:
+        """A job that chooses. models: words that name the candidates. model: the first of them."""
+        out = self.setting.folder / "choices" / f"{name.split('/', 1)[1]}.json"
+        best = min(choice.best, SMOKE_EPOCHS) if self.setting.smoke else choice.best
+        words = ["nnunet_brats", "choose", *models, "--best", best, "--by", choice.by, *self.preset(), "-o", out]
+        words += [*self.seen(model), "-np", self.workers("choose")]
+        self.add(name, words, out, [*after, self.converted(self.base_of(self.recipe.data[model.data]))])
+
+    def seen(self, model: Model) -> list[str]:
+        """Tiling and symmetries, where the recipe names them."""
+        given = (("--tiling", model.tiling), ("--tta", model.tta))
+        return [word for option, value in given if value for word in (option, value)]
 
     def prediction(self, name: str, branch: str, models: Sequence[object], model: Model, after: Sequence[str]) -> str:
         """A job that predicts cases of a model's data, with its tiling and symmetries. models: words that name them."""
         out, data = self.folder(name, branch), self.recipe.data[model.data]
         words = ["nnunet_brats", "predict", "-i", self.images(data, branch), "-o", out, *models]
         words += ["--cross-validation"] if branch == CROSS_VALIDATION else []
-        for option in ("tiling", "tta"):
-            if value := getattr(model, option):
-                words += [f"--{option}", value]
-        words += ["-np", self.workers("predict")]
+        words += [*self.seen(model), "-np", self.workers("predict")]
         job = f"predict/{name}" if branch == TEST else f"predict/{branch}/{name}"
         return self.add(job, words, out, [*after, self.converted(self.base_of(data))])
 
@@ -93,14 +131,18 @@ class Graph(TrainingJobs):
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
 
     def pool(self, ensemble: Ensemble, branch: str) -> str:
-        """The best models of each fold, which predict anew, as one job."""
+        """The best models of each fold, which predict anew, as one job after that of the choice."""
+        assert ensemble.best is not None
         models = [self.recipe.models[name] for name in ensemble.of]
         after = [job for model in models for job in self.trained(model)]
         command = ["-d", self.ids[models[0].data], "-p", models[0].plans]
         command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
-        command += ["--best", ensemble.best, "-f", *self.scored_folds(models[0]), "-device", self.setting.device]
+        command += ["-f", *self.scored_folds(models[0]), "-device", self.setting.device]
+        if (name := f"choose/{ensemble.name}") not in self.jobs:
+            self.chosen(name, command, models[0], Choice(ensemble.best, ensemble.by), after)
+        command += ["--best", ensemble.best, "--by", ensemble.by, *self.preset()]
         command += ["--save_probabilities"] if ensemble.name in self.averaged else []
-        return self.prediction(ensemble.name, branch, command, models[0], after)
+        return self.prediction(ensemble.name, branch, command, models[0], [*after, name])
 
     def postprocess(self, rules: Postprocessing, branch: str) -> str:
         out, before = self.folder(rules.name, branch), self.predicted(rules.of, branch)

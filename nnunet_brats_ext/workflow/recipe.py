@@ -11,6 +11,7 @@ from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.workflow.recipe_checks import problems_of_names, problems_of_parts, problems_of_whole
 from nnunet_brats_ext.workflow.recipe_parts import (
     DEFAULT_FOLDS,
+    Choice,
     Data,
     Ensemble,
     Model,
@@ -62,7 +63,10 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
     models = {}
     for name, given in content["models"].items():
         resources = Resources(**given.get("resources", {}))
-        models[name] = Model(name, **({"data": next(iter(data))} | _frozen(given) | {"resources": resources}))
+        given = {"data": next(iter(data)), **given, "resources": resources}
+        if isinstance(given.get("checkpoints"), dict):
+            given["choice"] = Choice(**_frozen(given.pop("checkpoints")))
+        models[name] = Model(name, **_frozen(given))
     ensembles = {name: Ensemble(name, **_frozen(given)) for name, given in content.get("ensembles", {}).items()}
     rules = {}
     for name, given in content.get("postprocessing", {}).items():

@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
 from nnunet_brats_ext.evaluation.presets import find_preset
+from nnunet_brats_ext.evaluation.tune import columns_of
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
@@ -123,10 +124,23 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
         words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"
         yield (*here, "configuration"), words + did_you_mean(model.configuration, known)
     previous = recipe.models.get(model.previous_stage or "", model)
-    for key, one, epochs in (("checkpoints", model, model.checkpoints), ("maps", previous, model.maps)):
+    named = model.choice.of if model.choice else model.checkpoints
+    for key, one, epochs in (("checkpoints", model, named), ("maps", previous, model.maps)):
         for epoch in epochs:
             if isinstance(epoch, int) and one.epochs and epoch > one.epochs:
                 yield (*here, key), f"epoch {epoch} is beyond the `epochs` of {one.name}, {one.epochs}"
+
+    if model.choice:
+        yield from _problems_of_score(recipe, (*here, "checkpoints"), model.choice.by)
+        if (of := model.choice.of) and model.choice.best > len(of):
+            yield (*here, "checkpoints"), f"the best {model.choice.best} of {len(of)} checkpoints; name more in `of`"
+
+
+def _problems_of_score(recipe: Recipe, here: KeyPath, by: str) -> Problems:
+    try:
+        columns_of(by, find_preset(recipe.preset, recipe.cohort))
+    except UserError as error:
+        yield here, str(error)
 
 
 def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
@@ -141,6 +155,8 @@ def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
     for i, member in enumerate(ensemble.of):
         if ensemble.averages and not recipe.has_probabilities(member):
             yield (*here, "of", i), f"{member} has no probabilities to average, only label maps"
+    if ensemble.best is None and ensemble.by != "dice":
+        yield (*here, "by"), "`by` is what `best` is chosen by; give that as well"
     if ensemble.best is not None:
         yield from _problems_of_pool(recipe, ensemble, ensemble.best)
     for i, words in _other_folds(recipe, ensemble.of):
@@ -150,6 +166,7 @@ def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
 def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
     """What a pool cannot do: its models may differ only in what they have learnt."""
     here = ("ensembles", pool.name)
+    yield from _problems_of_score(recipe, (*here, "by"), pool.by)
     if pool.method != "mean":
         yield (*here, "best"), f"`best` is of method mean, not of {pool.method}"
     if best >= len(pool.of):
@@ -163,7 +180,7 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         if model is None:
             yield (*here, "of", i), f"{name} is no model; `best` chooses among those"
             continue
-        if model.previous_stage or model.checkpoints:
+        if model.previous_stage or model.checkpoints or model.choice:
             yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
         for key in ("data", "plans", "folds", "tiling", "tta"):
             if (value := getattr(model, key)) != (first := getattr(models[0], key)):

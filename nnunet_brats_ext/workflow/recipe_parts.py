@@ -32,11 +32,24 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How many checkpoints of each fold predict, and by what score `choose` takes them; `of` these, or all there are.
+
+    of: `final`, `best`, epochs.
+    """
+
+    best: int
+    by: str = "dice"
+    of: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data.
 
     filtered: a model of the same data; the cases that it could not learn are left out, by `filter-cases`.
-    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs.
+    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs;
+    or with `choice`, which a recipe gives in their place, those that are best in each fold.
     """
 
     name: str
@@ -51,6 +64,7 @@ class Model:
     gpus: int = 1
     maps: tuple[int, ...] = ()
     checkpoints: tuple[str | int, ...] = ()
+    choice: Choice | None = None
     combine: str | None = None
     tiling: str | None = None
     tta: str | None = None
@@ -59,7 +73,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several predictions as one. best: a pool of models, of which each fold's `best` by validation enter."""
+    """Several predictions as one. best: so many models enter, those that are best in each fold; by: this score."""
 
     name: str
     of: tuple[str, ...]
@@ -67,6 +81,7 @@ class Ensemble:
     weights: tuple[float, ...] = ()
     space: str | None = None
     best: int | None = None
+    by: str = "dice"
 
     @property
     def averages(self) -> bool:

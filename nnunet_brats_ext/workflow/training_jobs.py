@@ -161,7 +161,9 @@ class TrainingJobs(Jobs):
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
         later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
-        wanted = {epoch for epochs in (model.checkpoints, *later) for epoch in epochs if isinstance(epoch, int)}
+        candidates = model.choice.of if model.choice else ()
+        every = (model.checkpoints, candidates, *later)
+        wanted = {epoch for epochs in every for epoch in epochs if isinstance(epoch, int)}
         own = self.trainer(model).snapshot_epochs
         if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
             environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))

@@ -109,6 +109,8 @@ submission: pool
     [
         (("method: mean", "method: majority"), 11, "`best` is of method mean, not of majority"),
         (("best: 2", "best: 3"), 11, "the best 3 of 3 members are all of them"),
+        (("best: 2", "by: ET"), 11, "`by` is what `best` is chosen by"),
+        (("best: 2", "best: 2\n    by: NCR"), 12, "--by NCR: no objective 'NCR'"),
         (("best: 2", "best: 0"), 11, "0 is less than the minimum of 1"),
         (("best: 2", "best: 2\n    weights: [1, 1, 1]"), 12, "`weights` does not go with `best`"),
         (("best: 2", "best: 2\n    space: labels"), 12, "`space` does not go with `best`"),
@@ -169,6 +171,10 @@ P = "p: {of: one, rules: [lyu2020]}"
         (("henry}", "henry_filtered, filtered: one}"), 5, "'henry_filtered' is no configuration of BraTSPlans"),
         (("henry}", "lyu_stage1_filtered, filtered: one}"), None, ""),
         (("henry}", "mine, plans: Mine}"), None, ""),
+        (("henry}", "henry, checkpoints: {best: 2, of: [final, 10], by: ranking}}"), None, ""),
+        (("henry}", "henry, checkpoints: {best: 3, of: [final, 10]}}"), 5, "the best 3 of 2 checkpoints; name more"),
+        (("henry}", "henry, checkpoints: {best: 1, by: NCR}}"), 5, "--by NCR: no objective 'NCR'; there are ranking"),
+        (("henry}", "henry, epochs: 9, checkpoints: {best: 1, of: [10]}}"), 5, "epoch 10 is beyond the `epochs` of"),
         (("henry}", "henry, epochs: 9, checkpoints: [final, 10]}"), 5, "epoch 10 is beyond the `epochs` of two, 9"),
         (("lyu_stage1}", "lyu_stage1, epochs: 9}"), None, ""),
         (

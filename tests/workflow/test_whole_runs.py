@@ -117,10 +117,10 @@ def test_a_run_that_was_killed_goes_on_where_it_was(published):
 
 
 def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
-    """The training and the prediction that were killed, once more and without a break."""
+    """The training and the prediction that were killed, once more and without a break; between them the choice."""
     run = published.run
-    training, predicting = (
-        run.jobs[f"{kind}/lyu2020.stage2{fold}"] for kind, fold in (("train", "/fold_0"), ("predict", ""))
+    training, choosing, predicting = (
+        run.jobs[name] for name in ("train/lyu2020.stage2/fold_0", "choose/lyu2020.stage2", "predict/lyu2020.stage2")
     )
     results = tmp_path / "nnUNet_results"
     model = training.result.parent
@@ -131,6 +131,7 @@ def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
     environment = environment_of(run, training) | {"nnUNet_results": str(results)}
     for words in (
         training.command,
+        choosing.command,
         [str(tmp_path / "again") if word == str(predicting.result) else word for word in predicting.command],
     ):
         subprocess.run(command(*words), cwd=published.folder, env=environment, check=True, capture_output=True)
