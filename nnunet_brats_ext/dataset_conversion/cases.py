@@ -211,7 +211,7 @@ def _compressed(values: np.ndarray, itemsize: int) -> int:
 
 
 def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
-    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs.
+    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs and labelsTs.
 
     What is changed is read here a second time, after the inspection: nothing may be written before all cases are
     inspected, and they would not fit into memory. Other images are linked, unread.
@@ -221,7 +221,8 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     stacked = {}
     if STACK in case.files:
         stacked = _unstack(read_image(case.files[STACK], found.right_angles), STACK, layout)
-    images = folder / ("imagesTr" if case.labelled else "imagesTs")
+    part = "Tr" if case.trains else "Ts"
+    images = folder / f"images{part}"
     for number, sequence in enumerate(layout.sequences):
         target = images / f"{case.name}_{number:04d}.nii.gz"
         if sequence in case.missing:
@@ -236,7 +237,7 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     if case.labelled:
         image = read_image(case.files[LABEL], found.right_angles).turned(grid.axes)
         labels = remap(to_integers(image.array), label_mapping(layout))
-        write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
+        write_image(folder / f"labels{part}" / f"{case.name}.nii.gz", labels, grid)
 
 
 def label_mapping(layout: Layout) -> Mapping[int, int]:
