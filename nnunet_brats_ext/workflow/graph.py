@@ -26,6 +26,8 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     graph = Graph(recipe, setting)
     for model in recipe.models.values():
         every = graph.every_fold(model)
+        if model.on_all:
+            continue
         if unknown := sorted(set(setting.folds or ()) - set(every)):
             raise UserError(f"--folds {unknown[0]}: {model.name} has the folds 0 to {every[-1]} here")
     scores = [graph.evaluate(name) for name in recipe.evaluated]
@@ -164,7 +166,8 @@ class Graph(TrainingJobs):
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.recipe.data[self.recipe.models_of(rules.of)[0].data]
             splits = self.setting.preprocessed / self.dataset(data.name) / SPLITS
-            command = ["nnunet_brats", "tune", self.labels(), self.jobs[before].result, "--splits", splits, "-o", out]
+            labels = self.labels(CROSS_VALIDATION)
+            command = ["nnunet_brats", "tune", labels, self.jobs[before].result, "--splits", splits, "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
             command += ["--objective", settings["objective"]] if "objective" in settings else []
@@ -178,12 +181,17 @@ class Graph(TrainingJobs):
         return ["--preset", self.recipe.preset, "--cohort", self.recipe.cohort]
 
     def evaluate(self, prediction: str) -> str:
-        """Scores of the cross-validation; where it lacks folds, of the cases that those have."""
-        before = self.predicted(prediction, CROSS_VALIDATION)
+        """Scores of the cases that are held out, beside which others are predicted; else of the cross-validation.
+
+        Where that lacks folds, of the cases that those have.
+        """
+        branch = self.scored_branch
+        before = self.predicted(prediction, branch)
         out = self.setting.folder / "results" / f"{prediction}.json"
-        command = ["nnunet_brats", "evaluate", self.labels(), self.jobs[before].result, *self.preset(), "-o", out]
+        command = ["nnunet_brats", "evaluate", self.labels(branch), self.jobs[before].result, *self.preset(), "-o", out]
         models = self.recipe.models_of(prediction)
-        partial = any(len(self.scored_folds(model)) < len(self.every_fold(model)) for model in models)
+        lacking = any(len(self.scored_folds(model)) < len(self.every_fold(model)) for model in models)
+        partial = branch == TEST or lacking
         command += (["--partial"] if partial else []) + ["-np", self.needs("evaluate").cpus]
         return self.add(f"evaluate/{prediction}", command, out, [before])
 
@@ -194,11 +202,12 @@ class Graph(TrainingJobs):
         return self.add("rank/all", command, out, scores)
 
     def report(self, scores: Sequence[str]) -> str:
-        out, labels = self.setting.folder / "report.html", self.labels()
+        branch = self.scored_branch
+        out, labels = self.setting.folder / "report.html", self.labels(branch)
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
-        command += ["--images", labels.with_name("imagesTr"), "--predictions"]
-        command += [self.folder(name, CROSS_VALIDATION) for name in self.names(scores)]
+        command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]
+        command += [self.folder(name, branch) for name in self.names(scores)]
         models = {model.name: model for name in self.names(scores) for model in self.recipe.models_of(name)}
         command += ["--models", *(self.model_folder(model) for model in models.values())]
         command += ["-np", self.needs("report").cpus]

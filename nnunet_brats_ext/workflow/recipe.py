@@ -10,6 +10,7 @@ from nnunet_brats_ext import papers
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.workflow.recipe_checks import problems_of_names, problems_of_parts, problems_of_whole
 from nnunet_brats_ext.workflow.recipe_parts import (
+    ALL,
     DEFAULT_FOLDS,
     Choice,
     Data,
@@ -22,7 +23,6 @@ from nnunet_brats_ext.workflow.recipe_parts import (
 from nnunet_brats_ext.workflow.recipe_text import HERE, NAME, RULE_OF_NAMES, RecipeText
 
 COMPARE = HERE / "compare.yaml"
-ALL = "all"  # what a recipe may include instead of names
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -59,11 +59,13 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
-    data = {name: Data(name, **(given or {})) for name, given in content.get("data", {"brats": {}}).items()}
+    data = {name: _data(name, given or {}) for name, given in content.get("data", {"brats": {}}).items()}
     models = {}
     for name, given in content["models"].items():
         resources = Resources(**given.get("resources", {}))
         given = {"data": next(iter(data)), **given, "resources": resources}
+        if given.get("folds") == ALL:
+            given["folds"] = (ALL,)
         if isinstance(given.get("checkpoints"), dict):
             given["choice"] = Choice(**_frozen(given.pop("checkpoints")))
         models[name] = Model(name, **_frozen(given))
@@ -83,6 +85,10 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
         content.get("gpu_memory_gb"),
         content.get("paper", ""),
     )  # fmt: skip
+
+
+def _data(name: str, given: Mapping[str, Any]) -> Data:
+    return Data(name, **{**({"folds": 1} if "validation" in given else {}), **given})
 
 
 def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def _load_included(text: RecipeText) -> Recipe:
 
 
 def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]:
-    """Names and files of recipes. `all`: every paper's whose data sets have the default number of folds."""
+    """Names and files of recipes. `all`: every paper's that scores the cross-validation of the default folds."""
     if names == ALL:
         found = [(key, path) for key, path in published_recipes().items() if path != COMPARE]
         return [(key, path) for key, path in found if _has_default_folds(path)]
@@ -142,7 +148,7 @@ def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]
 
 
 def _has_default_folds(path: Path) -> bool:
-    return all(data.folds == DEFAULT_FOLDS for data in load_recipe(path).data.values())
+    return all(data.folds == DEFAULT_FOLDS and not data.hold_out for data in load_recipe(path).data.values())
 
 
 def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:

@@ -15,7 +15,7 @@ from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
-from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe, base_data
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
 
 Content = Mapping[str, Any]
@@ -116,8 +116,10 @@ def _problem_of_trainer(name: str) -> str:
 
 def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
     here, folds = ("models", model.name), recipe.data[model.data].folds
-    if model.folds and max(model.folds) >= folds:
-        yield (*here, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
+    if model.on_all:
+        yield from _problems_of_whole_data(recipe, model)
+    elif (highest := max(map(int, model.folds or ()), default=0)) >= folds:
+        yield (*here, "folds"), f"fold {highest} of {folds}: they count from 0"
     known = [*papers.configurations(), *papers.NNUNETS_OWN]
     known += [f"{recipe.models[model.filtered].configuration}_filtered"] if model.filtered else []
     if model.plans == PLANS and model.configuration not in known:
@@ -134,6 +136,28 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
         yield from _problems_of_score(recipe, (*here, "checkpoints"), model.choice.by)
         if (of := model.choice.of) and model.choice.best > len(of):
             yield (*here, "checkpoints"), f"the best {model.choice.best} of {len(of)} checkpoints; name more in `of`"
+
+
+def _problems_of_whole_data(recipe: Recipe, model: Model) -> Problems:
+    """What needs cases that a model was not trained on."""
+    here = ("models", model.name, "folds")
+    if model.choice:
+        yield here, "all cases train, so none is left to choose checkpoints by; name those with `checkpoints`"
+    if model.maps and not recipe.models[model.previous_stage or ""].on_all:
+        yield here, "`maps` are of the folds of the previous stage; train that on them, and this on the same"
+    for other in recipe.models.values():
+        if other.previous_stage == model.name and other.maps:
+            yield here, f"all cases train, so none has `maps` for {other.name} by a model that did not see it"
+        if other.filtered == model.name:
+            yield here, f"`filtered` of {other.name} judges the training cases of folds"
+    for name, rules in recipe.postprocessing.items():
+        if rules.tune is not None and model in recipe.models_of(rules.of):
+            yield here, f"all cases train, so none is left to tune {name} on"
+    if (
+        model in [one for name in recipe.evaluated for one in recipe.models_of(name)]
+        and not base_data(recipe, model).hold_out
+    ):
+        yield here, "all cases train, so none is left to score; let its data `hold_out` some"
 
 
 def _problems_of_score(recipe: Recipe, here: KeyPath, by: str) -> Problems:
@@ -204,7 +228,11 @@ def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
         find_preset(recipe.preset, recipe.cohort)
     except UserError as error:
         yield ("evaluation",), str(error)
-    for i, words in _other_folds(recipe, recipe.evaluated):
+    data = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
+    if len(data) > 1:
+        words = "some of what is scored holds out cases to test on, and some does not"
+        yield ("evaluation", "of"), f"{words}; a ranking needs the same cases of all"
+    for i, words in _other_folds(recipe, recipe.evaluated) if data == {0} else ():
         advice = "give them the same folds, or leave some out of what is scored"
         yield ("evaluation", "of", i), f"{words}; a ranking needs the same cases of all: {advice}"
 
@@ -220,7 +248,9 @@ def _other_folds(recipe: Recipe, predictions: Sequence[str]) -> Iterator[tuple[i
 
 def _shown_folds(recipe: Recipe, model: Model) -> str:
     every = recipe.data[model.data].folds
-    chosen = sorted(model.folds or range(every))
+    if model.on_all:
+        return "all cases"
+    chosen = sorted(model.folds or range(every), key=int)
     return f"all {every}" if len(chosen) == every else f"{', '.join(map(str, chosen))} of {every}"
 
 

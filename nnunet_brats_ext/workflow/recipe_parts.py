@@ -9,16 +9,23 @@ from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
 
 PLANS = "BraTSPlans"
+ALL = "all"  # nnU-Net's fold of all cases
 DEFAULT_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases."""
+    """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases.
+
+    hold_out, validation: as of `nnunet_brats convert`, a share or a number of the labelled cases; with validation there
+    is one fold.
+    """
 
     name: str
     normalise: str | None = None
     folds: int = DEFAULT_FOLDS
+    hold_out: float = 0
+    validation: float = 0
     distill: str | None = None
 
 
@@ -45,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data.
+    """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data, `all` no fold's.
 
     filtered: a model of the same data; the cases that it could not learn are left out, by `filter-cases`.
     maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs;
@@ -57,7 +64,7 @@ class Model:
     configuration: str
     data: str
     plans: str = PLANS
-    folds: tuple[int, ...] | None = None
+    folds: tuple[int | str, ...] | None = None
     previous_stage: str | None = None
     filtered: str | None = None
     epochs: int | None = None
@@ -69,6 +76,11 @@ class Model:
     tiling: str | None = None
     tta: str | None = None
     resources: Resources = Resources()
+
+    @property
+    def on_all(self) -> bool:
+        """Whether it trains on all cases, so that none is left for a cross-validation."""
+        return self.folds == (ALL,)
 
 
 @dataclass(frozen=True)
@@ -153,3 +165,9 @@ class Recipe:
         if prediction in self.models:
             return self.models[prediction].combine != "vote"
         return prediction in self.ensembles and self.ensembles[prediction].averages
+
+
+def base_data(recipe: Recipe, model: Model) -> Data:
+    """The data set that a model trains on; of a distilled one, that whose labels it takes over."""
+    data = recipe.data[model.data]
+    return base_data(recipe, recipe.models_of(data.distill)[0]) if data.distill else data
