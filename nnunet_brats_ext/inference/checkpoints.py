@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_brats_ext.architectures.blocks import optional_names
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.training.checkpoints import check_bytes, read_checkpoint
 
@@ -51,7 +52,8 @@ def check_shapes(file: Path, network: nn.Module) -> None:
         {name: tuple(values.shape) for name, values in weights.items()}
         for weights in (open_checkpoint(file)["network_weights"], network.state_dict())
     )
-    if differing := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
+    known = {name: shape for name, shape in expected.items() if name in found or name not in optional_names(network)}
+    if differing := sorted(name for name in {*found, *known} if found.get(name) != known.get(name)):
         shapes = " instead of ".join(str(each.get(differing[0], "nothing")) for each in (found, expected))
         raise UserError(
             f"{file} does not fit its network: {len(differing)} of {len(expected)} weights differ, such as "
