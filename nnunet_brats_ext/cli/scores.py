@@ -177,7 +177,9 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
     """A row per fold, with the rules that the other folds chose, and a sentence on what was written."""
     console = console or Console()
     held_out = report["held_out"]
-    table = Table("fold", "cases", "rules from the other folds", "gain", title=f"objective: {report['objective']}")
+    objective = report["objective"]
+    gain = "gain in mean rank" if objective == "ranking" else f"gain in {facts_of_metric(objective).title}"
+    table = Table("fold", "cases", "rules from the other folds", gain, title=f"objective: {objective}")
     for fold, part in report["folds"].items():
         rules = "; ".join(map(describe_rule, part["rules"])) or "no rule"
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
