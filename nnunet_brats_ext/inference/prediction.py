@@ -71,7 +71,10 @@ def by_sequences(options: PredictOptions) -> dict[str, PredictOptions]:
 
 
 def plan_prediction(options: PredictOptions) -> WorkPlan:
-    """All that the options ask for as a plan of work; models and images are examined, nothing is written."""
+    """All that the options ask for as a plan of work; models and images are examined, and nothing is written there.
+
+    With several models, the scores that they are chosen by are made before, where they are missing.
+    """
     refuse_other_options(options)
     if options.for_next_stage:
         return plan_next_stage(options)

@@ -17,6 +17,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")  # environment
 MANIFEST = "manifest.json"  # ours, beside the dataset.json of a data set that we made
 SPLITS = "splits_final.json"
 FINAL = "checkpoint_final.pth"
+ALL = "all"  # the fold of all cases
 PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "resampling_fn_data",
     "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",

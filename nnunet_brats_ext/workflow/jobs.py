@@ -7,8 +7,8 @@ from pathlib import Path
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
 from nnunet_brats_ext.papers import TrainerFacts
-from nnunet_brats_ext.storage.nnunet import dataset_name, model_name
-from nnunet_brats_ext.workflow.recipe_parts import ALL, Data, Model, Recipe
+from nnunet_brats_ext.storage.nnunet import ALL, dataset_name, model_name
+from nnunet_brats_ext.workflow.recipe_parts import Data, Model, Recipe
 from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 from nnunet_brats_ext.workflow.state import Job
 

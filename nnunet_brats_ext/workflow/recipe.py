@@ -8,9 +8,9 @@ from typing import Any
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
+from nnunet_brats_ext.storage.nnunet import ALL
 from nnunet_brats_ext.workflow.recipe_checks import problems_of_names, problems_of_parts, problems_of_whole
 from nnunet_brats_ext.workflow.recipe_parts import (
-    ALL,
     DEFAULT_FOLDS,
     Choice,
     Data,

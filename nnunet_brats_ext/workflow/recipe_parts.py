@@ -7,9 +7,9 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
+from nnunet_brats_ext.storage.nnunet import ALL
 
 PLANS = "BraTSPlans"
-ALL = "all"  # nnU-Net's fold of all cases
 DEFAULT_FOLDS = 5
 
 

@@ -13,10 +13,9 @@ from typing import Any
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import FINAL, PREPROCESSING_KEYS, SPLITS, read_splits
+from nnunet_brats_ext.storage.nnunet import ALL, FINAL, PREPROCESSING_KEYS, SPLITS, read_splits
 from nnunet_brats_ext.storage.plans import find_configuration, read_plans
 from nnunet_brats_ext.training.environment import SNAPSHOTS
-from nnunet_brats_ext.workflow.recipe_parts import ALL
 from nnunet_brats_ext.workflow.state import Job
 
 NOTE = "nnunet_brats_run.json"

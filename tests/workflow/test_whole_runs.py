@@ -144,6 +144,24 @@ def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
     assert files(published.folder / predicting.result) == expected
 
 
+def test_a_recipe_scores_the_cases_that_it_holds_out_by_the_checkpoints_that_others_have_chosen(tmp_path):
+    """Zhou et al. 2020: tiles, a test set, and of each fold the best snapshot on its own cases."""
+    trainers = ["BraTSOMNetTrainer", "BraTSOMNetCGATrainer"]
+    with searching(write_narrow(tmp_path / "narrow", trainers, "")):
+        done = subprocess.run(smoke("zhou2020", folder := tmp_path / "run"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (raw,) = folder.glob("nnUNet_raw/Dataset*")
+    (held_out,) = (path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").iterdir())
+    for name in ("omnet", "cga", "final"):
+        assert set(json.loads((folder / "results" / f"{name}.json").read_text())["cases"]) == {held_out}
+    chosen = json.loads((folder / "choices" / "cga.json").read_text())
+    assert set(chosen["scores"]["0"]) == {f"BraTSOMNetCGATrainer:omnet{name}" for name in (" epoch_1", " epoch_2", "")}
+    assert "-chk chosen" in open_run(folder).log("predict/cga").read_text()
+    submitted = {path.name for path in (folder / "submission").glob("*.nii.gz")}
+    assert len(submitted) == 2
+    assert not any(held_out in name for name in submitted)
+
+
 def weights(fold: Path) -> dict[str, torch.Tensor]:
     return torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["network_weights"]
 
