@@ -20,6 +20,7 @@ MODEL = f"nnUNet_results/Dataset901_World/{TRAINER}__SmallPlans__small"
 RAW, PREPROCESSED = "nnUNet_raw/Dataset901_World", "nnUNet_preprocessed/Dataset901_World"
 CASES = ("BraTS20_Validation_007", "BraTS20_Validation_008")  # without labels
 CASE = CASES[1]
+HELD_OUT = "BraTS20_Training_002"  # of fold 0
 RELEASE = "release/MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001"
 RELEASE_CASE = str(Path(RELEASE).parent)
 ON_CPU = "-device cpu -np 0 --tta none"
@@ -33,6 +34,7 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "plan": "plan 901 -p SmallPlans --name OtherPlans",
     "predict": f"predict -m {MODEL} -f 0 -i images -o out {ON_CPU}",
     "predict (vote, rules)": f"predict -m {MODEL} -f 0 1 --combine vote --rules rules.json -i images -o out {ON_CPU}",
+    "choose": f"choose -m {MODEL} -f 0 {ON_CPU}",
     "attention": f"attention -m {MODEL} -f 0 -i images -o out -device cpu --reference references",
     "ensemble": "ensemble -i A B -o out -np 1",
     "ensemble (majority)": "ensemble --method majority -i A B -o out -np 1",

@@ -21,6 +21,7 @@ from spoiling import (
     CASE,
     COMMANDS,
     DAMAGE,
+    HELD_OUT,
     MODEL,
     OTHER_GRIDS,
     PREPROCESSED,
@@ -49,6 +50,7 @@ IMAGES = {  # command -> a file that it reads
     "distill": f"images/{CASE}_0001.nii.gz",
     "predict": f"images/{CASE}_0001.nii.gz",
     "predict (vote, rules)": f"images/{CASE}_0001.nii.gz",
+    "choose": f"{RAW}/imagesTr/{HELD_OUT}_0001.nii.gz",
     "attention": f"images/{CASE}_0001.nii.gz",
     "postprocess (images)": f"images/{CASE}_0001.nii.gz",
     "uncertainty": f"images/{CASE}_0001.nii.gz",
@@ -58,6 +60,7 @@ LABEL_MAPS = {
     "convert": f"{RELEASE}_seg.nii.gz",
     "restore": f"A/{CASE}.nii.gz",
     "distill": f"A/{CASE}.nii.gz",
+    "choose": f"{RAW}/labelsTr/{HELD_OUT}.nii.gz",
     "attention": f"references/{CASE}.nii.gz",
     "ensemble": f"A/{CASE}.nii.gz",
     "ensemble (majority)": f"B/{CASE}.nii.gz",
@@ -83,6 +86,7 @@ PROBABILITIES = {
 CHECKPOINTS = {
     "predict": f"{MODEL}/fold_0/checkpoint_final.pth",
     "predict (vote, rules)": f"{MODEL}/fold_1/checkpoint_final.pth",
+    "choose": f"{MODEL}/fold_0/checkpoint_final.pth",
     "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
     "bundle": f"{MODEL}/fold_0/checkpoint_final.pth",
     "segment": "system/" + MODEL.replace("nnUNet_results", "models") + "/fold_0/checkpoint_final.safetensors",
@@ -102,6 +106,7 @@ JSON = {  # a command and a JSON file that it reads
     ("predict", f"{MODEL}/plans.json"),
     ("predict", f"{MODEL}/dataset.json"),
     ("predict (vote, rules)", "rules.json"),
+    ("choose", f"{PREPROCESSED}/splits_final.json"),
     ("attention", f"{MODEL}/plans.json"),
     ("attention", f"{MODEL}/dataset.json"),
     ("ensemble", "A/dataset.json"),
@@ -129,8 +134,8 @@ READ_NOTHING = "run status doctor papers presets phantom demo check layout prepa
 READ_NONE = {  # kind of file -> verbs that read none of it; to `check` and `segment` damaged images are findings
     "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment relabel export {READ_NOTHING}",
     "label map": f"filter-cases plan predict bundle segment export {READ_NOTHING}",
-    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report bundle segment "
-    f"relabel export {READ_NOTHING}",
+    "probabilities": "convert restore filter-cases plan predict choose attention evaluate rank tune report bundle "
+    f"segment relabel export {READ_NOTHING}",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
     f"report relabel {READ_NOTHING}",
     "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare relabel import",
@@ -192,7 +197,7 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     if command not in ("postprocess", "postprocess (probabilities)", "relabel")
 ]
 # These turn files into one orientation, so that a flipped one is the same.
-TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "evaluate", "rank")
+TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "evaluate", "rank", "choose")
 
 
 @pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)
@@ -202,7 +207,7 @@ def test_a_file_on_another_grid_is_named(command, file, spoil, everything, refus
         return
     spoil(everything / file)
     said = refused(command)
-    assert CASE in said or "BraTS20_Training_001" in said
+    assert any(case in said for case in (CASE, HELD_OUT, "BraTS20_Training_001"))
     assert any(
         word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1")
     )
@@ -317,7 +322,17 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container", "bundle", "export")
+    slow = verb_of(command) in (
+        "predict",
+        "choose",
+        "attention",
+        "report",
+        "distill",
+        "segment",
+        "container",
+        "bundle",
+        "export",
+    )
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

@@ -99,6 +99,18 @@ def recomputed(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else part(x)
 
 
+def optional_names(network: nn.Module) -> set[str]:
+    """The names of buffers that checkpoints of earlier versions lack, and that loading such a checkpoint adds.
+
+    A module lists its own ones in the attribute `absent_from_earlier`.
+    """
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, module in network.named_modules()
+        for buffer in getattr(module, "absent_from_earlier", ())
+    }
+
+
 class PreActivationBlock(nn.Module):
     """Identity mapping residual block: He et al. 2016, https://arxiv.org/abs/1603.05027, as Myronenko 2018 uses it.
 

@@ -37,6 +37,7 @@ def run_convert(options: ConvertOptions) -> None:
         say(console, f"{done.folder} is this very conversion, finished; nothing to do")
     labelled = [name for name, case in cases.items() if case["labelled"]]
     unlabelled = [name for name, case in cases.items() if not case["labelled"]]
+    held_out = [name for name, case in cases.items() if case.get("held_out")]
     table = facts_table(done.folder)
     for source in (sources := sources_of(manifest)):
         place = f" ({source['source']})" if len(sources) > 1 else ""
@@ -44,6 +45,7 @@ def run_convert(options: ConvertOptions) -> None:
         table.add_row("labels", escape(", ".join(f"{old} -> {new}" for old, new in source["label_mapping"].items())))
     for title, text in (
         ("labelled cases", str(len(labelled))),
+        *([("of them held out", f"{len(held_out)}, in imagesTs and labelsTs{examples(held_out)}")] if held_out else []),
         ("unlabelled cases", f"{len(unlabelled)}{examples(unlabelled) if labelled else ''}"),
         ("patients", f"{len({case['patient'] for case in cases.values()})}{grades(cases)}"),
     ):

@@ -250,7 +250,9 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
 
     console = console or wide_console()
     held_out = report["held_out"]
-    table = Table("fold", "cases", "rules from the other folds", "gain", title=f"objective: {report['objective']}")
+    objective = report["objective"]
+    gain = "gain in mean rank" if objective == "ranking" else f"gain in {facts_of_metric(objective).title}"
+    table = Table("fold", "cases", "rules from the other folds", gain, title=f"objective: {objective}")
     for fold, part in report["folds"].items():
         rules = "; ".join(map(describe_rule, part["rules"])) or "no rule"
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
@@ -275,6 +277,8 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
 
 
 def _print_clusters(clustered: Mapping[str, Any], console: Console) -> None:
+    from nnunet_brats_ext.predictions.rule_sets import describe_rule
+
     table = Table("cluster", "cases", "rules chosen on all its cases")
     for number, (cases, rules) in enumerate(zip(clustered["cases"], clustered["rules"], strict=True)):
         table.add_row(str(number), str(cases), "; ".join(map(describe_rule, rules)) or "no rule")

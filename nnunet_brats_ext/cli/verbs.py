@@ -168,6 +168,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
         ),
         Verb(
+            "choose",
+            "of kept snapshots and of candidate models, the best of each fold by the paper's inference",
+            "inference.options:ChooseOptions",
+            "cli.models:run_choose",
+            "Predicts each fold's own cases by every candidate, as `predict --cross-validation` does, scores them, and "
+            "writes the best into the fold, where `predict -chk chosen` finds them. The scores are kept: another "
+            "number or another score needs no prediction. In a cross-validation a case is then predicted by what the "
+            "other half of its fold's cases has chosen, so that the choice does not flatter the score.",
+        ),
+        Verb(
             "attention",
             "where a model looks, as NIfTI and as pictures, for one checkpoint or a series",
             "inference.options:AttentionOptions",

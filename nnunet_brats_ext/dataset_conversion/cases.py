@@ -213,7 +213,7 @@ def _compressed(values: np.ndarray, itemsize: int) -> int:
 def write_case(
     found: Inspection, folder: Path, link: str, normalise: bool = False, derived: Sequence[str] = ()
 ) -> None:
-    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs.
+    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs and labelsTs.
 
     derived: channels to compute from the sequences as they are written, of `DERIVED_CHANNELS`.
 
@@ -225,7 +225,8 @@ def write_case(
     stacked = {}
     if STACK in case.files:
         stacked = _unstack(read_image(case.files[STACK], found.right_angles), STACK, layout)
-    images = folder / ("imagesTr" if case.labelled else "imagesTs")
+    part = "Tr" if case.trains else "Ts"
+    images = folder / f"images{part}"
     needed = {sequence for name in derived for sequence in DERIVED_CHANNELS[name]}
     arrays: dict[str, np.ndarray] = {}
 
@@ -253,7 +254,7 @@ def write_case(
     if case.labelled:
         image = read_image(case.files[LABEL], found.right_angles).turned(grid.axes)
         labels = remap(to_integers(image.array), label_mapping(layout))
-        write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
+        write_image(folder / f"labels{part}" / f"{case.name}.nii.gz", labels, grid)
 
 
 def label_mapping(layout: Layout) -> Mapping[int, int]:

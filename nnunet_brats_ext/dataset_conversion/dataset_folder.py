@@ -32,6 +32,7 @@ _CASE = {
     "required": ["labelled", "patient", "known_as", "grade", "site", "files", "grid"],
     "properties": {
         "labelled": {"type": "boolean"},
+        "held_out": {"type": "boolean"},
         "patient": _TEXT,
         "known_as": {"type": "array", "items": _TEXT},
         "grade": _TEXT_OR_NONE,
@@ -82,6 +83,11 @@ class RawDataset:
         """Case -> what the manifest says of it."""
         return self.manifest.get("cases", {})
 
+    @property
+    def held_out(self) -> list[str]:
+        """The labelled cases that are kept to test on."""
+        return [case for case, about in self.cases.items() if about.get("held_out")]
+
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What `convert` or `distill` noted about a data set; None where neither made it."""
@@ -104,9 +110,9 @@ def is_finished(folder: Path, fingerprint: str) -> bool:
         return False
     files = []
     for case, about in dataset.cases.items():
-        images = folder / ("imagesTr" if about["labelled"] else "imagesTs")
-        files += [images / f"{case}_{channel:04d}{ending}" for channel in channels]
-        files += [folder / "labelsTr" / f"{case}{ending}"] if about["labelled"] else []
+        part = "Tr" if about["labelled"] and not about.get("held_out") else "Ts"
+        files += [folder / f"images{part}" / f"{case}_{channel:04d}{ending}" for channel in channels]
+        files += [folder / f"labels{part}" / f"{case}{ending}"] if about["labelled"] else []
     return all(file.exists() for file in files)
 
 

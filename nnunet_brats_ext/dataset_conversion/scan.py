@@ -28,8 +28,8 @@ class SourceCase:
     """The files of one case, by role.
 
     source: the number of its folder among those that are converted together. twins: a file with the same name and
-    another compression beside that of the role. remarks: what is unusual and does no harm. problems: what must be
-    solved before the case can be converted.
+    another compression beside that of the role. held_out: labelled, and kept to test on. remarks: what is unusual and
+    does no harm. problems: what must be solved before the case can be converted.
     """
 
     name: str
@@ -41,6 +41,7 @@ class SourceCase:
     known_as: list[str] = field(default_factory=list)  # the patient's names in other releases
     grade: str | None = None
     site: str | None = None
+    held_out: bool = False
     remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -52,6 +53,11 @@ class SourceCase:
     @property
     def labelled(self) -> bool:
         return LABEL in self.files
+
+    @property
+    def trains(self) -> bool:
+        """Whether it lies in imagesTr, and not in imagesTs."""
+        return self.labelled and not self.held_out
 
 
 @dataclass(frozen=True)

@@ -132,13 +132,23 @@ def best_candidate(scores: np.ndarray, columns: Sequence[ScoreColumn], objective
 
     The first of equals: leaving all as it is comes before any rule, and a rule before a stricter one.
     """
+    return int(order_of_candidates(candidate_means(scores, columns, objective), objective)[0])
+
+
+def candidate_means(scores: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> np.ndarray:
+    """(candidate): the mean rank of each candidate among all, or the mean of a metric, of scores as above."""
     if objective == "ranking":
         ranks = rank_values(scores.swapaxes(0, 1), [is_small_good(metric) for _, metric in columns])
-        cost = np.nanmean(ranks, axis=(1, 2))
-    else:
-        picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
-        cost = np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1) * (1 if is_small_good(objective) else -1)
-    return int(np.argmin(np.round(cost, 12)))  # rounded, so that equal candidates stay equal
+        return np.nanmean(ranks, axis=(1, 2))
+    picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
+    return np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1)
+
+
+def order_of_candidates(means: np.ndarray, objective: str) -> np.ndarray:
+    """The candidates from the best to the worst, equals as they are given."""
+    small_is_good = objective == "ranking" or is_small_good(objective)
+    cost = np.round(means, 12)  # rounded, so that equal candidates stay equal
+    return np.argsort(cost if small_is_good else -cost, kind="stable")
 
 
 def gain_per_case(before: np.ndarray, after: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> np.ndarray:

@@ -168,6 +168,17 @@ def scored_columns(preset: Preset, objective: str) -> list[ScoreColumn]:
     return [(region, metric) for region in preset.regions for metric in metrics]
 
 
+def columns_to_choose_by(by: str, preset: Preset) -> list[ScoreColumn]:
+    """Region and metric of the scores that `choose --by` looks at: a region's Dice, a metric, or the ranking's."""
+    if by in preset.regions:
+        return [(by, "dice")]
+    try:
+        columns = scored_columns(preset, by)
+    except UserError as error:
+        raise UserError(f"--by {by}: {error}, {', '.join(preset.regions)}") from error
+    return columns if by == "ranking" else [(region, metric) for region, metric in columns if metric == by]
+
+
 def _score_case(
     members: Mapping[str, PredictionFolder],
     references: Mapping[str, Path],

@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
 from nnunet_brats_ext.inference.checkpoints import warn_of_code
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
-from nnunet_brats_ext.inference.options import PredictOptions
+from nnunet_brats_ext.inference.options import InferenceOptions
 from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
 from nnunet_brats_ext.inference.profiling import MemoryMeter, Profile
 from nnunet_brats_ext.inference.systems import Member, Passes, System, of_each_model
@@ -43,7 +43,7 @@ class Machine:
     trusted: bool = False
 
     @classmethod
-    def from_options(cls, options: PredictOptions) -> "Machine":
+    def from_options(cls, options: InferenceOptions) -> "Machine":
         device = find_device(options.device).type
         processes = options.processes
         if processes and (reason := too_little_shared()):
@@ -150,9 +150,7 @@ class CasePrediction:
     def source(self, member: Member) -> np.ndarray:
         """The label map (z, y, x) of a member whose label maps others refine, on the grid of the image files."""
         if member not in self._sources:
-            logits = self.logits(member)
-            labels = logits.labels(logits.probabilities())
-            self._sources[member] = Segmentation(labels, None, logits.properties, logits.model).whole_labels
+            self._sources[member] = self.logits(member).segmentation().whole_labels
         return self._sources[member]
 
     def _seen_by(self, member: Member) -> tuple[Tensor, dict[str, Any]]:

@@ -134,7 +134,7 @@ class BraTSPredictor(nnUNetPredictor):
             folds: Sequence[int | str] = trained_folds(folder, checkpoint_name)
         else:
             folds = [use_folds] if isinstance(use_folds, int | str) else use_folds
-        self.load(TrainedModel(folder, tuple(folds), (checkpoint_name,)))
+        self.load(TrainedModel.of(folder, folds, (checkpoint_name,)))
 
     def load(self, model: TrainedModel) -> None:
         """Make ready all checkpoints of a model.
@@ -142,8 +142,7 @@ class BraTSPredictor(nnUNetPredictor):
         A UserError names every checkpoint that is missing, damaged, or of another model.
         """
         if not model.files:
-            names = " ".join(model.checkpoints)
-            raise UserError(f"no fold of {model.folder} holds {names}; train it, or choose -f and -chk")
+            raise UserError(f"no fold of {model.folder} holds such a checkpoint; train it, or choose -f and -chk")
         self.checkpoints = model.files
         self._check(lambda file: check_checkpoint(file, model.names))
         self._build(model)

@@ -139,9 +139,16 @@ def find_rules(name: str, model: Path | None = None) -> RuleSet:
     published = published_rules()
     if name in published:
         return RuleSet(tuple(published[name]))
-    beside = sorted(model.glob("brats_rules_*.json")) if model else []
-    names = [path.stem.removeprefix("brats_rules_") for path in beside]
-    raise UserError(f"no rules called {name!r}, and no such file; there are {', '.join([*names, *published])}")
+    there = ", ".join([*_saved_beside(model), *published]) if model else ", ".join(published)
+    files = " and ".join(f"no file {path}" for path in (*saved, Path(name)))
+    others = [one for one in model.parent.iterdir() if name in _saved_beside(one)] if model else []
+    advice = f". Those beside {others[0].name} are taken by their path: {rules_file(others[0], name)}" if others else ""
+    raise UserError(f"no rules called {name!r}: {files}, and no paper of that name; there are {there}{advice}")
+
+
+def _saved_beside(model: Path) -> list[str]:
+    """The names of the rules that were saved beside a model."""
+    return [path.stem.removeprefix("brats_rules_") for path in sorted(model.glob("brats_rules_*.json"))]
 
 
 def collect_rules(

@@ -146,7 +146,9 @@ def test_the_command_finds_the_threshold_that_helps(model, tmp_path, capsys):
     assert report["held_out"]["after"]["ET dice"] == 1
     # four of six cases gain; those four signs fall this way in 1 of 2^4
     assert report["held_out"]["p_value"] == pytest.approx(1 / 16)
-    assert "min_voxels=41" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "min_voxels=41" in said
+    assert "gain in mean rank" in " ".join(said.split())
 
 
 def test_rules_that_do_not_help_are_not_written_and_the_file_still_applies(model, tmp_path, capsys):

@@ -107,7 +107,7 @@ def test_without_one_of_its_sequences_the_channel_is_absent_too(world, four):
     for file in four.glob("*_0000.nii.gz"):
         file.unlink()
     predictor = BraTSPredictor(device=CPU)
-    predictor.load(TrainedModel(model(world), (0,)))
+    predictor.load(TrainedModel.of(model(world), (0,)))
     files = find_image_files(four, predictor.description.description, missing=True)
     case, _ = ImageCases(files).read([predictor.description], list(files), Workers(0))
     data, _ = case.seen_by(predictor.description)

@@ -688,12 +688,12 @@ def test_images_of_another_size_than_in_training_are_named(kind, fingerprint, ow
     if fingerprint:
         shutil.copy(world.root / "nnUNet_preprocessed" / own_models.name / "dataset_fingerprint.json", model)
     spoil, sentence = UNLIKE[kind]
-    files = find_image_files(images, TrainedModel(model, (0,)).description)
-    check_images(files, TrainedModel(model, (0,)), processes=1)
+    files = find_image_files(images, TrainedModel.of(model, [0]).description)
+    check_images(files, TrainedModel.of(model, [0]), processes=1)
     assert not sentences(recwarn)
     for file in next(iter(files.values())).values():
         change(file, spoil)
-    check_images(files, TrainedModel(model, (0,)), processes=1)
+    check_images(files, TrainedModel.of(model, [0]), processes=1)
     said = sentences(recwarn)
     assert re.search(sentence, said) if sentence else not said, said
 
@@ -830,7 +830,7 @@ def test_an_absent_sequence_stays_zero_in_nnunets_normalisation_also_in_a_cascad
     for file in images.glob("*_0000.nii.gz"):
         file.unlink()
     predictor = BraTSPredictor(device=CPU)
-    predictor.load(TrainedModel(folder_of(models), (0,)))
+    predictor.load(TrainedModel.of(folder_of(models), [0]))
     files = find_image_files(images, predictor.description.description, missing=True)
     case, _ = ImageCases(files).read([predictor.description], list(files), Workers(0))
     data, _ = case.seen_by(predictor.description)

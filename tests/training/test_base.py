@@ -103,7 +103,17 @@ def test_a_trial_run_is_short_and_says_so(world, monkeypatch):
     trainer = build(world, BraTSVAETrainer)
     trainer.get_tr_and_val_datasets()
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (3, 7, 2)
-    assert "SHORT RUN" in Path(trainer.log_file).read_text()
+    log = Path(trainer.log_file).read_text()
+    assert "SHORT RUN because of nnUNet_brats_iterations=7" in log
+    assert "nnUNet_brats_epochs=3: 3 epochs instead of " in log
+
+
+def test_a_run_of_other_epochs_as_a_recipe_asks_is_no_trial(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv(EPOCHS, "150")
+    trainer = build(world, BraTSVAETrainer)
+    assert trainer.num_epochs == 150
+    assert "WARNING" not in Path(trainer.log_file).read_text()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "ten", "1.5"])

@@ -183,7 +183,7 @@ def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabi
 
 
 def excluded(paths: Sequence[Path], wanted: RawDataset) -> Exclusion:
-    """What must not be trained on, from files and folders.
+    """What must not be trained on, from files and folders, and what the labelled data set holds out to test on.
 
     A file lists names of cases or patients: the first column of a text or .csv file, or a .json list. A folder of
     images in nnU-Net's form excludes by names and by images, any other folder of such files (label maps, predictions)
@@ -191,6 +191,11 @@ def excluded(paths: Sequence[Path], wanted: RawDataset) -> Exclusion:
     """
     found: list[Candidate] = []
     listed: list[Candidate] = []
+    count, ending = len(wanted.description.channel_names), wanted.description.ending
+    for case in wanted.held_out:
+        images = _images(wanted.folder / "imagesTs", case, count, ending)
+        found.append(_candidate(case, EXCLUDED, wanted.folder / "labelsTs", images, wanted.cases))
+    _require_files(found)
     for path in paths:
         if path.is_file():
             listed += [_excluded_case(name, path) for name in _listed(path)]
