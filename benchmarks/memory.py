@@ -13,25 +13,22 @@ configurations come from these counts; --device cuda shows how far a real GPU is
 
 import argparse
 import multiprocessing
+import os
 import resource
-import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from functools import cache, partial
+from io import StringIO
 from math import prod
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations
-from nnunet_brats_ext.planning.fitting import PLAIN_UNET
+from nnunet_brats_ext.inference.memory import LiveBytes
+from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations, trainers
 
 CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
@@ -158,7 +155,54 @@ def omnet(size: Sequence[int]) -> Training:
     return Training(network, of_all_tasks, optimizer, CHANNELS, ((1, 1, 1),))
 
 
-NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' configurations
+def of_configuration(name: str, size: Sequence[int]) -> Training:
+    """As the largest network of a paper's configuration trains, the last of equals: on plans made for the size."""
+    from nnunet_brats_ext import trainers as classes
+    from nnunet_brats_ext.planning.topology import deepest_topology
+    from nnunet_brats_ext.training.branches import NetworkWithBranch
+
+    facts = max(
+        (one for one in reversed(trainers().values()) if one.configuration == name), key=lambda one: one.parameters or 0
+    )
+    topology = deepest_topology((1.0, 1.0, 1.0), size, configurations()[name].poolings)
+    stages = len(topology.strides)
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages, "features_per_stage": [min(32 * 2**stage, 320) for stage in range(stages)],
+            "conv_op": "torch.nn.Conv3d", "kernel_sizes": topology.kernel_sizes, "strides": topology.strides,
+            "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
+            "norm_op": "torch.nn.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+    }  # fmt: skip
+    scheme = {"normalization_schemes": ["ZScoreNormalization"] * CHANNELS, "spacing": [1.0] * 3, "batch_dice": False}
+    entry = {"patch_size": size, "batch_size": 1, "data_identifier": "none", "architecture": architecture} | scheme
+    plans = {"dataset_name": "Dataset001_None", "plans_name": "Plans", "configurations": {name: entry}}
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}
+    channels = {str(i): sequence for i, sequence in enumerate(("T1", "T1ce", "T2", "FLAIR"))}
+    dataset = {"channel_names": channels, "labels": labels, "regions_class_order": [1, 2, 3], "file_ending": ".nii.gz"}
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        os.environ |= {"nnUNet_results": folder, "nnUNet_preprocessed": folder, "nnUNet_compile": "f"}
+        cpu = torch.device("cpu")
+        trainer = getattr(classes, facts.name)(plans | {"continue_training": False}, name, 0, dataset, cpu)
+        trainer.network = bare = type(trainer).build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, CHANNELS, REGIONS, trainer.enable_deep_supervision
+        )
+        if (branch := trainer.training_branch(bare)) is not None:
+            trainer.network = NetworkWithBranch(bare, branch)
+        optimizer, _ = trainer.configure_optimizers()
+        loss, scales = trainer._build_loss(), trainer._get_deep_supervision_scales()
+    if scales is None:
+        return Training(
+            trainer.network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, [[1] * 3]
+        )
+    return Training(trainer.network, loss, optimizer, CHANNELS, [[round(1 / n) for n in scale] for scale in scales])
+
+
+NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' configurations; of others their trainers
+    **{name: partial(of_configuration, name) for name, one in configurations().items() if one.base == "3d_fullres"},
     "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
     "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
     "lachinov_128": no_new_net,
@@ -171,41 +215,26 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' c
     "nnunet": nnunet,
 }
 IN_SLICES = {"hashemi_2d"}
-FOOTPRINTS = {name: one.footprint for name, one in configurations().items()} | {"nnunet": PLAIN_UNET}
 
 
+@cache
 def footprint_of(name: str) -> Footprint:
-    """The footprint that the planner estimates with."""
-    found = PLAIN_UNET if name == "nnunet" else configurations()[name].footprint
-    assert found is not None, f"{name} has no footprint yet"
-    return found
+    """The footprint that the planner estimates with; of one that has none yet, without its bytes per voxel."""
+    if name == "nnunet":
+        from nnunet_brats_ext.planning.fitting import PLAIN_UNET  # here, because it loads nnU-Net
 
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that live, `live`, and the most there have been, `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if (key := storage._cdata) not in self.known:
-            self.known.add(key)
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
+        return PLAIN_UNET
+    found = configurations()[name].footprint
+    if found is not None:
+        return found
+    with FakeTensorMode():
+        training, *_ = prepare(name, configurations()[name].patch_size or (64, 64, 64), 1, "cpu")
+        give_state(training)
+        weights = sum(p.numel() for p in training.network.parameters())
+        state = [value for each in training.optimizer.state.values() for value in each.values()]
+        numbers = sum(value.numel() for value in state if isinstance(value, Tensor) and value.ndim)
+    print(f"{name} has no footprint yet: Footprint({weights}, {round(numbers / weights)}, bytes per voxel as below)")
+    return Footprint(weights, round(numbers / weights), {"fp32": 0, "mixed": 0})
 
 
 def prepare(name: str, size: Sequence[int], batch: int, device: str) -> tuple[Training, Tensor, list[Tensor]]:
@@ -227,8 +256,15 @@ def step(
     training.optimizer.step()
 
 
+def give_state(training: Training) -> None:
+    """Let the optimiser make its state, without a step of the network."""
+    for parameter in training.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    training.optimizer.step()
+
+
 class Count(NamedTuple):
-    """Bytes of a second step, when the optimiser has its state; the first is smaller."""
+    """Bytes of a step when the optimiser has its state; the first is smaller."""
 
     peak: int
     after_forward: int
@@ -240,9 +276,9 @@ def count_fp32(name: str, size: tuple[int, ...], batch: int, fake: bool = True) 
     forward: list[int] = []
     with FakeTensorMode() if fake else nullcontext(), LiveBytes() as bytes_:
         training, x, targets = prepare(name, size, batch, "cpu")
-        for _ in range(2):
-            bytes_.peak = bytes_.live
-            step(training, x, targets, lambda: forward.append(bytes_.live))
+        give_state(training)
+        bytes_.peak = bytes_.live
+        step(training, x, targets, lambda: forward.append(bytes_.live))
     return Count(bytes_.peak, forward[-1])
 
 
@@ -312,6 +348,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("none", "cuda"), default="none", help="cuda: measure there as well")
     parser.add_argument("--resident", action="store_true", help="measure real steps on the CPU as well (fp32)")
     options = parser.parse_args()
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
 
     columns = ["network", "patch", "batch", "precision", "estimate", "counted", "B/voxel"]
     measured = [*(["GPU"] if options.device == "cuda" else []), *(["resident"] if options.resident else [])]

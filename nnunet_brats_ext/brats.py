@@ -19,6 +19,9 @@ SEQUENCE_NAMES: Mapping[str, tuple[str, ...]] = {  # as data sets call them; low
     "T2": ("t2", "t2w", "t2synth"),
     "FLAIR": ("flair", "t2f", "t2flair", "fla"),
 }
+DERIVED_CHANNELS: Mapping[str, Mapping[str, float]] = {  # channels computed from sequences, see `derive_channel`
+    "T1ce-T1": {"T1ce": 1, "T1": -1},  # what takes up contrast agent: Kim et al. 2024, arxiv.org/abs/2409.08143
+}
 LABEL_NAMES = (
     "seg",
     "segm",
@@ -157,3 +160,19 @@ def remap(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
 def to_regions(segmentation: np.ndarray, regions: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The boolean mask of each region of a label map; `regions` and the map in the same numbering."""
     return {name: np.isin(segmentation, labels) for name, labels in regions.items()}
+
+
+def derive_channel(images: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The weighted sum of the z-scores of some sequences, in float32; zero where one of them is zero or missing.
+
+    images: by sequence, of one shape. MR intensities have no unit, and every scanner scales every sequence in its own
+    way. So each sequence gets mean 0 and standard deviation 1 over the voxels where none of them is zero.
+    """
+    arrays = {name: np.asarray(images[name], np.float32) for name in weights}  # as nnU-Net reads them
+    inside = np.logical_and.reduce([array != 0 for array in arrays.values()])
+    derived = np.zeros(inside.shape, np.float32)
+    if inside.any():
+        values = {name: array[inside].astype(np.float64) for name, array in arrays.items()}
+        scores = {name: (one - one.mean()) / max(one.std(), 1e-8) for name, one in values.items()}
+        derived[inside] = sum(weights[name] * one for name, one in scores.items())
+    return derived

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from math import prod
 from pathlib import Path
 from traceback import extract_tb
@@ -118,6 +118,8 @@ class TrainerFacts:
     at inference, for four channels (and the previous stage's labels) and three regions; None where plans decide.
     snapshot_epochs: after how many epochs to keep the weights, as checkpoint_epoch_N.pth; the environment may name
     others. previous_stage: in a cascade, the trainer of the previous stage; None is the trainer itself, as in nnU-Net.
+    starts_from: the trainer whose final weights, of the same fold and configuration, training starts from.
+    needs: a package that only an extra of the same name installs.
     attention: what shows where its network looks, as `FILE.py:NAME` beside paper.py; None has nothing to show.
     """
 
@@ -128,8 +130,17 @@ class TrainerFacts:
     prediction: Prediction = Prediction()
     snapshot_epochs: tuple[int, ...] = ()
     previous_stage: str | None = None
+    starts_from: str | None = None
+    needs: str | None = None
     attention: str | None = None
     paper: str = ""  # filled in when papers are found
+
+    @property
+    def missing(self) -> str | None:
+        """A sentence with the command that installs what the trainer needs, or None where that is there."""
+        if self.needs is None or find_spec(self.needs):
+            return None
+        return f"{self.name} needs {self.needs}, which is not installed: pip install 'nnunet-brats-ext[{self.needs}]'"
 
 
 @dataclass(frozen=True)

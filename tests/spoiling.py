@@ -20,6 +20,7 @@ MODEL = f"nnUNet_results/Dataset901_World/{TRAINER}__SmallPlans__small"
 RAW, PREPROCESSED = "nnUNet_raw/Dataset901_World", "nnUNet_preprocessed/Dataset901_World"
 CASES = ("BraTS20_Validation_007", "BraTS20_Validation_008")  # without labels
 CASE = CASES[1]
+HELD_OUT = "BraTS20_Training_002"  # of fold 0
 RELEASE = "release/MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001"
 RELEASE_CASE = str(Path(RELEASE).parent)
 ON_CPU = "-device cpu -np 0 --tta none"
@@ -33,13 +34,16 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "plan": "plan 901 -p SmallPlans --name OtherPlans",
     "predict": f"predict -m {MODEL} -f 0 -i images -o out {ON_CPU}",
     "predict (vote, rules)": f"predict -m {MODEL} -f 0 1 --combine vote --rules rules.json -i images -o out {ON_CPU}",
+    "choose": f"choose -m {MODEL} -f 0 {ON_CPU}",
     "attention": f"attention -m {MODEL} -f 0 -i images -o out -device cpu --reference references",
     "ensemble": "ensemble -i A B -o out -np 1",
     "ensemble (majority)": "ensemble --method majority -i A B -o out -np 1",
+    "ensemble (staple)": "ensemble --method staple -i A B -o out -np 1",
     "ensemble (two-pass)": "ensemble --method two-pass -i A B -o out -np 1",
     "postprocess": "postprocess -i A --rules rules.json -o out -np 1",
     "postprocess (probabilities)": "postprocess -i A --rule unlikely-components:ET=0.1 -o out -np 1",
     "postprocess (images)": "postprocess -i A --rule oedema-to-core --images images -o out -np 1",
+    "relabel": "relabel -i A -o out --from trained --to glioma_2017 -np 1",
     "uncertainty": "uncertainty -i A B --reference references --images images -o out -np 1",
     "evaluate": "evaluate references A --labels trained -o out/out.json -np 1",
     "rank": "rank A B --reference references --labels trained -o out/out.json -np 1",
@@ -47,6 +51,7 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "tune": "tune references A --splits splits.json -o out/out.json -np 1",
     "report": "report one.json two.json -o out/out.html -np 1 --reference references --predictions A B --images images "
     f"--models {MODEL} --uncertainty maps --names A B",
+    "export": f"export -m {MODEL} --torchscript out/out.pt --patch-size 16 16 16",
     "run": "run recipe.yaml release --dry-run -o run -device cpu",
     "status": "status run",
     "layout": "layout release",
@@ -56,6 +61,7 @@ COMMANDS = {  # a verb, or a form of one in brackets -> its words, in the folder
     "container": "container system -o out --challenge plain",
     "doctor": "doctor",
     "papers": "papers",
+    "presets": "presets",
     "phantom": "phantom out --cases 1 --size 32 32 32 --anatomy procedural -np 1",
     "demo": "demo --device cpu",
 }

@@ -21,6 +21,7 @@ from spoiling import (
     CASE,
     COMMANDS,
     DAMAGE,
+    HELD_OUT,
     MODEL,
     OTHER_GRIDS,
     PREPROCESSED,
@@ -49,6 +50,7 @@ IMAGES = {  # command -> a file that it reads
     "distill": f"images/{CASE}_0001.nii.gz",
     "predict": f"images/{CASE}_0001.nii.gz",
     "predict (vote, rules)": f"images/{CASE}_0001.nii.gz",
+    "choose": f"{RAW}/imagesTr/{HELD_OUT}_0001.nii.gz",
     "attention": f"images/{CASE}_0001.nii.gz",
     "postprocess (images)": f"images/{CASE}_0001.nii.gz",
     "uncertainty": f"images/{CASE}_0001.nii.gz",
@@ -58,13 +60,16 @@ LABEL_MAPS = {
     "convert": f"{RELEASE}_seg.nii.gz",
     "restore": f"A/{CASE}.nii.gz",
     "distill": f"A/{CASE}.nii.gz",
+    "choose": f"{RAW}/labelsTr/{HELD_OUT}.nii.gz",
     "attention": f"references/{CASE}.nii.gz",
     "ensemble": f"A/{CASE}.nii.gz",
     "ensemble (majority)": f"B/{CASE}.nii.gz",
+    "ensemble (staple)": f"B/{CASE}.nii.gz",
     "ensemble (two-pass)": f"B/{CASE}.nii.gz",
     "postprocess": f"A/{CASE}.nii.gz",
     "postprocess (probabilities)": f"A/{CASE}.nii.gz",
     "postprocess (images)": f"A/{CASE}.nii.gz",
+    "relabel": f"A/{CASE}.nii.gz",
     "uncertainty": f"B/{CASE}.nii.gz",
     "evaluate": f"references/{CASE}.nii.gz",
     "rank": f"B/{CASE}.nii.gz",
@@ -81,9 +86,11 @@ PROBABILITIES = {
 CHECKPOINTS = {
     "predict": f"{MODEL}/fold_0/checkpoint_final.pth",
     "predict (vote, rules)": f"{MODEL}/fold_1/checkpoint_final.pth",
+    "choose": f"{MODEL}/fold_0/checkpoint_final.pth",
     "attention": f"{MODEL}/fold_0/checkpoint_final.pth",
     "bundle": f"{MODEL}/fold_0/checkpoint_final.pth",
     "segment": "system/" + MODEL.replace("nnUNet_results", "models") + "/fold_0/checkpoint_final.safetensors",
+    "export": f"{MODEL}/fold_0/checkpoint_final.pth",
 }
 JSON = {  # a command and a JSON file that it reads
     ("restore", f"{RAW}/manifest.json"),
@@ -99,6 +106,7 @@ JSON = {  # a command and a JSON file that it reads
     ("predict", f"{MODEL}/plans.json"),
     ("predict", f"{MODEL}/dataset.json"),
     ("predict (vote, rules)", "rules.json"),
+    ("choose", f"{PREPROCESSED}/splits_final.json"),
     ("attention", f"{MODEL}/plans.json"),
     ("attention", f"{MODEL}/dataset.json"),
     ("ensemble", "A/dataset.json"),
@@ -118,17 +126,19 @@ JSON = {  # a command and a JSON file that it reads
     ("inspect", "system/bundle.json"),
     ("container", "system/bundle.json"),
     ("segment", "system/bundle.json"),
+    ("export", f"{MODEL}/plans.json"),
+    ("export", f"{MODEL}/dataset.json"),
 }
-READ_NONE = {  # kind of file -> verbs that read none of it; and `check` and `segment`, to which images are findings
-    "image": "restore filter-cases plan ensemble evaluate rank tune run status doctor papers phantom demo check layout "
-    "bundle inspect segment container",
-    "label map": "filter-cases plan predict run status doctor papers phantom demo check layout bundle inspect segment "
-    "container",
-    "probabilities": "convert restore filter-cases plan predict attention evaluate rank tune report run status doctor "
-    "papers phantom demo check layout bundle inspect segment container",
+# `import` reads files of other systems: tests/weights damages them.
+READ_NOTHING = "run status doctor papers presets phantom demo check layout prepare inspect container import"
+READ_NONE = {  # kind of file -> verbs that read none of it; to `check` and `segment` damaged images are findings
+    "image": f"restore filter-cases plan ensemble evaluate rank tune bundle segment relabel export {READ_NOTHING}",
+    "label map": f"filter-cases plan predict bundle segment export {READ_NOTHING}",
+    "probabilities": "convert restore filter-cases plan predict choose attention evaluate rank tune report bundle "
+    f"segment relabel export {READ_NOTHING}",
     "checkpoint": "convert restore distill filter-cases plan ensemble postprocess uncertainty evaluate rank tune "
-    "report run status doctor papers phantom demo check layout inspect container",
-    "JSON": "convert evaluate run doctor papers phantom demo check layout",
+    f"report relabel {READ_NOTHING}",
+    "JSON": "convert evaluate run doctor papers presets phantom demo check layout prepare relabel import",
 }
 READ = {
     "image": IMAGES,
@@ -184,10 +194,10 @@ COMPARED = [  # with other files of the case; a folder of label maps alone is on
     (command, file)
     for table in (IMAGES, LABEL_MAPS)
     for command, file in table.items()
-    if command not in ("postprocess", "postprocess (probabilities)")
+    if command not in ("postprocess", "postprocess (probabilities)", "relabel")
 ]
 # These turn files into one orientation, so that a flipped one is the same.
-TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)")
+TURNED = ("report", "convert", "restore", "predict", "predict (vote, rules)", "evaluate", "rank", "choose")
 
 
 @pytest.mark.parametrize("spoil", OTHER_GRIDS, ids=lambda spoil: spoil.__name__)
@@ -197,7 +207,7 @@ def test_a_file_on_another_grid_is_named(command, file, spoil, everything, refus
         return
     spoil(everything / file)
     said = refused(command)
-    assert CASE in said or "BraTS20_Training_001" in said
+    assert any(case in said for case in (CASE, HELD_OUT, "BraTS20_Training_001"))
     assert any(
         word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1")
     )
@@ -312,7 +322,17 @@ def some_edits(content, most: int) -> list[object]:
 def test_an_edited_json_file_is_no_traceback(command, file, everything, capsys):
     """A key less, or a value of another kind: the command is refused with the file, or does not read that key."""
     content = json.loads((everything / file).read_text())
-    slow = verb_of(command) in ("predict", "attention", "report", "distill", "segment", "container", "bundle")
+    slow = verb_of(command) in (
+        "predict",
+        "choose",
+        "attention",
+        "report",
+        "distill",
+        "segment",
+        "container",
+        "bundle",
+        "export",
+    )
     for other in some_edits(content, EDITS // 6 if slow else EDITS):
         (everything / file).write_text(json.dumps(other))
         if run(command) == 1:

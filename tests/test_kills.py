@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from spoiling import copy_of, restore, run
+from spoiling import copy_of, restore, run, verb_of
 from tiny_trainers import build, same, state
 from tiny_trainers import run as train
 
@@ -29,9 +29,13 @@ POINTS = [  # command -> after which share of its changes to files it is killed
     ("convert", 0.95),
     ("predict", 0.7),
     ("predict (vote, rules)", 0.6),
+    ("choose", 0.6),
     ("ensemble", 0.5),
     ("ensemble", 0.95),
 ]
+
+
+NETWORKS = ("predict", "choose")
 
 
 class Changes:
@@ -108,7 +112,9 @@ def test_a_command_that_was_killed_ends_the_same_when_it_is_given_again(command,
         restore(everything, copy_of(everything))
     whole, changes = WHOLE[command]
     point = max(1, int(share * changes))
-    killed = kill_interpreter(command, point) if "predict" in command else kill_fork(lambda: run(command), point)
+    killed = (
+        kill_interpreter(command, point) if verb_of(command) in NETWORKS else kill_fork(lambda: run(command), point)
+    )
     assert killed == KILLED
     done = command == "ensemble" and whole.keys() <= files_in(everything).keys()  # then it stays, and is no input
     assert run(command) == (1 if done else 0)

@@ -13,6 +13,7 @@ LAYERS = (
     {"architectures", "losses", "dataset_conversion", "planning", "predictions", "evaluation", "trainers/*/paper"},
     {"training"},
     {"inference"},
+    {"weights"},
     {"trainers"},
     {"workflow", "bundles"},
     {"cli", "demo"},

@@ -1,18 +1,19 @@
 """docs/scores.md: its tables are those of the presets and label schemes."""
 
+import ast
 import re
 
 import numpy as np
-from page_blocks import DOCS
+from label_maps import make_pair
+from page_blocks import DOCS, blocks
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
-from nnunet_brats_ext.evaluation import Preset, evaluate_case
+from nnunet_brats_ext.cli.presets import markdown_table
+from nnunet_brats_ext.evaluation import evaluate_case, lesion_table
 from nnunet_brats_ext.evaluation.metrics import HD95, NSD
-from nnunet_brats_ext.evaluation.presets import PRESETS, DilationRule
+from nnunet_brats_ext.evaluation.presets import PRESETS
 
 PAGE = (DOCS / "scores.md").read_text()
-DIAGONAL = "the volume's diagonal"
-GLIOMA = ["WT", "TC", "ET"]
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -25,28 +26,29 @@ def coded(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-def as_cells(preset: Preset) -> tuple[list[str], str, str, str]:
-    """What the table has to say: metrics, regions in addition, penalty, kind of lesions."""
-    further = [region for region in preset.regions if region not in GLIOMA]
-    addition = ", ".join(further) if set(GLIOMA) <= set(preset.regions) else f"{', '.join(further)} alone"
-    penalty = DIAGONAL if preset.penalty_mm is None else str(preset.penalty_mm)
-    kinds = {"dilation" if isinstance(rule, DilationRule) else "matching" for rule in preset.lesions.values()}
-    return [*preset.overlaps, *preset.measures], addition, penalty, "".join(kinds)
-
-
 def test_the_table_of_presets_is_that_of_the_presets():
-    described, metrics = {}, []
-    for years, cohorts, whole, addition, penalty, lesions in rows("preset"):
-        first, last = int(coded(years)[0][-4:]), int(coded(years)[-1][-4:])
-        metrics = coded(whole) or (
-            [*PRESETS["brats2023"]["gli"].overlaps, "hd95", "nsd"] if "2023" in whole else metrics
-        )
-        for year in range(first, last + 1):
-            for cohort in coded(cohorts):
-                described[f"brats{year}", cohort] = (metrics, addition, penalty, lesions)
-        metrics = described[f"brats{first}", coded(cohorts)[0]][0]
-    presets = {(year, cohort): as_cells(one) for year, cohorts in PRESETS.items() for cohort, one in cohorts.items()}
-    assert described == presets
+    assert PAGE.split("--markdown` -->\n")[1].split("\n<!-- presets end -->")[0] == markdown_table()
+
+
+def test_the_columns_of_lesions_are_those_of_their_rows():
+    described = [name for cells in rows("column") for name in coded(cells[0])]
+    row = lesion_table(*make_pair("glioma_2023"), preset="brats2023")[0]
+    assert described == [name for name in row if name != "region"]
+
+
+def test_the_code_of_the_page_runs_and_its_comments_are_true():
+    (block,) = blocks("scores.md", "python")
+    names: dict[str, object] = {}
+    checked = 0
+    for statement in ast.parse(block).body:
+        if not isinstance(statement, ast.Expr):
+            exec(ast.unparse(statement), names)
+            continue
+        value = eval(ast.unparse(statement), names)
+        if comment := block.splitlines()[statement.end_lineno - 1].partition("#")[2].strip():
+            assert value == ast.literal_eval(comment)
+            checked += 1
+    assert checked == 2
 
 
 def test_the_table_of_numberings_is_that_of_the_label_schemes():

@@ -15,7 +15,10 @@ from nnunet_brats_ext import trainers
 from nnunet_brats_ext.training.seams import PlainTrainer
 
 CPU = torch.device("cpu")
-SMALL = {"features_per_stage": (8, 8), "n_blocks_per_stage": (1, 1), "features": (1, 2)}  # arguments of networks
+SMALL = {  # arguments of networks
+    "features_per_stage": (8, 8), "n_blocks_per_stage": (1, 1), "features": (1, 2),
+    "embed_dim": 24, "eva_depth": 1, "eva_numheads": 2, "ch_per_level": (4, 4, 4, 4),
+}  # fmt: skip
 
 
 def make_tiny(trainer: type[PlainTrainer], patch: pytest.MonkeyPatch) -> type[PlainTrainer]:

@@ -3,14 +3,16 @@
 Shapes: b batch, c channels, *s the two or three spatial axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import ClassVar, Protocol, runtime_checkable
 
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, maybe_convert_scalar_to_list
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 ConvOp = type[nn.Conv2d] | type[nn.Conv3d]
@@ -33,7 +35,13 @@ class SegmentationNetwork(nn.Module):
     """The numbers of spatial axes that the network can be built for."""
 
     training_only: ClassVar[tuple[str, ...]] = ()
-    """Submodules that only train mode runs, although their weights are stored with all others."""
+    """Submodules that only train mode or deep supervision runs, although their weights are stored with all others."""
+
+    deep_supervision: bool = False
+    """Whether logits of several scales are given, from the finest, in eval mode as well, for nnU-Net's weighted loss.
+
+    Only networks that state it have a scale for each of their strides; trainers switch it.
+    """
 
     strides: list[tuple[int, ...]]
     """The strides of the stages that were built, one number per axis."""
@@ -81,6 +89,28 @@ class EncoderDecoder(Protocol):
         """Logits from the features of `encode`."""
 
 
+def recomputed(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """part(x), of which training keeps x alone; what lies between is computed once more in the backward pass.
+
+    For a normalisation and its activation, which cost little time and much memory, above all in mixed precision, where
+    GroupNorm computes in fp32. A convolution at the end of `part` is not repeated, because its gradient does not need
+    its result. Gradients are the same, bit for bit (`benchmarks/training_step.py`).
+    """
+    return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else part(x)
+
+
+def optional_names(network: nn.Module) -> set[str]:
+    """The names of buffers that checkpoints of earlier versions lack, and that loading such a checkpoint adds.
+
+    A module lists its own ones in the attribute `absent_from_earlier`.
+    """
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, module in network.named_modules()
+        for buffer in getattr(module, "absent_from_earlier", ())
+    }
+
+
 class PreActivationBlock(nn.Module):
     """Identity mapping residual block: He et al. 2016, https://arxiv.org/abs/1603.05027, as Myronenko 2018 uses it.
 
@@ -89,12 +119,12 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, conv_op: ConvOp, channels: int, groups: int = 8):
         super().__init__()
-        self.norm1, self.norm2 = (nn.GroupNorm(groups, channels) for _ in range(2))
+        self.norm1, self.norm2 = (GroupNorm(groups, channels) for _ in range(2))
         self.conv1, self.conv2 = (conv_op(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(functional.relu(self.norm1(x), inplace=True))
-        return x + self.conv2(functional.relu(self.norm2(y), inplace=True))
+        y = recomputed(lambda x: self.conv1(functional.relu(self.norm1(x), inplace=True)), x)
+        return x + recomputed(lambda y: self.conv2(functional.relu(self.norm2(y), inplace=True)), y)
 
 
 class ProjectAndUpsample(nn.Module):

@@ -24,16 +24,18 @@ from nnunet_brats_ext.architectures.blocks import (
     ProjectAndUpsample,
     SegmentationNetwork,
     Strides,
+    recomputed,
 )
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 NormOp = Callable[[int], nn.Module]
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """GroupNorm of 16 groups at most; channels that 16 does not divide make groups of gcd(16, channels) channels."""
     groups = min(16, channels)
-    return nn.GroupNorm(groups if channels % groups == 0 else channels // gcd(16, channels), channels)
+    return GroupNorm(groups if channels % groups == 0 else channels // gcd(16, channels), channels)
 
 
 def norm_op(norm: Literal["group", "instance"], conv_op: ConvOp) -> NormOp:
@@ -54,6 +56,10 @@ class ConvUnit(nn.Sequential):
             norm(output_channels),
             nn.ReLU(inplace=True),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve, normalise, activate = self
+        return recomputed(lambda y: activate(normalise(y)), convolve(x))
 
 
 class ConvolutionalBlockAttention(nn.Module):
@@ -160,3 +166,42 @@ def _initialise(module: nn.Module) -> None:
     """Kaiming's normal initialisation by fan-out for convolutions: He et al. 2015, https://arxiv.org/abs/1502.01852."""
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+_UNITS = tuple(
+    (f"ConvBnRelu{number + 1}.{old}.", f"{number}.{new}.")
+    for number in range(2)
+    for old, new in (("conv", "0"), ("bn", "1"))
+)
+_ATTENTION = (
+    ("ChannelGate.mlp.1.", "channel_gate.0."),
+    ("ChannelGate.mlp.3.", "channel_gate.2."),
+    ("SpatialGate.spatial.conv.", "spatial_gate.0."),
+    ("SpatialGate.spatial.bn.", "spatial_gate.1."),
+)
+_ENCODER = (*((f"encoder{stage + 1}.", f"encoder_stages.{stage}.") for stage in range(4)), ("bottom.", "bottom."))
+_HEADS = (("deep_bottom.", 0), ("deep_bottom2.", 1), ("deep3.", 2), ("deep2.", 3))
+_DECODER_AND_HEADS = {
+    **{f"decoder{3 - level}.{old}": f"decoder_stages.{level}.{new}" for level in range(3) for old, new in _UNITS},
+    "outconv.": "output.",
+    **{f"{old}0.": f"heads.{number}.project." for old, number in _HEADS},
+}
+
+RELEASED_KEYS = {
+    **{stage + old: ours + new for stage, ours in _ENCODER for old, new in _UNITS},
+    **{f"bottom_2.{old}.": f"merge.0.{new}." for old, new in (("conv", "0"), ("bn", "1"))},
+    **_DECODER_AND_HEADS,
+}
+"""The beginnings of names in the release of Henry et al. 2020 -> ours: its EquiUnet.
+
+https://github.com/lescientifik/open_brats2020
+"""
+
+RELEASED_KEYS_WITH_ATTENTION = {
+    **{f"{stage}UBlock.{old}": ours + new for stage, ours in _ENCODER for old, new in _UNITS},
+    **{f"{stage}CBAM.{old}": f"{ours}2.{new}" for stage, ours in _ENCODER for old, new in _ATTENTION},
+    **{f"bottom_2.0.{old}.": f"merge.0.{new}." for old, new in (("conv", "0"), ("bn", "1"))},
+    **{f"bottom_2.1.{old}": f"merge.1.{new}" for old, new in _ATTENTION},
+    **_DECODER_AND_HEADS,
+}
+"""Likewise of its Att_EquiUnet."""

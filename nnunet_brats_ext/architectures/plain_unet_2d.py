@@ -110,3 +110,14 @@ class BinaryUNet2D(PlainUNet2D):
             channels = channels.relu()
         foreground, background = channels.split(1, dim=1)
         return functional.pad(foreground - background, (0, 0, 0, 0, *self.others), value=ABSENT_LOGIT)
+
+
+_LAYERS = tuple((f"{old}.", f"{new}.") for old, new in ((0, 0), (1, 1), (4, 3), (5, 4)))  # without its dropouts
+
+RELEASED_KEYS = {
+    **{f"conv{stage + 1}.{old}": f"encoder_stages.{stage}.{new}" for stage in range(5) for old, new in _LAYERS},
+    **{f"upconv{level + 1}.0.": f"upsamplings.{level}.0." for level in range(4)},
+    **{f"conv{level + 6}.{old}": f"decoder_stages.{level}.{new}" for level in range(4) for old, new in _LAYERS},
+    "convlast.0.": "head.",
+}
+"""The beginnings of names in the release of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) -> ours."""

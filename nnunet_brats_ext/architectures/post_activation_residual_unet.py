@@ -10,7 +10,8 @@ import torch
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.blocks import ConvOp, ProjectAndUpsample, Strides
+from nnunet_brats_ext.architectures.blocks import ConvOp, ProjectAndUpsample, Strides, recomputed
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.architectures.residual_unet import ResidualUNet
 
 
@@ -26,13 +27,14 @@ class PostActivationBlock(nn.Module):
         for _ in range(2):
             units += [
                 conv_op(channels, channels, 3, padding=1, bias=False),
-                nn.GroupNorm(groups, channels),
+                GroupNorm(groups, channels),
                 nn.LeakyReLU(0.01, inplace=True),
             ]
         self.units = nn.Sequential(*units)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.units(x)
+        y = recomputed(self.units[1:4], self.units[0](x))
+        return x + recomputed(self.units[4:], y)
 
 
 class PostActivationResidualUNet(ResidualUNet):
@@ -62,7 +64,7 @@ class PostActivationResidualUNet(ResidualUNet):
             features_per_stage,
             n_blocks_per_stage,
             stem=lambda narrow, wide, stride: nn.Sequential(
-                conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, wide)
+                conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False), GroupNorm(8, wide)
             ),
             downsample=lambda narrow, wide, stride: conv_op(narrow, wide, stride, stride=stride, bias=False),
             block=partial(PostActivationBlock, conv_op),
@@ -79,3 +81,32 @@ class PostActivationResidualUNet(ResidualUNet):
 
     def join(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
         return self.merges[level](torch.cat([skip, self.upsamplings[level](below)], dim=1))
+
+
+_UNITS = (("conv1.conv1.", "units.0."), ("norm1.", "units.1."), ("conv2.conv1.", "units.3."), ("norm2.", "units.4."))
+
+RELEASED_KEYS = {
+    "conv_input.": "stem.0.",
+    "norm_input.": "stem.1.",
+    "conv_output.": "head.",
+    **{f"conv_first.{block}.{old}": f"encoder_stages.0.{block}.{new}" for block in range(1) for old, new in _UNITS},
+    **{
+        f"encoder_convs.{stage - 1}.{block}.{old}": f"encoder_stages.{stage}.{block}.{new}"
+        for stage, blocks in enumerate((1, 2, 2, 4))
+        for block in range(blocks)
+        for old, new in _UNITS
+        if stage
+    },
+    **{f"encoder_convs.{stage}.0.downsample.0.": f"downsamplings.{stage}." for stage in range(3)},
+    **{f"upsampling.{2 - level}.1.": f"upsamplings.{level}.0.project." for level in range(3)},
+    **{f"decoder_convs1x1.{2 - level}.": f"merges.{level}." for level in range(3)},
+    **{
+        f"decoder_convs.{2 - level}.0.{old}": f"decoder_stages.{level}.{new}"
+        for level in range(3)
+        for old, new in _UNITS
+    },
+}
+"""The beginnings of names in the release of Lachinov et al. 2019 (https://github.com/lachinov/brats2019) -> ours."""
+
+RELEASED_UNUSED = (r"decoder_convs(1x1)?\.3\.",)
+"""Of the release: a stage of the decoder that it builds and never calls."""

@@ -186,3 +186,33 @@ class AttentionGatedResidualUNet(PreActivationResidualUNet):
 
     def join(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
         return self.upsamplings[level](below) + self.gates[level](skip, below)
+
+
+_BLOCKS = tuple(
+    (stage, block, f"en_block{stage}_{block}." if blocks > 1 else f"en_block{stage}.")
+    for stage, blocks in enumerate((1, 2, 2, 4))
+    for block in range(blocks)
+)
+
+RELEASED_KEYS = {
+    "in_conv0.conv1.": "stem.",
+    **{f"en_down{stage}.conv1.": f"downsamplings.{stage - 1}." for stage in (1, 2, 3)},
+    **{old: f"encoder_stages.{stage}.{block}." for stage, block, old in _BLOCKS},
+    **{f"de_up{2 - level}.conv1.": f"upsamplings.{level}.project." for level in range(3)},
+    **{f"de_block{2 - level}.": f"decoder_stages.{level}." for level in range(3)},
+    "de_end.conv1.": "head.",
+}
+"""The beginnings of names in the release of Lyu & Shu 2020 -> ours, of the first stage.
+
+https://github.com/shu-hai/two-stage-VAE-Attention-gate-BraTS2020
+"""
+
+RELEASED_KEYS_OF_GATES = {
+    f"ag_{2 - level}.{old}": f"gates.{level}.{new}"
+    for level in range(3)
+    for old, new in (("W_x.", "theta."), ("W_g.", "phi."), ("psi.0.", "psi.1."), ("psi.1.", "psi.2."))
+}
+"""Likewise those that the second stage has as well."""
+
+RELEASED_UNUSED = (r"vae\.",)
+"""Of the release: the branch that only training needs."""

@@ -10,6 +10,7 @@ from dynamic_network_architectures.building_blocks.helper import maybe_convert_s
 from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.blocks import ConvOp, PreActivationBlock, ProjectAndUpsample, Strides
+from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 
@@ -48,7 +49,7 @@ class VAEBranch(nn.Module):
         small = [size // step for size, step in zip(endpoint_size, halving, strict=True)]
 
         self.squeeze = nn.Sequential(
-            nn.GroupNorm(8, features[-1]),
+            GroupNorm(8, features[-1]),
             nn.ReLU(inplace=True),
             conv_op(features[-1], bottleneck, 3, stride=halving, padding=1),
             nn.Flatten(),

@@ -247,7 +247,7 @@ def _check_content(manifest: Mapping[str, Any], folder: Path, path: Path) -> Bun
     system = _system_of(manifest, path)
     for model in system.models.values():
         place = folder / model.folder
-        needed = [place / f"fold_{fold}" / name for fold in model.folds for name in model.checkpoints]
+        needed = [place / f"fold_{fold}" / name for fold, name in model.weights]
         for file in (place / "plans.json", place / "dataset.json", *needed):
             if file.relative_to(folder).as_posix() not in manifest["files"]:
                 raise UserError(f"{path} lacks {file.relative_to(folder)}; {AGAIN}")

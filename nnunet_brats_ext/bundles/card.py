@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from nnunet_brats_ext.bundles.contents import (
     BundledSystem,
     EnsemblePrediction,
+    Fold,
     NetworkPrediction,
     Networks,
     RulesPrediction,
+    Weights,
 )
 from nnunet_brats_ext.predictions.rule_sets import describe_rule
 
@@ -21,7 +23,7 @@ def write_card(system: BundledSystem) -> str:
 
 def _lines(system: BundledSystem) -> Iterator[str]:
     about = system.about
-    count = sum(len(model.folds) * len(model.checkpoints) for model in system.models.values())
+    count = sum(len(model.weights) for model in system.models.values())
     yield f"# {about['title']}"
     yield ""
     yield f"A trained system of {count} network{'s' if count > 1 else ''} for brain tumours in MRI. {about['note']}"
@@ -46,13 +48,13 @@ def _lines(system: BundledSystem) -> Iterator[str]:
     yield ""
     yield "## What it is made of"
     yield ""
-    yield "| model | trainer | of | configuration | folds | checkpoints | parameters | Dice of nnU-Net's validation |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| model | trainer | of | configuration | networks | parameters | Dice of nnU-Net's validation |"
+    yield "|---|---|---|---|---|---|---|"
     for name, model in system.models.items():
         dice = ", ".join(f"{fold}: {value:.3f}" for fold, value in model.dice.items()) or "not known"
         yield (
             f"| {name} | `{model.trainer}` | {' '.join(model.package).strip()} | {model.configuration} | "
-            f"{', '.join(map(str, model.folds))} | {', '.join(one.rsplit('.', 1)[0] for one in model.checkpoints)} | "
+            f"{networks_in_words(model.weights)} | "
             f"{model.parameters:,} | {dice} |"
         )
     yield ""
@@ -92,7 +94,7 @@ def describe(one: NetworkPrediction | EnsemblePrediction | RulesPrediction) -> s
     if isinstance(one, RulesPrediction):
         return f"{one.of} after the rules {', '.join(map(describe_rule, one.rules['rules']))}"
     how = {"vote": "vote", "probabilities": "mean probability"}.get(one.passes.get("combine", ""), "mean logits")
-    several = len(one.networks) > 1 or one.networks[0].count > 1
+    several = len(one.networks) > 1 or len(one.networks[0].weights) > 1
     words = " and ".join(
         _networks(networks) + (f", on label maps of {_networks(before)}" if before else "")
         for networks, before in zip(one.networks, one.previous, strict=True)
@@ -106,9 +108,18 @@ def describe(one: NetworkPrediction | EnsemblePrediction | RulesPrediction) -> s
 
 
 def _networks(networks: Networks) -> str:
-    folds = ", ".join(map(str, networks.folds))
-    names = ", ".join(name.rsplit(".", 1)[0].removeprefix("checkpoint_") for name in networks.checkpoints)
-    return f"{networks.model} (fold{'s' if len(networks.folds) > 1 else ''} {folds}; {names})"
+    return f"{networks.model} ({networks_in_words(networks.weights)})"
+
+
+def networks_in_words(weights: Weights) -> str:
+    """Which folds have which checkpoints: folds 0, 1; final. Where they differ: fold 0: epoch_100; fold 1: final."""
+    of_fold: dict[Fold, list[str]] = {}
+    for fold, name in weights:
+        of_fold.setdefault(fold, []).append(name.rsplit(".", 1)[0].removeprefix("checkpoint_"))
+    names = [", ".join(each) for each in of_fold.values()]
+    if len(set(names)) > 1:
+        return "; ".join(f"fold {fold}: {each}" for fold, each in zip(of_fold, names, strict=True))
+    return f"fold{'s' if len(of_fold) > 1 else ''} {', '.join(map(str, of_fold))}; {names[0]}"
 
 
 def _scores(system: BundledSystem) -> Iterator[str]:

@@ -6,7 +6,7 @@ Loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -20,6 +20,8 @@ from nnunet_brats_ext.storage.errors import UserError
 MANIFEST, CARD, MODELS = "bundle.json", "README.md", "models"
 FORMAT = 1
 Fold = int | str
+Weights = tuple[tuple[Fold, str], ...]
+"""Fold and name of each checkpoint; those of a name one fold after the other."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class BundledModel:
     trainer: str
     plans: str
     configuration: str
-    folds: tuple[Fold, ...]
-    checkpoints: tuple[str, ...]
+    weights: Weights
     package: tuple[str, str]
     parameters: int
     dice: Mapping[str, float] = field(default_factory=dict)
@@ -46,26 +47,28 @@ class BundledModel:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BundledModel:
-        lists = {key: tuple(content[key]) for key in ("folds", "checkpoints", "package")}
-        return cls(**{**content, **lists})
+        return cls(**{**content, "weights": _pairs(content["weights"]), "package": tuple(content["package"])})
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        return tuple(dict.fromkeys(fold for fold, _ in self.weights))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for _, name in self.weights))
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Some folds and checkpoints of a model; each is a network. weight: in a mean of several."""
+    """Some of the networks of a model: fold and checkpoint of each. weight: in a mean of several."""
 
     model: str
-    folds: tuple[Fold, ...]
-    checkpoints: tuple[str, ...]
+    weights: Weights
     weight: float = 1.0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Networks:
-        return cls(**{**content, **{key: tuple(content[key]) for key in ("folds", "checkpoints")}})
-
-    @property
-    def count(self) -> int:
-        return len(self.folds) * len(self.checkpoints)
+        return cls(**{**content, "weights": _pairs(content["weights"])})
 
 
 @dataclass(frozen=True)
@@ -208,8 +211,8 @@ class BundledSystem:
             model = self.models.get(networks.model)
             if model is None:
                 raise UserError(f"{MANIFEST}: prediction {name!r} needs {networks.model!r}, which is not there")
-            if set(networks.folds) - set(model.folds) or set(networks.checkpoints) - set(model.checkpoints):
-                raise UserError(f"{MANIFEST}: prediction {name!r} needs more folds of {networks.model}")
+            if set(networks.weights) - set(model.weights):
+                raise UserError(f"{MANIFEST}: prediction {name!r} needs more networks of {networks.model}")
 
     def networks(self) -> Iterator[tuple[str, Networks]]:
         """The networks of all predictions, those of previous stages included."""
@@ -238,7 +241,7 @@ class BundledSystem:
         """The system with fewer and fewer networks, itself first, as a time limit asks for them.
 
         One network after the other is left out, always of the prediction that has most of them (of equals, of the
-        last), from its last fold or checkpoint on; first stages likewise. In the end each model has one network, and
+        last), from its last one on; first stages likewise. In the end each model has one network, and
         then test-time augmentation is left out, too.
         """
         found = [self]
@@ -249,7 +252,7 @@ class BundledSystem:
 
     def describe_smaller(self, other: BundledSystem) -> str:
         """What another one of `smaller_systems` leaves out, in words."""
-        count, left = (sum(networks.count for _, networks in one.networks()) for one in (self, other))
+        count, left = (sum(len(networks.weights) for _, networks in one.networks()) for one in (self, other))
         mirrored = any(_symmetries_of(one) for one in self.predictions.values())
         plain = mirrored and not any(_symmetries_of(one) for one in other.predictions.values())
         return f"{left} of {count} networks" + (", without test-time augmentation" if plain else "")
@@ -261,7 +264,7 @@ def _symmetries_of(one: Prediction) -> bool:
 
 def _with_fewer(system: BundledSystem) -> BundledSystem | None:
     counts = {
-        (name, number, stage): networks.count
+        (name, number, stage): len(networks.weights)
         for name, one in system.predictions.items()
         if isinstance(one, NetworkPrediction)
         for number, pair in enumerate(zip(one.previous, one.networks, strict=True))
@@ -275,8 +278,7 @@ def _with_fewer(system: BundledSystem) -> BundledSystem | None:
     assert isinstance(prediction, NetworkPrediction)
     entries = list(getattr(prediction, stage))
     few = entries[number]
-    fewer = replace(few, checkpoints=few.checkpoints[:-1]) if len(few.checkpoints) > 1 else None
-    entries[number] = fewer or replace(few, folds=few.folds[:-1])
+    entries[number] = replace(few, weights=few.weights[:-1])
     changes: dict[str, Any] = {stage: tuple(entries)}
     return replace(system, predictions={**system.predictions, name: replace(prediction, **changes)})
 
@@ -287,6 +289,10 @@ def _without_symmetries(system: BundledSystem) -> BundledSystem:
         for name, one in system.predictions.items()
     }
     return replace(system, predictions=predictions)
+
+
+def _pairs(content: Sequence[Sequence[Any]]) -> Weights:
+    return tuple((fold, name) for fold, name in content)
 
 
 def _plain(value: Any) -> Any:

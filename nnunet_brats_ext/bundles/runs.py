@@ -12,13 +12,13 @@ from typing import Any
 
 from nnunet_brats_ext.evaluation.results import read_results
 from nnunet_brats_ext.inference.models import TrainedModel, fold_names, open_model
-from nnunet_brats_ext.inference.pool import BEST
-from nnunet_brats_ext.inference.validations import choose_best, read_scores
 from nnunet_brats_ext.predictions.rule_sets import collect_rules
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
-from nnunet_brats_ext.storage.nnunet import FINAL, find_dataset, model_name, trained_folds
+from nnunet_brats_ext.storage.json_files import read_json
+from nnunet_brats_ext.storage.nnunet import FINAL, find_dataset, model_name
 from nnunet_brats_ext.workflow.state import GRAPH, Job, Run, open_run
 
+POOL = "pool.json"  # what `predict --models` notes beside its label maps
 Given = Mapping[str, Sequence[str]]
 """Flag -> its words."""
 
@@ -171,13 +171,9 @@ def _leaf(run: Run, given: Given) -> Leaf:
         if flag in given
     }
     kept = "--save_probabilities" in given
-    folds = fold_names(given.get("-f", ()))
     if "--models" in given:
-        candidates = [
-            open_model(dataset / model_name(trainer, plans, configuration), None)
-            for trainer, _, configuration in (word.partition(":") for word in given["--models"])
-        ]
-        return Leaf(pool_of(candidates, folds, int(given.get("--best", [str(BEST)])[0])), POOLED | passes, kept)
+        return Leaf(pool_of(run.folder / given["-o"][0], dataset, plans), POOLED | passes, kept)
+    folds = fold_names(given.get("-f", ()))
     folder = dataset / model_name(given["-tr"][0], plans, given["-c"][0])
     model = open_model(folder, folds, tuple(given.get("-chk", [FINAL])))
     previous = None
@@ -191,18 +187,20 @@ def _leaf(run: Run, given: Given) -> Leaf:
 POOLED = {"combine": "probabilities"}
 
 
-def pool_of(candidates: Sequence[TrainedModel], folds: Sequence[Any], best: int) -> tuple[NamedNetworks, ...]:
-    """The best models of each fold, as `predict --models` chooses them."""
-    numbers = [fold for fold in folds if isinstance(fold, int)]
-    numbers = numbers or sorted({fold for model in candidates for fold in trained_folds(model.folder)})
-    chosen = choose_best(read_scores(candidates, numbers), best).chosen
+def pool_of(predicted: Path, dataset: Path, plans: str) -> tuple[NamedNetworks, ...]:
+    """The models that `predict --models` has chosen in each fold, as pool.json beside its label maps names them."""
+    weights: dict[Path, list[tuple[int, str]]] = {}
+    for fold, names in read_json(predicted / POOL)["chosen"].items():
+        for name in names:
+            model, _, snapshot = name.partition(" ")
+            trainer, _, configuration = model.partition(":")
+            folder = dataset / model_name(trainer, plans, configuration)
+            weights.setdefault(folder, []).append((int(fold), f"checkpoint_{snapshot}.pth" if snapshot else FINAL))
     found = []
-    for one in candidates:
-        own = tuple(fold for fold in numbers if one.folder.name in chosen[fold])
-        if own:
-            model = open_model(one.folder, own)
-            previous = model.previous_model() if model.previous_stage else None
-            found.append(NamedNetworks(model, previous, float(len(own))))
+    for folder, own in weights.items():
+        model = TrainedModel(folder, tuple(own))
+        previous = model.previous_model() if model.previous_stage else None
+        found.append(NamedNetworks(model, previous, float(len(own))))
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -22,11 +23,10 @@ from nnunet_brats_ext.bundles.contents import (
 from nnunet_brats_ext.inference.case_files import CaseFiles
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.networks import Machine
+from nnunet_brats_ext.inference.networks import Networks as LoadedNetworks
 from nnunet_brats_ext.inference.outputs import PredictionTarget
 from nnunet_brats_ext.inference.parts import Part, plan_steps
-from nnunet_brats_ext.inference.pool import pooled
-from nnunet_brats_ext.inference.prediction import system_of
-from nnunet_brats_ext.inference.systems import Member, Passes, System
+from nnunet_brats_ext.inference.systems import Member, Passes, System, pooled, system_of
 from nnunet_brats_ext.inference.work import Outcome
 from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.predictions.postprocess import apply_rules
@@ -50,6 +50,11 @@ class SystemAtWork:
     bundle: Bundle
     machine: Machine
 
+    @cached_property
+    def loaded(self) -> LoadedNetworks:
+        """The networks that are in memory, once each."""
+        return LoadedNetworks(self.machine)
+
     @property
     def description(self) -> DatasetDescription:
         """The data set of the first model: what a case consists of."""
@@ -69,7 +74,7 @@ class SystemAtWork:
             out = work / name
             if isinstance(one, NetworkPrediction):
                 target = PredictionTarget(out, self.description.ending, one.probabilities)
-                for step in plan_steps([Part(files, self.system_of(one))], [case], target, self.machine):
+                for step in plan_steps([Part(files, self.system_of(one))], [case], target, self.loaded):
                     step.run(self.machine, None, outcome)
             elif isinstance(one, EnsemblePrediction):
                 options: dict[str, Any] = dict(one.options, method=one.method, save_probabilities=one.probabilities)
@@ -99,7 +104,7 @@ class SystemAtWork:
         )
 
     def _model(self, networks: Networks) -> TrainedModel:
-        model = TrainedModel(self.bundle.model_folder(networks.model), networks.folds, networks.checkpoints)
+        model = TrainedModel(self.bundle.model_folder(networks.model), networks.weights)
         model.check()
         return model
 

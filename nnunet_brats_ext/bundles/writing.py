@@ -29,6 +29,7 @@ from nnunet_brats_ext.bundles.contents import (
     Networks,
     Prediction,
     RulesPrediction,
+    Weights,
 )
 from nnunet_brats_ext.bundles.options import BundleOptions
 from nnunet_brats_ext.bundles.runs import Combined, Leaf, NamedNetworks, Plan, Ruled, is_run, plan_of_run
@@ -143,20 +144,14 @@ def plan_of_models(options: BundleOptions) -> Plan:
 
 
 def _models_of(plan: Plan) -> Iterable[TrainedModel]:
-    """Every model once, with all folds and checkpoints that any prediction takes of it; first stages first."""
+    """Every model once, with all checkpoints that any prediction takes of it; first stages first."""
     found: dict[Path, TrainedModel] = {}
     for leaf in plan.predictions.values():
         for named in leaf.networks if isinstance(leaf, Leaf) else ():
             for model in (named.previous, named.model):
                 if model is not None:
-                    known = found.get(model.folder)
-                    folds = dict.fromkeys((*(known.folds if known else ()), *model.folds))
-                    names = dict.fromkeys((*(known.checkpoints if known else ()), *model.checkpoints))
-                    found[model.folder] = TrainedModel(model.folder, tuple(folds), tuple(names))
-    for model in found.values():
-        for file in model.files:
-            if not file.is_file():
-                raise UserError(f"{file} does not exist; all predictions of a model take the same checkpoints")
+                    known = found[model.folder].weights if model.folder in found else ()
+                    found[model.folder] = replace(model, weights=tuple(dict.fromkeys((*known, *model.weights))))
     return found.values()
 
 
@@ -172,7 +167,11 @@ def _prediction(one: Leaf | Combined | Ruled, names: Mapping[Path, str]) -> Pred
 
 
 def _networks(model: TrainedModel, names: Mapping[Path, str], weight: float = 1.0) -> Networks:
-    return Networks(names[model.folder], model.folds, tuple(map(safe_name, model.checkpoints)), weight)
+    return Networks(names[model.folder], _safe(model), weight)
+
+
+def _safe(model: TrainedModel) -> Weights:
+    return tuple((fold, safe_name(name)) for fold, name in model.weights)
 
 
 def safe_name(checkpoint: str) -> str:
@@ -212,10 +211,8 @@ def _write_model(model: TrainedModel, folder: Path, advance: Any) -> BundledMode
         write_safetensors(target / file.parent.name / safe_name(file.name), checkpoint)
         parameters = sum(prod(values.shape) for values in checkpoint["network_weights"].values())
         advance()
-    safe = tuple(map(safe_name, model.checkpoints))
-    return BundledModel(
-        place, trainer, plans, configuration, model.folds, safe, _package_of(trainer), parameters, _dice(model)
-    )
+    package = _package_of(trainer)
+    return BundledModel(place, trainer, plans, configuration, _safe(model), package, parameters, _dice(model))
 
 
 def _plain_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the verbs of the group "Data sets" print: convert, layout, check, restore, phantom, distill, filter-cases."""
+"""What the verbs of the group "Data sets" print, from `convert` to `filter-cases`."""
 
 import re
 from collections import Counter
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from nnunet_brats_ext.dataset_conversion.brainles import CITATION
 from nnunet_brats_ext.dataset_conversion.case_filtering import FilterCasesOptions, filter_folds
 from nnunet_brats_ext.dataset_conversion.checking import CheckOptions, check_sources
 from nnunet_brats_ext.dataset_conversion.conversion import ConvertOptions, convert_sources, describe_bad_cases
@@ -18,10 +19,12 @@ from nnunet_brats_ext.dataset_conversion.distillation.distill import DistillOpti
 from nnunet_brats_ext.dataset_conversion.distillation.sources import MANUAL, PSEUDO
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, write_phantom_folder
-from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, LayoutOptions, propose_layout
+from nnunet_brats_ext.dataset_conversion.preparation import PrepareOptions, prepare_patients
+from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, UNKNOWN, LayoutOptions, propose_layout
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
 from nnunet_brats_ext.dataset_conversion.sources import sources_of
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import shorten
 from nnunet_brats_ext.storage.nnunet import dataset_id, train_command
 
@@ -34,6 +37,7 @@ def run_convert(options: ConvertOptions) -> None:
         say(console, f"{done.folder} is this very conversion, finished; nothing to do")
     labelled = [name for name, case in cases.items() if case["labelled"]]
     unlabelled = [name for name, case in cases.items() if not case["labelled"]]
+    held_out = [name for name, case in cases.items() if case.get("held_out")]
     table = facts_table(done.folder)
     for source in (sources := sources_of(manifest)):
         place = f" ({source['source']})" if len(sources) > 1 else ""
@@ -41,10 +45,13 @@ def run_convert(options: ConvertOptions) -> None:
         table.add_row("labels", escape(", ".join(f"{old} -> {new}" for old, new in source["label_mapping"].items())))
     for title, text in (
         ("labelled cases", str(len(labelled))),
+        *([("of them held out", f"{len(held_out)}, in imagesTs and labelsTs{examples(held_out)}")] if held_out else []),
         ("unlabelled cases", f"{len(unlabelled)}{examples(unlabelled) if labelled else ''}"),
         ("patients", f"{len({case['patient'] for case in cases.values()})}{grades(cases)}"),
     ):
         table.add_row(title, escape(text))
+    for channel, weights in DatasetDescription.read(done.folder).derived.items():
+        table.add_row("further channel", f"{channel}, computed from {' and '.join(weights)}")
     table.add_row("folds", describe_folds(done.folds))
     for title, names in notes(manifest, done.layouts).items():
         table.add_row(escape(title), escape(f"{len(names)} case{'s' if len(names) != 1 else ''}{examples(names)}"))
@@ -76,6 +83,20 @@ def run_check(options: CheckOptions) -> int:
     return int(wrong > 0)
 
 
+def run_prepare(options: PrepareOptions) -> None:
+    """How many patients, what was left behind, whom to cite, and the next commands."""
+    console, done = Console(), prepare_patients(options)
+    if options.back:
+        say(console, f"{len(done.made)} label maps in {options.out}, on the grids of the raw scans")
+        return
+    before = f", {len(done.finished_before)} of them before" if done.finished_before else ""
+    say(console, f"{len(done.made)} patients in {options.out}{before}; please cite {CITATION}")
+    if done.left_behind:
+        names = shorten(done.left_behind)
+        say(console, f"their label maps lie on the grid of none of their scans, and were left behind: {names}")
+    say(console, f"next: nnunet_brats check {options.out} -o PICTURES; nnunet_brats convert {options.out} -d ID")
+
+
 def run_layout(options: LayoutOptions) -> None:
     """Three cases with their files, what is left over, the layout, and the next command."""
     console, found = Console(), propose_layout(options)
@@ -97,6 +118,8 @@ def run_layout(options: LayoutOptions) -> None:
     if not options.layout:
         say(console, "\n" + found.text)
     file = options.out or options.layout
+    if UNKNOWN in (found.layout.stack or ()):
+        say(console, "first state in it which volume is which sequence, in the line that begins with `stack`")
     say(console, f"next: nnunet_brats convert {source.root} --layout {file} -d ID" if file else "-o FILE writes it")
 
 

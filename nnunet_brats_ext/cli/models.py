@@ -1,33 +1,40 @@
 """The verbs of trained models: `predict` and `attention`; each calls one function and prints what came of it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from nnunet_brats_ext.inference.options import AttentionOptions, ModelOptions, PredictOptions
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
+from nnunet_brats_ext.inference.chosen import CHOSEN, CHOSEN_FILE
+from nnunet_brats_ext.inference.options import AttentionOptions, ChooseOptions, ModelOptions, PredictOptions
 from nnunet_brats_ext.storage.errors import UserError, each_notice_once
 
 if TYPE_CHECKING:
     from nnunet_brats_ext.inference.profiling import Profile
-    from nnunet_brats_ext.inference.validations import Choice
+    from nnunet_brats_ext.inference.selection import Selection
+    from nnunet_brats_ext.inference.work import WorkPlan
 
 
 def run_predict(options: PredictOptions) -> None:
-    from nnunet_brats_ext.inference.prediction import by_sequences, plan_prediction
+    from nnunet_brats_ext.inference.prediction import plan_by_sequences, plan_prediction
 
-    if options.by_sequences:
-        with each_notice_once():
-            for one in by_sequences(options).values():
-                run_predict(one)
-        return
-    plan = plan_prediction(options)
-    say_where(options)
-    if options.precision != "default":
-        print(f"networks compute in {options.precision}: a few voxels at the borders of regions may differ")
-    if plan.choice:
-        Console().print(table_of_choice(plan.choice))
+    with each_notice_once():
+        plans = plan_by_sequences(options) if options.by_sequences else [plan_prediction(options)]
+        for number, plan in enumerate(plans):
+            if number == 0:  # what the user can fix comes first
+                say_where(options)
+                if options.precision != "default":
+                    print(f"networks compute in {options.precision}: a few voxels at the borders of regions may differ")
+            run_plan(plan, options)
+
+
+def run_plan(plan: "WorkPlan", options: PredictOptions) -> None:
+    """Predict, and print what came of it."""
+    if plan.chosen:
+        Console().print(table_of_choice(plan.chosen, options.by))
     outcome = plan.run()
     for note in outcome.notes:
         print(note)
@@ -63,6 +70,26 @@ def run_predict_stage(options: PredictOptions) -> None:
     run_predict(replace(options, for_next_stage=True))
 
 
+def run_choose(options: ChooseOptions) -> None:
+    """The scores of all candidates, the choice, and the next command."""
+    from nnunet_brats_ext.inference.selection import choose_checkpoints
+
+    say_where(options)
+    chosen, outcome = choose_checkpoints(options)
+    for note in outcome.notes:
+        print(note)
+    Console().print(table_of_choice(chosen, options.by))
+    for fold, each in chosen.items():
+        if len(each.halves) == 1:
+            print(f"fold {fold} has one case, which its checkpoints are chosen by: its score will be too good")
+    folders = dict.fromkeys(one.folder for each in chosen.values() for one in each.means)
+    for folder in folders:
+        print(f"written: {folder}/fold_*/{CHOSEN_FILE}")
+    if options.out:
+        print(f"written: {options.out}")
+    print(f"next: nnunet_brats predict -m {next(iter(folders))} -chk {CHOSEN} -i IMAGES -o PREDICTIONS")
+
+
 def run_attention(options: AttentionOptions) -> None:
     from nnunet_brats_ext.inference.attention import attend
 
@@ -77,13 +104,19 @@ def say_where(options: ModelOptions) -> None:
         print("torch sees no GPU on this machine: the CPU is used, which takes longer")
 
 
-def table_of_choice(choice: "Choice") -> Table:
-    folds = (f"fold {fold}" for fold in choice.chosen)
-    table = Table(Column("model", overflow="fold"), *folds, title="Dice in validation; * enters the pool")
-    for name, dice in choice.scores.items():
-        trainer, _, configuration = name.split("__")
-        marks = {fold: " *" if name in names else "  " for fold, names in choice.chosen.items()}
-        table.add_row(f"{trainer}:{configuration}", *(f"{dice[fold]:.4f}{mark}" for fold, mark in marks.items()))
+def table_of_choice(chosen: "Mapping[int, Selection]", by: str) -> Table:
+    """A row per candidate, a column per fold."""
+    from nnunet_brats_ext.inference.selection import name_of
+
+    score = "mean rank" if by == "ranking" else f"Dice of {by}" if by.isupper() else f"mean {facts_of_metric(by).title}"
+    folds = (Column(f"fold {fold}", justify="right") for fold in chosen)
+    table = Table(Column("candidate", overflow="fold"), *folds, title=f"{score} on the cases of each fold; * is chosen")
+    best = {fold: [name_of(one) for one in each.best] for fold, each in chosen.items()}
+    means = {fold: {name_of(one): mean for one, mean in each.means.items()} for fold, each in chosen.items()}
+    for name in dict.fromkeys(name for each in means.values() for name in each):
+        cells = [(f"{each[name]:.4f}" if name in each else "") + (" *" if name in best[fold] else "  ")
+                 for fold, each in means.items()]  # fmt: skip
+        table.add_row(name, *cells)
     return table
 
 

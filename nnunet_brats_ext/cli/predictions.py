@@ -1,4 +1,4 @@
-"""What `ensemble`, `postprocess` and `uncertainty` print."""
+"""What `ensemble`, `postprocess`, `relabel` and `uncertainty` print."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from nnunet_brats_ext.predictions.ensemble import EnsembleOptions, ensemble
 from nnunet_brats_ext.predictions.postprocess import Changes, PostprocessOptions, postprocess
+from nnunet_brats_ext.predictions.relabel import RelabelOptions, relabel
 from nnunet_brats_ext.predictions.rule_sets import describe_rule
 from nnunet_brats_ext.predictions.uncertainty_maps import UncertaintyOptions, map_uncertainty
 
@@ -24,6 +25,12 @@ def run_postprocess(options: PostprocessOptions) -> None:
     print_changes(changes)
     if changes.saved:
         print("saved as", changes.saved)
+
+
+def run_relabel(options: RelabelOptions) -> None:
+    mapping = relabel(**vars(options))
+    changed = ", ".join(f"{old} is now {new}" for old, new in mapping.items() if old != new)
+    print(f"written: {options.out} ({changed or 'no value changes'})")
 
 
 def run_uncertainty(options: UncertaintyOptions) -> None:

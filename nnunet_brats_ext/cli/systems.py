@@ -13,7 +13,7 @@ def run_bundle(options: BundleOptions) -> None:
     from nnunet_brats_ext.bundles.writing import bundle_sources
 
     written = bundle_sources(options)
-    count = sum(len(model.folds) * len(model.checkpoints) for model in written.system.models.values())
+    count = sum(len(model.weights) for model in written.system.models.values())
     print(
         f"{written.file}: {written.bytes / MB:.0f} MB, {count} networks of {len(written.system.models)} models; their "
         f"checkpoints have {written.before / MB:.0f} MB"

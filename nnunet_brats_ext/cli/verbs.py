@@ -83,6 +83,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "fix it. The exit code is 1 where something was found.",
         ),
         Verb(
+            "prepare",
+            "raw scans -> registered, in the space of an atlas, without skull; and results back",
+            "dataset_conversion.preparation:PrepareOptions",
+            "cli.data:run_prepare",
+            "Registers the raw scans of each patient, brings them to the space of an atlas and takes the skull off, by "
+            "brainles-preprocessing: pip install 'nnunet-brats-ext[prepare]'. What it writes goes into `check`, "
+            "`convert` and, converted, `predict`. The transforms are kept: --back brings label maps to the grid of the "
+            "raw T1ce. Patients who are done stay where a run was interrupted.",
+        ),
+        Verb(
             "restore",
             "predictions -> a submission: the release's labels, names and headers",
             "dataset_conversion.restoration:RestoreOptions",
@@ -128,6 +138,25 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "Prints what to run next: all commands of a paper or of a trainer on request.",
         ),
     ),
+    "Trained weights": (
+        Verb(
+            "import",
+            "trained weights of nnU-Net v1, MONAI or a paper's authors -> a model of nnU-Net v2",
+            "weights.importing:ImportOptions",
+            "cli.weights:run_import",
+            "Recognises whose weights a file or folder holds, brings channels and regions into our order, and writes a "
+            "model's folder that nnUNetv2_predict, `predict`, `ensemble` and -pretrained_weights take. Nothing is "
+            "downloaded, and nothing in the file is executed.",
+        ),
+        Verb(
+            "export",
+            "a trained network as ONNX or TorchScript, with what to do before and behind it as JSON",
+            "weights.exporting:ExportOptions",
+            "cli.weights:run_export",
+            "Writes the network of one fold at one size of input, compares what it computes with the network itself, "
+            "and writes beside it how images are prepared and how logits become labels.",
+        ),
+    ),
     "Prediction": (
         Verb(
             "predict",
@@ -137,6 +166,16 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "nnU-Net's prediction, with the stage before a cascade's second one, the papers' windows and test-time "
             "augmentations, votes, and post-processing; of test cases, of each fold's own cases, by the best of "
             "several models, or for the training of a second stage. An interrupted run goes on where it stopped.",
+        ),
+        Verb(
+            "choose",
+            "of kept snapshots and of candidate models, the best of each fold by the paper's inference",
+            "inference.options:ChooseOptions",
+            "cli.models:run_choose",
+            "Predicts each fold's own cases by every candidate, as `predict --cross-validation` does, scores them, and "
+            "writes the best into the fold, where `predict -chk chosen` finds them. The scores are kept: another "
+            "number or another score needs no prediction. In a cross-validation a case is then predicted by what the "
+            "other half of its fold's cases has chosen, so that the choice does not flatter the score.",
         ),
         Verb(
             "attention",
@@ -161,6 +200,14 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "cli.predictions:run_postprocess",
             "Rules come from --rules (a JSON file, a name saved beside -m, or a paper), then from --rule, in this "
             "order.",
+        ),
+        Verb(
+            "relabel",
+            "rewrite the numbering in a folder of label maps, such as ET from 4 to 3",
+            "predictions.relabel:RelabelOptions",
+            "cli.predictions:run_relabel",
+            "Rewrites the labels of label maps from one numbering to another (--from glioma_2017 --to trained), or "
+            "single values (--map 4=3). Names and headers stay; a value that the numbering does not have is an error.",
         ),
         Verb(
             "uncertainty",
@@ -231,15 +278,24 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "evaluation.evaluate:EvaluateOptions",
             "cli.scores:evaluate",
             "Compares label maps with references by the rules of a BraTS challenge and writes results.json, "
-            "results.csv (one row per case and region) and results_summary.csv.",
+            "results.csv (one row per case and region), results_summary.csv and, where the challenge scores lesions, "
+            "results_lesions.csv and .json (one row per lesion). Predictions are folders, a trained model with its "
+            "folds, or files, in any orientation of the grid; several are scored side by side.",
+        ),
+        Verb(
+            "presets",
+            "the challenges whose scores `evaluate` computes: years, cohorts, regions, columns, ranking",
+            "cli.presets:PresetsOptions",
+            "cli.presets:show_presets",
         ),
         Verb(
             "rank",
-            "BraTS ranking of several results, with the significance of every lead",
+            "BraTS ranking of several results, its stability, and paired tests of every score",
             "evaluation.ranking:RankOptions",
             "cli.scores:rank",
             "Ranks results.json files of `evaluate`, or folders of predictions scored on the way: per case, region "
-            "and metric, averaged. Writes ranking.json and two CSV tables.",
+            "and metric, averaged. Says how stable the places are when cases are drawn anew, and compares every score "
+            "of every two systems. Writes ranking.json and three CSV tables.",
         ),
         Verb(
             "tune",
@@ -266,7 +322,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "cli.recipes:print_run",
             "A paper as a graph of nnU-Net's and these commands, run by Snakemake. Started again, it goes on where it "
             "stopped: finished folds are kept, interrupted ones continued. Every paper has a recipe of its name; "
-            "`compare` puts all side by side; a YAML file is one of yours.",
+            "`compare` puts all side by side, `today` joins four of them; a YAML file is one of yours.",
         ),
         Verb(
             "status",

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from nnunet_brats_ext.dataset_conversion.conversion import convert
     from nnunet_brats_ext.dataset_conversion.distillation.distill import distill
     from nnunet_brats_ext.dataset_conversion.phantoms.folder import write_phantoms
+    from nnunet_brats_ext.dataset_conversion.preparation import prepare
     from nnunet_brats_ext.dataset_conversion.restoration import restore
 
-__all__ = ["check", "convert", "distill", "filter_cases", "restore", "write_phantoms"]
+__all__ = ["check", "convert", "distill", "filter_cases", "prepare", "restore", "write_phantoms"]
 
 _MODULES = {
     "check": "checking",
     "convert": "conversion",
     "distill": "distillation.distill",
     "filter_cases": "case_filtering",
+    "prepare": "preparation",
     "restore": "restoration",
     "write_phantoms": "phantoms.folder",
 }

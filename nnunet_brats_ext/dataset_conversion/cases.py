@@ -9,13 +9,13 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_brats_ext.brats import remap
+from nnunet_brats_ext.brats import DERIVED_CHANNELS, derive_channel, remap
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout
 from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
 from nnunet_brats_ext.dataset_conversion.scan import SourceCase
@@ -210,8 +210,12 @@ def _compressed(values: np.ndarray, itemsize: int) -> int:
     return int(np.count_nonzero(values)) * itemsize + values.size // 100 + 1000
 
 
-def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> None:
-    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs.
+def write_case(
+    found: Inspection, folder: Path, link: str, normalise: bool = False, derived: Sequence[str] = ()
+) -> None:
+    """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs and labelsTs.
+
+    derived: channels to compute from the sequences as they are written, of `DERIVED_CHANNELS`.
 
     What is changed is read here a second time, after the inspection: nothing may be written before all cases are
     inspected, and they would not fit into memory. Other images are linked, unread.
@@ -221,22 +225,36 @@ def write_case(found: Inspection, folder: Path, link: str, normalise: bool) -> N
     stacked = {}
     if STACK in case.files:
         stacked = _unstack(read_image(case.files[STACK], found.right_angles), STACK, layout)
-    images = folder / ("imagesTr" if case.labelled else "imagesTs")
-    for number, sequence in enumerate(layout.sequences):
-        target = images / f"{case.name}_{number:04d}.nii.gz"
+    part = "Tr" if case.trains else "Ts"
+    images = folder / f"images{part}"
+    needed = {sequence for name in derived for sequence in DERIVED_CHANNELS[name]}
+    arrays: dict[str, np.ndarray] = {}
+
+    def target(channel: int) -> Path:
+        return images / f"{case.name}_{channel:04d}.nii.gz"
+
+    for channel, sequence in enumerate(layout.sequences):
+        linked = sequence not in found.rewrite and sequence not in case.missing
+        if linked:
+            link_file(case.files[sequence], target(channel), link)
+        if linked and sequence not in needed:
+            continue
         if sequence in case.missing:
-            write_image(target, np.zeros(grid.shape, np.uint8), grid)
-            continue
-        if sequence not in found.rewrite:
-            link_file(case.files[sequence], target, link)
-            continue
-        image = stacked[sequence] if stacked else read_image(case.files[sequence], found.right_angles)
-        array = image.turned(grid.axes).array
-        write_image(target, min_max_of_percentiles(array) if normalise else array, grid)
+            array = np.zeros(grid.shape, np.uint8)
+        else:
+            image = stacked[sequence] if stacked else read_image(case.files[sequence], found.right_angles)
+            array = image.turned(grid.axes).array
+            array = min_max_of_percentiles(array) if normalise else array
+        if not linked:
+            write_image(target(channel), array, grid)
+        if sequence in needed:
+            arrays[sequence] = array
+    for channel, name in enumerate(derived, start=len(layout.sequences)):
+        write_image(target(channel), derive_channel(arrays, DERIVED_CHANNELS[name]), grid)
     if case.labelled:
         image = read_image(case.files[LABEL], found.right_angles).turned(grid.axes)
         labels = remap(to_integers(image.array), label_mapping(layout))
-        write_image(folder / "labelsTr" / f"{case.name}.nii.gz", labels, grid)
+        write_image(folder / f"labels{part}" / f"{case.name}.nii.gz", labels, grid)
 
 
 def label_mapping(layout: Layout) -> Mapping[int, int]:

@@ -91,7 +91,7 @@ def draw(case: str, images: Mapping[str, Image], label: Image | None, findings: 
 
     figure = Figure(figsize=(2.2 * len(images), 7.2), facecolor="black")
     axes = figure.subplots(3, len(images), squeeze=False)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.02, 0.02)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.92 - 0.02 * max(len(findings), 1), 0.02, 0.02)
     for column, (name, image) in enumerate(images.items()):
         shown = image.array.astype(np.float32)
         values = shown[shown != 0]

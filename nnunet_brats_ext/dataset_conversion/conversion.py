@@ -6,15 +6,18 @@ there when it is whole, so that an interrupted run leaves nothing that nnU-Net c
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import __version__
+from nnunet_brats_ext.brats import DERIVED_CHANNELS
 from nnunet_brats_ext.dataset_conversion.cases import (
     AXES,
     LINKS,
@@ -43,8 +46,12 @@ from nnunet_brats_ext.dataset_conversion.sources import (
 )
 from nnunet_brats_ext.dataset_conversion.splits import (
     PublishedFolds,
+    coarse_stratum,
     folds_in,
     group_patients,
+    held_out_in,
+    hold_out,
+    number_of_cases,
     publish_splits,
     split_cases,
 )
@@ -97,6 +104,12 @@ class ConvertOptions(Options):
         default=None,
         help="take cases that lack sequences; zero: write them as zeros, which they stay in nnU-Net's normalisation",
     )
+    add: tuple[str, ...] = option(
+        choices=tuple(map(str.lower, DERIVED_CHANNELS)),
+        repeat=True,
+        default=(),
+        help="a further channel, computed from the sequences, also by `nnunet_brats predict` (Kim 2024)",
+    )
     overlays: tuple[Path, ...] = option(
         *("--overlay",),
         metavar="DIR",
@@ -135,7 +148,20 @@ class ConvertOptions(Options):
         default=False, help="of affines whose axes are not at right angles, take the nearest that are"
     )
     folds: int = option(at_least=2, default=5, help="of the cross-validation; fewer where there are fewer patients")
-    seed: int = option(default=12345, help="of the folds")
+    hold_out: float = option(
+        metavar="N",
+        at_least=0,
+        default=0.0,
+        help="keep labelled cases to test on, in imagesTs and labelsTs: a share such as 0.1, or a number; by patient, "
+        "and as mixed in grade, site and tumour volume as all",
+    )
+    validation: float = option(
+        metavar="N",
+        at_least=0,
+        default=0.0,
+        help="a single fold instead of --folds, with such a share of all labelled cases, or a number, for validation",
+    )
+    seed: int = option(default=12345, help="of the folds and of what is held out")
     same_patients_as: int | None = option(
         metavar="ID", at_least=1, at_most=999, default=None, help="keep patients in the folds of that data set"
     )
@@ -146,6 +172,11 @@ class ConvertOptions(Options):
     @property
     def normalises(self) -> bool:
         return self.normalise == PERCENTILE_MINMAX
+
+    @property
+    def derived(self) -> list[str]:
+        """The names of the channels to add, of `DERIVED_CHANNELS`."""
+        return [name for name in DERIVED_CHANNELS if name.lower() in self.add]
 
 
 @dataclass(frozen=True)
@@ -187,6 +218,9 @@ def convert_sources(options: ConvertOptions) -> Conversion:
     name = dataset_name(options.dataset_id, options.name or "".join(dict.fromkeys(map(_title, sources))))
     check_id_is_free(options.dataset_id, name, raw)
     model = None if options.same_patients_as is None else find_dataset(options.same_patients_as, raw)
+    if model and (options.hold_out or options.validation):
+        given = "--hold-out" if options.hold_out else "--validation"
+        raise UserError(f"{given}: {model.name}, which --same-patients-as follows, decides it; leave it out")
     target, fingerprint = raw / name, _fingerprint(sources, model, options)
     unchanged = not options.overwrite and is_finished(target, fingerprint)
     if not unchanged:
@@ -195,7 +229,12 @@ def convert_sources(options: ConvertOptions) -> Conversion:
         check_replaceable(target, options.overwrite, [*options.sources, *options.overlays, *tables, *files])
         _write(_inspect(sources, options), target, model, fingerprint, options)
     layouts = tuple(map(layout_of_manifest, sources_of(read_manifest(target) or {})))
-    return Conversion(target, layouts, unchanged, publish_splits(target, options.folds, options.overwrite))
+    return Conversion(
+        target,
+        layouts,
+        unchanged,
+        publish_splits(target, 1 if options.validation else options.folds, options.overwrite),
+    )
 
 
 def find_sources(options: ConvertOptions) -> list[Source]:
@@ -250,6 +289,9 @@ def _inspect(sources: Sequence[Source], options: ConvertOptions) -> Inspected:
         for number, source in enumerate(sources)
     ]
     facts = unite(sources)
+    for name in options.derived:
+        if lacking := [one for one in DERIVED_CHANNELS[name] if one not in facts.sequences]:
+            raise UserError(f"--add {name.lower()}: {facts.name} has no {' and no '.join(lacking)}")
     good = [found for found in inspected if not found.case.problems]
     bad = {found.case.name: found.case.problems for found in inspected if found.case.problems}
     if bad and (not options.skip_bad or not good):
@@ -271,19 +313,38 @@ def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: 
     cases = [found.case for found in good]
     patients = group_patients(_identities(good))
     contents = {found.case.name: found.identifying for found in good}
-    splits = split_cases(cases, patients, options.folds, options.seed, model, contents)
+    labelled = sum(case.labelled for case in cases)
+    held_out, validation = number_of_cases(options.hold_out, labelled), number_of_cases(options.validation, labelled)
+    for flag, asked, number in (
+        ("--hold-out", options.hold_out, held_out),
+        ("--validation", options.validation, validation),
+    ):
+        if asked and not number:
+            raise UserError(f"{flag} {asked:g}: of {labelled} labelled cases that is none; ask for a number, such as 1")
+    if held_out + validation >= max(labelled, 1):
+        raise UserError(
+            f"--hold-out and --validation leave none of {labelled} labelled cases to train on; ask for less"
+        )
+    strata = _strata(good) if options.hold_out or options.validation else None
+    if model or held_out:
+        hold_out(cases, patients, strata or {}, held_out, options.seed, model, contents)
+    splits = split_cases(cases, patients, options.folds, options.seed, model, contents, strata, validation)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(target.parent, good, copies=options.link == "copy")
+    _check_space(target.parent, good, options.derived, copies=options.link == "copy")
     with working_folder(target) as scratch:
         growing = scratch / target.name
-        for folder in ("imagesTr", "labelsTr", *(["imagesTs"] if any(not case.labelled for case in cases) else [])):
+        folders = ["imagesTr", "labelsTr"]
+        folders += ["imagesTs"] if not all(case.trains for case in cases) else []
+        folders += ["labelsTs"] if any(case.held_out for case in cases) else []
+        for folder in folders:
             (growing / folder).mkdir(parents=True)
-        write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises)
+        derived = options.derived
+        write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises, derived=derived)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
-        training = sum(case.labelled for case in cases)
+        training = sum(case.trains for case in cases)
         missing = {case.name: case.missing for case in cases if case.missing}
         axes = {found.grid.axes for found in good if found.grid}
-        description = dataset_json(inspected.facts, target.name, training, options.normalises, missing, axes)
+        description = dataset_json(inspected.facts, target.name, training, options.normalises, missing, axes, derived)
         write_json(growing / "dataset.json", description)
         write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:
@@ -311,8 +372,28 @@ def _fingerprint(sources: Sequence[Source], model: Path | None, options: Convert
         parts.append([options.axes, options.right_angles])
     if options.missing:
         parts.append(options.missing)
+    if options.derived:
+        parts.append(options.derived)
+    if options.hold_out or options.validation:
+        parts.append([options.hold_out, options.validation])
+    if model and (held_out := held_out_in(model)):
+        parts.append(sorted(held_out))
     content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _strata(inspected: Sequence[Inspection]) -> dict[str, str]:
+    """Of each labelled case: its grade, site or source, and which third of these cases its tumour volume is in."""
+    volumes: dict[str, dict[str, float]] = {}
+    for found in inspected:
+        if found.case.labelled and found.grid:
+            tumour = sum(count for label, count in found.label_counts.items() if label)
+            volumes.setdefault(coarse_stratum(found.case), {})[found.case.name] = tumour * prod(found.grid.spacing_mm)
+    strata: dict[str, str] = {}
+    for group, each in volumes.items():
+        ordered = sorted(each, key=lambda case: (each[case], case))
+        strata |= {case: f"{group} {3 * place // len(ordered)}" for place, case in enumerate(ordered)}
+    return strata
 
 
 def _identities(inspected: Sequence[Inspection]) -> Mapping[str, Sequence[str]]:
@@ -328,8 +409,9 @@ def _identities(inspected: Sequence[Inspection]) -> Mapping[str, Sequence[str]]:
     return identities
 
 
-def _check_space(folder: Path, inspected: Sequence[Inspection], copies: bool) -> None:
+def _check_space(folder: Path, inspected: Sequence[Inspection], derived: Sequence[str], copies: bool) -> None:
     needed, free = sum(found.bytes_to_write for found in inspected), shutil.disk_usage(folder).free
+    needed += len(derived) * sum(4 * math.prod(found.grid.size) for found in inspected if found.grid)
     if copies:
         needed += sum(
             path.stat().st_size for found in inspected for role, path in found.case.files.items() if role != LABEL
@@ -381,6 +463,7 @@ def _manifest_entry(found: Inspection, patient: str, root: Path) -> dict[str, An
     files = {role: {"path": _relative(path, root), "sha256": found.sha256[role]} for role, path in case.files.items()}
     return {
         "labelled": case.labelled,
+        **({"held_out": True} if case.held_out else {}),
         "patient": patient,
         "known_as": sorted({case.patient, *case.known_as} - {patient}),
         "grade": case.grade,

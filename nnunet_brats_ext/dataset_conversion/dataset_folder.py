@@ -1,13 +1,20 @@
 """The folder of a data set in nnUNet_raw: its descriptions, whether it is finished, how it is replaced."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_brats_ext.brats import DERIVED_CHANNELS
 from nnunet_brats_ext.dataset_conversion.layouts import Layout
 from nnunet_brats_ext.dataset_conversion.sources import DatasetFacts
-from nnunet_brats_ext.storage.datasets import AXES_KEY, NO_NORMALISATION, SEVERAL_AXES, DatasetDescription
+from nnunet_brats_ext.storage.datasets import (
+    AXES_KEY,
+    DERIVED_KEY,
+    NO_NORMALISATION,
+    SEVERAL_AXES,
+    DatasetDescription,
+)
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import LPS
 from nnunet_brats_ext.storage.json_files import check_schema, read_json
@@ -25,6 +32,7 @@ _CASE = {
     "required": ["labelled", "patient", "known_as", "grade", "site", "files", "grid"],
     "properties": {
         "labelled": {"type": "boolean"},
+        "held_out": {"type": "boolean"},
         "patient": _TEXT,
         "known_as": {"type": "array", "items": _TEXT},
         "grade": _TEXT_OR_NONE,
@@ -75,6 +83,11 @@ class RawDataset:
         """Case -> what the manifest says of it."""
         return self.manifest.get("cases", {})
 
+    @property
+    def held_out(self) -> list[str]:
+        """The labelled cases that are kept to test on."""
+        return [case for case, about in self.cases.items() if about.get("held_out")]
+
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What `convert` or `distill` noted about a data set; None where neither made it."""
@@ -97,9 +110,9 @@ def is_finished(folder: Path, fingerprint: str) -> bool:
         return False
     files = []
     for case, about in dataset.cases.items():
-        images = folder / ("imagesTr" if about["labelled"] else "imagesTs")
-        files += [images / f"{case}_{channel:04d}{ending}" for channel in channels]
-        files += [folder / "labelsTr" / f"{case}{ending}"] if about["labelled"] else []
+        part = "Tr" if about["labelled"] and not about.get("held_out") else "Ts"
+        files += [folder / f"images{part}" / f"{case}_{channel:04d}{ending}" for channel in channels]
+        files += [folder / f"labels{part}" / f"{case}{ending}"] if about["labelled"] else []
     return all(file.exists() for file in files)
 
 
@@ -124,15 +137,18 @@ def dataset_json(
     normalise: bool,
     missing: Mapping[str, list[str]] | None = None,
     axes: Collection[str] = (LPS,),
+    derived: Sequence[str] = (),
 ) -> dict[str, Any]:
     """nnU-Net's description of the data set; keys that begin with `brats_` are ours, and nnU-Net ignores them.
 
     nnU-Net chooses the normalisation by the name of a channel, so channels that come normalised are all called noNorm.
-    missing: case -> the sequences that it lacks, which are zeros. axes: that images have.
+    missing: case -> the sequences that it lacks, which are zeros. axes: that images have. derived: channels behind the
+    sequences, of `DERIVED_CHANNELS`.
     """
     scheme = layout.numbering
     nested = any(len(labels) > 1 for labels in scheme.regions.values())
-    names = [NO_NORMALISATION if normalise else sequence for sequence in layout.sequences]
+    channels = [*layout.sequences, *derived]
+    names = [NO_NORMALISATION if normalise else channel for channel in channels]
     return {
         "name": name,
         "channel_names": {str(channel): shown for channel, shown in enumerate(names)},
@@ -143,7 +159,8 @@ def dataset_json(
         "overwrite_image_reader_writer": "SimpleITKIO",
         "licence": f"the terms of {layout.name}",
         "brats_release": layout.name,
-        "brats_sequences": list(layout.sequences),
+        "brats_sequences": channels,
+        **({DERIVED_KEY: {name: dict(DERIVED_CHANNELS[name]) for name in derived}} if derived else {}),
         **({MISSING_KEY: missing} if missing else {}),
         **({} if set(axes) == {LPS} else {AXES_KEY: next(iter(axes)) if len(set(axes)) == 1 else SEVERAL_AXES}),
         "brats_label_names": {str(label): name for label, name in scheme.names.items()},

@@ -268,6 +268,11 @@ class Layout:
         """Whether it is a case name of this layout."""
         return self._case_pattern.fullmatch(case) is not None
 
+    def case_in(self, text: str) -> str | None:
+        """The name of a case that a text contains; None for layouts whose cases have no name of their own."""
+        match = None if self.case.startswith("{") else self._case_pattern.search(text)
+        return match and match[0]
+
     def groups_of(self, case: str) -> dict[str, str]:
         """What a case name says: `patient`, `session`, `site`, `grade`, as far as they are in it."""
         match = self._case_pattern.fullmatch(case)
@@ -388,7 +393,7 @@ def _names_of(role: str) -> str:
     """A regular expression of the field's names of a role, the longest first."""
     names = LABEL_NAMES if role == LABEL else SEQUENCE_NAMES.get(role, ())
     spelled = ["[-_ ]?".join(re.findall(r"t[12]|[a-z]+|\d+", name)) for name in sorted(names, key=len, reverse=True)]
-    return f"(?:{'|'.join(spelled)})" + ("s?" if role == LABEL else "")
+    return f"(?:{'|'.join(spelled)})" + ("s?(?:Tr|Ts)?" if role == LABEL else "")
 
 
 _WORDS = {

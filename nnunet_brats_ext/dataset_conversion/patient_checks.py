@@ -1,7 +1,8 @@
 """What can be wrong with a patient's images before a network sees them: pure functions of arrays, with their limits.
 
-The limits were set with four patients of BraTS 2021 and the same patients spoiled on purpose; next to each limit is
-what those patients have. They are meant for adults with glioma: a finding says look, and not more.
+The limits were set with four patients of BraTS 2021 and the same patients spoiled on purpose, the brightness of tumours
+in FLAIR also with one of TCGA-LGG; next to each limit is what those patients have. docs/own_data.md says how others
+fare. They are meant for adults with glioma: a finding says look, and not more.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from scipy import ndimage
 
 from nnunet_brats_ext.storage.images import TOLERANCE_MM, Image
 
-PREPROCESSING = "register, resample and extract the brain with brainles-preprocessing"
+PREPROCESSING = "register, resample and extract the brain with `nnunet_brats prepare`, by brainles-preprocessing"
 AGAIN = "convert it from the DICOM files again, with dcm2niix"
 
 MOST_SPACING_OFF_1MM = 0.05
@@ -21,7 +22,7 @@ MOST_HEAD_ML = 2000  # brains of the four: 1,293 to 1,617 ml; with 14 mm of scal
 LEAST_HEAD_ML = 300
 MOST_SHARE_AT_MAXIMUM = 0.005  # of the brain; the four: below 0.00001
 LEAST_ENHANCEMENT_SKEWNESS = 0.0  # of T1ce - T1; the four: 4.2 to 4.9, swapped: the same below zero
-BRIGHT_IN_FLAIR, LEAST_BRIGHT_ML = 1.6, 1.0  # times the median; the four: 20 to 82 ml, tumour painted over: 0.1
+BRIGHT_IN_FLAIR, LEAST_BRIGHT_ML = 1.5, 2.0  # times the median; of five gliomas 5 to 87 ml, painted over at most 0.8
 FOREGROUND = 0.1  # of the 99th percentile: what is darker is air
 GRID_MM = 3  # on which images are compared
 SHIFTS_MM, TURNS_DEGREES = (6, 12), (6, 12)  # tried to see whether two sequences fit better elsewhere
@@ -44,7 +45,7 @@ def check_patient(images: Mapping[str, Image]) -> list[Finding]:
             found.append(Finding("empty", f"{name} is zero everywhere", AGAIN))
     seen = {name: image for name, image in images.items() if image.array.any()}
     found += [one for name, image in seen.items() for one in _check_intensities(name, image)]
-    if (found and {one.kind for one in found} & {"grid", "skull", "inverted"}) or not seen:
+    if (found and {one.kind for one in found} & {"grid", "skull", "part", "inverted"}) or not seen:
         return found  # what follows compares brains voxel by voxel
     small = {name: _at_grid(image) for name, image in seen.items()}
     named = _check_names(seen)
@@ -87,7 +88,7 @@ def _check_intensities(name: str, image: Image) -> list[Finding]:
     found = []
     if volume > MOST_HEAD_ML:
         sentence = f"{name}: {volume:,.0f} ml are no air, more than a brain has; the skull is still there"
-        found.append(Finding("skull", sentence, "extract the brain with HD-BET or brainles-preprocessing"))
+        found.append(Finding("skull", sentence, "extract the brain with HD-BET, alone or by `nnunet_brats prepare`"))
     elif volume < LEAST_HEAD_ML:
         found.append(Finding("part", f"{name}: {volume:,.0f} ml are no air, less than a brain has", AGAIN))
     values = array[head]

@@ -7,26 +7,31 @@ is the name of the case.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES
-from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, find_role
+from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES, find_sequence
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout, find_role
 from nnunet_brats_ext.dataset_conversion.scan import GRADES, PARTS, Source, decide, image_files, scan
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import ending, read_image, to_integers
+from nnunet_brats_ext.storage.images import ending, read_grid, read_image, to_integers
+from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_text
 from nnunet_brats_ext.storage.shared_options import scheme_option
 
 SHOWN = 3  # cases
+UNKNOWN = "?"  # which sequence a volume of a 4-D file is
 LABELS_READ = 20  # label maps, to see which values they have
 _SEPARATORS = "-_. "
 _SESSION = re.compile(
     r"\d{1,8}|\d{4}-\d\d-\d\d|(pre|post|base|follow|fu|tp|time|ses|visit|week|month|day|scan)\w*", re.IGNORECASE
 )
+_WORD = re.compile(r"[^\W_]+")
+_IMAGES = re.compile(r"(images?)\w*", re.IGNORECASE)
 _NO_LABEL = re.compile(r"(brain|skull|head)([-_ ]?parenchyma)?[-_ ]?(mask|seg)", re.IGNORECASE)  # not of tumours
 
 
@@ -139,7 +144,10 @@ def infer(paths: Sequence[Path], root: Path) -> Layout:
     by_role: dict[str, list[_Named]] = defaultdict(list)
     for one in named:
         by_role[one.role].append(one)
-    sequences = [role for role in SEQUENCES if role in by_role]
+    sequences, stack = [role for role in SEQUENCES if role in by_role], tuple[str, ...]()
+    if not sequences:
+        by_role[STACK], stack = find_stacks(paths, root)
+        sequences = [STACK] if stack else []
     if not sequences:
         seen = f"such as {paths[0]}" if paths else "for there is none"
         raise UserError(
@@ -155,7 +163,7 @@ def infer(paths: Sequence[Path], root: Path) -> Layout:
     for role in (*sequences, LABEL):
         if patterns := _patterns_of(by_role.get(role, []), cases):
             files[role] = patterns
-    order = [role for role in ("T1ce", "T1", "FLAIR", "T2", LABEL) if role in files]  # the longer names first
+    order = [role for role in ("T1ce", "T1", "FLAIR", "T2", LABEL, STACK) if role in files]  # the longer names first
     title = re.sub(r"[^A-Za-z0-9]", "", root.resolve().name) or "Own"
     expressions: dict[str, str] = {name: _expression([one.groups[name] for one in reference]) for name in groups}
     return Layout(
@@ -164,7 +172,50 @@ def infer(paths: Sequence[Path], root: Path) -> Layout:
         groups=expressions,
         files={role: files[role] for role in order},
         grades=grades,
+        stack=stack or None,
     )
+
+
+def find_stacks(paths: Sequence[Path], root: Path) -> tuple[list[_Named], tuple[str, ...]]:
+    """The files that hold two to four volumes, and what these are: of a dataset.json beside, else `UNKNOWN` each.
+
+    The word that stands for the role is the last one of their names, where all share it, or the folder `imagesTr`.
+    """
+    volumes = {}
+    for path in paths:
+        with suppress(UserError):  # `convert` reports what cannot be read
+            size = read_grid(root / path).size
+            if len(size) == 4 and 2 <= size[-1] <= len(SEQUENCES):
+                volumes[path] = size[-1]
+    if not volumes:
+        return [], ()
+    stems = {path: path.name[: -len(ending(path))] for path in volumes}
+    last = {re.split(f"[{_SEPARATORS}]", stem)[-1] for stem in stems.values()}
+    named = []
+    for path, stem in stems.items():
+        parts, at, word = [*path.parts[:-1], stem], len(path.parts) - 1, ""
+        if len(last) == 1 and len(stems) > 1:
+            (word,) = last
+            parts[at] = stem[: -len(word)] + "{}"
+        elif len(parts) > 1 and (folder := _IMAGES.fullmatch(parts[-2])):
+            at, word = at - 1, folder[1]
+            parts[at] = "{}"
+        else:
+            parts[at] += "{}"
+        named.append(_Named(path, STACK, word, tuple(parts), at))
+    (count, _), *_ = Counter(volumes.values()).most_common()
+    return named, _order_noted(root / "dataset.json", count)
+
+
+def _order_noted(file: Path, count: int) -> tuple[str, ...]:
+    """The order of the volumes that a dataset.json gives, the Decathlon's or nnU-Net's; `UNKNOWN` where none does."""
+    content: dict = {}
+    with suppress(UserError):
+        content = read_json(file) if file.is_file() else {}
+    noted = content.get("modality") or content.get("channel_names")
+    names = [find_sequence(str(noted.get(str(number)))) for number in range(count)] if isinstance(noted, dict) else []
+    known = [name for name in names if name]
+    return tuple(known) if len(set(known)) == count else (UNKNOWN,) * count
 
 
 def _commonest(named: Sequence[_Named]) -> list[_Named]:
@@ -228,14 +279,17 @@ def _expression(values: Sequence[str]) -> str:
     separators = "".join(sorted({character for value in values for character in value if not character.isalnum()}))
     if all(value.isdecimal() for value in values):
         return r"\d+"
-    return f"[A-Za-z0-9{re.escape(separators)}]+?" if separators else "[A-Za-z0-9]+"
+    letters = "A-Za-z0-9" if all(value.isascii() for value in values) else r"\w"
+    return f"[{letters}{re.escape(separators)}]+?" if separators else f"[{letters}]+"
 
 
 def _patterns_of(named: Sequence[_Named], cases: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     """The patterns of the files of a role: the one that most cases have, then those of the cases without it."""
     by_pattern: dict[str, dict[str, Path]] = defaultdict(dict)
+    by_word = _by_rarest_word(cases)
     for one in named:
-        if found := _pattern_of(one, cases):
+        words = dict.fromkeys(_WORD.findall(str(one.path)))
+        if found := _pattern_of(one, {case: cases[case] for word in words for case in by_word.get(word, ())}):
             pattern, case = found
             by_pattern[pattern].setdefault(case, one.path)
     patterns: list[str] = []
@@ -245,6 +299,16 @@ def _patterns_of(named: Sequence[_Named], cases: Mapping[str, Mapping[str, str]]
             patterns.append(pattern)
             covered |= by_pattern[pattern].keys()
     return tuple(patterns[:5])
+
+
+def _by_rarest_word(cases: Mapping[str, Mapping[str, str]]) -> Mapping[str, list[str]]:
+    """Word -> the cases of whose names it is the rarest, so that no file is compared with thousands of names."""
+    words = {case: _WORD.findall(" ".join(groups.values())) for case, groups in cases.items()}
+    counts = Counter(word for those in words.values() for word in set(those))
+    found: dict[str, list[str]] = defaultdict(list)
+    for case, those in words.items():
+        found[min(those, key=lambda word: counts[word], default="")].append(case)
+    return found
 
 
 def _pattern_of(one: _Named, cases: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
@@ -300,7 +364,7 @@ def label_values(source: Source) -> list[int]:
 def to_text(layout: Layout, values: Sequence[int]) -> str:
     """A layout as a TOML file with a comment at each key."""
     lines = [
-        "# Written by `nnunet_brats layout`: check it, change it, and give it to `nnunet_brats convert --layout`.",
+        "# A layout for nnunet_brats: check it, change it, and give it to `nnunet_brats convert --layout`.",
         "",
         f"name = {_quote(layout.name)} # part of the data set's name",
         f"case = {_quote(layout.case)} # the name of a case; cases with the same {{patient}} stay in one fold",
@@ -309,7 +373,10 @@ def to_text(layout: Layout, values: Sequence[int]) -> str:
         lines.append(f"patient = {_quote(layout.patient)} # what the time points of a patient share")
     if layout.grades:
         lines.append(f"grades = [{', '.join(map(_quote, layout.grades))}] # folders that grade patients")
-    if layout.stack:
+    if layout.stack and UNKNOWN in layout.stack:
+        lines += ["", f"# The files have {len(layout.stack)} volumes each, and no name says what they are. State it:"]
+        lines += [f"# stack = [{', '.join(map(_quote, SEQUENCES[: len(layout.stack)]))}] # in the order of the files"]
+    elif layout.stack:
         lines.append(f"stack = [{', '.join(map(_quote, layout.stack))}] # order of the sequences in a 4-D file")
     if layout.scheme_name:
         lines.append(f"scheme = {_quote(layout.scheme_name)} # labels: {layout.numbering.numbers}")

@@ -128,6 +128,11 @@ class Origin:
         found.grid = Grid.from_json(known.get("source_grid") or known["grid"]) if known else None
         return found
 
+    def of_release(self, files: Sequence[Path]) -> list[Path]:
+        """Without the cases that are held out of the release's training data, where others are predicted as well."""
+        held_out = {name for name, case in self.cases.items() if case.get("held_out")}
+        return [path for path in files if path.name.removesuffix(ENDING) not in held_out] or list(files)
+
     def unpredicted(self, predicted: Sequence[str]) -> list[str]:
         """The unlabelled cases without prediction, where predictions are of unlabelled cases only."""
         unlabelled = {name for name, case in self.cases.items() if not case["labelled"]}
@@ -154,7 +159,7 @@ def restore_predictions(options: RestoreOptions) -> Submission:
     origin = find_origin(options)
     if out.resolve() in _folders_of_label_maps(predictions, origin.dataset):
         raise UserError(f"{out} holds predictions or labels as trained; name a new folder with -o")
-    cases = [origin.prediction(path) for path in files]
+    cases = [origin.prediction(path) for path in origin.of_release(files)]
     names = [found.layout.submission.format(case=found.case) for found in cases]
     if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
         raise UserError(f"{out} holds other files ({shorten(others, 3)}); name a new folder with -o")

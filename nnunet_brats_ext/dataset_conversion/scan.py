@@ -9,8 +9,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -27,8 +28,8 @@ class SourceCase:
     """The files of one case, by role.
 
     source: the number of its folder among those that are converted together. twins: a file with the same name and
-    another compression beside that of the role. remarks: what is unusual and does no harm. problems: what must be
-    solved before the case can be converted.
+    another compression beside that of the role. held_out: labelled, and kept to test on. remarks: what is unusual and
+    does no harm. problems: what must be solved before the case can be converted.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SourceCase:
     known_as: list[str] = field(default_factory=list)  # the patient's names in other releases
     grade: str | None = None
     site: str | None = None
+    held_out: bool = False
     remarks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -51,6 +53,11 @@ class SourceCase:
     @property
     def labelled(self) -> bool:
         return LABEL in self.files
+
+    @property
+    def trains(self) -> bool:
+        """Whether it lies in imagesTr, and not in imagesTs."""
+        return self.labelled and not self.held_out
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,11 @@ class _File:
     path: Path  # from the root it was found under
     root: Path
     rank: int  # the overlay it comes from; 0 is the source itself
+    with_root: bool = False  # whether the path begins with the root's own name
 
     @property
     def absolute(self) -> Path:
-        return self.root / self.path
+        return self.root.joinpath(*self.path.parts[self.with_root :])
 
 
 def scan(
@@ -91,7 +99,7 @@ def scan(
     allow_missing: a case that lacks sequences is no bad case, as long as it has one.
     """
     tables: list[Path] = []
-    files = list(_files(root, 0, tables))
+    files = image_files(root, tables)
     seen = [file.path for file in files]
     if any_name and layout is None:
         raise UserError("--any-name needs the layout of the files: name it with --release, or --layout FILE")
@@ -118,9 +126,39 @@ def scan(
     return Source(root, chosen, evidence, cases, unrecognised + left)
 
 
-def image_files(root: Path) -> list["_File"]:
-    """The image files below a folder."""
-    return list(_files(root, 0, []))
+def image_files(root: Path, tables: list[Path] | None = None) -> list["_File"]:
+    """The image files below a folder; none at all is an error. tables: gets the tables among them.
+
+    Where their names say nothing but what they hold, as t1.nii.gz does, the folder is a patient's own: paths begin with
+    its name.
+    """
+    files = list(_files(root, 0, [] if tables is None else tables))
+    if not files:
+        raise UserError(f"{root} has no .nii.gz, .nii or .mha file at all{_dicom_hint(root)}")
+    if not any(len(file.path.parts) == 1 and _is_bare(file.path) for file in files):
+        return files
+    return [replace(file, path=root.absolute().name / file.path, with_root=True) for file in files]
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether the name of a file is that of a sequence and nothing else."""
+    stem = path.name[: -len(ending(path))]
+    found = find_role(stem)
+    return found is not None and found[0] != LABEL and found[1][0] == stem
+
+
+def _dicom_hint(root: Path) -> str:
+    """What to do with the DICOM files that lie in a folder, whatever their names; only some files are looked at."""
+    files = (Path(folder, name) for folder, _, names in os.walk(root) for name in names[:20])
+    for path in islice(files, 200):
+        with suppress(OSError), path.open("rb") as stream:
+            stream.seek(128)
+            if stream.read(4) == b"DICM":
+                return (
+                    f", but DICOM files such as {path.relative_to(root)}; `dcm2niix -z y -f %i/%d -o NIFTI {root}` "
+                    "makes NIfTI of them. Then name the files of each patient t1, t1ce, t2 and flair"
+                )
+    return ""
 
 
 def _files(root: Path, rank: int, tables: list[Path]) -> Iterator[_File]:
@@ -447,5 +485,5 @@ def _example(layout: Layout) -> str:
 
 def _sample(paths: Sequence[Path]) -> str:
     if not paths:
-        return "it has no .nii.gz, .nii or .mha file at all."
+        return "it has none of its own."
     return f"it has {len(paths)} image files, such as {', '.join(map(str, paths[:3]))}."

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL
@@ -72,6 +73,28 @@ def assign_folds(
     return assigned
 
 
+def draw_patients(patients: Mapping[str, str], strata: Mapping[str, str], number: int, seed: int = 12345) -> set[str]:
+    """Patients with about so many cases, exactly as many where each has one; every stratum gives its share.
+
+    Systematic sampling of the patients in the order of their strata, and within a stratum of a hash of seed and name.
+    patients: case -> patient; strata: case -> stratum.
+    """
+    stratum = {patients[case]: strata[case] for case in sorted(patients, reverse=True)}
+    every = sorted(stratum, key=lambda name: (stratum[name], _shuffled(name, seed)))
+    start = int(_shuffled("start", seed), 16) % max(len(patients), 1)
+    drawn = set()
+    for place, patient in enumerate(every):
+        before = start + place * number
+        if (before + number) // len(patients) > before // len(patients):
+            drawn.add(patient)
+    return drawn
+
+
+def number_of_cases(asked: float, cases: int) -> int:
+    """What a share below 1, or a number, of so many cases is."""
+    return round(asked * cases) if asked < 1 else round(asked)
+
+
 def number_of_folds(wanted: int, patients: int) -> int:
     """How many folds a data set gets: no more than it has patients with labels, and none of one patient."""
     return min(wanted, patients) if patients > 1 else 0
@@ -105,22 +128,67 @@ def split_cases(
     seed: int,
     model: Path | None = None,
     contents: Mapping[str, Sequence[str]] | None = None,
+    strata: Mapping[str, str] | None = None,
+    validation: int = 0,
 ) -> list[Split]:
-    """The folds of the labelled cases: stratified by grade, site or source, fewer where there are fewer patients.
+    """The folds of the cases that train: stratified by grade, site or source, fewer where there are fewer patients.
 
     model: the folder of another data set, whose patients stay in the folds they have there. contents: case -> digests
-    of its images, by which a patient with other names there is known. One patient alone gives no folds.
+    of its images, by which a patient with other names there is known. strata: of all cases, for a finer stratification.
+    validation: a single fold, with about so many validation cases. One patient alone gives no folds.
     """
-    labelled = [case for case in cases if case.labelled]
-    patient_of = {case.name: patients[case.name] for case in labelled}
-    strata = {case.name: case.grade or case.site or case.layout.name for case in labelled}
+    training = [case for case in cases if case.trains]
+    patient_of = {case.name: patients[case.name] for case in training}
+    strata = strata or {case.name: coarse_stratum(case) for case in training}
     folds, fixed = number_of_folds(folds, len(set(patient_of.values()))), {}
     if model:
         folds, elsewhere = folds_in(model)
-        fixed = _follow(labelled, patients, elsewhere, model, contents or {})
+        fixed = _follow(training, patients, elsewhere, model, contents or {})
+    elif validation:
+        folds, fixed = 1, dict.fromkeys(draw_patients(patient_of, strata, validation, seed), 0)
+    if folds == 1 and fixed:  # all others train
+        fold_of = {patient: fixed.get(patient, -1) for patient in patient_of.values()}
+        return make_splits(patient_of, fold_of, folds)
     if folds < 2:
         return []
     return make_splits(patient_of, assign_folds(patient_of, strata, folds, seed, fixed), folds)
+
+
+def coarse_stratum(case: SourceCase) -> str:
+    return case.grade or case.site or case.layout.name
+
+
+def hold_out(
+    cases: Sequence[SourceCase],
+    patients: Mapping[str, str],
+    strata: Mapping[str, str],
+    number: int,
+    seed: int,
+    model: Path | None = None,
+    contents: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Mark the labelled cases of some patients as held out, to test on; model: a data set that has decided which."""
+    labelled = [case for case in cases if case.labelled]
+    if model:
+        elsewhere = held_out_in(model)
+        known = _follow(labelled, patients, {name: {0} for name in elsewhere}, model, contents or {})
+        drawn = set(known)
+    else:
+        drawn = draw_patients({case.name: patients[case.name] for case in labelled}, strata, number, seed)
+    for case in labelled:
+        case.held_out = patients[case.name] in drawn
+
+
+def held_out_in(dataset: Path) -> set[str]:
+    """The patients that a data set holds out, under each of their names and images' digests."""
+    cases = (read_manifest(dataset) or {}).get("cases", {})
+    return {name for about in cases.values() if about.get("held_out") for name in _names_of(about)}
+
+
+def _names_of(about: Mapping[str, Any]) -> list[str]:
+    """All that a patient is known by, from what the manifest says of a case."""
+    digests = [file["sha256"] for role, file in about["files"].items() if role != LABEL]
+    return [about["patient"], *about["known_as"], *digests, *about.get("voxels", {}).values()]
 
 
 def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
@@ -134,9 +202,7 @@ def folds_in(dataset: Path) -> tuple[int, dict[str, set[int]]]:
         for case in split["val"]:
             if case not in cases:
                 raise UserError(f"{path} lists {case}, which {dataset / MANIFEST} does not know; convert it again")
-            about = cases[case]
-            digests = [file["sha256"] for role, file in about["files"].items() if role != LABEL]
-            for name in (about["patient"], *about["known_as"], *digests, *about.get("voxels", {}).values()):
+            for name in _names_of(cases[case]):
                 folds[name].add(fold)
     return len(splits), folds
 

@@ -42,3 +42,8 @@ def share_boxes(first: Box, second: Box) -> Box:
 def cut_box(array: np.ndarray, box: Box, part: Box) -> np.ndarray:
     """The part of an array that covers `box`, both in the coordinates of the volume."""
     return array[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))]
+
+
+def shift_box(box: Box, part: Box) -> Box:
+    """A box in the coordinates of a part of the volume, in those of the volume."""
+    return tuple(slice(b.start + p.start, b.stop + p.start) for b, p in zip(box, part, strict=True))

@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.evaluation.evaluate import evaluate_folders
+from nnunet_brats_ext.evaluation.evaluate import evaluate_models
 from nnunet_brats_ext.evaluation.results import Results, summary_rows
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
@@ -24,7 +24,7 @@ def sets_of(sequences: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def evaluate_by_sequences(reference: Path | str, predictions: Path | str, **options: Any) -> dict[str, Results]:
     """Score the folders that `predict --by-sequences` writes -> name of the set -> what `evaluate_folders` gives.
 
-    options: those of `evaluate_folders`. A UserError where the folder of a set is missing.
+    options: those of `evaluate_models`. A UserError where the folder of a set is missing.
     """
     folder = Path(predictions)
     found = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
@@ -33,7 +33,8 @@ def evaluate_by_sequences(reference: Path | str, predictions: Path | str, **opti
     if JOINED not in largest or (lacking := [name for name in names if name not in found]):
         lacks = f"lacks {', '.join(lacking)}" if JOINED in largest else "has no folders such as T1+FLAIR"
         raise UserError(f"{folder} {lacks}; `nnunet_brats predict --by-sequences` writes a folder per set of sequences")
-    return {name: evaluate_folders(reference, folder / name, **options) for name in names}
+    options = {**options, "lesions": False}
+    return evaluate_models(reference, [folder / name for name in names], names=names, **options)
 
 
 def save_by_sequences(results: Mapping[str, Results], path: Path) -> list[Path]:

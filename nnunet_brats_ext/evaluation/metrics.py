@@ -29,6 +29,14 @@ def sensitivity(reference: np.ndarray, prediction: np.ndarray) -> float:
     return _count("sensitivity", reference, prediction).sensitivity()
 
 
+def ppv(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Share of the prediction that is right; of an empty prediction 0, or 1 if the reference is empty too.
+
+    reference, prediction: boolean masks of one shape. The positive predictive value, also called precision.
+    """
+    return _count("ppv", reference, prediction).ppv()
+
+
 def specificity(reference: np.ndarray, prediction: np.ndarray) -> float:
     """Share of the voxels outside the reference that are not predicted; 1 where the reference fills the array.
 
@@ -157,6 +165,11 @@ class Overlap(NamedTuple):
         """Share of the reference that is found; of an empty reference 0, or 1 if both are empty."""
         positives = self.tp + self.fn
         return self.tp / positives if positives else float(self.fp == 0)
+
+    def ppv(self) -> float:
+        """Share of the prediction that is right; of an empty prediction 0, or 1 if both are empty."""
+        predicted = self.tp + self.fp
+        return self.tp / predicted if predicted else float(self.fn == 0)
 
     def specificity(self) -> float:
         """Share of the voxels outside the reference that the prediction leaves out; 1 where there is no outside."""

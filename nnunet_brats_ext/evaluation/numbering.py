@@ -33,10 +33,11 @@ class Numberings(NamedTuple):
 
     def to_trained(self, preset: Preset) -> tuple[Mapping[int, int], Mapping[int, int]]:
         """Of references and of predictions, value in the files -> value as trained; `released` is the preset's own."""
-        return _to_trained(self.reference, preset), _to_trained(self.prediction, preset)
+        return to_trained(self.reference, preset), to_trained(self.prediction, preset)
 
 
-def _to_trained(name: str, preset: Preset) -> Mapping[int, int]:
+def to_trained(name: str, preset: Preset) -> Mapping[int, int]:
+    """Value in the files -> value as trained, by the name of a numbering."""
     if name == TRAINED:
         return {value: value for value in (0, *LABEL_SCHEMES[preset.scheme].names)}
     scheme = preset.scheme if name == RELEASED else name
@@ -50,5 +51,19 @@ def renumber(values: np.ndarray, to_trained: Mapping[int, int]) -> np.ndarray:
     if values.ndim != 3:
         raise UserError(f"a label map has three axes, this has {values.ndim}")
     labels, box = np.zeros(values.shape, np.uint8), find_box(values)
-    labels[box] = remap(values[box], to_trained)
+    labels[box] = _remap(values[box], to_trained)
     return labels
+
+
+_UNKNOWN = 255
+
+
+def _remap(values: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
+    """As `remap`, which says what is wrong; labels of a few values need no sorting."""
+    if values.size and values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= max(mapping):
+        table = np.full(max(mapping) + 1, _UNKNOWN, np.uint8)
+        table[list(mapping)] = list(mapping.values())
+        labels = table.take(values)
+        if labels.max() != _UNKNOWN:
+            return labels
+    return remap(values, mapping)

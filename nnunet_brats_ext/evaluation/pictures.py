@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 from contourpy import contour_generator
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from scipy.ndimage import binary_fill_holes
 from nnunet_brats_ext.brats import to_regions
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import Grid, read_image
+from nnunet_brats_ext.storage.images import LPS, Grid, read_image, turn
 
 MARGIN = 3  # voxels around the head
 WINDOW = (1, 99.5)  # percentiles of the head that become black and white
@@ -37,34 +36,37 @@ def read_upright(path: Path) -> tuple[np.ndarray, Grid]:
     found = read_image(path)
     if found.array.ndim != 3:
         raise UserError(f"{path} has {found.array.ndim} axes; a 3-D image is needed")
-    image = sitk.DICOMOrient(found.to_itk(), "LPS")
-    return sitk.GetArrayFromImage(image), Grid.of(image)
+    turned = found.turned(LPS)
+    return turned.array, turned.grid
 
 
 def upright(volume: np.ndarray, grid: Grid) -> np.ndarray:
     """A volume (z, y, x) on a file's grid, turned as `read_upright` turns the file."""
-    image = sitk.GetImageFromArray(volume)
-    image.SetDirection(grid.direction)
-    return sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))
+    return turn(volume, grid.axes, LPS)
 
 
 # ---- slices ---------------------------------------------------------------------------------------------------------
 
 
 class AnatomicalPlane(NamedTuple):
-    """How a plane cuts an upright volume."""
+    """How a plane cuts an upright volume. sides: of the patient, on the left and on the right of the picture."""
 
     name: str
     axis: int
     flip_rows: bool
+    sides: tuple[str, str]
 
     def cut(self, volume: np.ndarray, index: int) -> np.ndarray:
         plane = volume.take(index, self.axis)
         return plane[::-1] if self.flip_rows else plane
 
 
-AXIAL = AnatomicalPlane("axial", 0, False)
-PLANES = (AXIAL, AnatomicalPlane("coronal", 1, True), AnatomicalPlane("sagittal", 2, True))
+AXIAL = AnatomicalPlane("axial", 0, False, ("R", "L"))
+PLANES = (
+    AXIAL,
+    AnatomicalPlane("coronal", 1, True, ("R", "L")),
+    AnatomicalPlane("sagittal", 2, True, ("A", "P")),
+)
 
 
 def find_slices(label_maps: Sequence[np.ndarray], box: Box) -> tuple[int, ...]:
@@ -150,11 +152,15 @@ def find_contours(mask: np.ndarray) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class PicturePanel:
-    """A picture (rows, columns) or (rows, columns, 3) in [0, 1], and a label map (rows, columns) to outline on it."""
+    """A picture (rows, columns) or (rows, columns, 3) in [0, 1], and a label map (rows, columns) to outline on it.
+
+    sides: what lies on its left and on its right.
+    """
 
     picture: np.ndarray
     title: str = ""
     labels: np.ndarray | None = None
+    sides: tuple[str, str] = ("", "")
 
 
 def draw_grid(
@@ -182,6 +188,8 @@ def draw_grid(
             axis.set_title(panel.title, fontsize=9)
             if panel.labels is not None:
                 _outline(axis, panel.labels, regions)
+            for side, x, aligned in zip(panel.sides, (0.02, 0.98), ("left", "right"), strict=True):
+                axis.text(x, 0.98, side, transform=axis.transAxes, ha=aligned, va="top", color="white", fontsize=8)
     return figure
 
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from nnunet_brats_ext.evaluation.metric_facts import is_small_good
 from nnunet_brats_ext.evaluation.ranking import rank_values, sign_flip_p_values
+from nnunet_brats_ext.predictions.case_clusters import CaseClusters, fit_clusters
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, parse_rule
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 
 RuleGrid = Sequence[Sequence[Mapping[str, Any]]]  # for every step, the rules of which one or none applies
 ScoreColumn = tuple[str, str]  # region, metric
+FEWEST_CASES = 5  # of a cluster that chooses for itself
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,94 @@ def select_rules(
     return RuleSelection(chosen, best_candidate(scores, columns, objective), gains, before, after)
 
 
+@dataclass(frozen=True)
+class ClusterSelection:
+    """What cross-validation found for rules per cluster, against one set of rules for all cases.
+
+    clusters: of all cases. best: the candidate of each, chosen on all. chosen: fold -> the same from the other folds.
+    after (case, column): scores of held-out cases. gains (case): over the one set of rules. interval: of their mean,
+    95 % by bootstrap.
+    """
+
+    clusters: CaseClusters
+    best: tuple[int, ...]
+    chosen: Mapping[str, tuple[int, ...]]
+    after: np.ndarray
+    gains: np.ndarray
+    interval: tuple[float, float]
+
+    @property
+    def helps(self) -> bool:
+        return self.interval[0] > 0
+
+
+def select_per_cluster(
+    scores: np.ndarray,
+    features: np.ndarray,
+    folds: Sequence[str],
+    columns: Sequence[ScoreColumn],
+    objective: str,
+    number: int,
+    images: bool,
+    single: RuleSelection,
+) -> ClusterSelection:
+    """Choose candidates per cluster by their scores (case, candidate, column) and the cases' features (case, feature).
+
+    A held-out case takes part neither in the clusters nor in the choice. single: what was found for all cases alike.
+    """
+    fold_of = np.array(folds)
+    chosen, after = {}, np.empty_like(single.before)
+    for fold in sorted(set(folds)):
+        held_out = fold_of == fold
+        clusters = fit_clusters(features[~held_out], number, images)
+        chosen[fold] = _best_of_clusters(scores[~held_out], clusters.nearest(features[~held_out]), columns, objective)
+        for case, cluster in zip(np.flatnonzero(held_out), clusters.nearest(features[held_out]), strict=True):
+            after[case] = scores[case, chosen[fold][cluster]]
+    gains = gain_per_case(single.after if single.helps else single.before, after, columns, objective)
+    clusters = fit_clusters(features, number, images)
+    best = _best_of_clusters(scores, clusters.nearest(features), columns, objective)
+    return ClusterSelection(clusters, best, chosen, after, gains, interval_of_mean(gains))
+
+
+def _best_of_clusters(
+    scores: np.ndarray, clusters: np.ndarray, columns: Sequence[ScoreColumn], objective: str
+) -> tuple[int, ...]:
+    """The best candidate of each cluster; of one with few cases that of all."""
+    groups = [scores[clusters == cluster] for cluster in range(clusters.max() + 1)]
+    return tuple(
+        best_candidate(group if len(group) >= FEWEST_CASES else scores, columns, objective) for group in groups
+    )
+
+
+def interval_of_mean(values: np.ndarray, resamples: int = 9999) -> tuple[float, float]:
+    """The 95 % interval of a mean by the percentile bootstrap, the same every time."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
 def best_candidate(scores: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> int:
     """The best candidate of scores (case, candidate, column): by its mean rank among all, or by the mean of a metric.
 
     The first of equals: leaving all as it is comes before any rule, and a rule before a stricter one.
     """
+    return int(order_of_candidates(candidate_means(scores, columns, objective), objective)[0])
+
+
+def candidate_means(scores: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> np.ndarray:
+    """(candidate): the mean rank of each candidate among all, or the mean of a metric, of scores as above."""
     if objective == "ranking":
         ranks = rank_values(scores.swapaxes(0, 1), [is_small_good(metric) for _, metric in columns])
-        cost = np.nanmean(ranks, axis=(1, 2))
-    else:
-        picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
-        cost = np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1) * (1 if is_small_good(objective) else -1)
-    return int(np.argmin(np.round(cost, 12)))  # rounded, so that equal candidates stay equal
+        return np.nanmean(ranks, axis=(1, 2))
+    picked = [i for i, (_, metric) in enumerate(columns) if metric == objective]
+    return np.nanmean(np.nanmean(scores[..., picked], axis=0), axis=-1)
+
+
+def order_of_candidates(means: np.ndarray, objective: str) -> np.ndarray:
+    """The candidates from the best to the worst, equals as they are given."""
+    small_is_good = objective == "ranking" or is_small_good(objective)
+    cost = np.round(means, 12)  # rounded, so that equal candidates stay equal
+    return np.argsort(cost if small_is_good else -cost, kind="stable")
 
 
 def gain_per_case(before: np.ndarray, after: np.ndarray, columns: Sequence[ScoreColumn], objective: str) -> np.ndarray:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES
-from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box, join_boxes
+from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box, join_boxes, shift_box
 from nnunet_brats_ext.evaluation.lesions import (
     Lesions,
     LesionScoring,
     MetricValues,
+    ScoredLesions,
     drop_small,
     find_components,
     find_lesions,
@@ -21,9 +22,10 @@ from nnunet_brats_ext.evaluation.lesions import (
     score_by_dilation,
     score_by_matching,
 )
-from nnunet_brats_ext.evaluation.metric_facts import COUNTS
+from nnunet_brats_ext.evaluation.metric_facts import DETECTION
 from nnunet_brats_ext.evaluation.metrics import Overlap, check_masks
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings, renumber
+from nnunet_brats_ext.evaluation.numbering_checks import check_numbering, gather_evidence
 from nnunet_brats_ext.evaluation.presets import PRESETS, DilationRule, MatchingRule, Measure, Preset, find_preset
 from nnunet_brats_ext.storage.errors import UserError
 
@@ -37,13 +39,30 @@ class RegionMasks(NamedTuple):
 
 
 class CaseContext(NamedTuple):
-    """What the regions of a case share: the preset, its voxels, and its scores where a mask is empty."""
+    """What the regions of a case share. penalty_mm: the distance where one of two masks is empty."""
 
     preset: Preset
     voxels: int
     spacing_mm: tuple[float, ...]
-    agreed: MetricValues  # of a region empty in both
-    missed: MetricValues  # of a region empty in one
+    penalty_mm: float
+
+    def agreed(self, measures: Mapping[str, Measure]) -> dict[str, float]:
+        """The scores of two empty masks."""
+        nothing = Overlap(tp=0, fp=0, fn=0, tn=self.voxels)
+        return {"dice": self.preset.overlaps["dice"](nothing), **{name: one.agreed for name, one in measures.items()}}
+
+    def missed(self, measures: Mapping[str, Measure]) -> dict[str, float]:
+        """The scores where one of two masks is empty."""
+        values = {name: self.penalty_mm if one.missed == inf else one.missed for name, one in measures.items()}
+        return {"dice": 0.0, **values}
+
+
+class RegionScores(NamedTuple):
+    """The scores of one region, and where its preset has lesions, each of them; `box` is theirs in the volume."""
+
+    scores: dict[str, float]
+    lesions: ScoredLesions | None
+    box: Box
 
 
 def evaluate_case(
@@ -53,6 +72,7 @@ def evaluate_case(
     preset: str | Preset = "brats2020",
     cohort: str = "gli",
     labels: str | Sequence[str] = TRAINED,
+    nsd_mm: Sequence[float] = (),
 ) -> dict[str, dict[str, float]]:
     """Score a prediction as a BraTS challenge does -> {region: {metric: value}}; NaN where the challenge has no score.
 
@@ -60,26 +80,55 @@ def evaluate_case(
     preset: the name of a challenge year, with a cohort, or a `Preset` of your own. It decides which metrics there are:
         those of whole regions first, then `lesionwise_*` and the counts.
     labels: the numbering of both, or of the reference and of the prediction: "trained", "released" (as the preset's
-        challenge did) or a name in `LABEL_SCHEMES`.
+        challenge did) or a name in `LABEL_SCHEMES`. What looks as if it was numbered otherwise is a `Notice`.
+    nsd_mm: tolerances of further normalised surface Dice.
     """
-    rules = find_preset(preset, cohort)
+    rules = find_preset(preset, cohort).with_nsd(nsd_mm)
+    reference, prediction = as_trained(reference, prediction, rules, labels)
+    return {name: region.scores for name, region in score_regions(reference, prediction, spacing_mm, rules).items()}
+
+
+def as_trained(
+    reference: np.ndarray, prediction: np.ndarray, preset: Preset, labels: str | Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both label maps in the numbering of training, checked. labels: their numbering, as of `evaluate_case`."""
     if reference.shape != prediction.shape:
         raise UserError(f"the reference has shape {reference.shape}, but the prediction {prediction.shape}")
     for one in (reference, prediction):
-        if one.dtype.kind not in "iub":
+        if one.dtype == bool:
+            raise UserError(
+                "these are boolean masks, not label maps; compare masks with `dice`, `hd95`, `nsd` or `lesionwise`, or "
+                "make a label map: 1 ED, 2 NCR, 3 ET"
+            )
+        if one.dtype.kind not in "iu":
             raise UserError(f"labels must be integers, not {one.dtype}")
     numberings = Numberings.parse(labels)
     if set(numberings) != {TRAINED}:
-        mappings = numberings.to_trained(rules)
-        reference, prediction = map(renumber, (reference, prediction), mappings)
-    case = _describe_case(reference.shape, spacing_mm, rules)
-    regions = _cut_regions(reference, prediction, rules)
+        reference, prediction = map(renumber, (reference, prediction), numberings.to_trained(preset))
+    _check_labels(reference, preset)
+    _check_labels(prediction, preset)
+    check_numbering([gather_evidence(reference, prediction)], numberings, preset)
+    return reference, prediction
+
+
+def score_regions(
+    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], preset: Preset
+) -> dict[str, RegionScores]:
+    """As `evaluate_case`, of label maps as trained, with every lesion."""
+    case = _describe_case(reference.shape, spacing_mm, preset)
+    regions = _cut_regions(reference, prediction, preset)
     lesions = {
         name: _find_lesions(regions[name], rule, case)
-        for name, rule in rules.lesions.items()
+        for name, rule in preset.lesions.items()
         if isinstance(rule, DilationRule)
     }
-    return {name: _score_region(regions[name], name, lesions, case) for name in rules.regions}
+    return {name: _score_region(regions[name], name, lesions, case) for name in preset.regions}
+
+
+def columns_of(preset: Preset) -> dict[str, float]:
+    """The metrics of a preset in their order, with the scores of a region that is absent and not predicted."""
+    nothing = np.zeros((1, 1, 1), np.uint8)
+    return next(iter(score_regions(nothing, nothing, (1.0, 1.0, 1.0), preset).values())).scores
 
 
 def lesionwise(
@@ -113,23 +162,17 @@ def lesionwise(
         rule = replace(rule, joined_by=())
     alone = replace(rules, regions={region: (ED,)}, lesions={region: rule}, unscored={})
     labels = [np.where(mask, np.uint8(ED), np.uint8(0)) for mask in masks]
-    scores = evaluate_case(labels[0], labels[1], spacing_mm, alone)[region]
+    scores = score_regions(labels[0], labels[1], spacing_mm, alone)[region].scores
     return {
         name.removeprefix("lesionwise_"): score
         for name, score in scores.items()
-        if name in COUNTS or name.startswith("lesionwise_")
+        if name in DETECTION or name.startswith("lesionwise_")
     }
 
 
 def _describe_case(shape: tuple[int, ...], spacing_mm: Sequence[float], preset: Preset) -> CaseContext:
-    voxels = prod(shape)
     penalty = sqrt(sum(size**2 for size in shape)) if preset.penalty_mm is None else preset.penalty_mm
-    agreed = {"dice": preset.overlaps["dice"](Overlap(tp=0, fp=0, fn=0, tn=voxels))}
-    missed = {"dice": 0.0}
-    for name, measure in preset.measures.items():
-        agreed[name] = measure.agreed
-        missed[name] = penalty if measure.missed == inf else measure.missed
-    return CaseContext(preset, voxels, tuple(map(float, spacing_mm)), agreed, missed)
+    return CaseContext(preset, prod(shape), tuple(map(float, spacing_mm)), penalty)
 
 
 def _cut_regions(reference: np.ndarray, prediction: np.ndarray, preset: Preset) -> dict[str, RegionMasks]:
@@ -142,7 +185,7 @@ def _cut_regions(reference: np.ndarray, prediction: np.ndarray, preset: Preset) 
     for name, values in {**preset.regions, **preset.unscored}.items():
         masks = [np.logical_or.reduce([part == value for value in values]) for part in labels]
         box = grow_box(find_box(masks[0] | masks[1]), margins.get(name, 0), masks[0].shape)
-        regions[name] = RegionMasks(box, masks[0][box], masks[1][box])
+        regions[name] = RegionMasks(shift_box(box, tumour), masks[0][box], masks[1][box])
     return regions
 
 
@@ -151,7 +194,10 @@ def _check_labels(labels: np.ndarray, preset: Preset) -> np.ndarray:
     known = (0, *LABEL_SCHEMES[preset.scheme].names)
     if labels.size and (labels.min() < 0 or labels.max() > max(known)):
         unknown = sorted(set(np.unique(labels).tolist()) - set(known))
-        raise UserError(f"labels {unknown} are not among {sorted(known)}, the labels as trained")
+        raise UserError(
+            f"labels {unknown} are not among {sorted(known)}, the labels as trained",
+            "say how they are numbered, or choose a preset whose cohort has them",
+        )
     return labels
 
 
@@ -168,29 +214,51 @@ def _find_lesions(region: RegionMasks, rule: DilationRule, case: CaseContext) ->
 
 def _score_region(
     region: RegionMasks, name: str, lesions: Mapping[str, tuple[Lesions, Lesions]], case: CaseContext
-) -> dict[str, float]:
-    """All metrics of one region; whole regions are scored without the predicted lesions that a rule removes."""
+) -> RegionScores:
+    """All metrics of one region; whole regions are scored without the predicted lesions that a rule removes.
+
+    Volumes are those of the label maps.
+    """
     rule = case.preset.lesions.get(name)
+    volumes = volumes_ml(
+        int(np.count_nonzero(region.reference)), int(np.count_nonzero(region.prediction)), case.spacing_mm
+    )
     if isinstance(rule, DilationRule) and rule.filter_prediction:
         region = region._replace(prediction=lesions[name][1].numbers > 0)
     whole = _score_whole(region, case)
     if rule is None:
-        return whole
+        return RegionScores({**whole, **volumes}, None, region.box)
     if isinstance(rule, MatchingRule):
-        # panoptica 2.1.7 reads arrays as (z, y, x) and their spacing as (x, y, z), and does not turn it round
-        pair = partial(_score_pair, spacing_mm=case.spacing_mm[::-1], measures=rule.measures)
-        scores = score_by_matching(region.reference, region.prediction, rule, _lesion_scoring(pair, case))
+        measures = rule.measures
+        pair = partial(_score_pair, spacing_mm=case.spacing_mm, measures=measures)
+        scored = score_by_matching(region.reference, region.prediction, rule, _lesion_scoring(pair, measures, case))
     else:
+        measures = case.preset.measures
         pair = partial(_score_part, region=region, whole=whole, case=case)
         reference, prediction = lesions[name]
         for other in rule.joined_by:
             reference, prediction = map(join_touching, (reference, prediction), lesions[other])
-        scores = score_by_dilation(reference, prediction.numbers, rule, _lesion_scoring(pair, case))
-    return {**whole, **{name if name in COUNTS else f"lesionwise_{name}": score for name, score in scores.items()}}
+        scored = score_by_dilation(reference, prediction.numbers, rule, _lesion_scoring(pair, measures, case))
+    means = {f"lesionwise_{name}": score for name, score in scored.means.items()}
+    return RegionScores({**whole, **volumes, **means, **scored.detection}, scored, region.box)
 
 
-def _lesion_scoring(pair: Callable[[np.ndarray, np.ndarray], MetricValues], case: CaseContext) -> LesionScoring:
-    return LesionScoring(pair, case.agreed, case.missed, voxel_mm3=prod(case.spacing_mm))
+def volumes_ml(reference: int, prediction: int, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Volumes of so many voxels, and how far the predicted one is off: with its sign, and without."""
+    voxel_ml = prod(spacing_mm) / 1000
+    error = (prediction - reference) * voxel_ml
+    return {
+        "reference_ml": reference * voxel_ml,
+        "prediction_ml": prediction * voxel_ml,
+        "volume_error_ml": error,
+        "absolute_volume_error_ml": abs(error),
+    }
+
+
+def _lesion_scoring(
+    pair: Callable[[np.ndarray, np.ndarray], MetricValues], measures: Mapping[str, Measure], case: CaseContext
+) -> LesionScoring:
+    return LesionScoring(pair, case.agreed(measures), case.missed(measures), voxel_mm3=prod(case.spacing_mm))
 
 
 def _score_whole(region: RegionMasks, case: CaseContext) -> dict[str, float]:
@@ -198,12 +266,11 @@ def _score_whole(region: RegionMasks, case: CaseContext) -> dict[str, float]:
     overlap = Overlap.of(region.reference, region.prediction, case.voxels)
     scores = {name: count(overlap) for name, count in preset.overlaps.items()}
     if overlap.empty == "both":
-        return {**scores, **case.agreed}
+        return {**scores, **case.agreed(preset.measures)}
     if overlap.empty or (preset.disjoint_is_missed and not overlap.tp):
-        return {**scores, **case.missed}
+        return {**scores, **case.missed(preset.measures)}
     box = find_box(region.reference | region.prediction)
-    spacing_mm = (1.0,) * len(box) if preset.whole_in_voxels else case.spacing_mm
-    return {**scores, **_measure(region.reference[box], region.prediction[box], spacing_mm, preset.measures)}
+    return {**scores, **_measure(region.reference[box], region.prediction[box], case.spacing_mm, preset.measures)}
 
 
 def _score_pair(
@@ -220,7 +287,7 @@ def _score_part(
     """As `_score_pair`, but what is all of its region is not measured a second time."""
     parts, wholes = (lesion, prediction), (region.reference, region.prediction)
     if all(np.count_nonzero(one) == np.count_nonzero(all_) for one, all_ in zip(parts, wholes, strict=True)):
-        return {name: whole[name] for name in case.agreed}
+        return {name: whole[name] for name in ("dice", *case.preset.measures)}
     return _score_pair(lesion, prediction, case.spacing_mm, case.preset.measures)
 
 
@@ -228,6 +295,7 @@ def _measure(
     reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], measures: Mapping[str, Measure]
 ) -> MetricValues:
     """All measures of two non-empty masks; those that share a kind of surface share its distances."""
-    kinds = {measure.surfaces for measure in measures.values()}
-    distances = {surfaces: surfaces(reference, prediction, spacing_mm) for surfaces in kinds}
-    return {name: measure.reduce(distances[measure.surfaces]) for name, measure in measures.items()}
+    spacing = tuple(spacing_mm)
+    kinds = {name: (measure.surfaces, measure.spacing(spacing)) for name, measure in measures.items()}
+    distances = {kind: kind[0](reference, prediction, kind[1]) for kind in dict.fromkeys(kinds.values())}
+    return {name: measure.reduce(distances[kinds[name]]) for name, measure in measures.items()}

@@ -9,21 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE
+from nnunet_brats_ext.evaluation.metric_facts import has_better
 from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_preset, preset_option
 from nnunet_brats_ext.evaluation.rule_selection import (
+    ClusterSelection,
     RuleGrid,
     RuleSelection,
     ScoreColumn,
     candidates,
     parse_grid,
+    select_per_cluster,
     select_rules,
     try_candidates,
 )
-from nnunet_brats_ext.evaluation.scoring import evaluate_case
+from nnunet_brats_ext.evaluation.scoring import columns_of, score_regions
+from nnunet_brats_ext.predictions.case_clusters import CaseClusters, features_of
 from nnunet_brats_ext.predictions.folders import PredictionFolder, find_cases, open_folders, problems_between
 from nnunet_brats_ext.predictions.postprocess import read_rule_input, with_images_for
-from nnunet_brats_ext.predictions.rule_sets import RuleSet, save_rules
+from nnunet_brats_ext.predictions.rule_sets import CLUSTER, RuleSet, save_rules
 from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.storage.json_files import to_json
@@ -56,11 +59,25 @@ class TuneOptions(Options):
     objective: str = option(default="ranking", help="ranking, or a metric such as dice")
     preset: str = preset_option()
     cohort: str = cohort_option()
-    images: Path | None = option(default=None, help="images as nnU-Net names them, for oedema-to-core")
+    per_cluster: int | None = option(
+        default=None,
+        at_least=2,
+        metavar="N",
+        help="rules for each of N groups of similar cases, kept only where they gain on held-out cases beyond the "
+        "interval of that gain; groups are by volumes and components, with --images also by the tumour's contrast",
+    )
+    images: Path | None = option(default=None, help="images as nnU-Net names them, for oedema-to-core and clusters")
     save: str | None = option(
         default=None, metavar="NAME", help="save the rules beside the trained model too, so named"
     )
     processes: int | None = processes_option()
+
+
+class TriedCase(NamedTuple):
+    """A case under every candidate: scores (candidate, column); and the features that it is grouped by."""
+
+    scores: np.ndarray
+    features: np.ndarray
 
 
 class TunedRules(NamedTuple):
@@ -82,7 +99,9 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
     preset = find_preset(asked.preset, asked.cohort)
     grid = parse_grid(asked.grid)
     rule_sets = candidates(grid, preset.scheme)
-    everything = RuleSet(tuple(rule for step in grid for rule in step), preset.scheme)
+    with_images = asked.per_cluster is not None and asked.images is not None
+    looking = CaseClusters(images=True) if with_images else None
+    everything = RuleSet(tuple(rule for step in grid for rule in step), preset.scheme, looking)
     columns = scored_columns(preset, asked.objective)
     folds = find_folds(asked.predictions, asked.splits, "needed" if everything.needs_probabilities else "ignored")
     folds = {fold: with_images_for(everything, member, asked.images) for fold, member in folds.items()}
@@ -90,11 +109,19 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
     fold_of = [fold for fold, member in folds.items() for _ in member.cases]
     references = find_references(asked.reference, members)
 
-    work = partial(_score_case, members, references, everything, grid, columns, preset)
-    scores = for_each_case(work, list(members), "Tune", asked.processes)
-    selection = select_rules(np.stack(list(scores.values())), fold_of, columns, asked.objective)
+    work = partial(_score_case, members, references, everything, grid, columns, preset, asked.per_cluster is not None)
+    found = list(for_each_case(work, list(members), "Tune", asked.processes).values())
+    scores, features = np.stack([one.scores for one in found]), np.stack([one.features for one in found])
+    selection = select_rules(scores, fold_of, columns, asked.objective)
     final = rule_sets[selection.best] if selection.helps else rule_sets[0]
     report = describe_selection(selection, rule_sets, fold_of, columns, asked.objective)
+    if asked.per_cluster is not None:
+        clustered = select_per_cluster(
+            scores, features, fold_of, columns, asked.objective, asked.per_cluster, with_images, selection
+        )
+        if clustered.helps:
+            final = rules_per_cluster(clustered, rule_sets)
+        report["per_cluster"] = describe_clusters(clustered, rule_sets, features)
     report |= {"preset": asked.preset, "cohort": asked.cohort, "grid": list(asked.grid)}
     files = {asked.out: final.to_json(), asked.out.with_name(f"{asked.out.stem}_report.json"): to_json(report)}
     write_texts(files)
@@ -132,14 +159,24 @@ def find_references(folder: Path, members: Mapping[str, PredictionFolder]) -> di
 
 def scored_columns(preset: Preset, objective: str) -> list[ScoreColumn]:
     """Region and metric of the scores to look at: those of the preset year's ranking, and the objective."""
-    nothing = np.zeros((1, 1, 1), np.uint8)
-    known = next(iter(evaluate_case(nothing, nothing, preset=preset).values()))
+    known = [metric for metric in columns_of(preset) if has_better(metric)]
     if objective not in ("ranking", *known):
         raise UserError(f"no objective {objective!r}; there are ranking, {', '.join(known)}")
-    metrics = list(LESIONWISE if preset.lesions else WHOLE)
+    metrics = list(preset.ranked)
     if objective not in ("ranking", *metrics):
         metrics.append(objective)
     return [(region, metric) for region in preset.regions for metric in metrics]
+
+
+def columns_to_choose_by(by: str, preset: Preset) -> list[ScoreColumn]:
+    """Region and metric of the scores that `choose --by` looks at: a region's Dice, a metric, or the ranking's."""
+    if by in preset.regions:
+        return [(by, "dice")]
+    try:
+        columns = scored_columns(preset, by)
+    except UserError as error:
+        raise UserError(f"--by {by}: {error}, {', '.join(preset.regions)}") from error
+    return columns if by == "ranking" else [(region, metric) for region, metric in columns if metric == by]
 
 
 def _score_case(
@@ -149,16 +186,44 @@ def _score_case(
     grid: RuleGrid,
     columns: Sequence[ScoreColumn],
     preset: Preset,
+    grouped: bool,
     case: str,
-) -> np.ndarray:
+) -> TriedCase:
     loaded = read_rule_input(members[case], rules, case)
     reference, its_grid = read_label_map(references[case])
     maps, made = try_candidates(loaded, grid, rules.scheme_name)
     scores = []
     for labels in maps:
-        regions = evaluate_case(reference, labels, its_grid.spacing_mm[::-1], preset)
-        scores.append([regions[region][metric] for region, metric in columns])
-    return np.array(scores, dtype=np.float64)[made]
+        regions = score_regions(reference, labels, its_grid.spacing_mm[::-1], preset)
+        scores.append([regions[region].scores[metric] for region, metric in columns])
+    features = features_of(loaded, images=rules.clusters is not None) if grouped else np.zeros(0)
+    return TriedCase(np.array(scores, dtype=np.float64)[made], features)
+
+
+def rules_per_cluster(selection: ClusterSelection, rule_sets: Sequence[RuleSet]) -> RuleSet:
+    """The rules of every cluster as one set."""
+    of_cluster = [rule_sets[choice] for choice in selection.best]
+    rules = [{**rule, CLUSTER: cluster} for cluster, one in enumerate(of_cluster) for rule in one.rules]
+    return RuleSet(tuple(rules), rule_sets[0].scheme_name, selection.clusters)
+
+
+def describe_clusters(
+    selection: ClusterSelection, rule_sets: Sequence[RuleSet], features: np.ndarray
+) -> dict[str, Any]:
+    """The report on clusters as JSON: what each chose, and the held-out gain over one set of rules for all cases."""
+
+    def rules_of(choices: Sequence[int]) -> list[list[dict[str, Any]]]:
+        return [list(map(dict, rule_sets[choice].rules)) for choice in choices]
+
+    cases = np.bincount(selection.clusters.nearest(features), minlength=len(selection.best))
+    return {
+        "cases": list(map(int, cases)),
+        "rules": rules_of(selection.best),
+        "folds": {fold: rules_of(choices) for fold, choices in selection.chosen.items()},
+        "gain_over_one_set": float(selection.gains.mean()),
+        "interval": list(selection.interval),
+        "written": selection.helps,
+    }
 
 
 def describe_selection(

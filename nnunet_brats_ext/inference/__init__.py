@@ -8,15 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnunet_brats_ext.inference.attention import show_attention
-    from nnunet_brats_ext.inference.options import AttentionOptions, PredictOptions
+    from nnunet_brats_ext.inference.options import AttentionOptions, ChooseOptions, PredictOptions
     from nnunet_brats_ext.inference.prediction import predict
     from nnunet_brats_ext.inference.predictor import BraTSPredictor
+    from nnunet_brats_ext.inference.selection import choose
 
-__all__ = ["AttentionOptions", "BraTSPredictor", "PredictOptions", "predict", "show_attention"]
+__all__ = [
+    "AttentionOptions",
+    "BraTSPredictor",
+    "ChooseOptions",
+    "PredictOptions",
+    "choose",
+    "predict",
+    "show_attention",
+]
 PLACES = {
     "AttentionOptions": "options",
     "BraTSPredictor": "predictor",
+    "ChooseOptions": "options",
     "PredictOptions": "options",
+    "choose": "selection",
     "predict": "prediction",
     "show_attention": "attention",
 }

@@ -136,7 +136,7 @@ def require_image_axes(predictor: MapPredictor) -> None:
 
 def find_background(description: DatasetDescription, wanted: str | None) -> tuple[int, str]:
     """The number of the channel to draw, and the sequence that it shows; by default FLAIR, or the first."""
-    sequences = description.sequences
+    sequences = description.acquired
     if wanted is not None and wanted not in sequences:
         raise UserError(f"--background {wanted}: the images are {', '.join(sequences)}")
     name = wanted or ("FLAIR" if "FLAIR" in sequences else sequences[0])

@@ -29,11 +29,13 @@ def find_image_files(
 ) -> CaseFiles:
     """The channel files CASE_0000.nii.gz, CASE_0001.nii.gz, ... of all cases, in order.
 
+    Those of derived channels, as `convert --add` writes them, are left out: `read_images` computes these.
+
     missing: take cases that lack some of them; without, they are an error. sequences: look at no others than these.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of images; name one that exists")
-    ending, channels = description.ending, len(description.channel_names)
+    ending, channels = description.ending, len(description.acquired)
     expected = f"CASE_0000{ending}" + (f" to CASE_{channels - 1:04d}{ending}" if channels > 1 else "")
     files = sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != ".")
     named = {path: re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name) for path in files}
@@ -42,12 +44,16 @@ def find_image_files(
         there = f"it has {shorten(others, 3)}" if others else "it is empty"
         raise UserError(
             f"{folder} should hold images named {expected}, one file per channel "
-            f"({', '.join(description.sequences)}); {there}. `nnunet_brats convert` names them so"
+            f"({', '.join(description.acquired)}); {there}. `nnunet_brats convert` names them so"
         )
     cases: dict[str, dict[int, Path]] = {}
+    derived = range(channels, len(description.channel_names))
     for path, match in named.items():
-        if match:
+        if match and int(match[2]) not in derived:
             cases.setdefault(match[1], {})[int(match[2])] = path
+    for name in sequences:
+        if weights := description.derived.get(name):
+            raise UserError(f"--sequences {name}: it is computed from {' and '.join(weights)}; name these")
     every, wanted = set(range(channels)), [description.channel(name) for name in sequences] or range(channels)
     if wrong := [
         case for case, found in cases.items() if found.keys() != every and (not missing or found.keys() - every)
@@ -67,7 +73,7 @@ def find_image_files(
 
 def missing_sequences(cases: CaseFiles, description: DatasetDescription) -> dict[str, list[str]]:
     """Case -> the sequences that it lacks, of those that lack some."""
-    sequences = description.sequences
+    sequences = description.acquired
     lacking = {
         case: [name for number, name in enumerate(sequences) if number not in files] for case, files in cases.items()
     }
@@ -84,7 +90,7 @@ def check_images(
     second stage refines, named CASE + ending, of the model's labels.
     """
     description = model.description
-    ending, sequences = description.ending, description.sequences
+    ending, sequences = description.ending, description.acquired
     missing = {folder: [case for case in cases if not (folder / f"{case}{ending}").is_file()] for folder in previous}
     for folder, lacking in missing.items():
         if lacking:

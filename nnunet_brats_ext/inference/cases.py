@@ -17,6 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
+from nnunet_brats_ext.brats import derive_channel
 from nnunet_brats_ext.inference.case_files import CaseFiles, axes_seen
 from nnunet_brats_ext.inference.logits import TURNED, ModelDescription
 from nnunet_brats_ext.inference.workers import Workers
@@ -119,7 +120,9 @@ def preprocessing(model: ModelDescription) -> str:
     if model.configuration.preprocessor_class is DefaultPreprocessor:
         configuration = {name: configuration.get(name) for name in PREPROCESSING_KEYS}
     plans = {name: model.plans.plans.get(name) for name in READ_OF_PLANS}
-    return to_json({"configuration": configuration, "plans": plans, "channels": model.description.channel_names})
+    description = model.description
+    channels = {"channels": description.channel_names, "derived": description.derived}
+    return to_json({"configuration": configuration, "plans": plans, **channels})
 
 
 def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, Mapping[int, Path]]) -> ImageCase:
@@ -140,13 +143,18 @@ def read_images(files: Mapping[int, Path], model: ModelDescription) -> tuple[np.
     """Images (c, z, y, x) in fp32 by nnU-Net's reader, and its properties, in the axes of the model's training data.
 
     files: by channel; those that the case lacks are zeros, which they stay in nnU-Net's normalisation of MR images.
-    Where a file has other axes, it is turned, and the properties note those of the first file and what they became.
+    Derived channels are computed. Where a file has other axes, it is turned, and the properties note those of the first
+    file and what they became.
     """
     images, properties = _read_turned([str(file) for file in files.values()], model)
-    if len(files) == (channels := len(model.description.channel_names)):
+    description = model.description
+    if len(files) == (channels := len(description.channel_names)):
         return images, properties
     every = np.zeros((channels, *images.shape[1:]), images.dtype)
     every[list(files)] = images
+    of_sequence = dict(zip(description.sequences, every, strict=True))
+    for name, weights in description.derived.items():
+        of_sequence[name][:] = derive_channel(of_sequence, weights)
     return every, properties
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nnunet_brats_ext.architectures.blocks import optional_names
 from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.nnunet import SAFE
 from nnunet_brats_ext.training.checkpoints import check_bytes, holds_code, load_content, read_checkpoint
@@ -128,7 +129,8 @@ def check_shapes(file: Path, network: nn.Module) -> None:
         {name: tuple(values.shape) for name, values in weights.items()}
         for weights in (open_checkpoint(file)["network_weights"], network.state_dict())
     )
-    if differing := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
+    known = {name: shape for name, shape in expected.items() if name in found or name not in optional_names(network)}
+    if differing := sorted(name for name in {*found, *known} if found.get(name) != known.get(name)):
         shapes = " instead of ".join(str(each.get(differing[0], "nothing")) for each in (found, expected))
         raise UserError(
             f"{file} does not fit its network: {len(differing)} of {len(expected)} weights differ, such as "

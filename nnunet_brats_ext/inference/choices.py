@@ -24,7 +24,8 @@ Z, Y, X = -3, -2, -1
 MIRROR, NONE = "mirror", "none"
 
 
-def _mirrors(axes: Sequence[int]) -> tuple[Symmetry, ...]:
+def mirrors_along(axes: Sequence[int]) -> tuple[Symmetry, ...]:
+    """Every choice of these axes, mirrored; the image itself comes first."""
     choices = product((False, True), repeat=len(axes))
     return tuple(
         Symmetry(tuple(axis for axis, chosen in zip(axes, choice, strict=True) if chosen)) for choice in choices
@@ -34,7 +35,7 @@ def _mirrors(axes: Sequence[int]) -> tuple[Symmetry, ...]:
 SHARED_SYMMETRIES: dict[str, tuple[Symmetry, ...] | None] = {
     NONE: (Symmetry(),),
     MIRROR: None,
-    "mirror8": _mirrors((Z, Y, X)),
+    "mirror8": mirrors_along((Z, Y, X)),
     # the whole group: 2 reflections of z times the 8 symmetries of the square
     "dihedral16": tuple(Symmetry(z + y, k) for z in ((), (Z,)) for y in ((), (Y,)) for k in range(4)),
 }

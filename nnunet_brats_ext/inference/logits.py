@@ -69,6 +69,10 @@ class Logits:
         segmented = self.model.label_manager.convert_probabilities_to_segmentation(_tensor(probabilities))
         return segmented.numpy().astype(np.uint8)
 
+    def segmentation(self) -> "Segmentation":
+        """The label map, without the probabilities that it was made of."""
+        return Segmentation(self.labels(self.probabilities()), None, self.properties, self.model)
+
     def box_of_labels(self) -> Box:
         """The smallest box outside which the label map is background; an empty one if it is so throughout."""
         values = _tensor(self.in_box)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.inference.options import ModelOptions
+from nnunet_brats_ext.inference.chosen import CHOSEN, CHOSEN_FILE, FoldChoice, read_choice
+from nnunet_brats_ext.inference.options import OF_PREVIOUS_STAGE, InferenceOptions, ModelOptions
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import (
@@ -24,6 +25,7 @@ from nnunet_brats_ext.storage.nnunet import (
     train_command,
     trained_folds,
 )
+from nnunet_brats_ext.storage.options import shown_name
 from nnunet_brats_ext.storage.plans import OF_A_MODEL, find_configuration, read_plans
 
 PLANS = "plans.json"
@@ -33,11 +35,27 @@ Fold = int | str
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One trainer on one configuration: some of its folds, and some checkpoints of each."""
+    """One trainer on one configuration: some of its folds, and some checkpoints of each.
+
+    weights: fold and name of each checkpoint. choices: of the folds whose checkpoints `choose` has chosen.
+    """
 
     folder: Path
-    folds: tuple[Fold, ...]
-    checkpoints: tuple[str, ...] = (FINAL,)
+    weights: tuple[tuple[Fold, str], ...]
+    choices: Mapping[Fold, FoldChoice] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, folder: Path, folds: Sequence[Fold], checkpoints: Sequence[str] = (FINAL,)) -> TrainedModel:
+        """With the same checkpoints of every fold, fold by fold for each name."""
+        return cls(folder, tuple((fold, name) for name in checkpoints for fold in folds))
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        return tuple(dict.fromkeys(fold for fold, _ in self.weights))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for _, name in self.weights))
 
     @cached_property
     def plans(self) -> dict[str, Any]:
@@ -91,13 +109,13 @@ class TrainedModel:
 
     @property
     def files(self) -> list[Path]:
-        """The files of all its checkpoints, fold by fold for each name."""
-        return [self.folder / f"fold_{fold}" / name for name in self.checkpoints for fold in self.folds]
+        """The files of all its checkpoints."""
+        return [self.folder / f"fold_{fold}" / name for fold, name in self.weights]
 
     @property
     def members(self) -> list[TrainedModel]:
         """Each fold with each checkpoint, as a model of its own."""
-        return [replace(self, folds=(fold,), checkpoints=(name,)) for name in self.checkpoints for fold in self.folds]
+        return [replace(self, weights=(one,)) for one in self.weights]
 
     @property
     def label(self) -> str:
@@ -121,7 +139,14 @@ class TrainedModel:
             raise UserError(
                 f"fold {fold} of {self.folder} is not among those chosen, {', '.join(map(str, self.folds))}"
             )
-        return replace(self, folds=(fold,))
+        return replace(self, weights=tuple(one for one in self.weights if one[0] == fold))
+
+    def held_out(self, fold: Fold, case: str) -> TrainedModel:
+        """One of its folds for a case of its own, with the checkpoints that were chosen without this case."""
+        one = self.only(fold)
+        if fold not in self.choices:
+            return one
+        return replace(one, weights=tuple((fold, name) for name in self.choices[fold].without(case)))
 
     def previous_model(
         self, trainer: str | None = None, folds: Sequence[Fold] = (), checkpoints: Sequence[str] = (FINAL,)
@@ -149,6 +174,24 @@ def chosen_model(options: ModelOptions) -> TrainedModel:
     return find_model(dataset, trainer, configuration, options.plans, folds, options.checkpoints)
 
 
+Previous = TrainedModel | Sequence[Path] | None
+"""What a second stage refines: the predictions of a model, made on the way, or those in folders."""
+
+
+def find_previous(options: InferenceOptions, model: TrainedModel) -> Previous:
+    """Where the label maps come from that the model refines: the folders given, or the model of the stage before."""
+    given = [one for one in fields(options) if one.name in OF_PREVIOUS_STAGE]
+    given = [one for one in given if getattr(options, one.name) != one.default]
+    if model.previous_stage is None:
+        if given:
+            raise UserError(f"{shown_name(given[0])}: {model.names[2]} has no previous stage")
+        return None
+    if options.previous:
+        return options.previous
+    folds = fold_names(options.previous_folds, "-prev_f")
+    return model.previous_model(options.previous_trainer, folds, options.previous_checkpoints)
+
+
 def fold_names(words: Sequence[str | int], flag: str = "-f") -> tuple[Fold, ...]:
     """Folds as they are given: numbers, or `all`."""
     if wrong := [word for word in map(str, words) if not word.isdecimal() and word != "all"]:
@@ -161,7 +204,7 @@ def find_model(
     trainer: str,
     configuration: str,
     plans: str = "nnUNetPlans",
-    folds: Sequence[Fold] | None = (),
+    folds: Sequence[Fold] = (),
     checkpoints: Sequence[str] = (FINAL,),
 ) -> TrainedModel:
     """A model in nnUNet_results; the errors list what is there instead, and say how to train it."""
@@ -180,24 +223,41 @@ def find_model(
     )
 
 
-def open_model(folder: Path, folds: Sequence[Fold] | None = (), checkpoints: Sequence[str] = (FINAL,)) -> TrainedModel:
+def open_model(folder: Path, folds: Sequence[Fold] = (), checkpoints: Sequence[str] = (FINAL,)) -> TrainedModel:
     """A model by its folder, whose checkpoints exist.
 
-    folds: empty takes all numbered ones that hold the first checkpoint; None leaves them to be chosen later.
+    folds: empty takes all numbered ones that hold the first checkpoint. checkpoints: names, or `chosen`, those that
+    `choose` has chosen in each fold. None at all leaves them to be named later.
     """
     if not (folder / PLANS).is_file():
         others = sorted(path.name for path in folder.parent.glob("*__*__*")) if folder.parent.is_dir() else []
         there = f"there are {', '.join(others)}" if others else "nothing is trained there yet"
         raise UserError(f"{folder} is no trained model; in {folder.parent} {there}")
-    if folds is None:
-        return TrainedModel(folder, (), tuple(checkpoints))
-    chosen = tuple(folds) or trained_folds(folder, checkpoints[0])
-    if not chosen:
-        raise UserError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
-    model = TrainedModel(folder, chosen, tuple(checkpoints))
+    if not checkpoints:
+        return TrainedModel(folder, ())
+    if CHOSEN in checkpoints:
+        model = _with_chosen(folder, folds, checkpoints)
+    else:
+        trained = tuple(folds) or trained_folds(folder, checkpoints[0])
+        if not trained:
+            raise UserError(f"no fold of {folder} holds {checkpoints[0]}; train it, or choose -f and -chk")
+        model = TrainedModel.of(folder, trained, checkpoints)
     for file in model.files:
         if not file.is_file():
             others = sorted(path.name for path in file.parent.glob("[!.]*") if path.suffix in (".pth", SAFE))
             raise UserError(f"{file} does not exist; {file.parent.name} holds {', '.join(others) or 'no checkpoint'}")
     model.check()
     return model
+
+
+def _with_chosen(folder: Path, folds: Sequence[Fold], checkpoints: Sequence[str]) -> TrainedModel:
+    if len(checkpoints) > 1:
+        raise UserError(f"-chk {' '.join(checkpoints)}: {CHOSEN} stands alone, for the checkpoints that were chosen")
+    there = tuple(folds) or trained_folds(folder, CHOSEN_FILE)
+    if not there:
+        raise UserError(f"no fold of {folder} holds {CHOSEN_FILE}; `nnunet_brats choose -m {folder}` writes it")
+    choices = {fold: read_choice(folder / f"fold_{fold}") for fold in there}
+    weights = tuple((fold, name) for fold, choice in choices.items() for name in choice.checkpoints)
+    if not weights:
+        raise UserError(f"{folder}: none of its checkpoints was chosen; others were better. Leave this model out")
+    return TrainedModel(folder, weights, choices)

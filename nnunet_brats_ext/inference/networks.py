@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
 from nnunet_brats_ext.inference.checkpoints import warn_of_code
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
-from nnunet_brats_ext.inference.options import PredictOptions
+from nnunet_brats_ext.inference.options import InferenceOptions
 from nnunet_brats_ext.inference.predictor import BraTSPredictor, find_device
 from nnunet_brats_ext.inference.profiling import MemoryMeter, Profile
 from nnunet_brats_ext.inference.systems import Member, Passes, System, of_each_model
@@ -39,16 +39,24 @@ class Machine:
     low_memory_mb: float | None = None
     profile: bool = False
     processes: int = 3
+    symmetries_at_once: int = 1
     trusted: bool = False
 
     @classmethod
-    def from_options(cls, options: PredictOptions) -> "Machine":
+    def from_options(cls, options: InferenceOptions) -> "Machine":
         device = find_device(options.device).type
         processes = options.processes
         if processes and (reason := too_little_shared()):
             warnings.warn(reason, Notice, stacklevel=2)
             processes = 0
-        return cls(device, options.low_memory_mb, options.profile, processes, options.trusted)
+        return cls(
+            device,
+            options.low_memory_mb,
+            options.profile,
+            processes,
+            options.symmetries_at_once,
+            options.trusted,
+        )
 
     @property
     def workers(self) -> int:
@@ -62,6 +70,8 @@ class Machine:
             passes.patch_size,
             self.low_memory_mb,
             precision=passes.precision,
+            skip_empty=passes.skip_empty,
+            symmetries_at_once=self.symmetries_at_once,
             device=torch.device(self.device),
             tile_step_size=passes.step_size,
             perform_everything_on_device=self.device != "cpu" and self.low_memory_mb is None,
@@ -78,11 +88,14 @@ class Networks:
         self._predictors: dict[tuple[Path, Passes], BraTSPredictor] = {}
 
     def load(self, systems: Collection[System]) -> None:
-        """Load the models of all members; a UserError names every checkpoint that cannot be used."""
+        """Load the models of all members, as far as they are not; a UserError names checkpoints that cannot be used."""
         if not self.machine.trusted:
             warn_of_code(file for member in all_networks(systems) for file in member.model.files)
         with self.load_profile.step("load"):
             for model, passes in of_each_model(all_networks(systems)):
+                loaded = self._predictors.get((model.folder, passes))
+                if loaded and set(model.files) <= set(loaded.checkpoints):
+                    continue
                 predictor = self._predictors[model.folder, passes] = self.machine.predictor(passes)
                 predictor.meter = self.meter
                 predictor.load(model)
@@ -137,9 +150,7 @@ class CasePrediction:
     def source(self, member: Member) -> np.ndarray:
         """The label map (z, y, x) of a member whose label maps others refine, on the grid of the image files."""
         if member not in self._sources:
-            logits = self.logits(member)
-            labels = logits.labels(logits.probabilities())
-            self._sources[member] = Segmentation(labels, None, logits.properties, logits.model).whole_labels
+            self._sources[member] = self.logits(member).segmentation().whole_labels
         return self._sources[member]
 
     def _seen_by(self, member: Member) -> tuple[Tensor, dict[str, Any]]:

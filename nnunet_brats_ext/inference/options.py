@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_brats_ext.evaluation.presets import cohort_option, preset_option
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.storage.nnunet import FINAL
 from nnunet_brats_ext.storage.options import Options, option
@@ -11,6 +12,7 @@ from nnunet_brats_ext.storage.shared_options import device_option
 COMBINATIONS = ("logits", "probabilities", "vote")
 PRECISIONS = ("default", "bf16")
 LOW_MEMORY_MB = 630.0  # what Hashemi et al. 2021 predict with
+OF_PREVIOUS_STAGE = {"previous", "previous_trainer", "previous_folds", "previous_checkpoints"}  # fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,12 @@ class ModelOptions(Options):
     folds: tuple[str, ...] = option(
         "-f", default=(), metavar="FOLD", help="numbers, or all; default: all numbered ones that are trained"
     )
-    checkpoints: tuple[str, ...] = option("-chk", default=(FINAL,), metavar="NAME", help="checkpoints of each fold")
+    checkpoints: tuple[str, ...] = option(
+        "-chk",
+        default=(FINAL,),
+        metavar="NAME",
+        help="checkpoints of each fold; chosen: those that `choose` has chosen",
+    )
     device: str | None = device_option(None, "default: cuda where there is a GPU, else cpu")
     trusted: bool = option(
         default=False, help="the checkpoints come from people you trust: do not say that reading them runs code"
@@ -35,31 +42,23 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOptions):
-    """What to predict, by which models, and how."""
+class InferenceOptions(ModelOptions):
+    """How a model, or several of them, see cases: what `predict` and `choose` share."""
 
     images: Path | None = option("-i", default=None, metavar="FOLDER", help="images as nnU-Net names them")
-    out: Path | None = option("-o", writes="folder", default=None, metavar="FOLDER", help="output folder")
-    cross_validation: bool = option(
-        default=False,
-        help="the labelled cases of the data set, each by the models of its own fold; -i: another folder of the images",
-    )
     models: tuple[str, ...] = option(
         default=(),
         metavar="TRAINER:CONFIGURATION",
-        help="several models instead of -tr and -c: the mean probability of those with the highest Dice in nnU-Net's "
-        "validation of each fold",
+        help="several models instead of -tr and -c, of which those enter that are best in each fold",
     )
-    best: int | None = option(default=None, at_least=1, help="with --models: how many to keep in each fold; default 2")
-    for_next_stage: bool = option(
-        default=False,
-        help="label maps of all training cases by a first stage, of which the training of the second draws one per "
-        "case; by default one map for each checkpoint, by the fold that did not train on the case",
+    by: str = option(
+        default="dice",
+        metavar="SCORE",
+        help="what is chosen by: dice, the mean over regions; a region, such as ET, by its Dice; another metric of "
+        "the preset; or ranking, the mean rank as BraTS ranks",
     )
-    in_sample: bool = option(
-        default=False, help="with --for-next-stage: a map for each fold and checkpoint, also of cases it trained on"
-    )
-    add: bool = option(default=False, help="with --for-next-stage: keep the maps of other runs beside these")
+    preset: str = preset_option("to choose by: ")
+    cohort: str = cohort_option("to choose by: ")
     combine: str = option(
         default="logits",
         choices=COMBINATIONS,
@@ -70,11 +69,6 @@ class PredictOptions(ModelOptions):
     )
     sequences: tuple[str, ...] = option(
         default=(), metavar="SEQUENCE", help="look at these sequences only, as if cases lacked the others"
-    )
-    by_sequences: bool = option(
-        default=False,
-        help="predict with every set of the sequences, such as T1+FLAIR, into a folder of that name in -o; "
-        "`evaluate --by-sequences` makes one table of them",
     )
     tiling: str = option(
         default=FROM_TRAINER,
@@ -95,6 +89,14 @@ class PredictOptions(ModelOptions):
         choices=PRECISIONS,
         help="default: fp32 on a CPU, mixed with fp16 on a GPU, as nnU-Net; bf16: mixed with bfloat16, about twice as "
         "fast on a CPU that computes it",
+    )
+    skip_empty: bool = option(
+        default=False,
+        help="windows that hold nothing but background are background without a look; label maps stay the same unless "
+        "a network finds tumour in air",
+    )
+    symmetries_at_once: int = option(
+        default=1, at_least=1, metavar="N", help="mirror images or turns of a window in one batch: more memory, on GPUs"
     )
     step_size: float = option(
         "-step_size",
@@ -120,17 +122,6 @@ class PredictOptions(ModelOptions):
     previous_checkpoints: tuple[str, ...] = option(
         "-prev_chk", default=(FINAL,), metavar="NAME", help="checkpoints of each fold of the previous stage"
     )
-    rules: tuple[str, ...] = option(
-        default=(), help="post-processing: a file, a name saved beside the model, or a paper, as in `postprocess`"
-    )
-    save_probabilities: bool = option(
-        "--save_probabilities",
-        default=False,
-        help="also CASE.npz, as nnU-Net writes it",
-        aliases=("--save-probabilities",),
-    )
-    overwrite: bool = option(default=False, help="predict again what is there")
-    keep_members: bool = option(default=False, help="keep what was voted over or averaged")
     low_memory_mb: float | None = option(
         "--low-memory",
         default=None,
@@ -143,6 +134,67 @@ class PredictOptions(ModelOptions):
     profile: bool = option(default=False, help="report seconds and peak memory of every step")
     processes: int = option(
         "-np", default=3, at_least=0, help="processes that preprocess, and as many that write; 0 does all in one"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(InferenceOptions):
+    """What to predict, by which models, and how."""
+
+    out: Path | None = option("-o", writes="folder", default=None, metavar="FOLDER", help="output folder")
+    cross_validation: bool = option(
+        default=False,
+        help="the labelled cases of the data set, each by the models of its own fold; -i: another folder of the images",
+    )
+    best: int | None = option(
+        default=None,
+        at_least=1,
+        help="with --models: how many enter in each fold, by their mean probability; default 2. They are chosen as by "
+        "`choose`, which is done first where scores are missing",
+    )
+    for_next_stage: bool = option(
+        default=False,
+        help="label maps of all training cases by a first stage, of which the training of the second draws one per "
+        "case; by default one map for each checkpoint, by the fold that did not train on the case",
+    )
+    in_sample: bool = option(
+        default=False, help="with --for-next-stage: a map for each fold and checkpoint, also of cases it trained on"
+    )
+    add: bool = option(default=False, help="with --for-next-stage: keep the maps of other runs beside these")
+    by_sequences: bool = option(
+        default=False,
+        help="predict with every set of the sequences, such as T1+FLAIR, into a folder of that name in -o; "
+        "`evaluate --by-sequences` makes one table of them",
+    )
+    rules: tuple[str, ...] = option(
+        default=(), help="post-processing: a file, a name saved beside the model, or a paper, as in `postprocess`"
+    )
+    save_probabilities: bool = option(
+        "--save_probabilities",
+        default=False,
+        help="also CASE.npz, as nnU-Net writes it",
+        aliases=("--save-probabilities",),
+    )
+    half_probabilities: bool = option(
+        default=False, help="CASE.npz in float16: about half of the size, exact to 0.0005"
+    )
+    overwrite: bool = option(default=False, help="predict again what is there")
+    keep_members: bool = option(default=False, help="keep what was voted over or averaged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseOptions(InferenceOptions):
+    """Among which checkpoints and models to choose, and by what score."""
+
+    checkpoints: tuple[str, ...] = option(
+        "-chk",
+        default=(),
+        metavar="NAME",
+        help="the candidates; default: all that are kept, or with --models the final",
+    )
+    best: int = option(default=1, at_least=1, help="how many to choose in each fold")
+    out: Path | None = option(
+        "-o", writes="file", ending=".json", default=None, metavar="FILE", help="the scores and the choice of all folds"
     )
 
 

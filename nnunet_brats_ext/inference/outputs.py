@@ -47,11 +47,12 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class PredictionTarget:
-    """CASE.nii.gz, with CASE.npz and CASE.pkl on request, as nnU-Net writes them."""
+    """CASE.nii.gz, with CASE.npz and CASE.pkl on request, as nnU-Net writes them. half: probabilities in float16."""
 
     out: Path
     ending: str
     probabilities: bool = False
+    half: bool = False
 
     @property
     def suffixes(self) -> list[str]:
@@ -79,13 +80,13 @@ class PredictionTarget:
 
     def write(self, case: str, prediction: Logits | Segmentation) -> None:
         with partial_file(self.out / case, self.suffixes) as partial:
-            export(prediction, str(partial), self.ending, self.probabilities)
+            export(prediction, str(partial), self.ending, self.probabilities, self.half)
             if not all(is_whole(Path(f"{partial}{suffix}")) for suffix in self.suffixes):
                 # ITK writes NIfTI to a full disk without an error.
                 raise OSError(errno.ENOSPC, "only a part of it was written; is there no space left on the device?")
 
 
-def export(prediction: Logits | Segmentation, place: str, ending: str, probabilities: bool) -> None:
+def export(prediction: Logits | Segmentation, place: str, ending: str, probabilities: bool, half: bool = False) -> None:
     """Write a prediction as nnU-Net does, in the axes of the image files. place: the path without its ending."""
     plans, configuration, _ = prediction.model
     properties = prediction.properties
@@ -99,7 +100,7 @@ def export(prediction: Logits | Segmentation, place: str, ending: str, probabili
     else:
         labels, whole = prediction.whole_labels, prediction.whole_probabilities if probabilities else None
     if whole is not None:
-        np.savez_compressed(f"{place}.npz", probabilities=whole)
+        np.savez_compressed(f"{place}.npz", probabilities=whole.astype(np.float16) if half else whole)
         Path(f"{place}.pkl").write_bytes(pickle.dumps(properties))
     plans.image_reader_writer_class().write_seg(labels, place + ending, properties)
 

@@ -1,7 +1,7 @@
 """The parts of a prediction, such as the folds of a cross-validation, and the steps of work that they come to."""
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -13,8 +13,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files, missing_sequences
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import Fold, TrainedModel
-from nnunet_brats_ext.inference.networks import Machine, Networks
-from nnunet_brats_ext.inference.options import PredictOptions
+from nnunet_brats_ext.inference.networks import Networks
+from nnunet_brats_ext.inference.options import InferenceOptions
 from nnunet_brats_ext.inference.outputs import MEMBERS, PREVIOUS_STAGE, PredictionTarget
 from nnunet_brats_ext.inference.systems import Member, System
 from nnunet_brats_ext.inference.work import PredictionStep
@@ -37,13 +37,13 @@ class Part:
         return "Predict" if self.fold is None else f"Fold {self.fold}: Predict"
 
 
-def files_asked_for(options: PredictOptions, images: Path, description: DatasetDescription) -> CaseFiles:
+def files_asked_for(options: InferenceOptions, images: Path, description: DatasetDescription) -> CaseFiles:
     """The images of a folder, or what is left of them with `--sequences`."""
     return find_image_files(images, description, options.missing, options.sequences)
 
 
 def files_by_fold(
-    options: PredictOptions, model: TrainedModel, folds: Sequence[Fold], images: Path
+    options: InferenceOptions, model: TrainedModel, folds: Sequence[Fold], images: Path
 ) -> Iterator[tuple[int, CaseFiles]]:
     """For each of these folds the images of the cases that a model of it was validated on."""
     found = find_splits(model.dataset, images.parent)
@@ -58,6 +58,17 @@ def files_by_fold(
         if missing := [case for case in own if case not in files]:
             raise UserError(f"{images} lacks the images of {shorten(missing)}, which are in fold {fold} of {place}")
         yield fold, {case: files[case] for case in own}
+
+
+def parts_of_fold(fold: int, files: CaseFiles, system: Callable[[tuple[int, str]], System]) -> list[Part]:
+    """The cases of a fold by the system of each: one for all, unless checkpoints were chosen by other cases of it.
+
+    system: of a fold and one of its cases.
+    """
+    systems: dict[System, dict[str, Mapping[int, Path]]] = {}
+    for case in files:
+        systems.setdefault(system((fold, case)), {})[case] = files[case]
+    return [Part(cases, one, fold) for one, cases in systems.items()]
 
 
 def missing_in(parts: Sequence[Part]) -> dict[str, Any]:
@@ -88,24 +99,24 @@ def plan_steps(
     parts: Sequence[Part],
     missing: Collection[str],
     target: PredictionTarget,
-    machine: Machine,
+    networks: Networks,
     kept_in: Path | None = None,
 ) -> list[PredictionStep]:
     """Predict those cases of the parts that are missing in a folder; models are loaded and images examined here.
 
-    kept_in: the output folder, if what members predict is to stay there.
+    networks: where models are loaded that are not there yet. kept_in: the output folder, if what members predict is to
+    stay there.
     """
     left = [replace(part, files={case: part.files[case] for case in part.files if case in missing}) for part in parts]
     left = [part for part in left if part.files]
     if not left:
         return []
-    networks = Networks(machine)
     networks.load([part.system for part in left])
     folders = [folder for part in left for folder in part.system.folders]
     files = {case: part.files[case] for part in left for case in part.files}
     model = left[0].system.members[0].model
     _warn_of_missing(left)
-    check_images(files, model, list(dict.fromkeys(folders)), machine.processes or 1)
+    check_images(files, model, list(dict.fromkeys(folders)), networks.machine.processes or 1)
     return [
         PredictionStep(
             part.description,
@@ -131,4 +142,4 @@ def _kept(part: Part, target: PredictionTarget, out: Path) -> Iterator[tuple[Mem
     several_models = len({member.model.folder for member in system.members}) > 1
     for number, member in enumerate(system.members):  # numbered, because sources in two places may share a name
         name = member.model.folder.name if several_models else f"{number:02d}__{member.name}"
-        yield member, PredictionTarget(place / name, target.ending, probabilities=True)
+        yield member, PredictionTarget(place / name, target.ending, probabilities=True, half=target.half)

@@ -3,20 +3,36 @@
 Henry et al. 2020 (https://arxiv.org/abs/2011.01045) train three candidates per fold and keep two of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_brats_ext.inference.models import TrainedModel, find_model, fold_names
-from nnunet_brats_ext.inference.networks import Machine
+from nnunet_brats_ext.evaluation.presets import find_preset
+from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.networks import Machine, Networks
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.inference.outputs import PredictionTarget, RunSettings
-from nnunet_brats_ext.inference.parts import Part, files_asked_for, files_by_fold, missing_in, plan_steps
-from nnunet_brats_ext.inference.systems import Member, Passes, System
-from nnunet_brats_ext.inference.validations import choose_best, read_scores
+from nnunet_brats_ext.inference.parts import (
+    Part,
+    files_asked_for,
+    files_by_fold,
+    missing_in,
+    parts_of_fold,
+    plan_steps,
+)
+from nnunet_brats_ext.inference.selection import (
+    Candidate,
+    Selection,
+    described,
+    find_candidates,
+    find_columns,
+    require_as_many,
+    score,
+    select,
+)
+from nnunet_brats_ext.inference.systems import Passes, System, pooled
 from nnunet_brats_ext.inference.work import Outcome, WorkPlan
-from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.nnunet import FINAL, require_folder, trained_folds
+from nnunet_brats_ext.storage.nnunet import require_folder
 
 SETTINGS = "pool.json"
 BEST = 2
@@ -25,88 +41,75 @@ BEST = 2
 def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
     """Average the probabilities of the best models of each fold, each chosen model and fold alike.
 
-    Which folds of a model enter is chosen among those asked for, or all that any model has. All chosen ones predict the
-    images; in a cross-validation, those of a fold its own cases. `pool.json` in the output folder holds the choice and
-    the scores.
+    They are chosen as by `choose`; scores that are missing are made before the plan. All chosen ones predict the
+    images; in a cross-validation, a case is predicted by those that the other half of its fold's cases has chosen.
+    `pool.json` in the output folder holds the choice and the scores.
     """
     machine, passes = Machine.from_options(options), replace(Passes.from_options(options), combine="probabilities")
-    models = [_find(word, options) for word in options.models]
-    if len({model.folder for model in models}) < len(models):
-        raise UserError(f"a model is given twice among {', '.join(model.short_name for model in models)}")
-    asked = [fold for fold in fold_names(options.folds) if isinstance(fold, int)]
-    if len(asked) < len(options.folds):
-        raise UserError("-f all: --models are chosen by the validations of numbered folds")
-    folds = sorted(
-        {fold for fold in asked if isinstance(fold, int)}
-        or {fold for model in models for fold in trained_folds(model.folder)}
-    )
-    scores = read_scores(models, folds)
-    choice = choose_best(scores, options.best or BEST)
-    members = [replace(one, folds=tuple(f for f in folds if one.folder.name in choice.chosen[f])) for one in models]
-    members = [member for member in members if member.folds]
-    images, parts = _parts(options, members, folds, passes)
+    best = options.best or BEST
+    find_columns(options)
+    candidates = find_candidates(options)
+    require_as_many(best, candidates)
+    first = next(iter(candidates.values()))[0]
+    if options.images is not None:
+        files_asked_for(options, options.images, first.description)  # an error before the work
+    scores, scoring = score(replace(options, images=None), candidates)  # of their own cases
+    preset = find_preset(options.preset, options.cohort)
+    chosen = {fold: select(one, best, options.by, preset) for fold, one in scores.items()}
+    images, parts = _parts(options, chosen, first, passes)
+    members = dict.fromkeys(one for each in chosen.values() for one in each.best)
     content = {
         "images": str(images.resolve()),
-        "best": options.best or BEST,
-        "scores": scores,
-        "chosen": choice.chosen,
-        "models": [member.file_stamps for member in members],
+        "best": best,
+        "by": options.by,
+        **described(chosen),
+        "models": [one.file_stamps for one in members],
         **passes.settings,
         **({"cross_validation": True} if options.cross_validation else {}),
         **missing_in(parts),
     }
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
-    target = PredictionTarget(out, members[0].description.ending, options.save_probabilities)
+    target = PredictionTarget(out, first.description.ending, options.save_probabilities, options.half_probabilities)
     cases = [case for part in parts for case in part.files]
     missing = cases if options.overwrite else target.unfinished(cases)
-    outcome = Outcome(out, target.label_maps(cases), finished_before=len(cases) - len(missing))
-    steps = plan_steps(parts, missing, target, machine, out if options.keep_members else None)
-    return WorkPlan(steps, machine, outcome, [out], settings, choice)
-
-
-def _find(word: str, options: PredictOptions) -> TrainedModel:
-    trainer, _, configuration = word.partition(":")
-    if not configuration:
-        raise UserError(f"--models {word}: expected TRAINER:CONFIGURATION")
-    if options.dataset is None:
-        raise UserError("missing: -d, the number or name of the data set that --models were trained on")
-    # The final checkpoint is the one that nnU-Net's validation is of.
-    return find_model(options.dataset, trainer, configuration, options.plans, None, [FINAL])
+    outcome = Outcome(out, target.label_maps(cases), finished_before=len(cases) - len(missing), notes=scoring.notes)
+    steps = plan_steps(parts, missing, target, Networks(machine), out if options.keep_members else None)
+    return WorkPlan(steps, machine, outcome, [out], settings, chosen)
 
 
 def _parts(
-    options: PredictOptions, members: Sequence[TrainedModel], folds: Sequence[int], passes: Passes
+    options: PredictOptions, chosen: Mapping[int, Selection], first: Candidate, passes: Passes
 ) -> tuple[Path, list[Part]]:
     """The images, and their cases: all by each model's mean over its folds, or those of each fold by that fold's."""
     if options.cross_validation:
-        images = options.images or require_folder("nnUNet_raw") / members[0].dataset / "imagesTr"
-        by_fold = files_by_fold(options, members[0], folds, images)
-        return images, [
-            Part(files, _system([one for one in members if fold in one.folds], passes, fold), fold)
-            for fold, files in by_fold
-        ]
+        images = options.images or require_folder("nnUNet_raw") / first.dataset / "imagesTr"
+
+        def system(held_out: tuple[int, str]) -> System:
+            fold, case = held_out
+            return _system(chosen[fold].without(case), passes, held_out)
+
+        by_fold = files_by_fold(options, first, list(chosen), images)
+        return images, [part for fold, files in by_fold for part in parts_of_fold(fold, files, system)]
     assert options.images is not None, "checked with the options"
-    files = files_asked_for(options, options.images, members[0].description)
-    return options.images, [Part(files, _system(members, passes))]
+    files = files_asked_for(options, options.images, first.description)
+    every = [one for each in chosen.values() for one in each.best]
+    return options.images, [Part(files, _system(every, passes))]
 
 
-def _system(models: Sequence[TrainedModel], passes: Passes, fold: int | None = None) -> System:
-    """The mean of models, in which each counts as often as it has folds; or of one fold of each."""
+def _system(chosen: Sequence[Candidate], passes: Passes, held_out: tuple[int, str] | None = None) -> System:
+    """The mean of models, in which each counts as often as it has folds; or of those of one case that a fold holds."""
     found = []
-    for model in models:
+    for model in models_of(chosen):
         previous = model.previous_model() if model.previous_stage else None
-        if fold is not None:
-            model, previous = model.only(fold), previous.only(fold) if previous else None
-        found.append((model, previous, float(len(model.folds))))
+        if previous and held_out:
+            previous = previous.held_out(*held_out)
+        found.append((model, previous, float(len(model.weights))))
     return pooled(found, passes)
 
 
-def pooled(models: Sequence[tuple[TrainedModel, TrainedModel | None, float]], passes: Passes) -> System:
-    """The weighted mean of models, each with the one of the stage before that it refines, and its weight."""
-    return System(
-        tuple(
-            Member(model, passes, Member(previous, passes.of_previous_stage) if previous else None, weight)
-            for model, previous, weight in models
-        )
-    )
+def models_of(chosen: Sequence[Candidate]) -> list[TrainedModel]:
+    """Each model once, with all that was chosen of it."""
+    folders = dict.fromkeys(one.folder for one in chosen)
+    same = [[one for one in chosen if one.folder == folder] for folder in folders]
+    return [replace(each[0], weights=tuple(pair for one in each for pair in one.weights)) for each in same]

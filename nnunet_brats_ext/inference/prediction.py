@@ -1,21 +1,28 @@
 """Predict: images to label maps, by all stages, folds and checkpoints of a model, on nnU-Net's predictor."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.evaluation.by_sequences import sets_of
-from nnunet_brats_ext.inference.models import TrainedModel, chosen_model, fold_names
-from nnunet_brats_ext.inference.networks import Machine
-from nnunet_brats_ext.inference.options import ModelOptions, PredictOptions
+from nnunet_brats_ext.inference.models import Previous, TrainedModel, chosen_model, find_previous
+from nnunet_brats_ext.inference.networks import Machine, Networks
+from nnunet_brats_ext.inference.options import OF_PREVIOUS_STAGE, ModelOptions, PredictOptions
 from nnunet_brats_ext.inference.outputs import BEFORE_RULES, PredictionTarget, RunSettings
-from nnunet_brats_ext.inference.parts import Part, files_asked_for, files_by_fold, missing_in, plan_steps
+from nnunet_brats_ext.inference.parts import (
+    Part,
+    files_asked_for,
+    files_by_fold,
+    missing_in,
+    parts_of_fold,
+    plan_steps,
+)
 from nnunet_brats_ext.inference.pool import plan_pool
 from nnunet_brats_ext.inference.stage_maps import plan_next_stage
-from nnunet_brats_ext.inference.systems import Member, Passes, System
+from nnunet_brats_ext.inference.systems import Passes, system_of
 from nnunet_brats_ext.inference.work import Outcome, RulesStep, Step, WorkPlan
 from nnunet_brats_ext.predictions.rule_sets import RuleSet, collect_rules
 from nnunet_brats_ext.storage.errors import UserError, each_notice_once
@@ -23,8 +30,6 @@ from nnunet_brats_ext.storage.nnunet import require_folder
 from nnunet_brats_ext.storage.options import shown_name
 
 SETTINGS = "predict.json"
-Previous = TrainedModel | Sequence[Path] | None
-"""What a second stage refines: the predictions of a model, made on the way, or those in folders."""
 
 
 def predict(
@@ -42,37 +47,39 @@ def predict(
     asked = PredictOptions(**named)
     if asked.by_sequences:
         with each_notice_once():
-            return {name: _folder_of(one) for name, one in by_sequences(asked).items()}
+            outcomes = (plan.run() for plan in plan_by_sequences(asked))
+            return {one.out.name: one.out for one in outcomes if one.out}
     outcome = plan_prediction(asked).run()
     return outcome.label_maps or {folder.name: folder for folder in outcome.maps}
 
 
-def _folder_of(options: PredictOptions) -> Path:
-    """Predict, and where to; the networks are out of memory then."""
-    plan_prediction(options).run()
-    assert options.out is not None
-    return options.out
+def plan_by_sequences(options: PredictOptions) -> Iterator[WorkPlan]:
+    """The same prediction with every set of the model's sequences, into OUT/T1+FLAIR and so on, the largest set first.
 
-
-def by_sequences(options: PredictOptions) -> dict[str, PredictOptions]:
-    """The same prediction with every set of the model's sequences: T1+FLAIR -> options, the largest set first."""
+    Models are loaded once for all of them.
+    """
     refuse_other_options(options)
     if options.sequences:
         raise UserError("--by-sequences predicts with every set of the sequences; leave out --sequences")
-    out, _ = required_folders(options)
-    return {
-        name: replace(options, sequences=one, out=out / name, by_sequences=False, missing=True)
-        for name, one in sets_of(chosen_model(options).description.sequences).items()
-    }
+    out, images = required_folders(options)
+    networks = Networks(Machine.from_options(options))
+    for name, one in sets_of(chosen_model(options).description.acquired).items():
+        of_set = replace(options, sequences=one, out=out / name, by_sequences=False, missing=True)
+        yield plan_model(of_set, out / name, images, networks)
 
 
 def plan_prediction(options: PredictOptions) -> WorkPlan:
-    """All that the options ask for as a plan of work; models and images are examined, nothing is written."""
+    """All that the options ask for as a plan of work; models and images are examined, and nothing is written there.
+
+    With several models, the scores that they are chosen by are made before, where they are missing.
+    """
     refuse_other_options(options)
     if options.for_next_stage:
         return plan_next_stage(options)
     out, images = required_folders(options)
-    return plan_pool(options, out) if options.models else plan_model(options, out, images)
+    if options.models:
+        return plan_pool(options, out)
+    return plan_model(options, out, images, Networks(Machine.from_options(options)))
 
 
 def required_folders(options: PredictOptions) -> tuple[Path, Path | None]:
@@ -91,8 +98,7 @@ def required_folders(options: PredictOptions) -> tuple[Path, Path | None]:
 
 OF_MODEL = {field.name for field in fields(ModelOptions)}
 OF_NEXT_STAGE = {"for_next_stage", "in_sample", "add"}
-OF_POOL = {"models", "best"}
-OF_PREVIOUS_STAGE = {"previous", "previous_trainer", "previous_folds", "previous_checkpoints"}
+OF_POOL = {"models", "best", "by", "preset", "cohort"}
 
 
 def refuse_other_options(options: PredictOptions) -> None:
@@ -112,6 +118,8 @@ def refuse_other_options(options: PredictOptions) -> None:
         raise UserError("--by-sequences: predict with one model, named by -tr and -c or by -m")
     if others := [shown_name(field) for field in given if field.name not in allowed]:
         raise UserError(f"{', '.join(others)}: has no meaning {form}")
+    if options.half_probabilities and not options.save_probabilities:
+        raise UserError("--half-probabilities: has no meaning without --save_probabilities")
     if options.combine == "vote" and options.save_probabilities:
         raise UserError("--save_probabilities: a vote has none; choose --combine probabilities")
 
@@ -119,7 +127,7 @@ def refuse_other_options(options: PredictOptions) -> None:
 # ---- one model -----------------------------------------------------------------------------------------------------
 
 
-def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkPlan:
+def plan_model(options: PredictOptions, out: Path, images: Path | None, networks: Networks) -> WorkPlan:
     """Predict by one model into `out`; with rules, the label maps before them stay in `out/before_rules`."""
     model = chosen_model(options)
     passes, previous = Passes.from_options(options), find_previous(options, model)
@@ -127,7 +135,8 @@ def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkP
         images = require_folder("nnUNet_raw") / model.dataset / "imagesTr"
     if options.cross_validation:
         by_fold = files_by_fold(options, model, model.folds, images)
-        parts = [Part(files, system_of(model, previous, passes, fold), fold) for fold, files in by_fold]
+        held_out = partial(system_of, model, previous, passes)
+        parts = [part for fold, files in by_fold for part in parts_of_fold(fold, files, held_out)]
     else:
         files = files_asked_for(options, images, model.description)
         parts = [Part(files, system_of(model, previous, passes))]
@@ -139,52 +148,21 @@ def plan_model(options: PredictOptions, out: Path, images: Path | None) -> WorkP
     settings = RunSettings(out / SETTINGS, content, options.overwrite)
     settings.check()
     cases = [case for part in parts for case in part.files]
-    result = final = PredictionTarget(out, model.description.ending, options.save_probabilities)
+    result = final = PredictionTarget(
+        out, model.description.ending, options.save_probabilities, options.half_probabilities
+    )
     if rules:  # the probabilities contradict the label maps after them
         result, final = replace(result, out=out / BEFORE_RULES), replace(result, probabilities=False)
     left = cases if options.overwrite else final.unfinished(cases)
     outcome = Outcome(out, final.label_maps(cases), finished_before=len(cases) - len(left))
-    plan = WorkPlan([], Machine.from_options(options), outcome, [out], settings)
+    plan = WorkPlan([], networks.machine, outcome, [out], settings)
     if not left:
         return plan
     unfinished = left if options.overwrite else result.unfinished(cases)
-    steps: list[Step] = [*plan_steps(parts, unfinished, result, plan.machine, out if options.keep_members else None)]
+    steps: list[Step] = [*plan_steps(parts, unfinished, result, networks, out if options.keep_members else None)]
     if rules:
         steps.append(RulesStep(result.out, out, rules, images))
     return replace(plan, steps=steps)
-
-
-def system_of(model: TrainedModel, previous: Previous, passes: Passes, fold: int | None = None) -> System:
-    """The members of a prediction by one model, or by one fold of it.
-
-    Each source of previous label maps is a member of its own, and with `vote` each fold and checkpoint of both stages.
-    """
-    if fold is not None:
-        model = model.only(fold)
-        previous = previous.only(fold) if isinstance(previous, TrainedModel) else previous
-    vote = passes.combine == "vote"
-    sources: Sequence[Member | Path | None] = [None]
-    if isinstance(previous, TrainedModel):
-        models = previous.members if vote else [previous]
-        sources = [Member(one, passes.of_previous_stage) for one in models]
-    elif previous is not None:
-        sources = previous
-    pairs = product(sources, model.members if vote else [model])
-    return System(tuple(Member(one, passes, source) for source, one in pairs), vote)
-
-
-def find_previous(options: PredictOptions, model: TrainedModel) -> Previous:
-    """Where the label maps come from that the model refines: the folders given, or the model of the stage before."""
-    given = [field for field in fields(options) if field.name in OF_PREVIOUS_STAGE]
-    given = [field for field in given if getattr(options, field.name) != field.default]
-    if model.previous_stage is None:
-        if given:
-            raise UserError(f"{shown_name(given[0])}: {model.names[2]} has no previous stage")
-        return None
-    if options.previous:
-        return options.previous
-    folds = fold_names(options.previous_folds, "-prev_f")
-    return model.previous_model(options.previous_trainer, folds, options.previous_checkpoints)
 
 
 def settings_of(

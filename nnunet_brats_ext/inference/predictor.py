@@ -26,17 +26,30 @@ from nnunet_brats_ext.inference.checkpoints import (
     names_in,
     open_checkpoint,
 )
-from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, SLIDING, find_symmetries, find_tiling, mirrors_along
 from nnunet_brats_ext.inference.logits import ModelDescription
+from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, probabilities_of
-from nnunet_brats_ext.inference.tilings import StoredVolume, Volume, predict_padded, predict_slices
+from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, predict_each, probabilities_of
+from nnunet_brats_ext.inference.tilings import (
+    CERTAIN,
+    StoredVolume,
+    Tiling,
+    Volume,
+    predict_padded,
+    predict_slices,
+)
 from nnunet_brats_ext.papers import Prediction
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import Notice, UserError, raise_problems
 from nnunet_brats_ext.storage.nnunet import FINAL, trained_folds
+from nnunet_brats_ext.training.cpu_precision import computes_bf16
 from nnunet_brats_ext.training.seams import fastest_memory_format
+
+SCRATCH = (
+    1.5  # what a convolution on a CPU takes beside its input and output, as a share of a pass; measured: up to 1.3
+)
 
 
 def find_device(asked: str | None = None) -> torch.device:
@@ -53,7 +66,7 @@ def require_bf16(device: torch.device) -> None:
     """A UserError where the device does not compute in bfloat16, or only emulates it."""
     there = {
         "cuda": torch.cuda.is_bf16_supported,
-        "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "cpu": computes_bf16,
     }
     if device.type not in there or not there[device.type]():
         raise UserError(f"--precision bf16: this {device.type} does not compute in bfloat16; leave it out")
@@ -73,6 +86,8 @@ class BraTSPredictor(nnUNetPredictor):
     memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
     precision: `default`, as nnU-Net; or `bf16`, networks under autocast to bfloat16, their logits in fp32. A UserError
     where the device does not compute in it.
+    skip_empty: what holds nothing but background is background, and no network sees it.
+    symmetries_at_once: how many mirror images or turns of a window the network sees in a batch.
     memory_format: of the network; None is that of training, which is the fastest on the device, and without a copy of
     the weights where there is a budget.
     options: those of nnUNetPredictor.
@@ -86,6 +101,8 @@ class BraTSPredictor(nnUNetPredictor):
         patch_size: Sequence[int] = (),
         memory_budget_mb: float | None = None,
         precision: str = "default",
+        skip_empty: bool = False,
+        symmetries_at_once: int = 1,
         memory_format: torch.memory_format | None = None,
         device: torch.device = torch.device("cuda"),  # noqa: B008
         **options: Any,
@@ -95,6 +112,7 @@ class BraTSPredictor(nnUNetPredictor):
         self.requested_tiling, self.requested_symmetries, self.average = tiling, symmetries, average
         self.requested_patch_size, self.memory_budget_mb = patch_size, memory_budget_mb
         self.memory_format, self.precision = memory_format, precision
+        self.skip_empty, self.symmetries_at_once = skip_empty, symmetries_at_once
         if precision == "bf16":
             require_bf16(device)
         self.meter = MemoryMeter(device)  # before anything of size is in memory
@@ -116,7 +134,7 @@ class BraTSPredictor(nnUNetPredictor):
             folds: Sequence[int | str] = trained_folds(folder, checkpoint_name)
         else:
             folds = [use_folds] if isinstance(use_folds, int | str) else use_folds
-        self.load(TrainedModel(folder, tuple(folds), (checkpoint_name,)))
+        self.load(TrainedModel.of(folder, folds, (checkpoint_name,)))
 
     def load(self, model: TrainedModel) -> None:
         """Make ready all checkpoints of a model.
@@ -124,8 +142,7 @@ class BraTSPredictor(nnUNetPredictor):
         A UserError names every checkpoint that is missing, damaged, or of another model.
         """
         if not model.files:
-            names = " ".join(model.checkpoints)
-            raise UserError(f"no fold of {model.folder} holds {names}; train it, or choose -f and -chk")
+            raise UserError(f"no fold of {model.folder} holds such a checkpoint; train it, or choose -f and -chk")
         self.checkpoints = model.files
         self._check(lambda file: check_checkpoint(file, model.names))
         self._build(model)
@@ -133,7 +150,7 @@ class BraTSPredictor(nnUNetPredictor):
         self.list_of_parameters = Weights(self.checkpoints)
         self._take(self.list_of_parameters[0])
         if self.memory_budget_mb is None:
-            fastest = fastest_memory_format(self.device, len(self.patch_size))
+            fastest = fastest_memory_format(self.device, len(self.patch_size), self.bare_network)
             self.bare_network.to(memory_format=self.memory_format or fastest)
         if self.precision == "bf16":  # so that windows and mirror images are summed in fp32
             self.bare_network.register_forward_hook(lambda network, inputs, logits: logits.float())
@@ -292,16 +309,24 @@ class BraTSPredictor(nnUNetPredictor):
             return super().predict_sliding_window_return_logits(input_image)
         predict = partial(predict_slices, slices_at_once=self._slices_within_budget) if tiling is None else tiling
         self.network: nn.Module = self.network.to(self.device).eval()
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            try:
-                return predict(self._predict_windows, self._volume(input_image))
-            except torch.OutOfMemoryError:
-                if tiling is None or not tiling.may_exceed_memory:
-                    raise
-        sentence = f"the tiling {self.tiling} does not fit on the device; sliding windows instead, from here on"
+        volume = self._volume(input_image)
+        if tiling is None or self._fits_memory(tiling, volume):
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                try:
+                    return predict(self._predict_windows, volume)
+                except torch.OutOfMemoryError:
+                    if tiling is None or tiling.seen_at_once(volume) is None:
+                        raise
+        sentence = f"the tiling {self.tiling} does not fit into the memory that is free; sliding windows instead"
         warnings.warn(sentence, Notice, stacklevel=2)
-        self.tiling = SLIDING
         return super().predict_sliding_window_return_logits(input_image)
+
+    def _fits_memory(self, tiling: Tiling, volume: Volume) -> bool:
+        """Whether what a network sees at once leaves memory; on a GPU, torch says so when it has tried."""
+        shape = tiling.seen_at_once(volume)
+        if shape is None or self.device.type != "cpu":
+            return True
+        return SCRATCH * bytes_of_pass(self.bare_network, shape) < free_bytes(self.device)
 
     def _fits_slices(self, data: Tensor) -> bool:
         covers = all(size <= extent for size, extent in zip(data.shape[2:], self.patch_size, strict=False))
@@ -327,18 +352,31 @@ class BraTSPredictor(nnUNetPredictor):
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        if self.skip_empty and (x.flatten(2).amin(2) == x.flatten(2).amax(2)).all():
+            return self._background(x)
         if self.precision != "bf16":
             return self._predict_symmetric(x)
         with torch.autocast(self.device.type, torch.bfloat16):
             return self._predict_symmetric(x)
 
     def _predict_symmetric(self, x: Tensor) -> Tensor:
-        symmetries = find_symmetries(self.symmetries)
+        symmetries, at_once = find_symmetries(self.symmetries), self.symmetries_at_once
+        if symmetries is None and at_once > 1 and self.use_mirroring and self.allowed_mirroring_axes:
+            mirrors = mirrors_along([axis - (x.ndim - 2) for axis in self.allowed_mirroring_axes])
+            logits = list(predict_each(self.network, x, mirrors, at_once))
+            return torch.stack(logits).mean(0)
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)
         # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.
         predict = partial(predict_padded, self.network, divisor=self.divisor)
-        return average_probabilities(predict, x, symmetries, self.exclusive)
+        return average_probabilities(predict, x, symmetries, self.exclusive, at_once)
+
+    def _background(self, x: Tensor) -> Tensor:
+        """Logits (b, k, *s) of no region, or of the label background, as certain as `logits_of` makes them."""
+        logits = x.new_full((len(x), self.label_manager.num_segmentation_heads, *x.shape[2:]), -CERTAIN)
+        if self.exclusive:
+            logits[:, 0] = CERTAIN
+        return logits
 
     def _volume(self, data: Tensor) -> Volume:
         labels = list(self.label_manager.foreground_labels)

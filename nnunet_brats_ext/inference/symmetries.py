@@ -1,6 +1,6 @@
 """Test-time augmentation: a prediction averaged over symmetries of the image. Their names are in `choices`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,23 +24,40 @@ def _turned(x: Tensor, quarter_turns: int) -> Tensor:
     return torch.rot90(x, quarter_turns, (Y, X)) if quarter_turns else x  # torch would copy it
 
 
+def predict_each(
+    predict: Callable[[Tensor], Tensor], x: Tensor, symmetries: Sequence[Symmetry], at_once: int = 1
+) -> Iterator[Tensor]:
+    """The logits of every symmetric image in turn, turned back; images of one shape go `at_once` in a batch."""
+    for first in range(0, len(symmetries), at_once):
+        some = symmetries[first : first + at_once]
+        images = [apply(symmetry, x) for symmetry in some]
+        alike = len({image.shape for image in images}) == 1
+        logits = predict(torch.cat(images)).split(len(x)) if alike else map(predict, images)
+        yield from (undo(symmetry, one) for symmetry, one in zip(some, logits, strict=True))
+
+
 def average_probabilities(
-    predict: Callable[[Tensor], Tensor], x: Tensor, symmetries: Sequence[Symmetry], exclusive: bool = False
+    predict: Callable[[Tensor], Tensor],
+    x: Tensor,
+    symmetries: Sequence[Symmetry],
+    exclusive: bool = False,
+    at_once: int = 1,
 ) -> Tensor:
     """The logits of the weighted mean probability over the symmetries; (b, c, *s) -> (b, k, *s), fp32.
 
     The maps act on the last two or three axes. On slices (b, c, y, x) those that mirror z are left out, for there is
-    no z. exclusive: see `probabilities_of`. The logits of a single symmetry are returned as they are.
+    no z. exclusive: see `probabilities_of`. at_once: see `predict_each`. The logits of a single symmetry are returned
+    as they are.
     """
     if x.ndim == 4:
         symmetries = [symmetry for symmetry in symmetries if Z not in symmetry.flips]
+    each = predict_each(predict, x, symmetries, at_once)
     if len(symmetries) == 1:
-        return undo(symmetries[0], predict(apply(symmetries[0], x)))
+        return next(each)
     total = sum(symmetry.weight for symmetry in symmetries)
     mean: Tensor | None = None
-    for symmetry in symmetries:
-        probabilities = probabilities_of(predict(apply(symmetry, x)), exclusive)
-        share = undo(symmetry, probabilities) * (symmetry.weight / total)
+    for symmetry, logits in zip(symmetries, each, strict=True):
+        share = probabilities_of(logits, exclusive) * (symmetry.weight / total)
         mean = share if mean is None else mean.add_(share)
     assert mean is not None
     return logits_of(mean, exclusive)

@@ -5,14 +5,15 @@ Loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE
-from nnunet_brats_ext.inference.models import TrainedModel
-from nnunet_brats_ext.inference.options import PredictOptions
+from nnunet_brats_ext.inference.models import Previous, TrainedModel
+from nnunet_brats_ext.inference.options import InferenceOptions
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,19 @@ class Passes:
     step_size: float = 0.5
     patch_size: tuple[int, ...] = ()
     precision: str = "default"
+    skip_empty: bool = False
 
     @classmethod
-    def from_options(cls, options: PredictOptions) -> Passes:
+    def from_options(cls, options: InferenceOptions) -> Passes:
         symmetries = NONE if options.disable_tta else options.symmetries
         return cls(
-            options.tiling, symmetries, options.combine, options.step_size, options.patch_size, options.precision
+            options.tiling,
+            symmetries,
+            options.combine,
+            options.step_size,
+            options.patch_size,
+            options.precision,
+            options.skip_empty,
         )
 
     @property
@@ -48,6 +56,7 @@ class Passes:
             "tile_step_size": self.step_size,
             "patch_size": self.patch_size or None,
             **({"precision": self.precision} if self.precision != "default" else {}),
+            **({"skip_empty": True} if self.skip_empty else {}),
         }
 
 
@@ -89,12 +98,42 @@ class System:
         return list(dict.fromkeys(one.previous for one in self.members if isinstance(one.previous, Path)))
 
 
+def system_of(
+    model: TrainedModel, previous: Previous, passes: Passes, held_out: tuple[int, str] | None = None
+) -> System:
+    """The members of a prediction by one model.
+
+    Each source of previous label maps is a member of its own, and with `vote` each fold and checkpoint of both stages.
+    held_out: a fold and one of its cases, in a cross-validation.
+    """
+    if held_out is not None:
+        model = model.held_out(*held_out)
+        previous = previous.held_out(*held_out) if isinstance(previous, TrainedModel) else previous
+    vote = passes.combine == "vote"
+    sources: Sequence[Member | Path | None] = [None]
+    if isinstance(previous, TrainedModel):
+        models = previous.members if vote else [previous]
+        sources = [Member(one, passes.of_previous_stage) for one in models]
+    elif previous is not None:
+        sources = previous
+    pairs = product(sources, model.members if vote else [model])
+    return System(tuple(Member(one, passes, source) for source, one in pairs), vote)
+
+
+def pooled(models: Sequence[tuple[TrainedModel, TrainedModel | None, float]], passes: Passes) -> System:
+    """The weighted mean of models, each with the one of the stage before that it refines, and its weight."""
+    return System(
+        tuple(
+            Member(model, passes, Member(previous, passes.of_previous_stage) if previous else None, weight)
+            for model, previous, weight in models
+        )
+    )
+
+
 def of_each_model(members: Iterable[Member]) -> Iterator[tuple[TrainedModel, Passes]]:
     """Each model with all folds and checkpoints that members have of it, for each way in which it sees a case."""
     groups: dict[tuple[Path, Passes], list[TrainedModel]] = {}
     for member in members:
         groups.setdefault((member.model.folder, member.passes), []).append(member.model)
     for (_, passes), models in groups.items():
-        folds = dict.fromkeys(fold for model in models for fold in model.folds)
-        checkpoints = dict.fromkeys(name for model in models for name in model.checkpoints)
-        yield replace(models[0], folds=tuple(folds), checkpoints=tuple(checkpoints)), passes
+        yield replace(models[0], weights=tuple(dict.fromkeys(one for model in models for one in model.weights))), passes

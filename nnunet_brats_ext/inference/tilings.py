@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from nnunet_brats_ext.storage.errors import UserError
+
+CERTAIN = 15.0  # the logit of what is certain without a look
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Tiling(ABC):
     needs_previous_stage: ClassVar[bool] = False
     """Whether it looks at the labels of a previous stage; a model without one is predicted by sliding windows."""
 
-    may_exceed_memory: ClassVar[bool] = False
-    """Whether a volume may be too large for the device at once; sliding windows take over then."""
+    def seen_at_once(self, volume: Volume) -> tuple[int, ...] | None:
+        """The shape of what the network sees at once, where that may exceed memory; sliding windows take over then."""
+        return None
 
     @abstractmethod
     def __call__(self, predict: Predict, volume: Volume) -> Tensor:
@@ -80,7 +82,10 @@ class WholeBrain(Tiling):
     by one. Statistics of normalisation layers are then those of a whole brain, unlike in a window.
     """
 
-    may_exceed_memory = True
+    def seen_at_once(self, volume: Volume) -> tuple[int, ...]:
+        channels, *sizes = volume.data.shape
+        lengths = sizes[-len(volume.divisor) :]
+        return (1, channels, *(n + -n % step for n, step in zip(lengths, volume.divisor, strict=True)))
 
     def __call__(self, predict: Predict, volume: Volume) -> Tensor:
         if len(volume.divisor) == 3:
@@ -110,6 +115,8 @@ def predict_slices(
     are in half precision, as those of nnU-Net's sliding window; where a patch covers the slice, its weights divide
     out, and label maps are the same.
     """
+    from acvl_utils.cropping_and_padding.padding import pad_nd_image  # here, so that tilings load without nnU-Net
+
     if any(size > extent for size, extent in zip(volume.data.shape[2:], volume.patch_size, strict=True)):
         raise UserError(
             f"slices of {tuple(volume.data.shape[2:])} are larger than the patch {volume.patch_size}; "

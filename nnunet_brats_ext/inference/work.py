@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nnunet_brats_ext.inference.cases import CaseSource
 from nnunet_brats_ext.inference.logits import Logits
@@ -16,11 +16,13 @@ from nnunet_brats_ext.inference.networks import CasePrediction, Machine, Network
 from nnunet_brats_ext.inference.outputs import RunSettings, Target, locked
 from nnunet_brats_ext.inference.profiling import Profile
 from nnunet_brats_ext.inference.systems import Member, System
-from nnunet_brats_ext.inference.validations import Choice
 from nnunet_brats_ext.inference.workers import workers
 from nnunet_brats_ext.predictions.postprocess import Changes, apply_rules
 from nnunet_brats_ext.predictions.rule_sets import RuleSet
 from nnunet_brats_ext.storage.parallel import progress_bar
+
+if TYPE_CHECKING:
+    from nnunet_brats_ext.inference.selection import Selection
 
 
 @dataclass
@@ -131,7 +133,8 @@ class RulesStep:
 class WorkPlan:
     """All that is to be done for one prediction.
 
-    folders: that this run alone may write into. outcome: what is known of its outcome beforehand. choice: of a pool.
+    folders: that this run alone may write into. outcome: what is known of its outcome beforehand. chosen: of a pool,
+    by fold.
     """
 
     steps: Sequence[Step]
@@ -139,7 +142,7 @@ class WorkPlan:
     outcome: Outcome
     folders: Sequence[Path]
     settings: RunSettings | None = None
-    choice: Choice | None = None
+    chosen: "Mapping[int, Selection] | None" = None
 
     def run(self) -> Outcome:
         """Do all steps in order. An interrupted run goes on when the same plan is made and run again."""

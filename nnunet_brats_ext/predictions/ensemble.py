@@ -57,7 +57,13 @@ class EnsembleOptions(Options):
         default=None,
         at_least=1,
         at_most=255,
-        help="labels from the outermost to the innermost (majority); default: as trained, 1 2 3",
+        help="labels from the outermost to the innermost (majority, staple); default: as trained, 1 2 3",
+    )
+    undecided: str | None = option(
+        default=None,
+        choices=fusion.UNDECIDED,
+        help="what voxels become where several labels are as likely (staple): what most members say, with a tumour "
+        "label before background, or background; default: vote",
     )
     save_probabilities: bool = option(
         "--save_probabilities",
@@ -166,7 +172,7 @@ def _converted(folder: PredictionFolder, target: Head, case: str) -> np.ndarray:
 def _majority(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
     """The vote of label maps; probabilities settle ties where every folder has them."""
     first = folders[0]
-    labels = options.order or (first.description.paint if first.description else ()) or fusion.TUMOUR_LABELS
+    labels = _voted_labels(first, options)
     problems = [
         f"{folder.path} has probabilities for the labels {sorted(folder.head.labels)}, the vote is over {list(labels)}"
         for folder in folders
@@ -177,6 +183,11 @@ def _majority(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> 
     settings = {"weights": options.weights, "order": labels, "ties": ties}
     function = partial(_majority_of_case, folders, options.weights, labels)
     return Combination(function, first, first.description, settings)
+
+
+def _voted_labels(first: PredictionFolder, options: EnsembleOptions) -> tuple[int, ...]:
+    """The tumour labels from the outermost to the innermost: as asked, as the folder has them, or as trained."""
+    return options.order or (first.description.paint if first.description else ()) or fusion.TUMOUR_LABELS
 
 
 def _majority_of_case(
@@ -193,6 +204,21 @@ def _vote(folder: PredictionFolder, labels: Sequence[int], case: str) -> fusion.
         return label_map
     of_labels = label_probabilities(probabilities, folder.head)
     return label_map, of_labels[[folder.head.labels.index(label) for label in labels]]
+
+
+def _staple(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
+    """Label maps weighed by their agreement with the estimated truth."""
+    first = folders[0]
+    labels, undecided = _voted_labels(first, options), options.undecided or fusion.UNDECIDED[0]
+    function = partial(_staple_of_case, folders, labels, undecided)
+    return Combination(function, first, first.description, {"order": labels, "undecided": undecided})
+
+
+def _staple_of_case(folders: Sequence[PredictionFolder], labels: Sequence[int], undecided: str, case: str) -> Predicted:
+    members = [folder.read(case).labels for folder in folders]
+    for folder, label_map in zip(folders, members, strict=True):
+        require_labels(label_map, labels, folder.cases[case], ORDER_NEEDED)
+    return fusion.staple(members, labels, undecided), None
 
 
 def _two_pass(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
@@ -266,6 +292,12 @@ METHODS: Mapping[str, Method] = {
     ),
     "majority": Method(
         "of label maps, with the tie rule of Lyu and Shu.", _majority, "if complete", ("weights", "order")
+    ),
+    "staple": Method(
+        "of label maps, weighed by their agreement as SimpleITK's multi-label STAPLE does.",
+        _staple,
+        "ignored",
+        ("order", "undecided"),
     ),
     "two-pass": Method("A decides ET and NCR, B oedema.", _two_pass, "ignored", roles=("for ET and NCR", "for oedema")),
     "nested": Method(

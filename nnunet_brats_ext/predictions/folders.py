@@ -80,7 +80,8 @@ class PredictionFolder:
         purpose: what an error says cannot be done.
         """
         pattern = f"_[0-9][0-9][0-9][0-9]{self.ending}"
-        found = {case: sorted(images.glob(f"{case}{pattern}")) for case in self.cases}
+        acquired = len(self.description.acquired) if self.description else None  # derived channels come behind
+        found = {case: sorted(images.glob(f"{case}{pattern}"))[:acquired] for case in self.cases}
         counts = {len(paths) for paths in found.values()}
         if len(counts) > 1 or not min(counts):
             few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]

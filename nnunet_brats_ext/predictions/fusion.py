@@ -5,6 +5,7 @@ from math import isfinite
 from typing import TypeVar
 
 import numpy as np
+import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import BACKGROUND, ED, LABEL_SCHEMES
 from nnunet_brats_ext.storage.errors import UserError
@@ -107,6 +108,32 @@ def majority(
     if votes is None:
         raise UserError("a vote needs at least one member")
     return votes.winners()
+
+
+UNDECIDED = ("vote", "background")
+
+
+def staple(
+    members: Sequence[np.ndarray], labels: Sequence[int] = TUMOUR_LABELS, undecided: str = UNDECIDED[0]
+) -> np.ndarray:
+    """Label maps weighed by how well each agrees with the estimated truth: multi-label STAPLE, as SimpleITK has it.
+
+    Rohlfing, Russakoff and Maurer 2004, https://doi.org/10.1109/TMI.2004.830803. Where several labels are as likely,
+    SimpleITK leaves a voxel undecided, as it does with many of those where two members disagree. Such voxels become
+    what `majority` makes of the members ("vote": a tumour label before background, the innermost first) or background.
+
+    labels: the tumour labels from the outermost to the innermost. A label outside them is an error. Two members or more
+    are needed. The whole volume counts: the labels' frequencies in it are the prior.
+    """
+    if len(members) < 2:
+        raise UserError("STAPLE needs two members or more")
+    mark = max(set(range(256)) - {BACKGROUND, *labels})  # of undecided voxels
+    images = [sitk.GetImageFromArray(one.astype(np.uint8, copy=False)) for one in members]
+    fused = sitk.GetArrayFromImage(sitk.MultiLabelSTAPLE(images, mark))
+    open_voxels = fused == mark
+    voted = majority(members, labels)  # which refuses other labels
+    fused[open_voxels] = voted[open_voxels] if undecided == "vote" else BACKGROUND
+    return fused
 
 
 def two_pass(first: np.ndarray, second: np.ndarray) -> np.ndarray:

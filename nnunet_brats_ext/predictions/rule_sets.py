@@ -1,8 +1,9 @@
 """Rules as data: a JSON file holds a list of them, each with its name and its parameters, applied in that order.
 
 `{"scheme": "glioma_2017", "rules": [{"rule": "small-et", "min_voxels": 500}, ...]}`; the scheme says which regions
-there are. A file lies beside a model as `brats_rules_NAME.json` and is found again by NAME; the rules that papers
-publish have names of their own.
+there are. With `"clusters"`, a case belongs to one of several groups of similar cases, and a rule that has a number as
+`"cluster"` is for the cases of that group alone. A file lies beside a model as `brats_rules_NAME.json` and is found
+again by NAME; the rules that papers publish have names of their own.
 """
 
 import inspect
@@ -17,6 +18,7 @@ import numpy as np
 from nnunet_brats_ext.brats import LABEL_SCHEMES, LabelScheme
 from nnunet_brats_ext.papers import published_rules
 from nnunet_brats_ext.predictions import rules
+from nnunet_brats_ext.predictions.case_clusters import CaseClusters, read_clusters
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, to_json
@@ -24,6 +26,7 @@ from nnunet_brats_ext.storage.output import write_text
 
 DEFAULT_SCHEME = "glioma_2017"
 REGION = "region"  # the one parameter that is no number
+CLUSTER = "cluster"  # for which cases a rule is; no parameter of it
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,24 @@ RULES: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Rules in the order in which they apply, and the scheme whose regions they name."""
+    """Rules in the order in which they apply, the scheme whose regions they name, and clusters that they are for."""
 
     rules: tuple[Mapping[str, Any], ...]
     scheme_name: str = DEFAULT_SCHEME
+    clusters: CaseClusters | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.scheme_name, str) or self.scheme_name not in LABEL_SCHEMES:
             raise UserError(f"scheme {self.scheme_name!r} is none of {', '.join(LABEL_SCHEMES)}")
         for number, rule in enumerate(self.rules, 1):
-            if problem := _problem(rule, self.scheme):
+            if problem := _problem(rule, self.scheme) or self._problem_of_cluster(rule):
                 raise UserError(f"rule {number}, {problem}")
+
+    def _problem_of_cluster(self, rule: Mapping[str, Any]) -> str | None:
+        known = range(len(self.clusters.centres) if self.clusters else 0)
+        if CLUSTER not in rule or (isinstance(rule[CLUSTER], int) and rule[CLUSTER] in known):
+            return None
+        return f"{describe_rule(rule)}: no cluster {rule[CLUSTER]!r} among {len(known)}, which count from 0"
 
     @property
     def scheme(self) -> LabelScheme:
@@ -80,8 +90,9 @@ class RuleSet:
 
     @property
     def needing_images(self) -> list[str]:
-        """The names of the rules that look at images."""
-        return [rule["rule"] for rule in self.rules if RULES[rule["rule"]].needs_images]
+        """The names of the rules that look at images, and of the clusters where they do."""
+        rules = [rule["rule"] for rule in self.rules if RULES[rule["rule"]].needs_images]
+        return [*rules, *(["clusters"] if self.clusters and self.clusters.images else [])]
 
     @property
     def needs_images(self) -> bool:
@@ -94,8 +105,12 @@ class RuleSet:
     def apply(self, case: RuleInput) -> tuple[np.ndarray, list[int]]:
         """The final label map, and how many voxels each rule changed."""
         case = replace(case, scheme=self.scheme)
+        cluster = self.clusters.of(case) if self.clusters else None
         changed = []
         for rule in self.rules:
+            if rule.get(CLUSTER, cluster) != cluster:
+                changed.append(0)
+                continue
             kind = RULES[rule["rule"]]
             labels = kind.function(case, **kind.fixed, **_parameters(rule))
             changed.append(int(np.count_nonzero(labels != case.labels)))
@@ -103,7 +118,8 @@ class RuleSet:
         return case.labels, changed
 
     def to_json(self) -> str:
-        return to_json({"scheme": self.scheme_name, "rules": list(map(dict, self.rules))})
+        clusters = {"clusters": self.clusters.as_json()} if self.clusters else {}
+        return to_json({"scheme": self.scheme_name, **clusters, "rules": list(map(dict, self.rules))})
 
 
 def needs_probabilities(rule: Mapping[str, Any]) -> bool:
@@ -123,9 +139,16 @@ def find_rules(name: str, model: Path | None = None) -> RuleSet:
     published = published_rules()
     if name in published:
         return RuleSet(tuple(published[name]))
-    beside = sorted(model.glob("brats_rules_*.json")) if model else []
-    names = [path.stem.removeprefix("brats_rules_") for path in beside]
-    raise UserError(f"no rules called {name!r}, and no such file; there are {', '.join([*names, *published])}")
+    there = ", ".join([*_saved_beside(model), *published]) if model else ", ".join(published)
+    files = " and ".join(f"no file {path}" for path in (*saved, Path(name)))
+    others = [one for one in model.parent.iterdir() if name in _saved_beside(one)] if model else []
+    advice = f". Those beside {others[0].name} are taken by their path: {rules_file(others[0], name)}" if others else ""
+    raise UserError(f"no rules called {name!r}: {files}, and no paper of that name; there are {there}{advice}")
+
+
+def _saved_beside(model: Path) -> list[str]:
+    """The names of the rules that were saved beside a model."""
+    return [path.stem.removeprefix("brats_rules_") for path in sorted(model.glob("brats_rules_*.json"))]
 
 
 def collect_rules(
@@ -141,7 +164,10 @@ def collect_rules(
     if any((one.scheme.regions, one.scheme.paint) != (first.scheme.regions, first.scheme.paint) for one in found):
         schemes = sorted({one.scheme_name for one in found})
         raise UserError(f"the rules are for the regions of different schemes: {', '.join(schemes)}")
-    return RuleSet(tuple(rule for one in found for rule in one.rules), first.scheme_name)
+    clustered = [one.clusters for one in found if one.clusters]
+    if len(clustered) > 1:
+        raise UserError(f"{len(clustered)} of the rule files have clusters of their own; apply one after the other")
+    return RuleSet(tuple(rule for one in found for rule in one.rules), first.scheme_name, *clustered)
 
 
 def save_rules(rule_set: RuleSet, model: Path, name: str) -> Path:
@@ -162,9 +188,10 @@ def read_rules(path: Path) -> RuleSet:
     """Rules from a JSON file, checked; the error names the file, the rule and the key."""
     content = read_json(path)
     try:
-        if not set(content) <= {"scheme", "rules"} or not isinstance(content.get("rules"), list):
+        if not set(content) <= {"scheme", "rules", "clusters"} or not isinstance(content.get("rules"), list):
             raise UserError(f'expected {{"scheme": NAME, "rules": [...]}}, got {_shortened(content)}')
-        return RuleSet(tuple(content["rules"]), content.get("scheme", DEFAULT_SCHEME))
+        clusters = read_clusters(content["clusters"]) if "clusters" in content else None
+        return RuleSet(tuple(content["rules"]), content.get("scheme", DEFAULT_SCHEME), clusters)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -191,11 +218,12 @@ def parse_rule(text: str) -> dict[str, Any]:
 
 def describe_rule(rule: Mapping[str, Any]) -> str:
     """One rule in a line, such as `small-et min_voxels=500`."""
-    return " ".join([rule["rule"], *(f"{name}={value}" for name, value in _parameters(rule).items())])
+    cluster = [f"in cluster {rule[CLUSTER]}"] if CLUSTER in rule else []
+    return " ".join([rule["rule"], *(f"{name}={value}" for name, value in _parameters(rule).items()), *cluster])
 
 
 def _parameters(rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in rule.items() if name != "rule"}
+    return {name: value for name, value in rule.items() if name not in ("rule", CLUSTER)}
 
 
 def _shortened(content: Mapping[str, Any]) -> str:

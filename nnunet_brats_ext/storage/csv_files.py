@@ -1,13 +1,21 @@
 """CSV tables as text, for `write_texts`; every table of the package is written by this function."""
 
 import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
+class _Line:
+    def write(self, line: str) -> str:
+        return line
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Rows as lines of CSV, the first one usually the names of the columns; None is an empty cell."""
+    writer = csv.writer(_Line(), lineterminator="\n")
+    return (writer.writerow(row) for row in rows)  # what the line's `write` gives
+
+
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV, the first one usually the names of the columns; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    """The same in one text."""
+    return "".join(csv_lines(rows))

@@ -16,6 +16,7 @@ from nnunet_brats_ext.storage.nnunet import find_splits
 FILE = "dataset.json"
 AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
 AXES_KEY, SEVERAL_AXES = "brats_axes", "several"
+DERIVED_KEY = "brats_derived"
 NO_NORMALISATION = "noNorm"  # nnU-Net's name of a channel that it leaves as it is, whatever its capitals
 
 
@@ -47,7 +48,7 @@ class DatasetDescription:
             self._check_paint()
         if not isinstance(ignored := self.content["labels"].get("ignore", 0), int):
             raise UserError(f"{self.source}: labels['ignore'] is {ignored!r}; expected a number")
-        _ = self.channel_names, self.ending, self.reader
+        _ = self.channel_names, self.derived, self.ending, self.reader
 
     @property
     def is_of_nnunet(self) -> bool:
@@ -76,6 +77,27 @@ class DatasetDescription:
         if not isinstance(names, list) or [type(name) for name in names] != [str] * len(channels):
             raise UserError(f"{self.source}: brats_sequences is {names!r}; expected a name for each of {channels}")
         return tuple(find_sequence(name) or name for name in names)
+
+    @cached_property
+    def derived(self) -> dict[str, dict[str, float]]:
+        """The channels that are computed from sequences, see `brats.derive_channel`: name -> weight of each sequence.
+
+        They come behind the sequences. Who predicts needs no images of them.
+        """
+        noted = self._get(DERIVED_KEY, dict) if DERIVED_KEY in self.content else {}
+        acquired, derived = (names := self.sequences)[: len(names) - len(noted)], names[len(names) - len(noted) :]
+        for name, weights in noted.items():
+            if name not in derived or not isinstance(weights, dict) or not weights.keys() <= set(acquired):
+                raise UserError(
+                    f"{self.source}: {DERIVED_KEY} has {name!r}: {weights!r}; expected a channel behind {acquired} "
+                    'and weights of some of these, such as {"T1ce-T1": {"T1ce": 1, "T1": -1}}'
+                )
+        return noted
+
+    @property
+    def acquired(self) -> tuple[str, ...]:
+        """The sequences that a case has images of: all channels but the derived ones."""
+        return self.sequences[: len(self.sequences) - len(self.derived)]
 
     def channel(self, sequence: str) -> int:
         """The number of the channel that shows a sequence, such as T1ce; an error where none does."""

@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"  # ours, beside the dataset.json of a data set that w
 SPLITS = "splits_final.json"
 FINAL = "checkpoint_final.pth"
 SAFE = ".safetensors"  # what checkpoints in bundles end in
+ALL = "all"  # the fold of all cases
 PREPROCESSING_KEYS = (
     "spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "resampling_fn_data",
     "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",

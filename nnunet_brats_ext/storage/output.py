@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,13 +53,18 @@ def write_text(path: Path, text: str) -> None:
     write_texts({path: text})
 
 
-def write_texts(files: Mapping[Path, str]) -> None:
-    """Write text files that belong together: all of them or, where one cannot be written, none; UTF-8."""
+def write_texts(files: Mapping[Path, str | Iterable[str]]) -> None:
+    """Write text files that belong together: all of them or, where one cannot be written, none; UTF-8.
+
+    A long text may come in parts.
+    """
     with ExitStack() as stack:
         for path in reversed(list(files)):  # the stack ends with the first, so they take their places in order
             if path.is_dir():
                 raise UserError(f"{path} is a folder, where a file of this name is to be written; choose another place")
-            stack.enter_context(partial_file(path, shared=True)).write_text(files[path], encoding="utf-8")
+            text = files[path]
+            with stack.enter_context(partial_file(path, shared=True)).open("w", encoding="utf-8") as file:
+                file.writelines([text] if isinstance(text, str) else text)
 
 
 @contextmanager

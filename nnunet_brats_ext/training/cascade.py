@@ -1,5 +1,6 @@
 """What the second stage of a cascade needs from the first: label maps of all training cases, one or several each."""
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,9 +9,12 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_brats_ext.storage.errors import UserError, shorten
+from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import SPLITS, model_name, read_splits, train_command
 from nnunet_brats_ext.training.sampling import Case, CaseView
 from nnunet_brats_ext.training.seams import Cases, PlainTrainer
+
+MAPS = "previous_stage_maps.json"  # in a fold: the names of the maps that it was trained on; one per case has none
 
 
 class PreviousStage(PlainTrainer):
@@ -41,6 +45,32 @@ class PreviousStage(PlainTrainer):
     @property
     def previous_stage_trainer(self) -> str:
         return self.all_facts().previous_stage or type(self).__name__
+
+    def on_train_start(self) -> None:
+        if self.is_cascaded and self.local_rank == 0:
+            self.keep_training_on_other_maps()
+        super().on_train_start()
+
+    def keep_training_on_other_maps(self) -> None:
+        """Say which maps are drawn from, and put aside what was trained here on others."""
+        fold, names = Path(self.output_folder), [path.name for path in self.previous_stage_maps]
+        if names:
+            place = self.previous_stage_maps[0].parent
+            self.print_to_log_file(f"Each draw of a case shows one of {len(names)} maps in {place}: {', '.join(names)}")
+        else:
+            self.print_to_log_file(
+                f"Maps of the previous stage, one per case: {self.folder_with_segs_from_previous_stage}"
+            )
+        if self.current_epoch:  # a training that goes on
+            return
+        noted = read_json(fold / MAPS, list) if (fold / MAPS).is_file() else []
+        if noted != names and any(fold.glob("checkpoint_*.pth")):
+            aside = fold.with_name(time.strftime(f"earlier_{fold.name}_%Y%m%d-%H%M%S"))
+            aside.mkdir()
+            for path in [path for path in fold.iterdir() if path != Path(self.log_file)]:
+                path.rename(aside / path.name)
+            self.print_to_log_file(f"What was trained here on other maps is kept in {aside}")
+        write_json(fold / MAPS, names)
 
     def load_cases(self) -> Cases:
         training, validation = super().load_cases()

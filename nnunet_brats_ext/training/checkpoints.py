@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_brats_ext.architectures.blocks import optional_names
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.output import partial_file
 
@@ -90,6 +91,7 @@ def require_fitting_weights(file: Path, checkpoint: dict[str, Any], network: nn.
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     stored = {name: tuple(value.shape) for name, value in checkpoint["network_weights"].items()}
     found = {name if name in expected else name.removeprefix("module."): shape for name, shape in stored.items()}
+    found = {name: expected[name] for name in optional_names(network)} | found
     if found == expected:
         return
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -19,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from nnunet_brats_ext.architectures.blocks import SegmentationNetwork
 from nnunet_brats_ext.papers import TrainerFacts, facts_of_class
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
@@ -110,14 +111,17 @@ class PlainTrainer(ResumableTrainer):
     ) -> nn.Module | None:
         """Seam: the network as inference needs it; None is the one that the plans name.
 
-        With `enable_deep_supervision` on, it returns a list of outputs in train mode, from the finest, and has the
-        switch `decoder.deep_supervision` of nnU-Net's networks; or `set_deep_supervision_enabled` is overridden.
+        With `enable_deep_supervision` on, it returns a list of outputs, from the finest, and has the switch
+        `deep_supervision` of `SegmentationNetwork`, or `decoder.deep_supervision` of nnU-Net's networks.
         """
         if cls.architecture is None:
             return None
-        return cls.architecture(
+        network = cls.architecture(
             input_channels, num_classes, conv_op=planned.conv_op, strides=planned.strides, **cls.all_network_options()
         )
+        if isinstance(network, SegmentationNetwork):
+            network.deep_supervision = deep_supervision
+        return network
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
@@ -137,6 +141,8 @@ class PlainTrainer(ResumableTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The network as inference needs it, without anything that exists for training only."""
+        if missing := cls.all_facts().missing:
+            raise UserError(missing)
         planned = PlannedNetwork.read(configuration_manager)
         cls.check_plans(planned)
         network = cls.build_network(planned, num_input_channels, num_output_channels, enable_deep_supervision)
@@ -166,11 +172,13 @@ class PlainTrainer(ResumableTrainer):
         )
         if (branch := self.training_branch(network)) is not None:
             network = NetworkWithBranch(network, branch)
-        return network.to(memory_format=fastest_memory_format(self.device, len(configuration_manager.patch_size)))
+        axes = len(configuration_manager.patch_size)
+        return network.to(memory_format=fastest_memory_format(self.device, axes, network))
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         if self.enable_deep_supervision:  # nnU-Net switches it on after validation, also where training never had it
-            self.inference_network.decoder.deep_supervision = enabled
+            network: Any = self.inference_network
+            (network if isinstance(network, SegmentationNetwork) else network.decoder).deep_supervision = enabled
 
     # ---- loss ------------------------------------------------------------------------------------------------------
 
@@ -281,8 +289,14 @@ class PlainTrainer(ResumableTrainer):
         return ComposeTransforms([*transforms, self.get_validation_transforms(deep_supervision_scales, **labels)])
 
 
-def fastest_memory_format(device: torch.device, spatial_axes: int) -> torch.memory_format:
-    """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default."""
-    if device.type != "cpu":
+def fastest_memory_format(
+    device: torch.device, spatial_axes: int, network: nn.Module | None = None
+) -> torch.memory_format:
+    """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default.
+
+    Not for a network with torch's own GroupNorm, whose statistics are then wrong (`architectures/group_norm.py`).
+    """
+    normalised = network is not None and any(type(module) is nn.GroupNorm for module in network.modules())
+    if device.type != "cpu" or normalised:
         return torch.contiguous_format
     return torch.channels_last if spatial_axes == 2 else torch.channels_last_3d

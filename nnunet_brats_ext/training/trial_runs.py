@@ -8,7 +8,10 @@ from nnunet_brats_ext.training.seams import PlainTrainer
 
 
 class ShortRuns(PlainTrainer):
-    """Mixin: trains for as many epochs and iterations as the environment asks, with a warning in the log."""
+    """Mixin: trains for as many epochs and iterations as the environment asks, and says so in the log.
+
+    A recipe asks for epochs as part of its experiment; only fewer iterations make a trial run.
+    """
 
     requested_iterations: int | None = None
 
@@ -16,13 +19,14 @@ class ShortRuns(PlainTrainer):
         super().set_hyperparameters()
         asked = {name: requested_number(name, 1, "for a full training") for name in (EPOCHS, ITERATIONS)}
         if epochs := asked[EPOCHS]:
+            self.print_to_log_file(f"{EPOCHS}={epochs}: {epochs} epochs instead of {self.num_epochs}")
             self.num_epochs = epochs
         if iterations := asked[ITERATIONS]:
             self.requested_iterations = iterations
             self.set_iterations(iterations)
-        if any(asked.values()):
-            requests = {name: number for name, number in asked.items() if number}
-            self.print_to_log_file(f"WARNING: SHORT RUN because of {requests}. Unset these variables to train in full.")
+            self.print_to_log_file(
+                f"WARNING: SHORT RUN because of {ITERATIONS}={iterations}. Unset this variable to train in full."
+            )
 
     def set_epoch_length(self, training: nnUNetBaseDataset, validation: nnUNetBaseDataset) -> None:
         if self.requested_iterations is None:

@@ -32,7 +32,7 @@ def commands_of_paper(paper: str, planned: Planned) -> list[str]:
 
 
 def commands_of_trainer(name: str, planned: Planned) -> list[str]:
-    """What is left to type for the submission of one trainer, and of the one of the stage before."""
+    """What is left to type for the submission of one trainer, and of the one that it goes on from."""
     facts = papers.find_trainer(name)
     entries = planned.plans["configurations"]
     if facts.configuration not in entries:
@@ -44,6 +44,8 @@ def commands_of_trainer(name: str, planned: Planned) -> list[str]:
     if stage := resolve(entries, facts.configuration).get("previous_stage"):
         models["model"] = replace(models["model"], previous_stage="previous")
         models = {"previous": Model("previous", facts.previous_stage or name, stage, "brats"), **models}
+    if facts.starts_from:
+        models = {"start": replace(models["model"], name="start", trainer=facts.starts_from), **models}
     data = {"brats": Data("brats")}
     recipe = Recipe(name, data, models, {}, {}, "brats2020", "gli", ("model",), ("model",))
     return _commands(recipe, planned, name)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
+from nnunet_brats_ext.inference.chosen import CHOSEN
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
-from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, TEST, Setting
-from nnunet_brats_ext.workflow.recipe_parts import Ensemble, Model, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, SMOKE_EPOCHS, TEST, Setting
+from nnunet_brats_ext.workflow.recipe_parts import Choice, Ensemble, Model, Postprocessing, Recipe
 from nnunet_brats_ext.workflow.state import Job
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
@@ -25,6 +26,8 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     graph = Graph(recipe, setting)
     for model in recipe.models.values():
         every = graph.every_fold(model)
+        if model.on_all:
+            continue
         if unknown := sorted(set(setting.folds or ()) - set(every)):
             raise UserError(f"--folds {unknown[0]}: {model.name} has the folds 0 to {every[-1]} here")
     scores = [graph.evaluate(name) for name in recipe.evaluated]
@@ -56,26 +59,63 @@ class Graph(TrainingJobs):
         folds = self.scored_folds(model) if branch == CROSS_VALIDATION else None
         after = self.trained(model, folds or ())
         command = self.model_words(model, folds)
-        if model.checkpoints:
+        if model.choice:
+            command += ["-chk", CHOSEN]
+            after.append(self.choose(model))
+        elif model.checkpoints:
             command += ["-chk", *self.checkpoints(model.checkpoints)]
-        if model.previous_stage:
-            previous = self.recipe.models[model.previous_stage]
-            command += ["-prev_tr", previous.trainer, "-prev_f", *self.folds(previous)]
-            command += ["-prev_chk", *self.checkpoints(previous.checkpoints)] if previous.checkpoints else []
-        command += ["--combine", model.combine] if model.combine else []
+        words, before = self.previous(model)
+        command += words
+        after += before
         if model.name in self.averaged and model.combine != "vote":
             command.append("--save_probabilities")
         return self.prediction(model.name, branch, command, model, after)
+
+    def previous(self, model: Model) -> tuple[list[object], list[str]]:
+        """How `predict` and `choose` name the stage before, and how they combine; and the jobs to wait for."""
+        words: list[object] = []
+        after: list[str] = []
+        if model.previous_stage:
+            previous = self.recipe.models[model.previous_stage]
+            words += ["-prev_tr", previous.trainer, "-prev_f", *self.folds(previous)]
+            if previous.choice:
+                words += ["-prev_chk", CHOSEN]
+                after.append(self.choose(previous))
+            elif previous.checkpoints:
+                words += ["-prev_chk", *self.checkpoints(previous.checkpoints)]
+        return [*words, *(["--combine", model.combine] if model.combine else [])], after
+
+    def choose(self, model: Model) -> str:
+        """The checkpoints of each fold that predict its cases best."""
+        name = f"choose/{model.name}"
+        if name not in self.jobs:
+            assert model.choice is not None
+            words, before = self.previous(model)
+            command = [*self.model_words(model), *words]
+            command += ["-chk", *self.checkpoints(model.choice.of)] if model.choice.of else []
+            after = [*self.trained(model), *before]
+            self.chosen(name, command, model, model.choice, after)
+        return name
+
+    def chosen(self, name: str, models: Sequence[object], model: Model, choice: Choice, after: Sequence[str]) -> None:
+        """A job that chooses. models: words that name the candidates. model: the first of them."""
+        out = self.setting.folder / "choices" / f"{name.split('/', 1)[1]}.json"
+        best = min(choice.best, SMOKE_EPOCHS) if self.setting.smoke else choice.best
+        words = ["nnunet_brats", "choose", *models, "--best", best, "--by", choice.by, *self.preset(), "-o", out]
+        words += [*self.seen(model), "-np", self.workers("choose")]
+        self.add(name, words, out, [*after, self.converted(self.base_of(self.recipe.data[model.data]))])
+
+    def seen(self, model: Model) -> list[str]:
+        """Tiling and symmetries, where the recipe names them."""
+        given = (("--tiling", model.tiling), ("--tta", model.tta))
+        return [word for option, value in given if value for word in (option, value)]
 
     def prediction(self, name: str, branch: str, models: Sequence[object], model: Model, after: Sequence[str]) -> str:
         """A job that predicts cases of a model's data, with its tiling and symmetries. models: words that name them."""
         out, data = self.folder(name, branch), self.recipe.data[model.data]
         words = ["nnunet_brats", "predict", "-i", self.images(data, branch), "-o", out, *models]
         words += ["--cross-validation"] if branch == CROSS_VALIDATION else []
-        for option in ("tiling", "tta"):
-            if value := getattr(model, option):
-                words += [f"--{option}", value]
-        words += ["-np", self.workers("predict")]
+        words += [*self.seen(model), "-np", self.workers("predict")]
         job = f"predict/{name}" if branch == TEST else f"predict/{branch}/{name}"
         return self.add(job, words, out, [*after, self.converted(self.base_of(data))])
 
@@ -93,14 +133,18 @@ class Graph(TrainingJobs):
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)
 
     def pool(self, ensemble: Ensemble, branch: str) -> str:
-        """The best models of each fold, which predict anew, as one job."""
+        """The best models of each fold, which predict anew, as one job after that of the choice."""
+        assert ensemble.best is not None
         models = [self.recipe.models[name] for name in ensemble.of]
         after = [job for model in models for job in self.trained(model)]
         command = ["-d", self.ids[models[0].data], "-p", models[0].plans]
         command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
-        command += ["--best", ensemble.best, "-f", *self.scored_folds(models[0]), "-device", self.setting.device]
+        command += ["-f", *self.scored_folds(models[0]), "-device", self.setting.device]
+        if (name := f"choose/{ensemble.name}") not in self.jobs:
+            self.chosen(name, command, models[0], Choice(ensemble.best, ensemble.by), after)
+        command += ["--best", ensemble.best, "--by", ensemble.by, *self.preset()]
         command += ["--save_probabilities"] if ensemble.name in self.averaged else []
-        return self.prediction(ensemble.name, branch, command, models[0], after)
+        return self.prediction(ensemble.name, branch, command, models[0], [*after, name])
 
     def postprocess(self, rules: Postprocessing, branch: str) -> str:
         out, before = self.folder(rules.name, branch), self.predicted(rules.of, branch)
@@ -122,10 +166,12 @@ class Graph(TrainingJobs):
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.recipe.data[self.recipe.models_of(rules.of)[0].data]
             splits = self.setting.preprocessed / self.dataset(data.name) / SPLITS
-            command = ["nnunet_brats", "tune", self.labels(), self.jobs[before].result, "--splits", splits, "-o", out]
+            labels = self.labels(CROSS_VALIDATION)
+            command = ["nnunet_brats", "tune", labels, self.jobs[before].result, "--splits", splits, "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
             command += ["--objective", settings["objective"]] if "objective" in settings else []
+            command += ["--per-cluster", settings["per_cluster"]] if "per_cluster" in settings else []
             command += [*self.preset(), "--images", self.images(data, CROSS_VALIDATION), "-np", self.needs("tune").cpus]
             self.add(name, command, out, [before])
         return name
@@ -136,12 +182,17 @@ class Graph(TrainingJobs):
         return ["--preset", self.recipe.preset, "--cohort", self.recipe.cohort]
 
     def evaluate(self, prediction: str) -> str:
-        """Scores of the cross-validation; where it lacks folds, of the cases that those have."""
-        before = self.predicted(prediction, CROSS_VALIDATION)
+        """Scores of the cases that are held out, beside which others are predicted; else of the cross-validation.
+
+        Where that lacks folds, of the cases that those have.
+        """
+        branch = self.scored_branch
+        before = self.predicted(prediction, branch)
         out = self.setting.folder / "results" / f"{prediction}.json"
-        command = ["nnunet_brats", "evaluate", self.labels(), self.jobs[before].result, *self.preset(), "-o", out]
+        command = ["nnunet_brats", "evaluate", self.labels(branch), self.jobs[before].result, *self.preset(), "-o", out]
         models = self.recipe.models_of(prediction)
-        partial = any(len(self.scored_folds(model)) < len(self.every_fold(model)) for model in models)
+        lacking = any(len(self.scored_folds(model)) < len(self.every_fold(model)) for model in models)
+        partial = branch == TEST or lacking
         command += (["--partial"] if partial else []) + ["-np", self.needs("evaluate").cpus]
         return self.add(f"evaluate/{prediction}", command, out, [before])
 
@@ -152,11 +203,12 @@ class Graph(TrainingJobs):
         return self.add("rank/all", command, out, scores)
 
     def report(self, scores: Sequence[str]) -> str:
-        out, labels = self.setting.folder / "report.html", self.labels()
+        branch = self.scored_branch
+        out, labels = self.setting.folder / "report.html", self.labels(branch)
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
-        command += ["--images", labels.with_name("imagesTr"), "--predictions"]
-        command += [self.folder(name, CROSS_VALIDATION) for name in self.names(scores)]
+        command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]
+        command += [self.folder(name, branch) for name in self.names(scores)]
         models = {model.name: model for name in self.names(scores) for model in self.recipe.models_of(name)}
         command += ["--models", *(self.model_folder(model) for model in models.values())]
         command += ["-np", self.needs("report").cpus]

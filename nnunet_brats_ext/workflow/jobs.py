@@ -7,7 +7,7 @@ from pathlib import Path
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
 from nnunet_brats_ext.papers import TrainerFacts
-from nnunet_brats_ext.storage.nnunet import dataset_name, model_name
+from nnunet_brats_ext.storage.nnunet import ALL, dataset_name, model_name
 from nnunet_brats_ext.workflow.recipe_parts import Data, Model, Recipe
 from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 from nnunet_brats_ext.workflow.state import Job
@@ -95,26 +95,37 @@ class Jobs:
         place = self.setting.raw / self.dataset(self.base_of(data).name)
         return place / ("imagesTr" if branch == CROSS_VALIDATION else "imagesTs")
 
-    def labels(self) -> Path:
+    def labels(self, branch: str) -> Path:
         first = self.base_of(next(iter(self.recipe.data.values())))
-        return self.setting.raw / self.dataset(first.name) / "labelsTr"
+        place = self.setting.raw / self.dataset(first.name)
+        return place / ("labelsTr" if branch == CROSS_VALIDATION else "labelsTs")
 
-    def folds(self, model: Model) -> tuple[int, ...]:
+    @property
+    def scored_branch(self) -> str:
+        """The predictions that are scored: of the cases that are held out, where the data hold out some."""
+        models = self.recipe.models_of(self.recipe.evaluated[0])
+        return TEST if self.base_of(self.recipe.data[models[0].data]).hold_out else CROSS_VALIDATION
+
+    def folds(self, model: Model) -> tuple[int | str, ...]:
         """Those that are trained; of a model that another one refines, all: they hold every case between them."""
+        if model.on_all:
+            return (ALL,)
         every = self.every_fold(model)
         if any(other.previous_stage == model.name for other in self.recipe.models.values()):
             return every
         return self.scored_folds(model)
 
-    def scored_folds(self, model: Model) -> tuple[int, ...]:
+    def scored_folds(self, model: Model) -> tuple[int | str, ...]:
         """Those that were asked for; a short run has fewer than the recipe may name."""
+        if model.on_all:
+            return (ALL,)
         every = self.every_fold(model)
         return tuple(fold for fold in self.setting.folds or model.folds or every if fold in every) or every
 
     def every_fold(self, model: Model) -> tuple[int, ...]:
         """Those that the data set has, or that its conversion will make."""
         data, setting = self.recipe.data[model.data], self.setting
-        wanted = SMOKE_FOLDS if setting.smoke else data.folds
+        wanted = min(SMOKE_FOLDS, data.folds) if setting.smoke else data.folds
         first = next(iter(self.recipe.data.values()))
         followed = first if data.folds == first.folds else data
         if found := setting.splits.get(self.ids[followed.name]):
@@ -142,7 +153,7 @@ class Jobs:
         names = [f"epoch_{name}" if isinstance(name, int) else name for name in names]
         return list(dict.fromkeys(f"checkpoint_{name}.pth" for name in names))
 
-    def model_words(self, model: Model, folds: Sequence[int] | None = None) -> list[object]:
+    def model_words(self, model: Model, folds: Sequence[int | str] | None = None) -> list[object]:
         """How `predict` names a model; folds: default all that are trained."""
         words = ["-d", self.ids[model.data], "-tr", model.trainer, "-c", model.configuration, "-p", model.plans]
         return [*words, "-f", *(folds or self.folds(model)), "-device", self.setting.device]

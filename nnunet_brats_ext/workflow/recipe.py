@@ -8,9 +8,11 @@ from typing import Any
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
+from nnunet_brats_ext.storage.nnunet import ALL
 from nnunet_brats_ext.workflow.recipe_checks import problems_of_names, problems_of_parts, problems_of_whole
 from nnunet_brats_ext.workflow.recipe_parts import (
     DEFAULT_FOLDS,
+    Choice,
     Data,
     Ensemble,
     Model,
@@ -20,15 +22,17 @@ from nnunet_brats_ext.workflow.recipe_parts import (
 )
 from nnunet_brats_ext.workflow.recipe_text import HERE, NAME, RULE_OF_NAMES, RecipeText
 
-COMPARE = HERE / "compare.yaml"
-ALL = "all"  # what a recipe may include instead of names
+COMPARE, TODAY = HERE / "compare.yaml", HERE / "today.yaml"  # recipes of several papers
 SUFFIXES = (".yaml", ".yml")
 
 
 def published_recipes() -> dict[str, Path]:
-    """Name -> file: one per paper that has a recipe, the user's own papers included, and `compare`."""
-    own = {key: paper.recipe for key, paper in papers.find_papers().items() if paper.recipe}
-    return {**own, COMPARE.stem: COMPARE}
+    """Name -> file: one per paper that has a recipe, the user's own papers included, and those of several papers."""
+    return {**_recipes_of_papers(), **{path.stem: path for path in (COMPARE, TODAY)}}
+
+
+def _recipes_of_papers() -> dict[str, Path]:
+    return {key: paper.recipe for key, paper in papers.find_papers().items() if paper.recipe}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -58,11 +62,16 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
-    data = {name: Data(name, **(given or {})) for name, given in content.get("data", {"brats": {}}).items()}
+    data = {name: _data(name, given or {}) for name, given in content.get("data", {"brats": {}}).items()}
     models = {}
     for name, given in content["models"].items():
         resources = Resources(**given.get("resources", {}))
-        models[name] = Model(name, **({"data": next(iter(data))} | _frozen(given) | {"resources": resources}))
+        given = {"data": next(iter(data)), **given, "resources": resources}
+        if given.get("folds") == ALL:
+            given["folds"] = (ALL,)
+        if isinstance(given.get("checkpoints"), dict):
+            given["choice"] = Choice(**_frozen(given.pop("checkpoints")))
+        models[name] = Model(name, **_frozen(given))
     ensembles = {name: Ensemble(name, **_frozen(given)) for name, given in content.get("ensembles", {}).items()}
     rules = {}
     for name, given in content.get("postprocessing", {}).items():
@@ -79,6 +88,10 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
         content.get("gpu_memory_gb"),
         content.get("paper", ""),
     )  # fmt: skip
+
+
+def _data(name: str, given: Mapping[str, Any]) -> Data:
+    return Data(name, **{**({"folds": 1} if "validation" in given else {}), **given})
 
 
 def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,10 +139,9 @@ def _load_included(text: RecipeText) -> Recipe:
 
 
 def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]:
-    """Names and files of recipes. `all`: every paper's whose data sets have the default number of folds."""
+    """Names and files of recipes. `all`: every paper's that scores the cross-validation of the default folds."""
     if names == ALL:
-        found = [(key, path) for key, path in published_recipes().items() if path != COMPARE]
-        return [(key, path) for key, path in found if _has_default_folds(path)]
+        return [(key, path) for key, path in _recipes_of_papers().items() if _has_default_folds(path)]
     own = {name: including.parent / name for name in names}  # a path is meant from the recipe that includes it
     return [
         (name, own[name] if own[name].suffix in SUFFIXES and own[name].is_file() else find_recipe(name))
@@ -138,7 +150,7 @@ def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]
 
 
 def _has_default_folds(path: Path) -> bool:
-    return all(data.folds == DEFAULT_FOLDS for data in load_recipe(path).data.values())
+    return all(data.folds == DEFAULT_FOLDS and not data.hold_out for data in load_recipe(path).data.values())
 
 
 def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:

@@ -9,12 +9,13 @@ from typing import Any
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
 from nnunet_brats_ext.evaluation.presets import find_preset
+from nnunet_brats_ext.evaluation.tune import columns_to_choose_by
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
-from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe, base_data
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
 
 Content = Mapping[str, Any]
@@ -93,6 +94,9 @@ def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
             known[model.trainer] = _problem_of_trainer(model.trainer)
         if problem := known[model.trainer]:
             yield ("models", model.name, "trainer"), problem
+        elif (start := papers.find_trainer(model.trainer).starts_from) and recipe.start_of(model) is None:
+            words = f"{model.trainer} starts from the weights of {start}: add a model of that trainer"
+            yield ("models", model.name, "trainer"), f"{words} with the same data, plans and configuration"
         yield from _problems_of_model(recipe, model)
     for ensemble in recipe.ensembles.values():
         yield from _problems_of_ensemble(recipe, ensemble)
@@ -107,26 +111,62 @@ def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
 
 def _problem_of_trainer(name: str) -> str:
     try:
-        papers.find_trainer(name)
+        return papers.find_trainer(name).missing or ""
     except UserError as error:
         return str(error)
-    return ""
 
 
 def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
     here, folds = ("models", model.name), recipe.data[model.data].folds
-    if model.folds and max(model.folds) >= folds:
-        yield (*here, "folds"), f"fold {max(model.folds)} of {folds}: they count from 0"
+    if model.on_all:
+        yield from _problems_of_whole_data(recipe, model)
+    elif (highest := max(map(int, model.folds or ()), default=0)) >= folds:
+        yield (*here, "folds"), f"fold {highest} of {folds}: they count from 0"
     known = [*papers.configurations(), *papers.NNUNETS_OWN]
     known += [f"{recipe.models[model.filtered].configuration}_filtered"] if model.filtered else []
     if model.plans == PLANS and model.configuration not in known:
         words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"
         yield (*here, "configuration"), words + did_you_mean(model.configuration, known)
     previous = recipe.models.get(model.previous_stage or "", model)
-    for key, one, epochs in (("checkpoints", model, model.checkpoints), ("maps", previous, model.maps)):
+    named = model.choice.of if model.choice else model.checkpoints
+    for key, one, epochs in (("checkpoints", model, named), ("maps", previous, model.maps)):
         for epoch in epochs:
             if isinstance(epoch, int) and one.epochs and epoch > one.epochs:
                 yield (*here, key), f"epoch {epoch} is beyond the `epochs` of {one.name}, {one.epochs}"
+
+    if model.choice:
+        yield from _problems_of_score(recipe, (*here, "checkpoints"), model.choice.by)
+        if (of := model.choice.of) and model.choice.best > len(of):
+            yield (*here, "checkpoints"), f"the best {model.choice.best} of {len(of)} checkpoints; name more in `of`"
+
+
+def _problems_of_whole_data(recipe: Recipe, model: Model) -> Problems:
+    """What needs cases that a model was not trained on."""
+    here = ("models", model.name, "folds")
+    if model.choice:
+        yield here, "all cases train, so none is left to choose checkpoints by; name those with `checkpoints`"
+    if model.maps and not recipe.models[model.previous_stage or ""].on_all:
+        yield here, "`maps` are of the folds of the previous stage; train that on them, and this on the same"
+    for other in recipe.models.values():
+        if other.previous_stage == model.name and other.maps:
+            yield here, f"all cases train, so none has `maps` for {other.name} by a model that did not see it"
+        if other.filtered == model.name:
+            yield here, f"`filtered` of {other.name} judges the training cases of folds"
+    for name, rules in recipe.postprocessing.items():
+        if rules.tune is not None and model in recipe.models_of(rules.of):
+            yield here, f"all cases train, so none is left to tune {name} on"
+    if (
+        model in [one for name in recipe.evaluated for one in recipe.models_of(name)]
+        and not base_data(recipe, model).hold_out
+    ):
+        yield here, "all cases train, so none is left to score; let its data `hold_out` some"
+
+
+def _problems_of_score(recipe: Recipe, here: KeyPath, by: str) -> Problems:
+    try:
+        columns_to_choose_by(by, find_preset(recipe.preset, recipe.cohort))
+    except UserError as error:
+        yield here, str(error)
 
 
 def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
@@ -141,6 +181,8 @@ def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
     for i, member in enumerate(ensemble.of):
         if ensemble.averages and not recipe.has_probabilities(member):
             yield (*here, "of", i), f"{member} has no probabilities to average, only label maps"
+    if ensemble.best is None and ensemble.by != "dice":
+        yield (*here, "by"), "`by` is what `best` is chosen by; give that as well"
     if ensemble.best is not None:
         yield from _problems_of_pool(recipe, ensemble, ensemble.best)
     for i, words in _other_folds(recipe, ensemble.of):
@@ -150,6 +192,7 @@ def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
 def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
     """What a pool cannot do: its models may differ only in what they have learnt."""
     here = ("ensembles", pool.name)
+    yield from _problems_of_score(recipe, (*here, "by"), pool.by)
     if pool.method != "mean":
         yield (*here, "best"), f"`best` is of method mean, not of {pool.method}"
     if best >= len(pool.of):
@@ -163,7 +206,7 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         if model is None:
             yield (*here, "of", i), f"{name} is no model; `best` chooses among those"
             continue
-        if model.previous_stage or model.checkpoints:
+        if model.previous_stage or model.checkpoints or model.choice:
             yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
         for key in ("data", "plans", "folds", "tiling", "tta"):
             if (value := getattr(model, key)) != (first := getattr(models[0], key)):
@@ -187,7 +230,11 @@ def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
         find_preset(recipe.preset, recipe.cohort)
     except UserError as error:
         yield ("evaluation",), str(error)
-    for i, words in _other_folds(recipe, recipe.evaluated):
+    data = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
+    if len(data) > 1:
+        words = "some of what is scored holds out cases to test on, and some does not"
+        yield ("evaluation", "of"), f"{words}; a ranking needs the same cases of all"
+    for i, words in _other_folds(recipe, recipe.evaluated) if data == {0} else ():
         advice = "give them the same folds, or leave some out of what is scored"
         yield ("evaluation", "of", i), f"{words}; a ranking needs the same cases of all: {advice}"
 
@@ -203,7 +250,9 @@ def _other_folds(recipe: Recipe, predictions: Sequence[str]) -> Iterator[tuple[i
 
 def _shown_folds(recipe: Recipe, model: Model) -> str:
     every = recipe.data[model.data].folds
-    chosen = sorted(model.folds or range(every))
+    if model.on_all:
+        return "all cases"
+    chosen = sorted(model.folds or range(every), key=int)
     return f"all {every}" if len(chosen) == every else f"{', '.join(map(str, chosen))} of {every}"
 
 

@@ -1,12 +1,16 @@
 """What a recipe consists of: data sets, models, ensembles, post-processing, evaluation, submission."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
+from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import ALL
 
 PLANS = "BraTSPlans"
 DEFAULT_FOLDS = 5
@@ -14,11 +18,17 @@ DEFAULT_FOLDS = 5
 
 @dataclass(frozen=True)
 class Data:
-    """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases."""
+    """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases.
+
+    hold_out, validation: as of `nnunet_brats convert`, a share or a number of the labelled cases; with validation there
+    is one fold.
+    """
 
     name: str
     normalise: str | None = None
     folds: int = DEFAULT_FOLDS
+    hold_out: float = 0
+    validation: float = 0
     distill: str | None = None
 
 
@@ -32,11 +42,24 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How many checkpoints of each fold predict, and by what score `choose` takes them; `of` these, or all there are.
+
+    of: `final`, `best`, epochs.
+    """
+
+    best: int
+    by: str = "dice"
+    of: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
-    """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data.
+    """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data, `all` no fold's.
 
     filtered: a model of the same data; the cases that it could not learn are left out, by `filter-cases`.
-    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs.
+    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs;
+    or with `choice`, which a recipe gives in their place, those that are best in each fold.
     """
 
     name: str
@@ -44,22 +67,28 @@ class Model:
     configuration: str
     data: str
     plans: str = PLANS
-    folds: tuple[int, ...] | None = None
+    folds: tuple[int | str, ...] | None = None
     previous_stage: str | None = None
     filtered: str | None = None
     epochs: int | None = None
     gpus: int = 1
     maps: tuple[int, ...] = ()
     checkpoints: tuple[str | int, ...] = ()
+    choice: Choice | None = None
     combine: str | None = None
     tiling: str | None = None
     tta: str | None = None
     resources: Resources = Resources()
 
+    @property
+    def on_all(self) -> bool:
+        """Whether it trains on all cases, so that none is left for a cross-validation."""
+        return self.folds == (ALL,)
+
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several predictions as one. best: a pool of models, of which each fold's `best` by validation enter."""
+    """Several predictions as one. best: so many models enter, those that are best in each fold; by: this score."""
 
     name: str
     of: tuple[str, ...]
@@ -67,6 +96,7 @@ class Ensemble:
     weights: tuple[float, ...] = ()
     space: str | None = None
     best: int | None = None
+    by: str = "dice"
 
     @property
     def averages(self) -> bool:
@@ -117,7 +147,8 @@ class Recipe:
         """The predictions that a prediction is made of; none for a model of its own."""
         if prediction in self.models:
             model = self.models[prediction]
-            return tuple(name for name in (model.previous_stage, model.filtered) if name)
+            start = self.start_of(model)
+            return tuple(name for name in (model.previous_stage, model.filtered, start and start.name) if name)
         if prediction in self.ensembles:
             return self.ensembles[prediction].of
         return (self.postprocessing[prediction].of,)
@@ -126,6 +157,13 @@ class Recipe:
         """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
         whole = self.models.get(model.filtered or "", model)
         return whole.configuration if model.plans == PLANS and whole.configuration in papers.configurations() else None
+
+    def start_of(self, model: Model) -> Model | None:
+        """The model whose weights a model starts from, fold by fold, if its trainer starts from those of another."""
+        trainer = _starts_from(model.trainer, os.environ.get(papers.EXTERNAL, ""))
+        wanted = (trainer, model.data, model.plans, model.configuration)
+        models = self.models.values()
+        return next((one for one in models if (one.trainer, one.data, one.plans, one.configuration) == wanted), None)
 
     def models_of(self, prediction: str) -> tuple[Model, ...]:
         """The models whose probabilities end up in a prediction."""
@@ -138,3 +176,18 @@ class Recipe:
         if prediction in self.models:
             return self.models[prediction].combine != "vote"
         return prediction in self.ensembles and self.ensembles[prediction].averages
+
+
+@lru_cache(maxsize=64)
+def _starts_from(trainer: str, external: str) -> str | None:
+    """The trainer that one starts from; `external` is where it was searched for, which takes seconds."""
+    try:
+        return papers.find_trainer(trainer).starts_from
+    except UserError:  # which checking the recipe reports
+        return None
+
+
+def base_data(recipe: Recipe, model: Model) -> Data:
+    """The data set that a model trains on; of a distilled one, that whose labels it takes over."""
+    data = recipe.data[model.data]
+    return base_data(recipe, recipe.models_of(data.distill)[0]) if data.distill else data

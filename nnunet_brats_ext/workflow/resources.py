@@ -32,6 +32,7 @@ KINDS = {
     "train": Needs(8, 40, 72, gpus=1),
     "filter": Needs(1, 4, 1),
     "maps": Needs(8, 48, 24, gpus=1),
+    "choose": Needs(8, 48, 48, gpus=1),
     "predict": Needs(8, 48, 24, gpus=1),
     "ensemble": Needs(8, 24, 6),
     "tune": Needs(8, 24, 12),

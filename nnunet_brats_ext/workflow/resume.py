@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
-from nnunet_brats_ext.storage.nnunet import FINAL, PREPROCESSING_KEYS, SPLITS, read_splits
+from nnunet_brats_ext.storage.nnunet import ALL, FINAL, PREPROCESSING_KEYS, SPLITS, read_splits
 from nnunet_brats_ext.storage.plans import find_configuration, read_plans
 from nnunet_brats_ext.training.environment import SNAPSHOTS
 from nnunet_brats_ext.workflow.state import Job
@@ -69,19 +69,25 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def training_settings(job: Job) -> dict[str, Any]:
     """What decides the result of a training: its configuration, cases, length, and what the previous stage said."""
-    plans_file, fold = Path(str(job.facts["plans"])), int(str(job.facts["fold"]))
+    plans_file, fold = Path(str(job.facts["plans"])), str(job.facts["fold"])
     configuration = find_configuration(read_plans(plans_file), str(job.facts["configuration"]), plans_file)
     splits = read_splits(splits_file := plans_file.with_name(configuration.get(SPLITS_FILE, SPLITS)))
-    if fold >= len(splits):
+    if fold == ALL:
+        cases: Any = sorted({case for split in splits for part in split.values() for case in part})
+    elif int(fold) >= len(splits):
         raise UserError(f"{splits_file} has {len(splits)} folds, so there is no fold {fold}; leave it out of --folds")
+    else:
+        cases = splits[int(fold)]
     previous: list[str] = job.facts.get("previous", [])  # type: ignore[assignment]
+    start = job.facts.get("start")
     deciding = {name: value for name, value in job.environment.items() if name.startswith("nnUNet_brats")}
     deciding.pop(SNAPSHOTS, None)  # of the same training, more or fewer are kept
     return {
         "configuration": configuration,
-        "cases": _digest(splits[fold]),
+        "cases": _digest(cases),
         "environment": deciding,
         "maps": job.facts.get("maps", []),
+        "start": _hash(Path(str(start), "validation", "summary.json").read_text()) if start else None,
         "previous_stage": [_hash(Path(folder, "validation", "summary.json").read_text()) for folder in previous],
     }
 

@@ -44,14 +44,18 @@ class TrainingJobs(Jobs):
         source, after = setting.source, []
         if source is None:
             source, after = setting.folder / "release", [self.phantoms()]
-        folds = SMOKE_FOLDS if setting.smoke else data.folds
-        words += ["--folds", folds]
+        words += ["--folds", SMOKE_FOLDS if setting.smoke else data.folds] if not data.validation else []
         if data.normalise:
             words += ["--normalise", data.normalise]
         first = next(one for one in self.recipe.data.values() if not one.distill)
-        if data != first and data.folds == first.folds:
+        if data != first and (data.folds, data.hold_out, data.validation) == (
+            first.folds, first.hold_out, first.validation
+        ):  # fmt: skip
             words += ["--same-patients-as", self.ids[first.name]]
             after.append(self.converted(first))
+        else:
+            for option, asked in (("--hold-out", data.hold_out), ("--validation", data.validation)):
+                words += [option, 1 if setting.smoke else f"{asked:g}"] if asked else []
         return self.add(name, ["nnunet_brats", "convert", source, *words], setting.raw / folder, after)
 
     def phantoms(self) -> str:
@@ -116,10 +120,10 @@ class TrainingJobs(Jobs):
 
     # ---- models ----------------------------------------------------------------------------------------------------
 
-    def trained(self, model: Model, folds: Sequence[int] = ()) -> list[str]:
+    def trained(self, model: Model, folds: Sequence[int | str] = ()) -> list[str]:
         return [self.train(model, fold) for fold in folds or self.folds(model)]
 
-    def train(self, model: Model, fold: int) -> str:
+    def train(self, model: Model, fold: int | str) -> str:
         name = f"train/{model.name}/fold_{fold}"
         if name in self.jobs:
             return name
@@ -136,6 +140,9 @@ class TrainingJobs(Jobs):
             if model.maps:
                 after.append(self.maps(model, previous))
                 facts["maps"] = self.checkpoints(model.maps)
+        if start := self.recipe.start_of(model):
+            after.append(self.train(start, fold))
+            facts["start"] = str(self.jobs[after[-1]].result)
         if model.filtered:
             after.append(self.filter_cases(self.recipe.models[model.filtered]))
         command = ["nnUNetv2_train", self.ids[model.data], model.configuration, fold, "-tr", model.trainer]
@@ -161,7 +168,9 @@ class TrainingJobs(Jobs):
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
         later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
-        wanted = {epoch for epochs in (model.checkpoints, *later) for epoch in epochs if isinstance(epoch, int)}
+        candidates = model.choice.of if model.choice else ()
+        every = (model.checkpoints, candidates, *later)
+        wanted = {epoch for epochs in every for epoch in epochs if isinstance(epoch, int)}
         own = self.trainer(model).snapshot_epochs
         if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
             environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))

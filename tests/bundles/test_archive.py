@@ -29,11 +29,12 @@ PLANS = {"configurations": {"3d_fullres": {"patch_size": [8, 8, 8]}}}
 
 
 def small_system(folds: tuple[int, ...] = (0,)) -> BundledSystem:
+    weights = tuple((fold, "checkpoint_final.safetensors") for fold in folds)
     model = BundledModel(
-        PLACE, "BraTSVAETrainer", "nnUNetPlans", "3d_fullres", folds, ("checkpoint_final.safetensors",),
+        PLACE, "BraTSVAETrainer", "nnUNetPlans", "3d_fullres", weights,
         ("nnunet-brats-ext", "0.1.0"), 10,
     )  # fmt: skip
-    networks = Networks("one", folds, ("checkpoint_final.safetensors",))
+    networks = Networks("one", weights)
     return BundledSystem({"one": model}, {"one": NetworkPrediction((networks,), (None,), {})}, "one", ABOUT)
 
 

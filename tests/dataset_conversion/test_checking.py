@@ -17,6 +17,7 @@ from nnunet_brats_ext.dataset_conversion.patient_checks import check_patient, mu
 from nnunet_brats_ext.storage.images import Grid, Image, read_image
 
 REAL = Path(__file__).parents[3] / "shared" / "real_patients" / "BraTS2021_Training_Data"
+FAINT = REAL.parents[1] / "real_case" / "MICCAI_BraTS2020_TrainingData" / "BraTS20_Training_901"  # in FLAIR
 KINDS = {"T1": "t1", "T1ce": "t1ce", "T2": "t2", "FLAIR": "flair"}
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real patients are not here")
 
@@ -85,7 +86,9 @@ SPOILED = {
 
 
 @real
-@pytest.mark.parametrize("folder", sorted(REAL.glob("*")), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [*sorted(REAL.glob("*")), *FAINT.parent.glob(FAINT.name)], ids=lambda folder: folder.name
+)
 def test_real_patients_have_no_findings(folder):
     assert check_patient(changed(read_patient(folder), None)) == []
 

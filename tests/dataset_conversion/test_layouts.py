@@ -1,5 +1,6 @@
 """Layouts of own folders: what a file may say, what is proposed, and that naming changes nothing in the data set."""
 
+import json
 import re
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ from release_folders import as_image, label_values, sequence_values, write
 
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.cli import data
-from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout
 from nnunet_brats_ext.dataset_conversion.proposal import LayoutOptions, propose_layout, to_text
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.storage.errors import UserError
@@ -122,6 +123,18 @@ def test_common_namings_need_no_layout(naming, tmp_path):
     assert manifest_of(dataset)["label_mapping"] == {"0": 0, "1": 2, "2": 1, "4": 3}
 
 
+def test_the_folder_of_one_patient_is_taken_by_its_own_name(tmp_path, monkeypatch):
+    patient = write_cohort(tmp_path / "cohort", NAMINGS["folders"], numbers=(3,)) / "case3"
+    monkeypatch.chdir(patient)
+    for folder in (patient, Path()):
+        (case,) = scan(folder).cases
+        assert (case.name, case.problems, len(case.files)) == ("case3", [], 5)
+        layout = propose_layout(LayoutOptions(folder)).layout
+        assert (layout.case, layout.files["T1ce"]) == ("{patient}", ("{case}/t1c",))
+    dataset = convert(patient, 2)
+    assert manifest_of(dataset)["cases"]["case3"]["files"]["T1"]["path"] == "t1.nii.gz"
+
+
 def test_time_points_of_a_patient_are_not_taken_for_patients(tmp_path):
     source = write_cohort(tmp_path / "cohort", lambda n, role: f"P{n // 2}/visit{n}/{PLAIN[role]}.nii.gz")
     with pytest.raises(UserError, match="cases in 3 folders, such as P0, P1 and 1 more, which may be patients"):
@@ -139,6 +152,12 @@ def test_grades_come_from_folders_also_in_an_own_layout(tmp_path):
     assert [(case.name, case.grade) for case in cases] == [
         ("patient_1", "HGG"), ("patient_2", "LGG"), ("patient_3", "HGG"), ("patient_4", "LGG"),
     ]  # fmt: skip
+
+
+def test_names_with_letters_of_any_language_are_proposed(tmp_path):
+    source = write_cohort(tmp_path / "cohort", lambda n, role: f"Müller {n}/besuch/{PLAIN[role]}.nii.gz")
+    found = propose_layout(LayoutOptions(source)).source
+    assert ([case.name for case in found.cases], found.unrecognised) == ([f"Müller {n}" for n in (1, 2, 3, 4)], [])
 
 
 def test_masks_of_the_brain_and_derived_images_are_left_over(tmp_path):
@@ -284,6 +303,33 @@ def test_names_that_say_nothing_are_refused_with_a_way_out(tmp_path):
     write(as_image(np.ones((10, 9, 8), np.uint8)), tmp_path / "cohort/a/0001.nii.gz")
     with pytest.raises(UserError, match=r"no file in .*cohort is named after a sequence .*such as a/0001.nii.gz"):
         propose_layout(LayoutOptions(tmp_path / "cohort"))
+
+
+STACKS = {
+    "imagesTr": lambda number, role: (
+        f"{'labels' if role == LABEL else 'images'}{'Ts' if number > 3 else 'Tr'}/P{number}"
+    ),
+    "a word": lambda number, role: f"P_{number}/P_{number}_{'seg' if role == LABEL else '4d'}",
+    "no word": lambda number, role: f"P_{number}{'_mask' if role == LABEL else ''}",
+}
+
+
+@pytest.mark.parametrize("naming", STACKS.values(), ids=STACKS)
+def test_files_of_all_sequences_are_proposed_and_their_order_is_asked_for_unless_it_is_noted(naming, tmp_path):
+    expected = write_cohort(tmp_path / "expected", as_released)
+    source, order = tmp_path / "cohort", ("FLAIR", "T1", "T1ce", "T2")
+    for number in (1, 2, 3, 4):
+        volumes = [as_image(sequence_values(f"patient {number}", role)) for role in order]
+        write(sitk.JoinSeries(volumes), source / f"{naming(number, STACK)}.nii.gz")
+        write(as_image(label_values(LAYOUTS["BraTS2021"])), source / f"{naming(number, LABEL)}.nii.gz")
+    file = tmp_path / "own.toml"
+    shown = printed(data.run_layout, LayoutOptions(source, out=file))
+    assert "4 cases" in shown and "left over" not in shown and "first state in it which volume is which" in shown
+    with pytest.raises(UserError, match="stack needs the order of the sequences, such as"):
+        convert(source, 2, layout=file)
+    (source / "dataset.json").write_text(json.dumps({"modality": dict(zip("0123", order, strict=True))}))
+    propose_layout(LayoutOptions(source, out=file, overwrite=True))
+    assert contents(convert(source, 2, layout=file)) == contents(convert(expected, 1))
 
 
 def test_bids_names_are_read_as_the_specifications_own_library_reads_them():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,8 +13,11 @@ from release_folders import as_image, label_values, write, write_case
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.dataset_conversion import restore as restore_all
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
+from nnunet_brats_ext.storage.images import Grid, read_image, write_image
 
+FILES = Path(__file__).parents[1] / "data" / "version_0_1" / "text"
 RELEASE = LAYOUTS["BraTS2020"]
 CASES = ("BraTS20_Validation_001", "BraTS20_Validation_002")
 TRAINED = remap(label_values(RELEASE), RELEASE.numbering.released)
@@ -223,3 +227,47 @@ def test_another_data_sets_cases_are_refused(world):
     write(as_image(TRAINED), world / "predicted" / "BraTS20_Testing_001.nii.gz")
     with pytest.raises(ValueError, match=r"is no case of .*Dataset137_BraTS2020; name the data set"):
         restore(world / "predicted", world / "out")
+
+
+# ---- data sets of earlier versions ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """What version 0.1 has noted beside a data set, whose images and source are gone; gives the manifest."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    dataset = tmp_path / "raw" / "Dataset901_World"
+    dataset.mkdir()
+    for name in ("manifest.json", "dataset.json", "splits_final.json"):
+        text = (FILES / name).read_text().replace("{ROOT}", str(tmp_path))
+        (dataset / name).write_text(text)
+    return json.loads((dataset / "manifest.json").read_text())
+
+
+def test_predictions_for_a_data_set_of_version_0_1_come_back_on_their_grids(earlier, tmp_path):
+    (tmp_path / "predicted").mkdir()
+    grids = {name: Grid.from_json(case["grid"]) for name, case in earlier["cases"].items() if not case["labelled"]}
+    for name, grid in grids.items():
+        labels = np.zeros(grid.shape, np.uint8)
+        labels[4:8, 5:9, 6:10] = np.arange(4)
+        write_image(tmp_path / "predicted" / f"{name}.nii.gz", labels, grid)
+    done = restore_all(tmp_path / "predicted", tmp_path / "out", dataset_id=901, processes=1)
+    assert ([path.name.split(".")[0] for path in done.files], done.unpredicted) == (list(grids), [])
+    for path, grid in zip(done.files, grids.values(), strict=True):
+        image = read_image(path)
+        assert image.array[5, 6, 6:10].tolist() == [0, 2, 1, 4]
+        assert image.grid.difference(grid) is None
+
+
+def test_patients_keep_the_folds_that_they_have_in_a_data_set_of_version_0_1(earlier, tmp_path):
+    known = [name for name, case in earlier["cases"].items() if case["labelled"]][:4]
+    for case in known:
+        write_case(tmp_path / "source", RELEASE, case)
+    dataset = convert(tmp_path / "source", 2, same_patients_as=901)
+    old, new = (
+        {case: number for number, fold in enumerate(json.loads(path.read_text())) for case in fold["val"]}
+        for path in (tmp_path / "raw/Dataset901_World/splits_final.json", dataset / "splits_final.json")
+    )
+    assert new == {case: old[case] for case in known}

@@ -1,14 +1,18 @@
 """Folds: each patient is in one of them, grades are spread over them, and other data sets can follow them."""
 
 import json
+import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 from data_commands import convert
 from release_folders import write_case
 
+from nnunet_brats_ext.dataset_conversion import distill, restore
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
-from nnunet_brats_ext.dataset_conversion.splits import assign_folds, group_patients, make_splits
+from nnunet_brats_ext.dataset_conversion.splits import assign_folds, draw_patients, group_patients, make_splits
+from nnunet_brats_ext.storage.errors import UserError
 
 MAPPING = "Grade,BraTS_2018_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
 
@@ -174,3 +178,90 @@ def test_folds_that_are_there_are_not_written_again(nnunet):
     convert(nnunet / "source", 137)
     after = (nnunet / "preprocessed" / dataset.name / "splits_final.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize(("cases", "number"), [(369, 37), (285, 25), (335, 26), (10, 1), (7, 6)])
+def test_a_test_set_has_its_number_of_cases_and_each_stratum_its_share(cases, number):
+    strata = {f"case{i:03d}": ("HGG", "LGG")[i % 5 == 0] for i in range(cases)}
+    drawn = draw_patients({case: case for case in strata}, strata, number)
+    assert len(drawn) == number
+    for name, size in Counter(strata.values()).items():
+        assert abs(sum(strata[case] == name for case in drawn) - size * number / cases) < 1
+    assert drawn != draw_patients({case: case for case in strata}, strata, number, seed=1) or number == 1
+
+
+def test_a_test_set_parts_no_patient():
+    patients = {f"case{i}": f"patient{i % 20}" for i in range(60)}
+    drawn = draw_patients(patients, dict.fromkeys(patients, ""), 12)
+    assert len(drawn) == 4
+
+
+def write_release(folder, number, release):
+    """As many cases, of which each third has a larger tumour."""
+    for i in range(1, number + 1):
+        labels = np.zeros((10, 9, 8), np.uint8)
+        labels[2 : 3 + i % 3, 2:6, 2:6] = 1
+        write_case(folder, release, release.case_name(i), labels=labels, grade="LGG" if i % 4 == 0 else "HGG")
+
+
+def test_held_out_cases_lie_in_imagests_with_their_labels_and_in_no_fold(nnunet, capsys):
+    release = LAYOUTS["BraTS2018"]
+    write_release(nnunet / "source", 12, release)
+    write_case(nnunet / "source", release, release.case_name(20), training=False)
+    dataset = convert(nnunet / "source", 137, hold_out=0.25, validation=2)
+    cases = json.loads((dataset / "manifest.json").read_text())["cases"]
+    held_out = {case for case, about in cases.items() if about.get("held_out")}
+    assert len(held_out) == 3
+    names = {place: {path.name[:-7].removesuffix("_0000") for path in (dataset / place).glob("*.nii.gz")
+                     if not path.name.endswith(("_0001.nii.gz", "_0002.nii.gz", "_0003.nii.gz"))}
+             for place in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")}  # fmt: skip
+    assert names["labelsTs"] == held_out
+    assert names["imagesTs"] == {*held_out, release.case_name(20)}
+    assert names["imagesTr"] == names["labelsTr"] == set(cases) - names["imagesTs"]
+    (split,) = splits_of(dataset)
+    assert len(split["val"]) == 2
+    assert sorted(split["train"] + split["val"]) == sorted(names["labelsTr"])
+    assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == 9
+    before = (dataset / "manifest.json").stat().st_mtime_ns
+    assert convert(nnunet / "source", 137, hold_out=0.25, validation=2).name == dataset.name
+    assert (dataset / "manifest.json").stat().st_mtime_ns == before, "the same again does nothing"
+
+    follower = convert(nnunet / "source", 138, name="Follower", same_patients_as=137)
+    again = json.loads((follower / "manifest.json").read_text())["cases"]
+    assert {case for case, about in again.items() if about.get("held_out")} == held_out
+    assert splits_of(follower) == [split]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(hold_out=4), "leave none of 4 labelled cases"),
+        (dict(hold_out=2, validation=0.5), "leave none of 4 labelled cases"),
+        (dict(hold_out=0.1), "--hold-out 0.1: of 4 labelled cases that is none; ask for a number"),
+    ],
+)
+def test_a_test_set_that_cannot_be_is_refused(options, sentence, nnunet):
+    write_release(nnunet / "source", 4, LAYOUTS["BraTS2020"])
+    with pytest.raises(UserError, match=sentence):
+        convert(nnunet / "source", 137, **options)
+    assert not any((nnunet / "raw").iterdir())
+
+
+def test_held_out_cases_are_neither_distilled_nor_submitted(nnunet, tmp_path):
+    release = LAYOUTS["BraTS2020"]
+    write_release(nnunet / "source", 6, release)
+    write_case(nnunet / "source", release, unlabelled := "BraTS20_Validation_001", training=False)
+    dataset = convert(nnunet / "source", 137, hold_out=2)
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    for path in (dataset / "imagesTs").glob("*_0000.nii.gz"):
+        shutil.copy(next((dataset / "labelsTs").iterdir()), predictions / path.name.replace("_0000", ""))
+    for name in ("dataset.json",):
+        shutil.copy(dataset / name, predictions)
+    (predictions / "plans.json").write_text('{"image_reader_writer": "SimpleITKIO"}')
+    done = distill(950, 137, pseudo=[(predictions, dataset / "imagesTs")], processes=1, near_duplicates="off")
+    kinds = Counter(case["kind"] for case in done.manifest["cases"].values())
+    assert kinds == {"manual": 4, "pseudo": 1}
+    assert {one["reason"] for one in done.manifest["dropped"]} == {"excluded by name"}
+    restored = restore(predictions, tmp_path / "submission", processes=1)
+    assert [case.case for case in restored.cases] == [unlabelled]

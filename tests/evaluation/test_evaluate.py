@@ -66,7 +66,7 @@ def test_the_command_writes_what_the_function_returns(folders, tmp_path, capsys)
     assert len(rows) == 9
     assert float(rows[0]["dice"]) == results["cases"]["case_0"]["WT"]["dice"]
     summary = list(csv.DictReader((out.parent / "results_summary.csv").open()))
-    assert {"region", "metric", "mean", "std", "median", "q1", "q3", "n"} == set(summary[0])
+    assert {"region", "metric", "mean", "std", "ci_low", "ci_high", "median", "q1", "q3", "n"} == set(summary[0])
     shown = capsys.readouterr().out
     assert "brats2020 (gli), 3 cases" in shown
     assert "0.900 ± 0.000 (0.900)" in shown
@@ -325,12 +325,15 @@ def test_the_summary_is_that_of_its_definition():
     cases = {str(value): {"WT": {"dice": value}} for value in (0.0, 1.0, 2.0, 5.0)}
     # mean 8 / 4; variance of the sample (4 + 1 + 0 + 9) / 3; quartiles between the second and third values
     expected = {"mean": 2.0, "std": np.sqrt(14 / 3), "median": 1.5, "q1": 0.75, "q3": 2.75, "n": 4}
-    assert summarise_scores(cases)["WT"]["dice"] == pytest.approx(expected)
+    found = summarise_scores(cases)["WT"]["dice"]
+    low, high = found.pop("ci_low"), found.pop("ci_high")
+    assert found == pytest.approx(expected)
+    assert 0 <= low < 2 < high <= 5, "the interval of the mean, which tests/evaluation/test_statistics.py checks"
     assert summarise_scores({"a": {"WT": {"dice": 0.5}}})["WT"]["dice"]["std"] is None
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, processes):
+@pytest.mark.parametrize(("processes", "preset"), [(1, "brats2020"), (2, "brats2026")])  # without and with lesions
+def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, processes, preset):
     """The real command on 500 cases peaks where it does on 50; kept label maps would be 500 * 2 * 0.25 MB more."""
     labels = [write(tmp_path / f"{name}.nii.gz", np.pad(labels, 24)) for name, labels in enumerate(make_case())]
     code = (
@@ -345,7 +348,7 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, processes):
             folder.mkdir(parents=True)
             for number in range(count):
                 os.link(path, folder / f"case_{number:03}.nii.gz")
-        arguments = ["evaluate", *map(str, folders), "--labels", "trained", "-np", str(processes)]
+        arguments = ["evaluate", *map(str, folders), "--labels", "trained", "-np", str(processes), "--preset", preset]
         arguments += ["-o", str(tmp_path / f"{count}.json")]
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

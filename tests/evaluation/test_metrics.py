@@ -23,6 +23,8 @@ from nnunet_brats_ext.evaluation import (
     specificity,
 )
 from nnunet_brats_ext.evaluation.evaluate import EvaluateOptions
+from nnunet_brats_ext.evaluation.metric_facts import DETECTION
+from nnunet_brats_ext.evaluation.presets import PRESETS
 from nnunet_brats_ext.evaluation.ranking import RankOptions, rank_results
 
 SPACING_MM = (3.0, 1.0, 0.5)
@@ -69,8 +71,8 @@ def test_distances_are_in_mm_along_the_axes_of_the_spacing():
         (lambda *masks: hd95(*masks), "brats2020", "hd95"),
         (lambda *masks: hd95(*masks, "pooled"), "brats2020", "hd95_pooled"),
         (lambda *masks: hd95(*masks, "surfels"), "brats2023", "hd95"),
-        (lambda *masks: nsd(*masks), "brats2023", "nsd"),
-        (lambda *masks: nsd(*masks, 1.0, "voxels"), "brats2020", "nsd"),
+        (lambda *masks: nsd(*masks), "brats2023", "nsd_1mm"),
+        (lambda *masks: nsd(*masks, 1.0, "voxels"), "brats2020", "nsd_1mm"),
     ],
 )
 def test_one_call_gives_what_the_challenge_of_that_variant_reports(metric, preset, name):
@@ -88,9 +90,10 @@ def test_lesion_wise_scores_of_two_masks_are_those_of_the_region(preset):
     for region in ("WT", "ET"):
         masks = [to_regions(labels, find_preset(preset).regions)[region] for labels in pair]
         alone = lesionwise(*masks, SPACING_MM, preset, region=region)
-        assert set(alone) >= {"dice", "hd95", "nsd", "n_tp", "n_fp", "n_fn"}
+        assert set(alone) >= {"dice", "hd95", "n_tp", "n_fp", "n_fn", "lesion_f1"}
+        assert any(name.startswith("nsd_") for name in alone)
         for name, value in alone.items():
-            there = scores[region][name if name.startswith("n_") else f"lesionwise_{name}"]
+            there = scores[region][name if name in scores[region] and name in DETECTION else f"lesionwise_{name}"]
             assert value == pytest.approx(there), (region, name)
     assert isnan(lesionwise(NOTHING, NOTHING, SPACING_MM, "brats2026")["dice"])
 
@@ -135,19 +138,22 @@ def test_a_case_may_be_numbered_as_released_on_either_side(year):
 @pytest.mark.parametrize("labels", ["trained", "released"])
 @pytest.mark.parametrize("year", preset_names())
 def test_a_preset_by_name_is_the_preset_itself(year, labels, tmp_path):
-    preset = find_preset(year)
+    cohort = next(iter(PRESETS[year]))
+    preset = find_preset(year, cohort)
     pair = make_pair(preset.scheme)
     if labels == "released":
         trained = LABEL_SCHEMES[preset.scheme].trained
         table = np.array([trained.get(value, 0) for value in range(5)], np.uint8)
         pair = tuple(table[one] for one in pair)
-    by_name, by_itself = (evaluate_case(*pair, preset=one, labels=labels) for one in (year, preset))
+    by_name, by_itself = (evaluate_case(*pair, preset=one, cohort=cohort, labels=labels) for one in (year, preset))
     np.testing.assert_equal(by_name, by_itself)
     folders = [tmp_path / "references", tmp_path / "predictions"]
     for folder, one in zip(folders, pair, strict=True):
         folder.mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(one), str(folder / "case.nii.gz"))
-    by_name, by_itself = (evaluate_folders(*folders, preset=one, labels=labels) for one in (year, preset))
+    by_name, by_itself = (
+        evaluate_folders(*folders, preset=one, cohort=cohort, labels=labels) for one in (year, preset)
+    )
     assert by_name == by_itself
     assert by_name["preset"] == year
 

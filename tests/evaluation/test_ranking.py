@@ -1,13 +1,17 @@
 """BraTS ranking: ranks by hand, ties, missing scores, and a permutation test against counting by hand."""
 
+import csv
+import hashlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from rich.console import Console
 
+from nnunet_brats_ext import __version__
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.cli.scores import print_ranking
 from nnunet_brats_ext.evaluation.ranking import (
@@ -15,8 +19,10 @@ from nnunet_brats_ext.evaluation.ranking import (
     rank_entries,
     rank_values,
     save_ranking,
-    sign_flip_p_values,
 )
+from nnunet_brats_ext.evaluation.results import read_results
+from nnunet_brats_ext.evaluation.statistics import sign_flip_p_values
+from nnunet_brats_ext.storage.errors import Notice, UserError
 
 
 def entry(dice, hd95):
@@ -139,9 +145,106 @@ def test_the_command_ranks_results_and_writes_json_and_csv(tmp_path, capsys):
     assert content["ranking"][0]["mean_rank"] == 1
     assert content["p_values"]["good"]["bad"] == pytest.approx(1 / 4)
     assert content["cases"]["c0"] == {"bad": 2, "good": 1}
-    assert out.with_suffix(".csv").read_text().splitlines()[1] == "1,good,1.0,0.8500000000000001,1.5"
+    assert out.with_suffix(".csv").read_text().splitlines()[1] == "1,good,1.0,0.8500000000000001,1.5,1.0,1.0,1.0"
     assert (tmp_path / "ranking_p_values.csv").read_text().splitlines()[1] == "good,,0.25"
     assert "good" in capsys.readouterr().out
+
+
+def test_the_command_writes_stability_and_all_paired_tests_of_three_systems(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    files = [
+        write_results(tmp_path / f"{name}.json", entry(rng.random(9) * width, rng.random(9)))
+        for name, width in (("a", 0.2), ("b", 0.6), ("c", 1.0))
+    ]
+    assert main(["rank", *map(str, files), "-o", str(tmp_path / "ranking.json")]) == 0
+    said = capsys.readouterr().out
+    assert "Kendall's tau" in said and "place" in said
+    content = json.loads((tmp_path / "ranking.json").read_text())
+    for shares in content["stability"]["places"].values():
+        assert sum(shares) == pytest.approx(1)
+    rows = list(csv.DictReader((tmp_path / "ranking_tests.csv").open()))
+    assert [(row["metric"], row["first"], row["second"]) for row in rows[:3]] == [
+        ("dice", "a", "b"), ("dice", "a", "c"), ("dice", "b", "c"),
+    ]  # fmt: skip
+    for row in rows:
+        assert float(row["p_wilcoxon"]) <= float(row["p_wilcoxon_holm"]) <= 1
+        assert float(row["ci_low"]) <= float(row["difference"]) <= float(row["ci_high"])
+    assert content["p_values_holm"]["a"]["b"] >= content["p_values"]["a"]["b"]
+
+
+# ---- what results are about ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Two patients' references, and two systems' predictions of the first, each scored into a file of its own."""
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    maps = {"patient": labels, "other": np.roll(labels, 1, 2)[:, :, ::-1], "unet": labels, "vae": np.roll(labels, 1, 0)}
+    maps["other"][5, 5, 5] = 3
+    for name, array in maps.items():
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / name / "case_001.nii.gz")
+    for reference, name, file in (("patient", "unet", "x"), ("patient", "vae", "y"), ("other", "vae", "z")):
+        command = ["evaluate", str(tmp_path / reference), str(tmp_path / name), "--labels", "trained"]
+        assert main([*command, "-o", str(tmp_path / f"{file}.json"), "-np", "1"]) == 0
+    return tmp_path
+
+
+def test_results_keep_the_files_that_they_are_about_and_their_hashes(scored):
+    results = json.loads((scored / "x.json").read_text())
+    for side, folder in (("references", "patient"), ("predictions", "unet")):
+        path = scored / folder / "case_001.nii.gz"
+        assert results[side]["folder"] == str(path.parent)
+        assert results[side]["files"]["case_001"]["path"] == str(path)
+        assert results[side]["files"]["case_001"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (results["preset"], results["version"], results["model"]) == ("brats2020", __version__, "unet")
+    assert results["confusion"]["labels"] == ["background", "ED", "NCR", "ET"]
+    assert np.array(results["confusion"]["voxels"]["case_001"]).sum() == 8**3
+
+
+def test_names_come_from_the_results_in_whatever_order_they_are_given(scored):
+    one, two = scored / "x.json", scored / "y.json"
+    assert list(load_results([one, two])) == ["unet", "vae"]
+    assert list(load_results([two, one])) == ["vae", "unet"]
+    assert list(load_results([two, one], names=["A", "B"])) == ["A", "B"]
+    both = scored / "both.json"
+    command = ["evaluate", str(scored / "patient"), *(str(scored / name) for name in ("vae", "unet"))]
+    assert main([*command, "--labels", "trained", "-o", str(both), "-np", "1", "--names", "v", "u"]) == 0
+    found = load_results([both, one])
+    assert list(found) == ["v", "u", "unet"]
+    assert found["u"]["cases"] == found["unet"]["cases"]
+    assert main(["rank", str(both), "-o", str(scored / "ranking.json")]) == 0
+    with pytest.raises(UserError, match="holds the results of v, u"):
+        read_results(both)
+
+
+def test_scores_of_other_patients_under_the_same_names_are_refused(scored, capsys):
+    assert main(["rank", str(scored / "x.json"), str(scored / "z.json"), "-o", str(scored / "r.json")]) == 1
+    said = capsys.readouterr().err
+    assert "different references" in said and "unet and vae, 1 cases: case_001" in said
+    assert str(scored / "other" / "case_001.nii.gz") in said
+
+
+def test_one_patients_label_map_in_another_file_numbering_and_orientation_is_the_same_reference(scored):
+    image = sitk.ReadImage(str(scored / "patient" / "case_001.nii.gz"))
+    (scored / "release").mkdir()
+    released = sitk.DICOMOrient(image * 2, "RAS")  # ED is 1 as trained, 2 as released
+    sitk.WriteImage(released, str(scored / "release" / "case_001_seg.nrrd"))
+    command = ["evaluate", str(scored / "release"), str(scored / "vae"), "--labels", "released,trained"]
+    assert main([*command, "-o", str(scored / "w.json"), "-np", "1"]) == 0
+    found = load_results([scored / "x.json", scored / "w.json"])
+    assert found["vae"]["cases"] == read_results(scored / "y.json")["cases"]
+
+
+def test_results_of_an_earlier_version_are_read_with_a_sentence(scored):
+    old = Path(__file__).parents[1] / "data" / "version_0_1" / "text" / "results.json"
+    content = read_results(old)
+    assert content["references"] == {"folder": "", "files": {}} and content["version"] == ""
+    for name in ("a", "b"):
+        (scored / f"{name}.json").write_text(old.read_text())
+    with pytest.warns(Notice, match="does not say which label maps the scores are about"):
+        assert list(load_results([scored / "a.json", scored / "b.json"])) == ["a", "b"]
 
 
 @pytest.mark.parametrize("entries", [2, 20])

@@ -12,7 +12,7 @@ from nnunet_brats_ext.evaluation.scoring import evaluate_case
 
 ALL_PRESETS = [(year, cohort) for year, cohorts in PRESETS.items() for cohort in cohorts]
 
-# lesionwise_dice, lesionwise_hd95, in 2024 lesionwise_nsd and lesionwise_nsd_0.5mm, then n_tp, n_fp, n_fn of
+# lesionwise_dice, lesionwise_hd95, in 2024 lesionwise_nsd_1mm and lesionwise_nsd_0.5mm, then n_tp, n_fp, n_fn of
 # `make_pair` at 1 mm, as measured with the official scripts (BraTS-2023-Metrics, BraTS-2024-Metrics; cc3d 4.1.1).
 OFFICIAL_BY_DILATION = {
     ("brats2023", "gli"): {
@@ -97,7 +97,7 @@ OFFICIAL_BY_MATCHING = {
 def test_lesion_wise_scores_equal_the_official_scripts(year, cohort):
     scores = evaluate_case(*make_pair(find_preset(year, cohort).scheme), preset=year, cohort=cohort)
     names = ["lesionwise_dice", "lesionwise_hd95"]
-    names += ["lesionwise_nsd", "lesionwise_nsd_0.5mm"] if year == "brats2024" else []
+    names += ["lesionwise_nsd_1mm", "lesionwise_nsd_0.5mm"] if year == "brats2024" else []
     for region, expected in OFFICIAL_BY_DILATION[year, cohort].items():
         found = [scores[region][name] for name in (*names, "n_tp", "n_fp", "n_fn")]
         assert found == pytest.approx(expected, abs=1e-6), region
@@ -108,7 +108,8 @@ def test_lesion_wise_scores_equal_the_official_scripts(year, cohort):
 def test_matched_scores_equal_panoptica(cohort):
     spacing_mm = (0.5, 1.0, 1.5) if cohort == "men-rt" else (1.0, 1.0, 1.0)
     scores = evaluate_case(*make_pair(find_preset("brats2026", cohort).scheme), spacing_mm, "brats2026", cohort)
-    names = ("dice", "hd95", "nsd", "lesionwise_dice", "lesionwise_hd95", "lesionwise_nsd", "n_tp", "n_fp", "n_fn")
+    names = ("dice", "hd95", "nsd_0.5voxel", "lesionwise_dice", "lesionwise_hd95", "lesionwise_nsd_1voxel")
+    names += ("n_tp", "n_fp", "n_fn")
     for region, expected in OFFICIAL_BY_MATCHING[cohort].items():
         assert [scores[region][name] for name in names] == pytest.approx(expected, abs=1e-6), region
     assert set(scores) == set(OFFICIAL_BY_MATCHING[cohort])
@@ -122,8 +123,11 @@ def test_a_perfect_prediction_has_perfect_scores(year, cohort):
         # In 2024 small lesions of the prediction are removed, so that a whole region with some is not reproduced.
         removes = getattr(preset.lesions.get(region), "filter_prediction", None)
         for name in scores if not removes else [name for name in scores if name.startswith(("lesionwise", "n_"))]:
-            best = 0 if "hd95" in name or name.startswith("n_") else 1
-            assert scores[name] == pytest.approx(best) or name == "n_tp", (region, name)
+            if name in ("reference_ml", "prediction_ml") or name.endswith("n_tp"):
+                continue
+            best = 0 if "hd95" in name or name.endswith(("n_fp", "n_fn", "error_ml")) else 1
+            nothing = name.startswith(("large_", "small_")) and np.isnan(scores[name])  # no lesion of this size
+            assert scores[name] == pytest.approx(best) or nothing, (region, name)
 
 
 @pytest.mark.parametrize(("year", "cohort"), ALL_PRESETS)
@@ -134,36 +138,39 @@ def test_empty_regions_score_by_the_rule_of_the_year(year, cohort):
     region = list(preset.regions)[0]  # noqa: RUF015
     # The diagonal: sqrt(240² + 240² + 155²) = 373.12866; MEN-RT and MET have it in 2024, too. The others are constants.
     diagonal = 373.1286640
-    penalty = {"brats2023": 374, "brats2026": 373}.get(year, diagonal)
+    penalty = {"brats2023": 374, "brats2025": 374, "brats2026": 373}.get(year, diagonal)
     if year == "brats2024" and cohort not in ("met", "men-rt"):
         penalty = 337 if cohort == "gli" else 374
     by_lesion = year not in ("brats2017", "brats2018", "brats2019", "brats2020", "brats2021")
+    nsd = next(name for name in preset.measures if name.startswith("nsd_"))
 
     missed = evaluate_case(lesion, nothing, preset=year, cohort=cohort)[region]
-    assert (missed["dice"], missed["hd95"], missed["nsd"]) == (0, pytest.approx(penalty), 0)
+    assert (missed["dice"], missed["hd95"], missed[nsd]) == (0, pytest.approx(penalty), 0)
     if by_lesion:
         assert (missed["lesionwise_dice"], missed["lesionwise_hd95"]) == (0, pytest.approx(penalty))
         assert (missed["n_tp"], missed["n_fp"], missed["n_fn"]) == (0, 0, 1)
 
     only_predicted = evaluate_case(nothing, lesion, preset=year, cohort=cohort)[region]
-    assert (only_predicted["dice"], only_predicted["hd95"], only_predicted["nsd"]) == (0, pytest.approx(penalty), 0)
+    assert (only_predicted["dice"], only_predicted["hd95"], only_predicted[nsd]) == (0, pytest.approx(penalty), 0)
     if by_lesion:
         assert (only_predicted["n_tp"], only_predicted["n_fp"], only_predicted["n_fn"]) == (0, 1, 0)
 
     agreed = evaluate_case(nothing, nothing, preset=year, cohort=cohort)[region]
     expected = (nan, nan, nan) if year == "brats2026" else (1, 0, 1)
-    assert [agreed[name] for name in ("dice", "hd95", "nsd")] == pytest.approx(expected, nan_ok=True)
+    assert [agreed[name] for name in ("dice", "hd95", nsd)] == pytest.approx(expected, nan_ok=True)
     if by_lesion:
-        lesionwise = [agreed[f"lesionwise_{name}"] for name in ("dice", "hd95", "nsd")]
-        assert lesionwise == pytest.approx(expected, nan_ok=True)
+        for name in (name for name in agreed if name.startswith("lesionwise_")):
+            assert agreed[name] == pytest.approx(expected[1 if "hd95" in name else 0], nan_ok=True), name
         assert agreed["n_tp"] == agreed["n_fp"] == agreed["n_fn"] == 0
 
 
-def test_sensitivity_and_specificity_of_empty_masks():
+def test_sensitivity_ppv_and_specificity_of_empty_masks():
     full, nothing = np.full((2, 3, 4), ET), np.zeros((2, 3, 4), int)
     scores = evaluate_case(nothing, nothing)["ET"]
     assert (scores["sensitivity"], scores["specificity"]) == (1, 1)
+    assert scores["ppv"] == 1
     scores = evaluate_case(full, nothing)["ET"]
+    assert (scores["ppv"], evaluate_case(full, full)["ET"]["ppv"]) == (0, 1)
     assert (scores["sensitivity"], scores["specificity"]) == (0, 1)  # there is no outside to leave alone
     scores = evaluate_case(nothing, full)["ET"]
     assert (scores["sensitivity"], scores["specificity"]) == (0, 0)

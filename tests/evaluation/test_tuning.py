@@ -1,6 +1,7 @@
 """Tuning: the choice is blind to the held-out fold, and the command finds a planted threshold from predictions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from nnunet_brats_ext.evaluation.rule_selection import (
     candidates,
     gain_per_case,
     parse_grid,
+    select_per_cluster,
     select_rules,
     try_candidates,
 )
-from nnunet_brats_ext.predictions.rule_sets import RuleSet, read_rules
+from nnunet_brats_ext.predictions.case_clusters import CaseClusters, features_of, fit_clusters
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, collect_rules, describe_rule, read_rules
 from nnunet_brats_ext.predictions.rules import RuleInput
+from nnunet_brats_ext.storage.errors import UserError
 
 COLUMNS = [("ET", "dice"), ("ET", "hd95")]
 OBJECTIVES = ("ranking", "dice", "hd95")
@@ -142,7 +146,9 @@ def test_the_command_finds_the_threshold_that_helps(model, tmp_path, capsys):
     assert report["held_out"]["after"]["ET dice"] == 1
     # four of six cases gain; those four signs fall this way in 1 of 2^4
     assert report["held_out"]["p_value"] == pytest.approx(1 / 16)
-    assert "min_voxels=41" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "min_voxels=41" in said
+    assert "gain in mean rank" in " ".join(said.split())
 
 
 def test_rules_that_do_not_help_are_not_written_and_the_file_still_applies(model, tmp_path, capsys):
@@ -213,3 +219,122 @@ def test_rules_on_probabilities_and_images_are_tuned_too(model, tmp_path):
     assert main([*command, *grid]) == 0
     expected = {"rule": "unlikely-components", "region": "ET", "min_mean_probability": 0.7}
     assert read_rules(tmp_path / "rules.json").rules == (expected,)
+
+
+# ---- rules per cluster -----------------------------------------------------------------------------------------------
+
+
+def two_kinds(cases=40, seed=0):
+    """Scores of three candidates, of which each of two kinds of cases needs another, and features that tell them."""
+    rng = np.random.default_rng(seed)
+    kind = np.arange(cases) % 2
+    scores = np.full((cases, 3, 1), 0.5) + rng.normal(0, 0.01, (cases, 3, 1))
+    scores[kind == 0, 1] += 0.2
+    scores[kind == 1, 1] -= 0.2
+    scores[kind == 1, 2] += 0.2
+    scores[kind == 0, 2] -= 0.2
+    features = np.stack([10.0 * kind + rng.normal(0, 1, cases), rng.normal(0, 1, cases)], axis=1)
+    return scores, features, [f"fold_{i // 2 % 4}" for i in range(cases)], kind
+
+
+def per_cluster(scores, features, folds, number=2):
+    columns = [("ET", "dice")]
+    single = select_rules(scores, folds, columns, "dice")
+    return single, select_per_cluster(scores, features, folds, columns, "dice", number, False, single)
+
+
+def test_clusters_that_need_other_rules_get_them_and_gain():
+    scores, features, folds, kind = two_kinds()
+    _, clustered = per_cluster(scores, features, folds)
+    groups = clustered.clusters.nearest(features)
+    assert {clustered.best[group] for group in groups[kind == 0]} == {1}
+    assert {clustered.best[group] for group in groups[kind == 1]} == {2}
+    assert clustered.helps
+    assert clustered.interval[0] > 0.1
+    assert clustered.gains.mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_clusters_that_mean_nothing_are_not_kept():
+    scores, features, folds, _ = two_kinds()
+    noise = np.random.default_rng(1).normal(0, 1, features.shape)
+    assert not per_cluster(scores, noise, folds)[1].helps
+    alike = np.repeat(scores[:, :1], 3, axis=1)
+    single, clustered = per_cluster(alike, features, folds)
+    assert (clustered.helps, clustered.interval, set(clustered.best)) == (False, (0, 0), {0})
+    np.testing.assert_array_equal(clustered.after, single.before)
+
+
+def test_a_held_out_case_takes_part_neither_in_its_clusters_nor_in_their_choice():
+    scores, features, folds, _ = two_kinds()
+    mine = np.array([one == "fold_2" for one in folds])
+    other_scores, other_features = scores.copy(), features.copy()
+    other_scores[mine] = 1 - scores[mine]
+    other_features[mine] += 100
+    first, second = (
+        per_cluster(*given, folds)[1].chosen["fold_2"] for given in ((scores, features), (other_scores, other_features))
+    )
+    assert first == second
+
+
+def test_a_cluster_of_few_cases_takes_what_is_best_for_all():
+    scores, features, folds, _ = two_kinds(cases=40)
+    few = features.copy()
+    few[:, 0] = 0.0
+    few[:3, 0] = 1000.0
+    clustered = per_cluster(scores, few, folds)[1]
+    rare = clustered.clusters.nearest(few)[0]
+    assert clustered.best[rare] == best_candidate(scores, [("ET", "dice")], "dice")
+
+
+def grouped_case(voxels, brightness=0.0):
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels.reshape(-1)[:voxels] = ET
+    images = np.ones((4, 12, 12, 12)) + np.random.default_rng(0).normal(0, 0.1, (4, 12, 12, 12))
+    images[:, labels == ET] += brightness
+    return RuleInput(labels, images=images)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_rules_per_cluster_are_stored_and_apply_to_the_cases_of_their_cluster_alone(images, tmp_path):
+    small, large = [grouped_case(n) for n in (20, 22, 25)], [grouped_case(n, 5.0) for n in (600, 620, 650)]
+    features = np.stack([features_of(case, images) for case in (*small, *large)])
+    clusters = fit_clusters(features, 2, images)
+    groups = clusters.nearest(features)
+    assert len(set(groups[:3])) == len(set(groups[3:])) == 1
+    assert groups[0] != groups[3]
+    rules = RuleSet(({"rule": "small-et", "min_voxels": 1000, "cluster": int(groups[3])},), clusters=clusters)
+    (file := tmp_path / "rules.json").write_text(rules.to_json())
+    read = read_rules(file)
+    assert read == rules
+    assert read.needs_images == images
+    assert read.apply(small[0])[1] == [0]
+    assert read.apply(large[0])[1] == [600]
+    assert describe_rule(read.rules[0]) == f"small-et min_voxels=1000 in cluster {groups[3]}"
+    with pytest.raises(UserError, match="2 of the rule files have clusters of their own"):
+        collect_rules([str(file), str(file)], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rules": [{"rule": "small-et", "min_voxels": 5, "cluster": 2}]}, "no cluster 2 among 2, which count from 0"),
+        ({"clusters": {"mean": [0]}}, '"clusters" cannot be used: expected images, mean, scale, centres'),
+        ({"clusters": {"images": False, "mean": [0], "scale": [0], "centres": [[1]]}}, "numbers of the same count"),
+    ],
+)
+def test_a_rule_file_with_clusters_that_make_no_sense_is_an_error_that_names_it(change, words, tmp_path):
+    good = {"clusters": CaseClusters(False, (0.0,), (1.0,), ((0.0,), (1.0,))).as_json(), "rules": []}
+    (file := tmp_path / "rules.json").write_text(json.dumps(good | change))
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_rules(file)
+
+
+def test_the_command_reports_clusters_and_writes_them_only_where_they_gain(model, tmp_path, capsys):
+    command = ["tune", str(tmp_path / "ref"), str(model), "-o", str(tmp_path / "rules.json"), "-np", "1"]
+    assert main([*command, "--grid", "small-et=10,30,41,50,200", "--per-cluster", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rules per cluster not written: over one set of rules for all cases they gain +0.0000" in said
+    assert read_rules(tmp_path / "rules.json").rules == ({"rule": "small-et", "min_voxels": 41},)
+    clustered = json.loads((tmp_path / "rules_report.json").read_text())["per_cluster"]
+    assert (sum(clustered["cases"]), clustered["interval"], clustered["written"]) == (6, [0, 0], False)
+    assert set(clustered["folds"]) == {"fold_0", "fold_1"}

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.inference import cases
+from nnunet_brats_ext.inference import cases, memory
 from nnunet_brats_ext.inference.checkpoints import Weights
 from nnunet_brats_ext.inference.choices import X, Y, Z, find_symmetries, find_tiling, symmetry_names, tiling_names
+from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
 from nnunet_brats_ext.inference.symmetries import apply, average_probabilities, logits_of, undo
-from nnunet_brats_ext.inference.tilings import WHOLE_BRAIN, StoredVolume, Volume, predict_slices
+from nnunet_brats_ext.inference.tilings import CERTAIN, WHOLE_BRAIN, StoredVolume, Volume, predict_slices
 from nnunet_brats_ext.papers import Symmetry
-from nnunet_brats_ext.trainers.lyu2020.tilings import CERTAIN
 from nnunet_brats_ext.trainers.lyu2020.windows import STRICT_STARTS, strict_window, tumour_window
 
 EVERY_NAME = pytest.mark.parametrize("name", [name for name in symmetry_names() if find_symmetries(name)])
@@ -52,6 +52,22 @@ def test_every_map_is_undone_by_its_inverse(name):
 def test_averaging_an_identity_network_gives_back_its_input(name, shape):
     x = torch.randn(shape)
     assert torch.allclose(average_probabilities(lambda x: x, x, find_symmetries(name)), x, atol=1e-4)
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("shape", [(1, 2, 4, 6, 6), (1, 2, 4, 6, 8), (2, 2, 6, 6)], ids=["cube", "volume", "slices"])
+def test_symmetries_in_one_batch_give_what_they_give_one_by_one(name, shape):
+    torch.manual_seed(0)
+    x, sizes = torch.randn(shape), []
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return images[:, :1] * torch.arange(1.0, shape[-1] + 1)[: images.shape[-1]]  # no symmetry of its own
+
+    one_by_one = average_probabilities(predict, x, find_symmetries(name))
+    number = len(sizes)
+    assert torch.allclose(average_probabilities(predict, x, find_symmetries(name), at_once=5), one_by_one, atol=1e-5)
+    assert sum(sizes[number:]) == number * len(x) == sum(sizes[:number])
 
 
 def images_under(name: str) -> dict[bytes, float]:
@@ -138,6 +154,35 @@ def test_every_trainer_names_symmetries_and_a_tiling_that_exist():
     for facts in papers.trainers().values():
         assert facts.prediction.symmetries in symmetry_names(), facts.name
         assert facts.prediction.tiling in tiling_names(), facts.name
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_of_a_pass_is_counted_without_data():
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, 1, 1))
+    voxels = 64**3
+    # The input, and before each layer ends, what it takes and what it gives.
+    assert bytes_of_pass(network, (1, 1, 64, 64, 64)) == 4 * voxels * (1 + 8 + 8)
+    assert next(network.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("group", ["/", "/job/step"])
+def test_free_memory_is_what_the_machine_and_every_control_group_leave(group, tmp_path, monkeypatch):
+    if not Path("/proc/self/cgroup").is_file():
+        pytest.skip("no control groups on this system")
+    here, everywhere = tmp_path / group.strip("/"), free_bytes(torch.device("cpu"))
+    here.mkdir(parents=True, exist_ok=True)
+    for name, content in (("max", "1000"), ("current", "800"), ("stat", "anon 500\ninactive_file 300")):
+        (here / f"memory.{name}").write_text(content)
+    real = Path.read_text
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: f"1:cpu:/\n0::{group}\n" if path.name == "cgroup" else real(path)
+    )
+    assert free_bytes(torch.device("cpu")) == 500
+    (tmp_path / "memory.max").write_text("max")
+    assert free_bytes(torch.device("cpu")) == (500 if group != "/" else pytest.approx(everywhere, rel=0.5))
 
 
 # ---- tilings ---------------------------------------------------------------------------------------------------------

@@ -1,22 +1,17 @@
-"""The pool: the best models of each fold by nnU-Net's validation, and the equal mean of all that are chosen."""
+"""The pool: the best models of each fold by their own inference, and the equal mean of all that are chosen."""
 
 import json
-import pickle
-import random
 import shutil
-from itertools import permutations
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from nnunetv2.evaluation.evaluate_predictions import save_summary_json
+from untrained_models import save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference import BraTSPredictor
-from nnunet_brats_ext.inference.validations import choose_best
 from nnunet_brats_ext.storage.images import read_label_map
-from nnunet_brats_ext.trainers import BraTSBaselineTrainer
 
 SCORES = {"one": (0.9, 0.9), "two": (0.8, 0.1), "three": (0.1, 0.8), "four": (0.0, 0.0)}  # of folds 0 and 1
 CHOSEN = [("one", 0), ("two", 0), ("one", 1), ("three", 1)]
@@ -28,80 +23,35 @@ def folder_of(name: str) -> str:
     return f"BraTSBaselineTrainer__PoolPlans__{name}"
 
 
-# ---- the choice ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("best", [1, 2, 3, 4])
-def test_every_fold_has_its_best_in_whatever_order_they_are_given(best):
-    draw = random.Random(best)
-    scores = {name: {fold: draw.random() for fold in range(5)} for name in SCORES}
-    chosen = choose_best(scores, best).chosen
-    for fold, names in chosen.items():
-        assert len(names) == best
-        left = [scores[name][fold] for name in scores if name not in names]
-        assert min(scores[name][fold] for name in names) > max(left, default=-1)
-    for order in permutations(scores):
-        assert choose_best({name: scores[name] for name in order}, best).chosen == chosen
-
-
-def test_of_equals_those_given_first_enter():
-    scores = {"b": {0: 0.5}, "a": {0: 0.5}, "c": {0: 0.7}, "d": {0: 0.5}}
-    assert choose_best(scores, 2).chosen == {0: ["c", "b"]}
-
-
-@pytest.mark.parametrize("best", [0, 3])
-def test_more_than_there_are_cannot_be_chosen(best):
-    with pytest.raises(ValueError, match=f"--best {best} of 2 models"):
-        choose_best({"a": {0: 0.5}, "b": {0: 0.5}}, best)
-
-
 # ---- the command, on untrained networks ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(world_on_disk, tmp_path_factory) -> Path:
-    """Four models of two folds with random weights, and validations with random probabilities and the scores above."""
+    """Four models of two folds with random weights, scored, with the Dice above in place of theirs."""
     results = tmp_path_factory.mktemp("pool")
-    plans = world_on_disk.plans | {"plans_name": "PoolPlans"}
-    base = plans["configurations"]["3d_fullres"]
-    base["architecture"]["arch_kwargs"] |= dict(
-        n_stages=2, features_per_stage=[4, 8], kernel_sizes=[[3, 3, 3]] * 2, strides=[[1, 1, 1], [2, 2, 2]],
-        n_conv_per_stage=[1, 1], n_conv_per_stage_decoder=[1],
-    )  # fmt: skip
-    plans["configurations"] |= {name: {"inherits_from": "3d_fullres"} for name in SCORES}
-    labels = sorted((world_on_disk.raw / "labelsTr").iterdir())
-    values = np.random.default_rng(0)
+    plans = small_plans(world_on_disk, "PoolPlans", {name: {} for name in SCORES})
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (world_on_disk.settings | {"nnUNet_results": str(results)}).items():
             patch.setenv(name, value)
-        for number, (name, scores) in enumerate(SCORES.items()):
-            for fold, dice in enumerate(scores):
-                torch.manual_seed(10 * number + fold)
-                trainer = BraTSBaselineTrainer(
-                    plans | {"continue_training": False}, name, fold, world_on_disk.dataset_json, torch.device("cpu")
-                )
-                trainer.initialize()
-                output = Path(trainer.output_folder)
-                trainer.save_checkpoint(str(output / "checkpoint_final.pth"))
-                validate(output / "validation", labels[fold::2], dice, values)
-            for file, content in (("plans", plans), ("dataset", world_on_disk.dataset_json)):
-                (output.parent / f"{file}.json").write_text(json.dumps(content))
-    return output.parent.parent
+        for number, name in enumerate(SCORES):
+            save_untrained(world_on_disk, plans, name, folds=(0, 1), seed=number)
+        assert main(["choose", *POOL[1:]]) == 0
+    place = results / world_on_disk.dataset
+    for name, scores in SCORES.items():
+        for fold, dice in enumerate(scores):
+            set_dice(place / folder_of(name) / f"fold_{fold}", dice)
+    return place
 
 
-def validate(folder: Path, labels: list[Path], dice: float, values: np.random.Generator) -> None:
-    """What nnU-Net leaves of a validation with --npz."""
-    folder.mkdir()
-    for path in labels:
-        case = path.name.removesuffix(".nii.gz")
-        shutil.copyfile(path, folder / path.name)
-        shape = read_label_map(path)[0].shape
-        np.savez(folder / f"{case}.npz", probabilities=values.random((3, *shape), dtype=np.float32))
-        (folder / f"{case}.pkl").write_bytes(pickle.dumps({"case": case}))
-    metrics = {region: {"Dice": dice} for region in ((1, 2, 3), (2, 3), (3,))}
-    cases = [{"metrics": metrics, "prediction_file": str(folder / path.name)} for path in labels]
-    summary = {"metric_per_case": cases, "mean": metrics, "foreground_mean": {"Dice": dice}}
-    save_summary_json(summary, str(folder / "summary.json"))
+def set_dice(fold: Path, *dice: float) -> None:
+    """Give the cases of a fold, in order, the Dice of these numbers."""
+    file = fold / "scores" / "checkpoint_final.json"
+    content = json.loads(file.read_text())
+    for value, (_, regions) in zip(cycle(dice), sorted(content["cases"].items()), strict=False):
+        for metrics in regions.values():
+            metrics["dice"] = value
+    file.write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -152,8 +102,12 @@ def test_it_is_the_equal_mean_of_every_model_and_fold_that_is_chosen(models, wor
     assert sorted(path.name for path in (out / "members").iterdir()) == sorted(map(folder_of, ("one", "two", "three")))
 
     noted = json.loads((out / "pool.json").read_text())
-    assert noted["chosen"] == {str(f): [folder_of(name) for name, fold in CHOSEN if fold == f] for f in (0, 1)}
-    assert noted["scores"][folder_of("two")] == {"0": 0.8, "1": 0.1}
+    chosen = {str(f): [f"BraTSBaselineTrainer:{name}" for name, fold in CHOSEN if fold == f] for f in (0, 1)}
+    assert noted["chosen"] == chosen
+    assert noted["scores"] == {
+        str(fold): {f"BraTSBaselineTrainer:{name}": pytest.approx(dice[fold]) for name, dice in SCORES.items()}
+        for fold in (0, 1)
+    }
 
 
 def test_an_interrupted_pool_goes_on_and_is_not_mixed_with_another(models, world, tmp_path, monkeypatch, capsys):
@@ -216,11 +170,11 @@ TRAIN = "nnUNetv2_train Dataset901_World two 1 -tr BraTSBaselineTrainer -p PoolP
     ("missing", "options", "sentence"),
     [
         ("checkpoint_final.pth", (), f"fold_1 lacks checkpoint_final.pth: {TRAIN}\n"),
-        ("validation/summary.json", (), f"fold_1 lacks validation/summary.json: {TRAIN} --val\n"),
-        ("validation/summary.json", ("--cross-validation",), f"{TRAIN} --val\n"),
-        ("", ("--best", "5"), "--best 5 of 4 models: choose 1 to 4"),
+        ("checkpoint_final.pth", ("--cross-validation",), f"fold_1 lacks checkpoint_final.pth: {TRAIN}\n"),
+        ("", ("--best", "5"), "--best 5 of 4 candidates in fold 0: choose 1 to 4"),
         ("", ("-f", "0", "2"), "fold_2 lacks checkpoint_final.pth"),
-        ("", ("-f", "all"), "-f all: --models are chosen by the validations of numbered folds"),
+        ("", ("-f", "all"), "-f all: candidates are chosen by the cases that a numbered fold holds out"),
+        ("", ("--by", "NCR"), "--by NCR: no objective 'NCR'; there are ranking, dice, "),
         ("", ("--models", "BraTSBaselineTrainer"), "--models BraTSBaselineTrainer: expected TRAINER:CONFIGURATION"),
         ("", ("--models", "BraTSBaselineTrainer:five"), "there are BraTSBaselineTrainer__PoolPlans__four"),
         ("", ("--models", *["BraTSBaselineTrainer:one"] * 2), "given twice among BraTSBaselineTrainer:one, "),
@@ -239,15 +193,26 @@ def test_what_cannot_be_chosen_is_said_with_what_to_do(
     assert not (tmp_path / "out").exists()
 
 
-def test_validations_of_different_cases_and_without_dice_are_not_compared(models, tmp_path, monkeypatch, capsys):
-    shutil.copytree(models, tmp_path / models.name)
+def test_no_case_is_predicted_by_what_it_has_chosen_itself(models, tmp_path, monkeypatch, capsys):
+    """One is better than Two on the first case of the fold and worse on the second, so each goes to the other case."""
+    place = Path(shutil.copytree(models, tmp_path / models.name))
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    file = tmp_path / models.name / folder_of("two") / "fold_0" / "validation" / "summary.json"
-    summary = json.loads(file.read_text())
-    command = [*POOL, "--cross-validation", "-o", str(tmp_path / "out")]
-    file.write_text(json.dumps(summary | {"metric_per_case": summary["metric_per_case"][1:]}))
-    assert main(command) == 1
-    assert "validated on different cases in fold 0" in capsys.readouterr().err
-    file.write_text(json.dumps(summary | {"foreground_mean": {"Dice": float("nan")}}))
-    assert main(command) == 1
-    assert f"{file} has no Dice" in capsys.readouterr().err
+    for name, dice in {"one": (0.9, 0.1), "two": (0.2, 0.8)}.items():
+        set_dice(place / folder_of(name) / "fold_0", *dice)
+    pair = ["predict", *MODEL, "--models", "BraTSBaselineTrainer:one", "BraTSBaselineTrainer:two", "-f", "0"]
+    out, noted = tmp_path / "pool", tmp_path / "noted.json"
+    assert main([*pair, "--best", "1", "--cross-validation", "-o", str(out), "--save_probabilities"]) == 0
+    alone = {}
+    for name in ("one", "two"):
+        words = ["predict", *MODEL, "-tr", "BraTSBaselineTrainer", "-c", name, "-f", "0", "--cross-validation"]
+        assert main([*words, "-o", str(tmp_path / name), "--save_probabilities"]) == 0
+        alone[name] = probabilities(tmp_path / name)
+    first, second = sorted(alone["one"])
+    assert_mean(out, [{first: alone["two"][first], second: alone["one"][second]}])
+
+    assert main(["choose", *pair[1:], "--best", "1", "-o", str(noted)]) == 0
+    assert json.loads(noted.read_text())["chosen"] == {"0": ["BraTSBaselineTrainer:one"]}
+    capsys.readouterr()
+    words = ["predict", *MODEL, "-tr", "BraTSBaselineTrainer", "-c", "two", "-chk", "chosen", "-i", "IMAGES"]
+    assert main([*words, "-o", str(tmp_path / "chosen")]) == 1
+    assert "none of its checkpoints was chosen" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from untrained_models import CPU, save_untrained, small_plans
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation import evaluate_folders
 from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
+from nnunet_brats_ext.inference import predictor as predictor_module
 from nnunet_brats_ext.inference.case_files import check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import TrainedModel
@@ -433,6 +434,7 @@ def test_spoiled_checkpoints_are_named_before_anything_is_written(kind, fold, ow
         (("-m", "somewhere"), "-m somewhere names the model by its folder; leave out -d -tr -c"),
         (("-prev_tr", "BraTSVAETrainer"), "-prev_tr: small has no previous stage"),
         (("--combine", "vote", "--save_probabilities"), "--save_probabilities: a vote has none"),
+        (("--half-probabilities",), "--half-probabilities: has no meaning without --save_probabilities"),
         (("-tr", "BraTSBaselineTrianer"), "no trainer 'BraTSBaselineTrianer'; did you mean 'BraTSBaselineTrainer'?"),
         (("-tr", "BraTSVAETrainer"), "there are BraTSBaselineTrainer__SmallPlans__first"),
         (("-d", "902"), "no data set 902"),
@@ -497,6 +499,60 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(models, world, tmp_path,
     assert main([*command, "--precision", "bf16"]) == 1
     assert "--precision bf16: this cpu does not compute in bfloat16" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_in_float16_are_the_same_to_its_precision(models, world, tmp_path):
+    for name, words in (("whole", ()), ("half", ("--half-probabilities",))):
+        assert main([*command_for(world, tmp_path / name, "--save_probabilities"), *words]) == 0
+    for path in (tmp_path / "whole").rglob("*.npz"):
+        (other,) = (tmp_path / "half").rglob(path.name)
+        whole, half = (np.load(file)["probabilities"] for file in (path, other))
+        assert (whole.dtype, half.dtype) == (np.float32, np.float16)
+        assert np.abs(whole - half).max() < 0.0005
+        assert other.stat().st_size < 0.6 * path.stat().st_size
+
+
+@pytest.mark.parametrize("free", [0, 2**40], ids=["too little memory", "enough"])
+def test_a_whole_brain_that_does_not_fit_is_predicted_in_windows(free, models, world, tmp_path, recwarn, monkeypatch):
+    monkeypatch.setattr(predictor_module, "free_bytes", lambda device: free)
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-f", "0", *SMALL, "-np", "0", "-o"]
+    for tiling in ("brain", "sliding"):
+        assert main([*command, str(tmp_path / tiling), "--tiling", tiling]) == 0
+    said = [str(warning.message) for warning in recwarn if "does not fit into the memory that is free" in str(warning)]
+    assert same(label_maps(tmp_path / "brain"), label_maps(tmp_path / "sliding")) == bool(said) == (free == 0)
+
+
+def test_windows_without_brain_are_not_looked_at(models, world, images, tmp_path, monkeypatch):
+    seen = []
+    network = BraTSPredictor._predict_symmetric
+    monkeypatch.setattr(BraTSPredictor, "_predict_symmetric", lambda self, x: seen.append(x) or network(self, x))
+    for path in images.glob("*.nii.gz"):  # a brain at one end, and a voxel at the other, so that no crop helps
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        array[:, :, array.shape[2] // 3 :], array[-1, -1, -1] = 0, 1
+        lonely = sitk.GetImageFromArray(array)
+        lonely.CopyInformation(image)
+        sitk.WriteImage(lonely, str(path))
+    command = ["predict", "-i", str(images), "-f", "0", *SMALL, "-np", "0", "--patch-size", "8", "8", "8"]
+    looked_at = {}
+    for name, words in (("all", []), ("some", ["--skip-empty"])):
+        seen.clear()
+        assert main([*command, *words, "-o", str(tmp_path / name)]) == 0
+        looked_at[name] = len(seen)
+    assert looked_at["some"] < looked_at["all"]
+    every, some = label_maps(tmp_path / "all"), label_maps(tmp_path / "some")
+    for name in every:
+        brain = sitk.GetArrayFromImage(sitk.ReadImage(str(images / name.replace(".", "_0000.", 1)))) != 0
+        assert np.array_equal(every[name][brain], some[name][brain])
+        assert np.count_nonzero(some[name][~brain]) < np.count_nonzero(every[name][~brain]), "random networks"
+
+
+def test_mirror_images_in_one_batch_give_the_same(models, world, tmp_path):
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-f", "0", *SMALL, "-np", "0", "--tta", "mirror"]
+    for number in ("1", "8"):
+        assert main([*command, "--symmetries-at-once", number, "-o", str(tmp_path / number)]) == 0
+    one, other = label_maps(tmp_path / "1"), label_maps(tmp_path / "8")
+    assert all(np.mean(one[name] == other[name]) > 0.999 for name in one)
 
 
 def test_without_a_gpu_the_cpu_is_used_unless_one_was_asked_for(models, world, tmp_path, capsys, monkeypatch):
@@ -632,12 +688,12 @@ def test_images_of_another_size_than_in_training_are_named(kind, fingerprint, ow
     if fingerprint:
         shutil.copy(world.root / "nnUNet_preprocessed" / own_models.name / "dataset_fingerprint.json", model)
     spoil, sentence = UNLIKE[kind]
-    files = find_image_files(images, TrainedModel(model, (0,)).description)
-    check_images(files, TrainedModel(model, (0,)), processes=1)
+    files = find_image_files(images, TrainedModel.of(model, [0]).description)
+    check_images(files, TrainedModel.of(model, [0]), processes=1)
     assert not sentences(recwarn)
     for file in next(iter(files.values())).values():
         change(file, spoil)
-    check_images(files, TrainedModel(model, (0,)), processes=1)
+    check_images(files, TrainedModel.of(model, [0]), processes=1)
     said = sentences(recwarn)
     assert re.search(sentence, said) if sentence else not said, said
 
@@ -774,7 +830,7 @@ def test_an_absent_sequence_stays_zero_in_nnunets_normalisation_also_in_a_cascad
     for file in images.glob("*_0000.nii.gz"):
         file.unlink()
     predictor = BraTSPredictor(device=CPU)
-    predictor.load(TrainedModel(folder_of(models), (0,)))
+    predictor.load(TrainedModel.of(folder_of(models), [0]))
     files = find_image_files(images, predictor.description.description, missing=True)
     case, _ = ImageCases(files).read([predictor.description], list(files), Workers(0))
     data, _ = case.seen_by(predictor.description)
@@ -818,8 +874,10 @@ def test_sequences_that_cannot_be_are_refused(words, sentence, models, world, tm
 
 
 def test_every_set_of_sequences_is_predicted_into_a_folder_of_its_own_and_scored_in_one_table(
-    models, world, tmp_path, capsys, recwarn
+    models, world, tmp_path, capsys, recwarn, monkeypatch
 ):
+    loaded, load = [], BraTSPredictor.load
+    monkeypatch.setattr(BraTSPredictor, "load", lambda self, model: loaded.append(model) or load(self, model))
     images, labels = tmp_path / "images", tmp_path / "labels"
     case = min((world.raw / "labelsTr").glob("*.nii.gz")).name.removesuffix(".nii.gz")
     for folder, source in ((images, "imagesTr"), (labels, "labelsTr")):
@@ -828,7 +886,7 @@ def test_every_set_of_sequences_is_predicted_into_a_folder_of_its_own_and_scored
             shutil.copy(file, folder)
     out = predicted(images, tmp_path / "out", *SMALL, "-f", "0", "--by-sequences")
     folders = {path.name: path for path in out.iterdir()}
-    assert len(folders) == 15
+    assert len(folders) == 15 and len(loaded) == 1
     assert sentences(recwarn).count("was not trained without sequences") == 1
     assert "Searching" not in capsys.readouterr().out
     assert {"T1+T1ce+T2+FLAIR", "T1ce+FLAIR", "T2"} < folders.keys()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import GIB, configurations
 from nnunet_brats_ext.planning.brats_plans import add_configurations, rebuild, resolve
@@ -281,24 +282,25 @@ def test_the_batch_shrinks_before_the_patch_and_the_patch_keeps_the_networks_dep
 
 
 def test_several_gpus_share_the_batch():
-    # 50 GB on one GPU; with the paper's four, each has one sample and needs less than 24 GB, as the authors' had.
-    chosen = fit(ROWS["lyu_stage1"], BRATS, 24, gpus=4)
+    # 22 GB on one GPU; with the paper's four, each has one sample and needs less than 8 GB.
+    chosen = fit(ROWS["lyu_stage1"], BRATS, 8, gpus=4)
     assert (chosen.batch_size, chosen.topology.patch_size, chosen.reasons) == (4, (128, 192, 160), ())
-    assert fit(ROWS["lyu_stage1"], BRATS, 24).batch_size == 1
-    # Two samples on each of two GPUs are too much for 24 GB; less is one on each, never three on two.
-    assert fit(ROWS["lyu_stage1"], BRATS, 24, gpus=2).batch_size == 2
+    assert fit(ROWS["lyu_stage1"], BRATS, 24).batch_size == 4
+    assert fit(ROWS["lyu_stage1"], BRATS, 8).batch_size == 1
+    # Two samples on each of two GPUs are too much for 8 GB; less is one on each, never three on two.
+    assert fit(ROWS["lyu_stage1"], BRATS, 8, gpus=2).batch_size == 2
 
 
 def test_what_was_changed_and_why_is_said():
-    chosen = fit(ROWS["lyu_stage1"], BRATS, 10)
+    chosen = fit(ROWS["lyu_stage1"], BRATS, 6)
     patch = " x ".join(map(str, chosen.topology.patch_size))
-    expected = f"batch 4 -> 1, 128 x 192 x 160 -> {patch}: 10 GB asked, estimate {chosen.estimate_gb:.1f} GB"
+    expected = f"batch 4 -> 1, 128 x 192 x 160 -> {patch}: 6 GB asked, estimate {chosen.estimate_gb:.1f} GB"
     assert chosen.reasons == (expected,)
 
 
 def test_too_small_a_budget_is_an_error_that_says_what_would_do():
     with pytest.raises(
-        ValueError, match=r"--gpu-memory-gb 1.5: too little for lyu_stage1: .* 64 x 64 x 64 .* 2\.\d GB"
+        ValueError, match=r"--gpu-memory-gb 1.5: too little for lyu_stage1: .* 64 x 64 x 64 .* 1\.\d GB"
     ):
         fit(ROWS["lyu_stage1"], BRATS, 1.5)
 
@@ -315,8 +317,13 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
 
 
 def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
-    """Every configuration at its paper's patch, one or two samples of its batch; small patches too."""
-    papers_own = [(name, row.patch_size or (192, 176), min(row.batch_size, 2)) for name, row in ROWS.items()]
+    """Every network in one of its sizes, at its paper's patch, one or two samples of its batch; small patches too."""
+    of_class = {
+        getattr(trainers, one.name).architecture or one.configuration: one.configuration
+        for one in reversed(papers.trainers().values())
+    }
+    rows = [ROWS[name] for name in dict.fromkeys(of_class.values()) if name in ROWS and ROWS[name].footprint]
+    papers_own = [(row.name, row.patch_size or (192, 176), min(row.batch_size, 2)) for row in rows]
     return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
 
 
@@ -354,7 +361,7 @@ def test_the_estimate_includes_a_reserve_for_the_gpu():
 
 def test_the_plans_are_written_and_the_next_commands_printed(on_disk, capsys):
     (on_disk / "nnUNetPlans_3d_fullres").mkdir()
-    assert main(["plan", "137", "--gpu-memory-gb", "24"]) == 0
+    assert main(["plan", "137", "--gpu-memory-gb", "8"]) == 0
     written = json.loads((on_disk / "BraTSPlans.json").read_text())
     assert written["configurations"]["lyu_stage1"]["batch_size"] == 1
     printed = capsys.readouterr().out
@@ -397,9 +404,9 @@ def test_a_configuration_can_have_gpus_of_its_own(on_disk, capsys):
 
 def test_other_plans_of_that_name_are_replaced_on_request_only(on_disk, capsys):
     target = on_disk / "BraTSPlans.json"
-    assert main(["plan", "137", "--gpu-memory-gb", "24"]) == 0
+    assert main(["plan", "137", "--gpu-memory-gb", "12"]) == 0
     first = target.read_text()
-    assert main(["plan", "137", "--gpu-memory-gb", "24"]) == 0
+    assert main(["plan", "137", "--gpu-memory-gb", "12"]) == 0
     assert "Nothing new" in capsys.readouterr().out
     assert main(["plan", "137"]) == 1
     assert "BraTSPlans.json exists and differs (" in capsys.readouterr().err
@@ -417,7 +424,7 @@ def test_a_configuration_that_somebody_added_survives(on_disk):
     edited["configurations"]["mine"] = {"inherits_from": "lyu_stage2", "batch_size": 2}
     target.write_text(json.dumps(edited))
     assert main(["plan", "137"]) == 0
-    assert main(["plan", "137", "--gpu-memory-gb", "16", "--overwrite"]) == 0
+    assert main(["plan", "137", "--gpu-memory-gb", "8", "--overwrite"]) == 0
     written = json.loads(target.read_text())
     assert written["configurations"]["mine"] == {"inherits_from": "lyu_stage2", "batch_size": 2}
     assert written["configurations"]["lyu_stage1"]["batch_size"] == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from prediction_folders import PLAIN, REGIONS, SHAPE, head_of, softmax, write_member
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions
@@ -345,7 +346,7 @@ def test_from_python_it_prints_nothing_and_gives_what_it_wrote(region_members, t
     assert written == json.loads(json.dumps(settings))
     assert written == {"method": "mean", "weights": [2, 1], "space": "regions", "members": [*map(str, region_members)]}
     assert capsys.readouterr() == ("", "")
-    with pytest.raises(ValueError, match="--method medium: expected one of mean, majority, two-pass, nested"):
+    with pytest.raises(ValueError, match="--method medium: expected one of mean, majority, staple, two-pass, nested"):
         ensemble(region_members, tmp_path / "out", method="medium")
     with pytest.raises(ValueError, match="no prediction folder is given"):
         ensemble([], tmp_path / "out")
@@ -516,3 +517,73 @@ def test_the_vote_over_five_real_candidates_differs_from_brats_toolkit_only_wher
         fusion.majority(((remap(read_label_map(p)[0], trained), None) for p in files), LABELS, [1] * 5),
         remap(ours, trained),
     ), "the vote does not depend on the numbering"
+
+
+# --- STAPLE --------------------------------------------------------------------------------------------------------
+
+
+def staple_members(rng, number=3):
+    """Label maps of one tumour, each with errors of its own."""
+    truth = np.zeros((8, 9, 10), np.uint8)
+    truth[1:7, 1:8, 1:8], truth[2:6, 2:7, 2:7], truth[3:5, 3:6, 3:6] = ED, NCR, ET
+    wrong = [rng.random(truth.shape) < 0.1 * (i + 1) for i in range(number)]
+    return [np.where(one, rng.integers(0, 4, truth.shape), truth).astype(np.uint8) for one in wrong]
+
+
+def simpleitks_staple(members):
+    """With 200 where it is undecided."""
+    return sitk.GetArrayFromImage(sitk.MultiLabelSTAPLE([sitk.GetImageFromArray(one) for one in members], 200))
+
+
+def test_staple_is_simpleitks_and_leaves_no_voxel_undecided(rng):
+    members = staple_members(rng)
+    theirs = simpleitks_staple(members)
+    ours = fusion.staple(members)
+    np.testing.assert_array_equal(ours[theirs != 200], theirs[theirs != 200])
+    assert set(np.unique(ours)) <= {0, *LABELS}
+
+
+def test_what_staple_leaves_undecided_is_voted_on_or_background():
+    """Two members that are wrong alike often: nothing tells them apart where they disagree."""
+    first, second = np.zeros((2, 6, 6, 6), np.uint8)
+    first[:3], second[:3] = ET, ET
+    first[3, :3], second[3, 3:] = ET, ET
+    undecided = simpleitks_staple([first, second]) == 200
+    assert undecided.any()
+    assert (fusion.staple([first, second])[undecided] == ET).all(), "a tumour label before background"
+    assert (fusion.staple([first, second], undecided="background")[undecided] == 0).all()
+    with pytest.raises(ValueError, match="two members or more"):
+        fusion.staple([first])
+
+
+def test_staple_of_folders_keeps_what_it_was_told(tmp_path, rng, capsys):
+    for name, labels in zip("ABC", staple_members(rng), strict=True):
+        write_member(tmp_path / name, {"a": labels.astype(np.int64), "b": labels.astype(np.uint8)})
+    folders = [str(tmp_path / name) for name in "ABC"]
+    assert main(["ensemble", "--method", "staple", "-i", *folders, "-o", str(tmp_path / "out"), "-np", "1"]) == 0
+    (a, grid), (b, _) = (read_label_map(tmp_path / "out" / f"{case}.nii.gz") for case in "ab")
+    np.testing.assert_array_equal(a, b)
+    assert grid == read_grid(tmp_path / "A" / "a.nii.gz")
+    settings = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    assert (settings["method"], settings["order"], settings["undecided"]) == ("staple", [1, 2, 3], "vote")
+    assert main(["ensemble", "--undecided", "vote", "-i", *folders, "-o", str(tmp_path / "other")]) == 1
+    assert "--method mean takes no --undecided" in capsys.readouterr().err
+    write_member(tmp_path / "D", {case: np.full((8, 9, 10), 4, np.uint8) for case in "ab"})
+    with pytest.raises(ValueError, match=r"holds labels \[4\],(.|\n)* needs --order"):
+        ensemble([*folders, tmp_path / "D"], tmp_path / "other", method="staple", processes=1)
+
+
+FUSION = Path(__file__).parents[3] / "shared" / "real_scores" / "fusion"
+
+
+@pytest.mark.skipif(not FUSION.is_dir(), reason="needs the real label maps")
+def test_two_real_members_disagree_in_13080_voxels_that_a_vote_settles_and_staple_mostly_calls_background():
+    first, second = (read_label_map(FUSION / f"{name}.nii.gz")[0] for name in ("unet", "resunet"))
+    theirs = read_label_map(FUSION / "baseline_staple.nii.gz")[0]
+    tied = first != second
+    assert np.count_nonzero(tied) == 13_080
+    assert not theirs[tied].any()
+    np.testing.assert_array_equal(fusion.staple([first, second], (2, 1, 4), "background"), theirs)
+    found = fusion.staple([first, second], (2, 1, 4))[tied]
+    assert np.unique(found, return_counts=True)[1].tolist() == [12_100, 980]
+    assert fusion.majority([first, second], (2, 1, 4))[tied].all()

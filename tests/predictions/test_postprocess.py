@@ -1,6 +1,7 @@
 """Post-processing: every rule at its thresholds, on small tumours whose volumes are counted in the comments."""
 
 import json
+import re
 import shutil
 from inspect import signature
 from pathlib import Path
@@ -295,12 +296,19 @@ def test_the_short_form_says_what_the_json_says():
 
 def test_rules_are_saved_beside_a_model_and_found_by_name(tmp_path):
     rules = collect_rules(["lachinov2019"], ["small-region:TC=20"])
-    path = save_rules(rules, tmp_path, "mine")
+    model, other = tmp_path / "model", tmp_path / "other"
+    for folder in (model, other):
+        folder.mkdir()
+    path = save_rules(rules, model, "mine")
     assert path.name == "brats_rules_mine.json"
-    assert find_rules("mine", tmp_path) == find_rules(str(path)) == read_rules(path) == rules
+    assert find_rules("mine", model) == find_rules(str(path)) == read_rules(path) == rules
     assert len(rules.rules) == len(published_rules()["lachinov2019"]) + 1
-    with pytest.raises(ValueError, match=r"no rules called 'yours', .* there are mine, lachinov2019, lyu2020"):
-        find_rules("yours", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no rules called 'yours': no file .*; there are mine, .*lachinov2019, .*lyu2020"
+    ):
+        find_rules("yours", model)
+    with pytest.raises(ValueError, match=f"no file {re.escape(str(other / path.name))} .* by their path: {path}"):
+        find_rules("mine", other)
 
 
 @pytest.mark.parametrize(

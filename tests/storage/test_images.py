@@ -4,6 +4,7 @@ import gzip
 import json
 import signal
 import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -137,12 +138,19 @@ def test_a_file_beside_one_of_the_same_name_is_not_confused_with_it(tmp_path):
 
 def test_a_file_is_opened_and_decompressed_once(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", nifti_bytes(np.ones((20, 20, 20), np.uint8)))
-    calls, read_bytes, decompress = Counter(), Path.read_bytes, gzip.decompress
+    calls, read_bytes, decompress = Counter(), Path.read_bytes, zlib.decompress
     monkeypatch.setattr(Path, "read_bytes", lambda self: (calls.update(["read"]), read_bytes(self))[1])
-    monkeypatch.setattr(images.gzip, "decompress", lambda data: (calls.update(["decompress"]), decompress(data))[1])
+    monkeypatch.setattr(images.zlib, "decompress", lambda *given: (calls.update(["decompress"]), decompress(*given))[1])
     monkeypatch.setattr(images.sitk, "ReadImage", None)  # reads only the header
     read_image(path)
     assert calls == {"read": 1, "decompress": 1}
+
+
+def test_a_compressed_file_of_several_members_is_read_in_full(tmp_path):
+    content, half = nifti_bytes(np.arange(8**3, dtype=np.uint16).reshape(8, 8, 8)), 800
+    for name, parts in (("two", (content[:half], content[half:])), ("one", (content,))):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    assert np.array_equal(*(read_image(tmp_path / f"{name}.nii.gz").array for name in ("one", "two")))
 
 
 def test_the_hash_is_that_of_the_file(tmp_path):

@@ -16,9 +16,16 @@ from tiny_trainers import CPU, build, keep_latest, random_batch, run, same, tiny
 
 from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.inference.choices import find_symmetries, find_tiling
-from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, START
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 from nnunet_brats_ext.training.seams import PlainTrainer
+
+
+def require(facts: papers.TrainerFacts) -> None:
+    """Skip the test of a trainer whose extra is not installed."""
+    if facts.needs:
+        pytest.importorskip(facts.needs)
+
 
 EVERY_TRAINER = pytest.mark.parametrize("name", papers.trainers())
 
@@ -42,6 +49,8 @@ def test_its_configuration_is_of_its_paper_and_leads_to_it(name):
     if facts.previous_stage:
         previous = papers.configurations()[facts.configuration].previous_stage
         assert papers.trainers()[facts.previous_stage].configuration == previous
+    if facts.starts_from:
+        assert papers.trainers()[facts.starts_from].configuration == facts.configuration
 
 
 @EVERY_TRAINER
@@ -56,6 +65,7 @@ def test_its_network_has_the_parameters_that_its_paper_py_names(name):
     patch_size = configuration.patch_size or (240,) * axes
     planned = PlannedNetwork(patch_size, convert_dim_to_conv_op(axes), strides)
     channels = 4 + (3 if configuration.previous_stage else 0)
+    require(facts)
     trainer_class = getattr(trainers, name)
     trainer_class.check_plans(planned)
     with torch.device("meta"):
@@ -91,11 +101,13 @@ class Training:
 @pytest.fixture(scope="module", params=papers.trainers())
 def trained(request, world_on_disk) -> Iterator[Training]:
     """Of every trainer, with a small network; all tests of the contract look at the same training."""
+    require(papers.trainers()[request.param])
     with pytest.MonkeyPatch.context() as patch, tiny(request.param):
         for variable, value in world_on_disk.settings.items():
             patch.setenv(variable, value)
         patch.setenv(EPOCHS, "2")
         patch.setenv(ITERATIONS, "1")
+        patch.setenv(START, "random")
         np.random.seed(0)
         torch.manual_seed(0)
         with redirect_stdout(StringIO()):

@@ -446,6 +446,17 @@ def test_a_mirrored_z_is_an_option_and_intensities_are_shifted_everywhere(world)
     assert 0.07 < torch.stack(noisy).any(2).float().mean().item() < 0.13
 
 
+@pytest.mark.parametrize("trainer", [BraTSCascadedUNetTrainer, BraTSStudentTrainer])
+def test_only_the_cascade_sees_the_background_of_training_as_in_prediction(trainer, world):
+    """Its network maps the zeros outside the brain to 0, which all other values of the background would not be."""
+    image = torch.zeros(4, 64, 64, 64)
+    image[:, 24:40, 24:40, 24:40] = torch.randn(4, 16, 16, 16)
+    augment = ComposeTransforms(build(world, trainer, patch_size=[64, 64, 64]).augmentation())
+    seen = augment(image=image, segmentation=torch.ones(1, 64, 64, 64).short())["image"]
+    assert bool((unit_intensities(seen[:, :4]) == 0).all()) == (trainer is BraTSCascadedUNetTrainer)
+    assert seen[:, 32, 32, 32].all()
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_brats_ext import trainers
+from nnunet_brats_ext.architectures.blocks import optional_names
+from nnunet_brats_ext.architectures.omnet.backbone import FusionNet
 from nnunet_brats_ext.architectures.omnet.fusion import DILATION, fuse_regions
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, channel_importance
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskOutput
@@ -675,3 +677,26 @@ def test_nnunets_commands_train_and_predict(trainer, world, tmp_path, monkeypatc
         assert set(np.unique(labels)) <= {0, ED, NCR, ET}
         p = np.load(prediction.with_name(prediction.name.replace("nii.gz", "npz")))["probabilities"]
         assert (np.diff(p, axis=0) < 1e-3).all(), "nested, but for the rounding of nnU-Net's resampling"
+
+
+def test_the_backbone_pools_maxima_and_that_of_an_earlier_checkpoint_averages_also_once_it_is_saved_again():
+    def backbone() -> FusionNet:
+        return FusionNet(1, nn.Conv3d, [(1, 1, 1), (2, 2, 2)], (4, 4)).eval()
+
+    torch.manual_seed(0)
+    x, new = torch.randn(1, 1, 4, 4, 4), backbone()
+    assert isinstance(new.poolings[0], nn.MaxPool3d)
+    weights = {name: value for name, value in new.state_dict().items() if name != "pools_maxima"}
+    assert optional_names(new) == {"pools_maxima"}
+    earlier = backbone()
+    earlier.load_state_dict(weights)
+    assert isinstance(earlier.poolings[0], nn.AvgPool3d)
+    assert not torch.equal(earlier(x), new(x))
+    saved, again = earlier.state_dict(), backbone()
+    again.load_state_dict(saved)
+    assert torch.equal(again(x), earlier(x))
+    again.load_state_dict(new.state_dict())
+    assert torch.equal(again(x), new(x))
+    cascade = nn.ModuleList([backbone(), backbone()])
+    cascade.load_state_dict({f"{i}.{name}": value for i in (0, 1) for name, value in weights.items()})
+    assert torch.equal(cascade[1](x), earlier(x))

@@ -16,7 +16,7 @@ from nnunet_brats_ext.trainers import BraTSBaselineTrainer, BraTSStudentTrainer,
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED
 from nnunet_brats_ext.training.reduced_folds import ReducedFolds
-from nnunet_brats_ext.training.seams import PlainTrainer
+from nnunet_brats_ext.training.seams import PlainTrainer, fastest_memory_format
 
 
 def test_a_misspelt_hyperparameter_is_an_error(world):
@@ -103,7 +103,17 @@ def test_a_trial_run_is_short_and_says_so(world, monkeypatch):
     trainer = build(world, BraTSVAETrainer)
     trainer.get_tr_and_val_datasets()
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (3, 7, 2)
-    assert "SHORT RUN" in Path(trainer.log_file).read_text()
+    log = Path(trainer.log_file).read_text()
+    assert "SHORT RUN because of nnUNet_brats_iterations=7" in log
+    assert "nnUNet_brats_epochs=3: 3 epochs instead of " in log
+
+
+def test_a_run_of_other_epochs_as_a_recipe_asks_is_no_trial(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv(EPOCHS, "150")
+    trainer = build(world, BraTSVAETrainer)
+    assert trainer.num_epochs == 150
+    assert "WARNING" not in Path(trainer.log_file).read_text()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "ten", "1.5"])
@@ -157,3 +167,14 @@ def test_a_seed_makes_two_trainings_the_same(world, monkeypatch):
     monkeypatch.setenv(SEED, "3")
     drawn = [(build(world, BraTSBaselineTrainer), torch.rand(()).item(), np.random.rand()) for _ in range(2)]
     assert drawn[0][1:] == drawn[1][1:]
+
+
+def test_group_norm_is_as_exact_in_the_memory_format_of_training_as_in_double_precision():
+    torch.manual_seed(0)
+    network = nn.GroupNorm(2, 4)
+    values = torch.randn(1, 4, 64, 64, 64) * 0.5 + 1
+    values[..., :32] = 0.3  # a background, as around a brain
+    memory_format = fastest_memory_format(torch.device("cpu"), 3, network)
+    with torch.no_grad():
+        exact = nn.GroupNorm(2, 4).double()(values.double())
+        assert (network(values.contiguous(memory_format=memory_format)) - exact).abs().max() < 1e-5

@@ -51,3 +51,31 @@ def test_a_second_stage_trains_on_the_images_and_the_labels_of_the_first(world, 
     assert torch.equal(maps.sum(1), whole_tumour), "ED, NCR and ET of the first stage make its whole tumour"
     second.network.train()
     assert np.isfinite(second.train_step(batch)["loss"])
+
+
+def test_training_on_other_maps_says_so_and_keeps_what_was_trained_on_those_before(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+
+    def start(epoch: int = 0) -> Path:
+        second = BraTSAttentionVAETrainer(cascade(world), "second", 0, world.dataset_json, CPU)
+        second.current_epoch = epoch
+        second.keep_training_on_other_maps()
+        return Path(second.log_file)
+
+    log = start()
+    fold = log.parent
+    assert "Maps of the previous stage, one per case: " in log.read_text()
+    (fold / "checkpoint_final.pth").write_text("single")
+    start()
+    assert (fold / "checkpoint_final.pth").is_file(), "the same maps: as nnU-Net, a training anew takes the place"
+    maps = fold.parents[1] / "BraTSVAETrainer__nnUNetPlans__first" / "predicted_next_stage" / "second.maps"
+    for name in ("checkpoint_epoch_1", "checkpoint_epoch_2"):
+        (maps / name).mkdir(parents=True)
+    start(epoch=3)
+    assert (fold / "checkpoint_final.pth").is_file(), "a training that goes on"
+    log = start()
+    assert f"one of 2 maps in {maps}: checkpoint_epoch_1, checkpoint_epoch_2" in log.read_text()
+    (aside,) = fold.parent.glob("earlier_fold_0_*")
+    assert (aside / "checkpoint_final.pth").read_text() == "single"
+    assert not list(fold.glob("*.pth"))
+    assert f"is kept in {aside}" in log.read_text()

@@ -37,6 +37,14 @@ def test_what_a_case_lacks_stays_zero_and_something_that_it_has_is_kept():
     assert set(kept(drop_sequences(data, 4, absent, complete_cases=0.2))) == {(1,), (2,), (1, 2)}
 
 
+def test_a_derived_channel_goes_with_each_of_its_sequences():
+    torch.manual_seed(0)
+    data = torch.ones(500, 6, 1, 1, 1)  # four sequences, T1ce - T1, and a map of a previous stage
+    sets = set(kept(drop_sequences(data, 4, [], complete_cases=0, derived=[{0, 1}])))
+    assert len(sets) == 15 and all(5 in channels for channels in sets)
+    assert all((4 in channels) == ({0, 1} <= set(channels)) for channels in sets)
+
+
 def test_maps_of_a_previous_stage_stay():
     data = torch.ones(50, 7, 2, 2, 2)
     assert all(channels[-3:] == (4, 5, 6) for channels in kept(drop_sequences(data, 4, [], complete_cases=0)))

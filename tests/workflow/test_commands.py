@@ -118,3 +118,9 @@ def test_another_data_set_of_the_paper_is_made_of_the_same_release(planned, tmp_
     (made,) = [one for one in commands_of_paper("henry2020", planned) if " convert " in one]
     assert made.startswith("nnunet_brats convert '/data/My release' -d 902 ")
     assert Path(shlex.split(made)[2]) == Path("/data/My release")
+
+
+def test_a_trainer_that_starts_from_anothers_weights_comes_after_it(planned):
+    trainings = of_verb(commands_of_trainer("BraTSMedNeXtSKernel5Trainer", planned), "train")
+    names = [re.search(r"-tr (\w+)", one)[1] for one in trainings]
+    assert names == ["BraTSMedNeXtSTrainer", "BraTSMedNeXtSKernel5Trainer"]

@@ -43,7 +43,7 @@ def test_it_goes_on_with_what_is_left(begun, monkeypatch, capsys):
     before = done(open_run(begun))
     assert "train/stage1/fold_0" in before
     assert main(["run", "lyu2020", *OPTIONS, "-o", str(begun), "--dry-run"]) == 0
-    assert f"22 jobs, {len(before)} done already" in capsys.readouterr().out
+    assert f"24 jobs, {len(before)} done already" in capsys.readouterr().out
     monkeypatch.setattr(run_module, "follow", lambda run, *_: settle(run) or True)
     assert main(["run", "lyu2020", *OPTIONS, "-o", str(begun)]) == 130
     run = open_run(begun)

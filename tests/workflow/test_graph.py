@@ -48,7 +48,7 @@ def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
     assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
     for name in ("stage1", "stage2"):  # a ranking wants both on the same cases
         job = jobs[f"predict/cv/{name}"]
-        assert job.after == (f"train/{name}/fold_0", "convert/brats")
+        assert job.after[:2] == (f"train/{name}/fold_0", f"choose/{name}")
         assert "--cross-validation" in job.command
         assert "-f 0 -device" in " ".join(job.command)
         assert "--partial" in jobs[f"evaluate/{name}"].command
@@ -74,7 +74,7 @@ def test_a_training_keeps_the_snapshots_that_are_asked_for(tmp_path):
     text = find_recipe("lyu2020").read_text()
     assert graph_of("lyu2020")["train/stage1/fold_0"].environment == {}, "its trainer keeps them anyway"
     mine.write_text(
-        text.replace("maps: [165,", "maps: [100, 165,").replace("vote\n", "vote\n    checkpoints: [best, 9]\n")
+        text.replace("maps: [165,", "maps: [100, 165,").replace("{best: 1}\n    combine", "[best, 9]\n    combine")
     )
     jobs = graph_of(mine)
     epochs = jobs["train/stage1/fold_0"].environment["nnUNet_brats_snapshots"]
@@ -96,15 +96,34 @@ def test_a_pool_waits_for_its_candidates_which_are_not_predicted_beside_it():
     assert of_test == {"predict/a", "predict/b"}
     for name, where in (("predict/a", "-i"), ("predict/cv/a", "--cross-validation")):
         job, words = jobs[name], " ".join(jobs[name].command)
-        assert trainings <= set(job.after)
+        assert trainings | {"choose/a"} <= set(job.after)
         assert words.startswith("nnunet_brats predict ") and "--models" in words
-        assert "--best 2 -f 0 1 2 3 4 " in words
+        assert "-f 0 1 2 3 4 " in words
+        assert "--best 2 --by dice --preset brats2020 " in words
+        chosen = " ".join(jobs["choose/a"].command)
+        assert chosen.replace("choose", "predict").split(" --best")[0].split("-d ")[1] in words, "the same candidates"
         assert "BraTSDeepSupervisionCBAMTrainer:henry BraTSDeepSupervisionTrainer:henry_filtered" in words
         assert where in job.command
     assert (jobs["predict/a"].needs.gpus, jobs["predict/cv/a"].needs.gpus) == (1, 1)
     assert {f"evaluate/{name}" for name in ("a_unet", "a_cbam", "a_filtered", "a", "merged")} <= set(jobs)
     assert set(jobs["ensemble/test/merged"].after) == {"predict/a", "predict/b"}
     assert "-f 0 " in " ".join(graph_of("henry2020", folds=(0,))["predict/a"].command)
+
+
+def test_checkpoints_are_chosen_once_the_folds_are_trained_and_before_they_predict():
+    jobs = graph_of("lyu2020")
+    assert set(jobs["choose/stage1"].after) == {*(f"train/stage1/fold_{fold}" for fold in range(5)), "convert/brats"}
+    assert {"choose/stage1", "train/stage2/fold_4"} <= set(jobs["choose/stage2"].after)
+    for name in ("choose/stage2", "predict/stage2", "predict/cv/stage2"):
+        assert {"choose/stage1", "choose/stage2"} - {name} <= set(jobs[name].after)
+        assert "-prev_chk chosen" in " ".join(jobs[name].command)
+    assert "-chk chosen" in " ".join(jobs["predict/cv/stage1"].command)
+    assert jobs["choose/stage1"].needs.gpus == 1
+    zhou = graph_of("zhou2020")
+    assert "-chk checkpoint_epoch_500.pth " in " ".join(zhou["choose/cga"].command)
+    assert zhou["train/cga/fold_9"].environment == {"nnUNet_brats_snapshots": "500 600 700 800 900"}
+    smoke = " ".join(graph_of("zhou2020", smoke=True)["choose/cga"].command)
+    assert "-chk checkpoint_epoch_1.pth checkpoint_epoch_2.pth checkpoint_final.pth --best 1 " in smoke
 
 
 def test_data_sets_of_one_recipe_keep_patients_in_their_folds():

@@ -9,16 +9,17 @@ from workflow_runs import SMALL, graph_of
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
+from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
-from nnunet_brats_ext.workflow.recipe import COMPARE, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe import COMPARE, TODAY, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.recipe_parts import DEFAULT_FOLDS
 from nnunet_brats_ext.workflow.recipe_text import HERE
 
 
 def test_every_paper_has_a_recipe():
     assert all(paper.recipe for paper in papers.find_papers(external="").values())
-    assert set(published_recipes()) == {*papers.find_papers(), COMPARE.stem}
+    assert set(published_recipes()) == {*papers.find_papers(), COMPARE.stem, TODAY.stem}
 
 
 def test_neither_the_schema_nor_the_comparison_lists_names():
@@ -35,11 +36,23 @@ def test_neither_the_schema_nor_the_comparison_lists_names():
 def test_the_comparison_takes_every_recipe_with_the_usual_folds():
     compared = load_recipe(COMPARE)
     for name, path in published_recipes().items():
-        if path != COMPARE:
+        if path not in (COMPARE, TODAY):
             recipe = load_recipe(path)
             usual = {data.folds for data in recipe.data.values()} == {DEFAULT_FOLDS}
             assert {f"{name}.{one}" for one in recipe.submissions if usual} <= set(compared.evaluated)
             assert usual or not any(one.startswith(f"{name}.") for one in compared.models)
+
+
+def test_todays_systems_are_averaged_and_tuned_by_lesion_wise_ranking():
+    recipe = load_recipe(TODAY)
+    members = recipe.ensembles["together"].of
+    by = {papers.trainers()[recipe.models[name].trainer].paper for name in members}
+    assert by == {"isensee2020", "luu2021", "roy2023", "baseline"}
+    assert {recipe.models[name].checkpoints for name in members} == {("best", "final")}
+    assert find_preset(recipe.preset, recipe.cohort).lesions
+    regions = [step.split(":")[1].split("=")[0] for step in recipe.postprocessing["final"].tune["grid"]]
+    assert sorted(regions) == ["ET", "TC", "WT"]
+    assert recipe.submissions == ("final",)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +122,8 @@ submission: pool
     [
         (("method: mean", "method: majority"), 11, "`best` is of method mean, not of majority"),
         (("best: 2", "best: 3"), 11, "the best 3 of 3 members are all of them"),
+        (("best: 2", "by: ET"), 11, "`by` is what `best` is chosen by"),
+        (("best: 2", "best: 2\n    by: NCR"), 12, "--by NCR: no objective 'NCR'"),
         (("best: 2", "best: 0"), 11, "0 is less than the minimum of 1"),
         (("best: 2", "best: 2\n    weights: [1, 1, 1]"), 12, "`weights` does not go with `best`"),
         (("best: 2", "best: 2\n    space: labels"), 12, "`space` does not go with `best`"),
@@ -169,6 +184,10 @@ P = "p: {of: one, rules: [lyu2020]}"
         (("henry}", "henry_filtered, filtered: one}"), 5, "'henry_filtered' is no configuration of BraTSPlans"),
         (("henry}", "lyu_stage1_filtered, filtered: one}"), None, ""),
         (("henry}", "mine, plans: Mine}"), None, ""),
+        (("henry}", "henry, checkpoints: {best: 2, of: [final, 10], by: ranking}}"), None, ""),
+        (("henry}", "henry, checkpoints: {best: 3, of: [final, 10]}}"), 5, "the best 3 of 2 checkpoints; name more"),
+        (("henry}", "henry, checkpoints: {best: 1, by: NCR}}"), 5, "--by NCR: no objective 'NCR'; there are ranking"),
+        (("henry}", "henry, epochs: 9, checkpoints: {best: 1, of: [10]}}"), 5, "epoch 10 is beyond the `epochs` of"),
         (("henry}", "henry, epochs: 9, checkpoints: [final, 10]}"), 5, "epoch 10 is beyond the `epochs` of two, 9"),
         (("lyu_stage1}", "lyu_stage1, epochs: 9}"), None, ""),
         (
@@ -178,6 +197,11 @@ P = "p: {of: one, rules: [lyu2020]}"
         ),
         (("henry}", "henry, folds: [0, 2]}"), 9, "two has folds 0, 2 of 5, one all 5; an ensemble needs the same"),
         (("henry}", "henry, folds: [4, 3, 2, 1, 0]}"), None, ""),
+        (("brats: {}", "brats: {hold_out: 0.1, validation: 0.1}"), None, ""),
+        (("brats: {}", "brats: {hold_out: 0}"), 2, "data.brats.hold_out: 0 is less than or equal to the minimum of 0"),
+        (("henry}", "henry, folds: all}"), 5, "all cases train, so none is left to score; let its"),
+        (("henry}", "henry, folds: all, checkpoints: {best: 1}}"), 5, "all cases train, so none is left to choose"),
+        (("henry}", "henry, folds: [all]}"), 5, "models.two.folds: ['all'] is not valid"),
         ((E, "e: {method: mean, of: [one, vote]}"), 10, "vote has no probabilities to average"),
         ((E, "e: {method: nested, of: [one, two, p]}"), 10, "p has no probabilities to average"),
         ((E, "e: {method: majority, of: [one, two, p], weights: [1, 1, 2]}"), None, ""),
@@ -205,6 +229,30 @@ def test_what_a_job_would_refuse_is_refused_in_the_recipe(tmp_path, change, line
     with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         load_recipe(file)
     assert f"{file}:{line}: {words}" in str(error.value)
+
+
+def test_all_cases_train_and_those_that_are_held_out_are_scored(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {brats: {hold_out: 25}}\n" + SMALL.replace("nnUNetPlans}", "nnUNetPlans, folds: all}"))
+    jobs = graph_of(file, unlabelled=False)
+    assert [name for name in jobs if name.startswith("train")] == ["train/one/fold_all"]
+    assert " all " in " ".join(jobs["train/one/fold_all"].command)
+    assert "--hold-out 25" in " ".join(jobs["convert/brats"].command)
+    assert "predict/one" in jobs and not [name for name in jobs if name.startswith("predict/cv")]
+    words = " ".join(jobs["evaluate/one"].command)
+    assert "/labelsTs predictions/test/one " in words and "--partial" in words
+    assert "imagesTs --predictions predictions/test/one" in " ".join(jobs["report/all"].command)
+    assert graph_of(file, smoke=True)["convert/brats"].command[-2:] == ("--hold-out", "1")
+
+
+def test_a_single_fold_is_trained_where_its_validation_cases_are_a_share(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {brats: {validation: 0.1}, minmax: {validation: 0.1}}\n" + SMALL)
+    jobs = graph_of(file)
+    assert [name for name in jobs if name.startswith("train")] == ["train/one/fold_0"]
+    assert "--validation 0.1" in " ".join(jobs["convert/brats"].command)
+    assert "--folds" not in jobs["convert/brats"].command
+    assert "evaluate/one" in jobs and "predict/cv/one" in jobs
 
 
 def test_what_is_scored_together_has_the_same_folds(tmp_path):

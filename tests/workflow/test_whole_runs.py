@@ -118,10 +118,10 @@ def test_a_run_that_was_killed_goes_on_where_it_was(published):
 
 
 def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
-    """The training and the prediction that were killed, once more and without a break."""
+    """The training and the prediction that were killed, once more and without a break; between them the choice."""
     run = published.run
-    training, predicting = (
-        run.jobs[f"{kind}/lyu2020.stage2{fold}"] for kind, fold in (("train", "/fold_0"), ("predict", ""))
+    training, choosing, predicting = (
+        run.jobs[name] for name in ("train/lyu2020.stage2/fold_0", "choose/lyu2020.stage2", "predict/lyu2020.stage2")
     )
     results = tmp_path / "nnUNet_results"
     model = training.result.parent
@@ -132,6 +132,7 @@ def test_it_ends_with_what_an_uninterrupted_one_makes(published, tmp_path):
     environment = environment_of(run, training) | {"nnUNet_results": str(results)}
     for words in (
         training.command,
+        choosing.command,
         [str(tmp_path / "again") if word == str(predicting.result) else word for word in predicting.command],
     ):
         subprocess.run(command(*words), cwd=published.folder, env=environment, check=True, capture_output=True)
@@ -162,6 +163,24 @@ def test_a_run_as_a_bundle_gives_its_submissions_in_an_empty_environment(publish
         assert done.returncode == 0, done.stdout + done.stderr
         (segmented,) = out.glob("*.nii.gz")
         assert segmented.read_bytes() == (folder / "submission" / name / segmented.name).read_bytes()
+
+
+def test_a_recipe_scores_the_cases_that_it_holds_out_by_the_checkpoints_that_others_have_chosen(tmp_path):
+    """Zhou et al. 2020: tiles, a test set, and of each fold the best snapshot on its own cases."""
+    trainers = ["BraTSOMNetTrainer", "BraTSOMNetCGATrainer"]
+    with searching(write_narrow(tmp_path / "narrow", trainers, "")):
+        done = subprocess.run(smoke("zhou2020", folder := tmp_path / "run"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (raw,) = folder.glob("nnUNet_raw/Dataset*")
+    (held_out,) = (path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").iterdir())
+    for name in ("omnet", "cga", "final"):
+        assert set(json.loads((folder / "results" / f"{name}.json").read_text())["cases"]) == {held_out}
+    chosen = json.loads((folder / "choices" / "cga.json").read_text())
+    assert set(chosen["scores"]["0"]) == {f"BraTSOMNetCGATrainer:omnet{name}" for name in (" epoch_1", " epoch_2", "")}
+    assert "-chk chosen" in open_run(folder).log("predict/cga").read_text()
+    submitted = {path.name for path in (folder / "submission").glob("*.nii.gz")}
+    assert len(submitted) == 2
+    assert not any(held_out in name for name in submitted)
 
 
 def weights(fold: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,9 @@
 """The backbone of OM-Net: FusionNet in 3-D (Quan et al. 2016, https://arxiv.org/abs/1612.05360)."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from dynamic_network_architectures.building_blocks.helper import (
     get_matching_batchnorm,
     get_matching_convtransp,
@@ -37,11 +39,14 @@ class ResidualBlock(nn.Module):
 class FusionNet(nn.Module):
     """The layers that all tasks share: images (b, input_channels, *s) -> features (b, features_per_stage[0], *s) >= 0.
 
-    Every axis of s is a multiple of its cumulated strides. Skips are added, not concatenated. Pooling takes averages,
-    where the authors' takes maxima.
+    Every axis of s is a multiple of its cumulated strides. Skips are added, not concatenated. Pooling takes maxima, as
+    the authors' layers do; of a checkpoint of version 0.1, which has no buffer `pools_maxima`, it takes averages.
 
     strides: per stage and axis, the first stage at full size. features_per_stage: of as many stages.
     """
+
+    absent_from_earlier = ("pools_maxima",)
+    pools_maxima: Tensor
 
     def __init__(
         self,
@@ -53,7 +58,9 @@ class FusionNet(nn.Module):
     ):
         super().__init__()
         features, steps = list(features_per_stage)[: len(strides)], strides[1:]
-        self.output_channels = features[0]
+        self.output_channels, self.conv_op, self.steps = features[0], conv_op, steps
+        self.register_buffer("pools_maxima", torch.ones((), dtype=torch.uint8))
+        self.register_load_state_dict_pre_hook(_pool_as_checkpoint)
 
         def stage(narrow: int, wide: int) -> nn.Sequential:
             first, last = conv_norm_relu(conv_op, narrow, wide), conv_norm_relu(conv_op, wide, wide)
@@ -64,8 +71,7 @@ class FusionNet(nn.Module):
             return nn.Sequential(transposed, get_matching_batchnorm(conv_op)(narrow), nn.ReLU(inplace=True))
 
         self.encoder = nn.ModuleList(map(stage, [input_channels, *features[:-1]], features))
-        average_pool = get_matching_pool_op(conv_op, pool_type="avg")
-        self.poolings = nn.ModuleList(average_pool(step, stride=step) for step in steps)
+        self.pool_by("max")
         self.dropout = nn.Dropout(dropout)  # of single values, not of whole channels
         # The decoder's lists run from the bottom to the top, as its forward does.
         self.upsamplings = nn.ModuleList(map(upsampling, features[:0:-1], features[-2::-1], steps[::-1]))
@@ -73,6 +79,11 @@ class FusionNet(nn.Module):
         if decoder:
             decoder[-1] = decoder[-1][:-1]  # each task has its own last convolution
         self.decoder = nn.ModuleList(decoder)
+
+    def pool_by(self, kind: str) -> None:
+        """Pool by `max` or `avg`."""
+        pooling = get_matching_pool_op(self.conv_op, pool_type=kind)
+        self.poolings = nn.ModuleList(pooling(step, stride=step) for step in self.steps)
 
     def forward(self, x: Tensor) -> Tensor:
         skips = [self.encoder[0](x)]
@@ -82,6 +93,12 @@ class FusionNet(nn.Module):
         for upsampling, stage in zip(self.upsamplings, self.decoder, strict=True):
             x = stage(upsampling(x) + skips.pop())
         return x
+
+
+def _pool_as_checkpoint(network: FusionNet, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Pool as the network whose weights are loaded did."""
+    maxima = weights.setdefault(f"{prefix}pools_maxima", torch.zeros((), dtype=torch.uint8))
+    network.pool_by("max" if maxima else "avg")
 
 
 def initialise(network: nn.Module) -> None:

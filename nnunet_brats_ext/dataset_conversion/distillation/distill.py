@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_brats_ext.brats import Head
+from nnunet_brats_ext.brats import Head, derive_channel
 from nnunet_brats_ext.dataset_conversion.cases import LINKS, link_file
 from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     RawDataset,
@@ -41,7 +41,9 @@ from nnunet_brats_ext.dataset_conversion.distillation.sources import (
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS, write_soft_target
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds, group_patients, publish_splits
 from nnunet_brats_ext.predictions.heads import check_convertible
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.images import read_grid, read_image, write_image
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import (
     MANIFEST,
@@ -326,7 +328,7 @@ def _write(
         growing = scratch / target.name
         for folder in ("imagesTr", "labelsTr", *([SOFT_TARGETS] if soft_regions else [])):
             (growing / folder).mkdir(parents=True)
-        write = partial(write_candidate, plan.kept, growing, labelled.description.ending, soft_regions, options.link)
+        write = partial(write_candidate, plan.kept, growing, labelled.description, soft_regions, options.link)
         for_each_case(write, list(plan.kept), "Writing", options.processes)
         write_json(growing / "dataset.json", _dataset_json(labelled, target.name, plan.kept, soft_regions))
         write_json(growing / MANIFEST, manifest)
@@ -336,16 +338,27 @@ def _write(
 
 
 def write_candidate(
-    kept: Mapping[str, Candidate], folder: Path, ending: str, soft_regions: Head | None, link: str, key: str
+    kept: Mapping[str, Candidate],
+    folder: Path,
+    description: DatasetDescription,
+    soft_regions: Head | None,
+    link: str,
+    key: str,
 ) -> None:
-    """Link the images of a case into a data set, copy its label map, and write its soft targets.
+    """Link the images of a case into a data set, copy its label map, and write its derived channels and soft targets.
 
     Probabilities are read here a second time, after the examination: which cases stay is known once all are examined,
     and they would not fit into memory.
     """
-    case = kept[key]
-    for channel, image in enumerate(case.images):
-        link_file(image, folder / "imagesTr" / f"{key}_{channel:04d}{ending}", link)
+    case, ending = kept[key], description.ending
+    targets = [folder / "imagesTr" / f"{key}_{channel:04d}{ending}" for channel in range(len(description.sequences))]
+    for image, target in zip(case.images, targets, strict=False):
+        link_file(image, target, link)
+    if description.derived:
+        arrays = {name: read_image(path).array for name, path in zip(description.acquired, case.images, strict=True)}
+        for name, weights in description.derived.items():
+            place = targets[description.channel(name)]
+            write_image(place, derive_channel(arrays, weights), read_grid(case.images[0]))
     assert case.label is not None, "only excluded cases have none"
     target = folder / "labelsTr" / f"{key}{ending}"
     with writing(target):

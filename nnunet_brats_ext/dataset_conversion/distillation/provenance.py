@@ -25,7 +25,7 @@ def distillation_manifest(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Like that of a conversion, so that the same commands read it, with `kind`, `source` and `confidence` per case."""
-    sequences = labelled.description.sequences
+    sequences = labelled.description.acquired
     packages = ("nnunetv2", "numpy", "SimpleITK", "scipy")
     return {
         "format": FORMAT,

@@ -72,8 +72,11 @@ class Exclusion:
 
 
 def channels_of(description: DatasetDescription) -> tuple[str, ...]:
-    """What each channel shows, and whether its images come normalised: such are no match for images that do not."""
-    pairs = zip(description.sequences, description.channel_names, strict=True)
+    """What each channel shows, and whether its images come normalised: such are no match for images that do not.
+
+    Derived channels are left out: they are computed anew, and identify nobody.
+    """
+    pairs = zip(description.acquired, description.channel_names, strict=False)
     return tuple(
         f"{sequence}, normalised" if name.casefold() == NO_NORMALISATION.casefold() else sequence
         for sequence, name in pairs
@@ -130,7 +133,7 @@ def training_files(dataset: RawDataset) -> dict[str, tuple[list[Path], Path]]:
             raise UserError(
                 f'{description.source}: dataset should be {{CASE: {{"images": [FILE, ...], "label": FILE}}, ...}}'
             ) from error
-    count = len(description.channel_names)
+    count = len(description.acquired)
     return {
         case: (_images(folder / "imagesTr", case, count, description.ending), label)
         for case, label in find_cases(folder / "labelsTr", description.ending).items()
@@ -180,7 +183,7 @@ def predicted_cases(predictions: Path, images: Path, wanted: RawDataset, probabi
 
 
 def excluded(paths: Sequence[Path], wanted: RawDataset) -> Exclusion:
-    """What must not be trained on, from files and folders.
+    """What must not be trained on, from files and folders, and what the labelled data set holds out to test on.
 
     A file lists names of cases or patients: the first column of a text or .csv file, or a .json list. A folder of
     images in nnU-Net's form excludes by names and by images, any other folder of such files (label maps, predictions)
@@ -188,6 +191,11 @@ def excluded(paths: Sequence[Path], wanted: RawDataset) -> Exclusion:
     """
     found: list[Candidate] = []
     listed: list[Candidate] = []
+    count, ending = len(wanted.description.channel_names), wanted.description.ending
+    for case in wanted.held_out:
+        images = _images(wanted.folder / "imagesTs", case, count, ending)
+        found.append(_candidate(case, EXCLUDED, wanted.folder / "labelsTs", images, wanted.cases))
+    _require_files(found)
     for path in paths:
         if path.is_file():
             listed += [_excluded_case(name, path) for name in _listed(path)]
@@ -234,8 +242,8 @@ def _in_release(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     """A release as it was unpacked; without images where a case lacks sequences or keeps them all in one file."""
     found = []
     for case in scan(folder).cases:
-        complete = set(wanted.sequences) <= set(case.files)
-        images = tuple(case.files[name] for name in wanted.sequences) if complete else ()
+        complete = set(wanted.acquired) <= set(case.files)
+        images = tuple(case.files[name] for name in wanted.acquired) if complete else ()
         found.append(_excluded_case(case.name, folder, images, {case.patient, *case.known_as}))
     return found
 

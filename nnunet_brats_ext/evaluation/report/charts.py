@@ -94,11 +94,11 @@ def box_plots(values: Mapping[str, Mapping[str, np.ndarray]], metric: str, decim
     """A plot per region of {region: {model: scores of the cases}}, on one scale; a model without scores is empty."""
     everything = np.concatenate([scores for models in values.values() for scores in models.values()])
     start, end = MARGIN, WIDTH - MARGIN
-    scale = (
-        log_scale(everything, start, end)
-        if facts_of_metric(metric).unit == "mm"
-        else linear_scale(everything, start, end, top=1.0)
-    )
+    facts = facts_of_metric(metric)
+    if facts.unit in ("mm", "ml") and not facts.signed:
+        scale = log_scale(everything, start, end)
+    else:
+        scale = linear_scale(everything, start, end, top=1.0 if facts.unit == "share" else None)
     return [
         BoxPlot(
             region,

@@ -10,9 +10,10 @@ from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps
 from nnunet_brats_ext.evaluation.numbering import Numberings
 from nnunet_brats_ext.evaluation.presets import find_preset
-from nnunet_brats_ext.evaluation.report.overlays import CaseFiles
+from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile
 from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
+from nnunet_brats_ext.evaluation.results import Results
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -25,19 +26,28 @@ SHOWN = ("FLAIR", "T1ce")  # of the sequences, where a case has them
 class ReportOptions(Options):
     """What `nnunet_brats report` can be asked for."""
 
-    sources: tuple[Path, ...] = argument("results.json files of `evaluate`, one per model", metavar="RESULTS")
+    sources: tuple[Path, ...] = argument(
+        "results.json files of `evaluate`, of one or several models", metavar="RESULTS"
+    )
     out: Path = option("-o", writes="file", default=Path("report.html"), help="the page to write")
     names: tuple[str, ...] | None = option(
         default=None, help="what to call the models; default: where their paths differ"
     )
     title: str = option(default="Segmentation report", help="of the page")
-    reference: Path | None = option(default=None, metavar="DIR", help="reference label maps, to draw")
+    reference: Path | None = option(
+        default=None, metavar="DIR", help="reference label maps, to draw; default: those that the results name"
+    )
     predictions: tuple[str, ...] = option(
         default=(),
         metavar="[NAME=]DIR",
-        help="predicted label maps, to draw: in the order of the results, or with the model's name",
+        help="predicted label maps, to draw: in the order of the results, or with the model's name; default: those "
+        "that the results name",
     )
-    images: Path | None = option(default=None, metavar="DIR", help="imagesTr or imagesTs, or a BraTS release")
+    images: Path | None = option(
+        default=None,
+        metavar="DIR",
+        help="imagesTr or imagesTs, or a BraTS release; without them label maps alone are drawn",
+    )
     release: str | None = option(
         default=None, metavar="NAME", help="which release the images are, where their names do not say"
     )
@@ -51,42 +61,39 @@ class ReportOptions(Options):
         default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
     )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
+    figures: Path | None = option(
+        default=None, metavar="DIR", writes="folder", help="write every chart as PDF and PNG into this folder, too"
+    )
     processes: int | None = processes_option()
 
 
 def find_case_files(
-    cases: Sequence[str], results: ModelResults, regions: Sequence[str], options: ReportOptions, notes: list[str]
+    failing: Mapping[str, str],
+    results: ModelResults,
+    regions: Sequence[str],
+    options: ReportOptions,
+    notes: list[str],
 ) -> dict[str, CaseFiles]:
-    """Case -> its files, for the cases that have images and a label map; a sentence for all else goes to the notes."""
-    assert options.images is not None, "without images there is nothing to draw"
-    images = find_sequence_files(options.images, options.release)
-    references = find_label_maps(options.reference).files if options.reference else {}
-    folders = match_predictions(options.predictions, list(results))
-    predictions = {name: find_label_maps(folder).files for name, folder in folders.items()}
-    if not options.reference:
-        notes.append("No reference was given: pictures show predictions alone.")
-    if absent := [name for name in results if name not in folders]:
-        notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
-    if len(different := {one["labels"] for one in results.values()}) > 1:
-        raise UserError(
-            f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them in reports of "
-            "their own"
-        )
+    """Case -> its files, for the cases that have a label map; a sentence for all else goes to the notes.
+
+    failing: case -> the region to look at. Label maps are those that the options name, else those that the results do.
+    """
+    images = find_sequence_files(options.images, options.release) if options.images else {}
+    references, predictions = _label_maps(results, options, notes)
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
-    to_trained = Numberings.parse(first["labels"]).to_trained(preset)
     files = {}
-    for case in cases:
+    for case in failing:
         found = {name: maps[case] for name, maps in predictions.items() if case in maps}
         uncertain = sorted(options.uncertainty.glob(f"{case}_unc_*.nii.gz")) if options.uncertainty else []
         for what, missing in (
             *((f"prediction of {name}", name not in found) for name in predictions),
-            ("reference", options.reference and case not in references),
+            ("reference", references and case not in references),
             ("uncertainty map", options.uncertainty and not uncertain),
         ):
             if missing:
                 notes.append(f"{case} has no {what}.")
-        if case not in images:
+        if options.images and case not in images:
             notes.append(f"{case} is not drawn: {options.images} has no images of it.")
         elif case not in references and not found:
             notes.append(f"{case} is not drawn: there is neither a reference nor a prediction of it.")
@@ -94,13 +101,72 @@ def find_case_files(
             files[case] = CaseFiles(
                 case,
                 {region: preset.regions[region] for region in regions},
-                to_trained,
-                images[case],
+                images.get(case, {}),
                 references.get(case),
                 found,
                 tuple(uncertain),
+                preset.scheme,
+                failing[case],
             )
     return files
+
+
+Maps = dict[str, LabelFile]  # case -> file
+
+
+def _label_maps(results: ModelResults, options: ReportOptions, notes: list[str]) -> tuple[Maps, dict[str, Maps]]:
+    """The references, and the predictions of each model, read and recognised as the results say."""
+    scored: Maps = {}
+    for one in results.values():
+        scored = {**_scored_files(one, 0), **scored}
+    if options.reference:
+        references = _given(options.reference, next(iter(results.values())), scored, 0)
+    else:
+        references = _there(scored)
+    folders = match_predictions(options.predictions, list(results))
+    predictions = {}
+    for name, one in results.items():
+        files = _scored_files(one, 1)
+        if name in folders:
+            predictions[name] = _given(folders[name], one, files, 1)
+        elif not options.predictions and (found := _there(files)):
+            predictions[name] = found
+    if not references:
+        notes.append("No reference was given: pictures show predictions alone.")
+    if absent := [name for name in results if name not in predictions]:
+        notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
+    return references, predictions
+
+
+def _scored_files(one: Results, side: int) -> Maps:
+    """The references (0) or predictions (1) that results name. A reference is known by what it shows."""
+    how = _as_scored(one, side)
+    files = one[("references", "predictions")[side]]["files"].items()
+    return {
+        case: LabelFile(Path(file.get("path", "")), *how, file.get("sha256", ""), file.get("tumour", ""))
+        for case, file in files
+    }
+
+
+def _as_scored(one: Results, side: int) -> tuple[Mapping[int, int], tuple[str, ...]]:
+    """How the files of results are numbered, and what their channels are."""
+    preset = find_preset(one["preset"], one["cohort"])
+    return Numberings.parse(one["labels"]).to_trained(preset)[side], tuple(one["channels"])
+
+
+def _given(folder: Path, one: Results, scored: Maps, side: int) -> Maps:
+    """The label maps of a folder, which must show what was scored; a reference may be another file of the same."""
+    unknown = LabelFile(Path(), *_as_scored(one, side))
+    maps = {}
+    for case, path in find_label_maps(folder).files.items():
+        known = scored.get(case, unknown)
+        maps[case] = known._replace(path=path, sha256="" if side == 0 else known.sha256)
+    return maps
+
+
+def _there(files: Maps) -> Maps:
+    """Those of the files that results name which are still where they were."""
+    return {case: file for case, file in files.items() if file.path.is_file()}
 
 
 def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:

@@ -1,6 +1,8 @@
 """The report: results of `evaluate`, and what else there is, as one HTML page without any other resource."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -10,17 +12,23 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
-from nnunet_brats_ext.evaluation.pictures import REGION_COLOURS
-from nnunet_brats_ext.evaluation.ranking import load_results, rank_entries
+from nnunet_brats_ext.evaluation.pictures import REGION_COLOURS, PicturePanel, draw_grid
+from nnunet_brats_ext.evaluation.presets import find_preset
+from nnunet_brats_ext.evaluation.ranking import Ranking, load_results, rank_entries
 from nnunet_brats_ext.evaluation.report import tables
 from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart, box_plots, line_chart
+from nnunet_brats_ext.evaluation.report.curves import draw_curves
+from nnunet_brats_ext.evaluation.report.figures import draw_boxes, draw_charts, save_figures
 from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files
+from nnunet_brats_ext.evaluation.report.lesion_charts import draw_lesions, read_lesions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, SlicePicture, draw_case
 from nnunet_brats_ext.evaluation.report.published import published_table
+from nnunet_brats_ext.evaluation.report.shapes import Chart
 from nnunet_brats_ext.evaluation.report.training import TrainingRecord, read_model
-from nnunet_brats_ext.evaluation.results import CaseScores
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.evaluation.results import CaseScores, headline_metrics
+from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.json_files import JsonEntry
 from nnunet_brats_ext.storage.output import write_text
 from nnunet_brats_ext.storage.parallel import for_each_case
@@ -40,20 +48,30 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
     asked = ReportOptions(sources, out, **options)  # type: ignore[arg-type]
     if folders := [str(source) for source in asked.sources if source.is_dir()]:
         raise UserError(f"{', '.join(folders)} is a folder; a report takes the results.json of `nnunet_brats evaluate`")
-    results = load_results(asked.sources, asked.names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Notice)
+        results = load_results(asked.sources, asked.names)
+    notes: list[str] = []
     entries: dict[str, CaseScores] = {name: one["cases"] for name, one in results.items()}
     regions, metrics = tables.regions_of(results), tables.metrics_of(results)
     for what, shared in (("region", regions), ("metric", metrics)):
         if not shared:
             raise UserError(f"these results share no {what}: {', '.join(map(str, asked.sources))}")
-    headline = tables.headline_of(metrics)
-    notes: list[str] = []
+    headline = headline_metrics(results.values())
     chosen = _choose(entries, asked, regions, metrics)
-    pictures = _pictures(chosen, results, asked, notes)
+    failing = {
+        one.case: asked.region or tables.failing_region(entries, one.case, asked.metric, regions) for one in chosen
+    }
+    pictures = _pictures(failing, results, asked, notes)
     models = _models(asked, notes)
     published = published_table(results, regions, [model.trainer for model in models], asked.paper)
     if asked.paper and not published:
         notes.append(f"{', '.join(asked.paper)} published no Dice or HD95 of these regions.")
+    ranking = _ranking(entries, headline, notes)
+    curves = draw_curves(results, headline, regions, ranking)
+    curves |= draw_lesions(read_lesions(asked.sources, list(results)), regions)
+    uncertainty = _uncertainty(asked, notes)
+    notes += [f"{one.message}." for one in caught]
     content = {
         "title": asked.title,
         "facts": _facts(results, asked),
@@ -62,10 +80,26 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "plots": {metric: _box_plots(entries, metric, regions) for metric in metrics if not tables.is_count(metric)},
         "empty": tables.count_empty(results, regions),
         "published": published,
-        "ranking": _ranking(entries, notes),
+        "ranking": _ranking_content(ranking) if ranking else None,
+        "curves": curves,
+        "opened": [name for name in curves if name.startswith(("sizes_", "lesions_"))],
+        "tested": list(dict.fromkeys(metric for _, metric in ranking.columns)) if ranking else [],
+        "spread": {
+            "columns": [f"{region} {tables.title_of(metric)}" for metric in headline for region in regions],
+            "rows": tables.spread_rows(results, [(region, metric) for metric in headline for region in regions]),
+        },
+        "failing": failing,
         "table": tables.case_table(results, headline, regions),
         "drawn": [
-            {"chosen": one, "planes": pictures[one.case], "scores": _scores(entries, one.case, regions, headline)}
+            {
+                "chosen": one,
+                "planes": pictures[one.case],
+                "scores": _scores(entries, one.case, regions, headline),
+                "short": {
+                    name: tables.format_score(asked.metric, scores[one.case][failing[one.case]][asked.metric])
+                    for name, scores in entries.items()
+                },
+            }
             for one in chosen
             if one.case in pictures
         ],
@@ -73,13 +107,15 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "chosen_by": f"{asked.region or 'mean'} {tables.title_of(asked.metric)}",
         "predicted": list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].predictions)),
         "models": [(model, _training_charts(model)) for model in models],
-        "uncertainty": _uncertainty(asked, notes),
+        "uncertainty": uncertainty,
         "regions": regions,
         "region_colours": REGION_COLOURS,
         "format_score": tables.format_score,
         "title_of": tables.title_of,
         "notes": notes,
     }
+    if asked.figures:
+        save_figures(_figures(results, asked, curves, pictures, failing), asked.figures)
     write_text(asked.out, render(content))
     return notes
 
@@ -108,7 +144,8 @@ def _facts(results: tables.ModelResults, options: ReportOptions) -> list[tuple[s
         ("labels", ", ".join(sorted({one["labels"] for one in results.values()}))),
         ("written", datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")),
         ("versions", ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))),
-        ("results", ", ".join(f"{name}: {source}" for name, source in zip(results, options.sources, strict=True))),
+        ("models", ", ".join(results)),
+        ("results", ", ".join(map(str, options.sources))),
         *((name, str(folder)) for name, folder in folders.items() if folder),
     ]
 
@@ -128,14 +165,17 @@ def _box_plots(entries: Mapping[str, CaseScores], metric: str, regions: Sequence
     return box_plots(values, metric, tables.decimals(metric))
 
 
-def _ranking(entries: Mapping[str, CaseScores], notes: list[str]) -> dict[str, Any] | None:
+def _ranking(entries: Mapping[str, CaseScores], metrics: Sequence[str], notes: list[str]) -> Ranking | None:
     if len(entries) < 2:
         return None
     try:
-        ranking = rank_entries(entries)
+        return rank_entries(entries, metrics)
     except UserError as error:
         notes.append(f"There is no ranking: {error}.")
         return None
+
+
+def _ranking_content(ranking: Ranking) -> dict[str, Any]:
     columns = dict.fromkeys(metric for _, metric in ranking.columns)
     return {
         "rows": tables.ranking_rows(ranking),
@@ -143,6 +183,49 @@ def _ranking(entries: Mapping[str, CaseScores], notes: list[str]) -> dict[str, A
         "metrics": [tables.title_of(metric) for metric in columns],
         "left_out": ranking.left_out,
     }
+
+
+def _figures(
+    results: tables.ModelResults,
+    options: ReportOptions,
+    curves: Mapping[str, Sequence[Chart]],
+    pictures: Mapping[str, Sequence[SlicePicture]],
+    failing: Mapping[str, str],
+) -> Iterator[tuple[str, Figure]]:
+    """Every figure of the page with its name, one after the other."""
+    for metric in headline_metrics(results.values()):
+        values = {
+            region: {name: tables.values_of(one["cases"], region, metric) for name, one in results.items()}
+            for region in tables.regions_of(results)
+        }
+        yield f"boxes_{metric}", draw_boxes(values, metric)
+    for name, charts in curves.items():
+        yield name, draw_charts(charts)
+    if pictures:
+        yield "cases", _case_figure(results, pictures, failing, options.metric)
+
+
+def _case_figure(
+    results: tables.ModelResults,
+    pictures: Mapping[str, Sequence[SlicePicture]],
+    failing: Mapping[str, str],
+    metric: str,
+) -> Figure:
+    """Cases in rows, the reference and the models in columns, with the score of the region that fails."""
+    first = next(iter(results.values()))
+    regions = find_preset(first["preset"], first["cohort"]).regions
+    shown = {region: labels for region, labels in regions.items() if region in tables.regions_of(results)}
+    columns = list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].panels))
+    rows = []
+    for case, (axial, *_) in pictures.items():
+        empty = PicturePanel(np.ones_like(next(iter(axial.panels.values())).picture))
+        row = [axial.panels.get(name, empty) for name in columns]
+        for number, name in enumerate(columns):
+            score = results[name]["cases"][case][failing[case]][metric] if name in results else None
+            text = f"{name} {tables.format_score(metric, score)}" if name in results else name
+            row[number] = replace(row[number], title=text)
+        rows.append(row)
+    return draw_grid(rows, [f"{case}\n{region}" for case, region in failing.items() if case in pictures], shown)
 
 
 def _choose(
@@ -157,30 +240,30 @@ def _choose(
 def _scores(
     entries: Mapping[str, CaseScores], case: str, regions: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, list[tuple[str, str]]]:
-    """Model -> (region, its scores as text), for the caption of a picture."""
-    return {
-        name: [
-            (region, " / ".join(tables.format_score(metric, scores[case][region][metric]) for metric in metrics))
-            for region in regions
-        ]
-        for name, scores in entries.items()
-    }
+    """Model -> (region, its scores and volumes as text), for the caption of a picture."""
+
+    def text(scores: Mapping[str, float | None]) -> str:
+        found = " / ".join(tables.format_score(metric, scores[metric]) for metric in metrics)
+        return f"{found}, {volumes}" if (volumes := tables.volumes_text(scores)) else found
+
+    return {name: [(region, text(scores[case][region])) for region in regions] for name, scores in entries.items()}
 
 
 def _pictures(
-    chosen: Sequence[tables.ChosenCase], results: tables.ModelResults, options: ReportOptions, notes: list[str]
+    failing: Mapping[str, str], results: tables.ModelResults, options: ReportOptions, notes: list[str]
 ) -> dict[str, list[SlicePicture]]:
-    """Case -> its three planes, for the cases that have images and a label map; what is missing goes to the notes."""
-    if options.images is None or not chosen:
-        notes.append(f"No cases are drawn: {'there are none to choose' if options.images else 'no images were given'}.")
+    """Case -> its three planes, for the cases that have a label map; what is missing goes to the notes."""
+    known = options.images or options.reference or any(one["predictions"]["files"] for one in results.values())
+    if not known or not failing:
+        notes.append(f"No cases are drawn: {'there are none to choose' if known else 'no images were given'}.")
         return {}
-    cases = [one.case for one in chosen]
-    jobs = find_case_files(cases, results, tables.regions_of(results), options, notes)
-    return for_each_case(partial(_draw, jobs), list(jobs), "Draw", options.processes) if jobs else {}
+    jobs = find_case_files(failing, results, tables.regions_of(results), options, notes)
+    work = partial(_draw, jobs, options.figures is not None)
+    return for_each_case(work, list(jobs), "Draw", options.processes) if jobs else {}
 
 
-def _draw(jobs: Mapping[str, CaseFiles], case: str) -> list[SlicePicture]:
-    return draw_case(jobs[case])
+def _draw(jobs: Mapping[str, CaseFiles], with_panels: bool, case: str) -> list[SlicePicture]:
+    return draw_case(jobs[case], with_panels)
 
 
 def _models(options: ReportOptions, notes: list[str]) -> list[TrainingRecord]:

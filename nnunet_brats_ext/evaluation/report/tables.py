@@ -5,9 +5,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric, is_small_good
+from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric, has_better, is_small_good
 from nnunet_brats_ext.evaluation.ranking import Ranking, score_array
-from nnunet_brats_ext.evaluation.results import CaseScores, Results
+from nnunet_brats_ext.evaluation.results import (
+    CaseScores,
+    Results,
+    Summary,
+    headline_metrics,
+    means_of,
+    summarise_folds,
+    summarise_means,
+)
 
 ModelResults = Mapping[str, Results]  # model -> content of its results.json
 
@@ -30,7 +38,7 @@ class MetricSummary(NamedTuple):
 
     metric: str
     title: str
-    small_is_good: bool
+    better: str  # which values are: lower, higher, or neither
     regions: tuple[str, ...]
     rows: list[tuple[str, list[SummaryCell]]]
 
@@ -56,7 +64,7 @@ def format_score(metric: str, value: float | None) -> str:
 
 
 def decimals(metric: str) -> int:
-    return 2 if facts_of_metric(metric).unit in ("mm", "lesions") else 3
+    return 2 if facts_of_metric(metric).unit in ("mm", "ml", "lesions") else 3
 
 
 def is_count(metric: str) -> bool:
@@ -64,18 +72,62 @@ def is_count(metric: str) -> bool:
 
 
 def metrics_of(results: ModelResults) -> list[str]:
-    """The metrics that all models have, those that BraTS ranks by first."""
+    """The metrics that all models have, those that the challenge ranks by first."""
     everywhere = [set(metrics) for one in results.values() for metrics in one["summary"].values()]
-    shared = set.intersection(*everywhere)
     first = next(iter(next(iter(results.values()))["summary"].values()))
-    headline = LESIONWISE if shared.issuperset(LESIONWISE) else WHOLE
-    return [metric for metric in dict.fromkeys((*headline, *first)) if metric in shared]
+    shared = set.intersection(*everywhere)
+    return [metric for metric in dict.fromkeys((*headline_metrics(results.values()), *first)) if metric in shared]
 
 
-def headline_of(metrics: Sequence[str]) -> list[str]:
-    """Those that BraTS ranks by; the first two of results that have none of them."""
-    ranked = LESIONWISE if set(LESIONWISE) <= set(metrics) else WHOLE
-    return [metric for metric in metrics if metric in ranked] or list(metrics[:2])
+VOLUMES = ("reference_ml", "prediction_ml")
+
+
+def volumes_text(scores: Mapping[str, float | None]) -> str:
+    """The volumes of a region in the reference and in the prediction, as text; empty in results without volumes."""
+    volumes = [scores.get(name) for name in VOLUMES]
+    return "" if None in volumes else " → ".join(f"{volume:.1f}" for volume in volumes) + " ml"
+
+
+def failing_region(entries: Mapping[str, CaseScores], case: str, metric: str, regions: Sequence[str]) -> str:
+    """The region of a case with the worst mean over models; the first of equal ones, or where none has a score."""
+    array = score_array(list(entries.values()), [case], [(region, metric) for region in regions])[:, 0]
+    means = np.array([np.nan if np.isnan(one).all() else np.nanmean(one) for one in array.T])
+    signed = np.where(np.isnan(means), -np.inf, means if is_small_good(metric) else -means)
+    return regions[int(signed.argmax())]
+
+
+class SpreadRow(NamedTuple):
+    """One model, or all of them: mean (SD) over its cases, folds or models, as text per column."""
+
+    name: str
+    over: str
+    cells: list[str]
+
+
+def spread_rows(results: ModelResults, columns: Sequence[tuple[str, str]]) -> list[SpreadRow]:
+    """Mean (SD) over cases, over folds where results have some, and over models where there are several.
+
+    columns: of region and metric.
+    """
+    rows = []
+    for name, one in results.items():
+        cases = len(one["cases"])
+        rows.append(SpreadRow(name, f"{cases} case{'s' * (cases != 1)}", _spread_cells(one["summary"], columns)))
+        if over_folds := summarise_folds(one):
+            folds = len(set(one["folds"].values()))
+            rows.append(SpreadRow(name, f"{folds} folds", _spread_cells(over_folds, columns)))
+    if len(results) > 1:
+        over_models = summarise_means([means_of(one) for one in results.values()])
+        rows.append(SpreadRow("all", f"{len(results)} models", _spread_cells(over_models, columns)))
+    return rows
+
+
+def _spread_cells(summary: Summary, columns: Sequence[tuple[str, str]]) -> list[str]:
+    found = [(metric, summary[region][metric]) for region, metric in columns]
+    return [
+        format_score(metric, one["mean"]) + (f" ({format_score(metric, one['std'])})" if one["std"] is not None else "")
+        for metric, one in found
+    ]
 
 
 def regions_of(results: ModelResults) -> tuple[str, ...]:
@@ -88,12 +140,13 @@ def summarise_metric(results: ModelResults, metric: str, regions: Sequence[str])
     """The summary of one metric; the best mean of each region is marked if there are several models."""
     small = is_small_good(metric)
     columns = [[one["summary"][region][metric] for one in results.values()] for region in regions]
-    best = [_best([statistics["mean"] for statistics in column], small) for column in columns]
+    best = [_best([one["mean"] for one in column], small) if has_better(metric) else set() for column in columns]
     rows = [
         (name, [_cell(metric, column[i], len(one["cases"]), i in b) for column, b in zip(columns, best, strict=True)])
         for i, (name, one) in enumerate(results.items())
     ]
-    return MetricSummary(metric, title_of(metric), small, tuple(regions), rows)
+    better = ("lower" if small else "higher") if has_better(metric) else ""
+    return MetricSummary(metric, title_of(metric), better, tuple(regions), rows)
 
 
 def _best(means: Sequence[float | None], small_is_good: bool) -> set[int]:
@@ -126,12 +179,18 @@ def count_empty(results: ModelResults, regions: Sequence[str]) -> list[tuple[str
 
 
 def ranking_rows(ranking: Ranking) -> list[dict[str, Any]]:
-    """The entries from the best on, with the p-value of each one's lead over every other (None on the diagonal)."""
+    """The entries from the best on, with the p-value of each one's lead over every other, and that of Holm.
+
+    On the diagonal both are None.
+    """
     return [
         {
             "name": ranking.entries[i],
             "mean_rank": f"{ranking.scores[i]:.3f}",
-            "leads": [None if i == j else float(ranking.p_values[i, j]) for j in ranking.order],
+            "leads": [
+                (None, None) if i == j else (float(ranking.p_values[i, j]), float(ranking.corrected[i, j]))
+                for j in ranking.order
+            ],
         }
         for i in ranking.order
     ]

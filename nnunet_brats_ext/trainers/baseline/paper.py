@@ -1,12 +1,16 @@
 """nnU-Net as data: Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z."""
 
-from nnunet_brats_ext.papers import Paper, TrainerFacts
+from nnunet_brats_ext.papers import Configuration, Paper, Prediction, TrainerFacts
+
+PRIMUS = {"S": 72_050_998, "B": 151_534_014, "M": 206_826_526, "L": 390_696_166}  # size -> weights at the patch below
 
 PAPER = Paper(
     title="nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
     authors="Isensee et al.",
     year=2021,
     link="https://doi.org/10.1038/s41592-020-01008-z",
+    # Without footprint: the memory of attention depends on the kernel that torch takes on the GPU at hand.
+    configurations=(Configuration("primus", (128, 128, 128), batch_size=2, poolings=3),),
     trainers=(
         TrainerFacts(
             "BraTSBaselineTrainer",
@@ -18,5 +22,28 @@ PAPER = Paper(
             "3d_fullres",
             "the same for patients who lack sequences: takes sequences away at random in training",
         ),
+        *(
+            TrainerFacts(
+                f"BraTSPrimus{size}Trainer",
+                "primus",
+                f"nnU-Net's transformer Primus, third version, size {size}; AdamW with a warm-up",
+                parameters=weights,
+            )
+            for size, weights in PRIMUS.items()
+        ),
+        TrainerFacts(
+            "BraTSNNUNetV1Trainer",
+            "3d_fullres",
+            "imported models of nnU-Net v1: predicts as v1 does, and trains on as nnU-Net v2",
+            prediction=Prediction(tiling="gaussian", symmetries="mirror8"),
+        ),
+        TrainerFacts(
+            "BraTSMonaiTrainer",
+            "3d_fullres",
+            "imported networks of MONAI: predicts whole images as MONAI does, and trains on as nnU-Net, without deep "
+            "supervision",
+            prediction=Prediction(tiling="monai", symmetries="none"),
+        ),
     ),
+    tilings={"gaussian": "tilings.py:GAUSSIAN", "monai": "tilings.py:MONAI"},
 )

@@ -98,6 +98,14 @@ class BinaryTrainer(HashemiTrainer):
     def all_network_options(cls) -> dict[str, Any]:
         return super().all_network_options() | dict(region=cls.region, final_relu=cls.final_relu)
 
+    @classmethod
+    def build_network(
+        cls, planned: PlannedNetwork, input_channels: int, num_classes: int, deep_supervision: bool
+    ) -> nn.Module:
+        options = cls.all_network_options()
+        options["final_relu"] = planned.arguments.get("final_relu", cls.final_relu)  # of an imported network
+        return cls.architecture(input_channels, num_classes, strides=planned.strides, **options)
+
     def region_loss(self) -> nn.Module:
         return FrequencyWeightedDiceLoss(region=self.region)
 

@@ -28,7 +28,7 @@ PAPER = Paper(
             batch_size=1,
             poolings=3,
             strides=STRIDES,
-            footprint=Footprint(23_207_760, 3, {"fp32": 3567, "mixed": 3662}),
+            footprint=Footprint(23_207_760, 3, {"fp32": 3537, "mixed": 2404}),
         ),
         Configuration(
             "henry_b",
@@ -36,7 +36,7 @@ PAPER = Paper(
             batch_size=3,
             poolings=3,
             strides=STRIDES,
-            footprint=Footprint(23_154_735, 2, {"fp32": 3409, "mixed": 2155}),
+            footprint=Footprint(23_154_735, 2, {"fp32": 3375, "mixed": 2120}),
         ),
     ),
     trainers=(

@@ -47,6 +47,7 @@ class LachinovTrainer(BraTSTrainer):
     )  # after each share of the run, the rate is multiplied by the factor
     amsgrad: ClassVar[bool] = False
     mirror_z: ClassVar[bool] = False
+    shifts_background: ClassVar[bool] = True
     channel_noise: ClassVar[float] = 0.0  # probability that a channel is replaced by noise
 
     def region_loss(self) -> nn.Module:
@@ -80,7 +81,10 @@ class LachinovTrainer(BraTSTrainer):
         ]  # fmt: skip
         if len(inplane) == 2 and len({patch_size[axis] for axis in inplane}) == 1:  # a quarter turn keeps the shape
             transforms.append(Rot90Transform(1, num_rot_per_combination=(0, 1), allowed_axes=set(inplane)))
-        transforms += [MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False), ShiftChannels(0.2)]
+        transforms += [
+            MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False),
+            ShiftChannels(0.2, self.shifts_background),
+        ]
         return [*transforms, ReplaceChannelsByNoise(self.channel_noise)] if self.channel_noise else transforms
 
     def get_training_transforms(self, *arguments: Any, **options: Any) -> BasicTransform:
@@ -157,6 +161,7 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
     hyperparameters = dict(initial_lr=0.1, weight_decay=1e-5, num_epochs=500)
     architecture = CascadedUNet
     one_draw_per_case = True
+    shifts_background = False  # `unit_intensities` tells the background by its zeros
     scale_weights: ClassVar[Sequence[float]] = (0.4, 0.3, 0.2)  # of the losses, the finest scale first
     epochs_per_decay: ClassVar[int] = 1
 

@@ -9,17 +9,21 @@ from torch import Tensor
 
 
 class ShiftChannels(ImageOnlyTransform):
-    """Adds one number, uniform within +-largest, to each channel: Lachinov 2019, https://arxiv.org/abs/2002.03688."""
+    """Adds one number, uniform within +-largest, to each channel: Lachinov 2019, https://arxiv.org/abs/2002.03688.
 
-    def __init__(self, largest: float):
+    background: to the zeros outside the brain as well, as the release does.
+    """
+
+    def __init__(self, largest: float, background: bool = True):
         super().__init__()
-        self.largest = largest
+        self.largest, self.background = largest, background
 
     def get_parameters(self, **data_dict) -> dict:
         return {"shifts": torch.empty(data_dict["image"].shape[0]).uniform_(-self.largest, self.largest)}
 
     def _apply_to_image(self, img: Tensor, **params) -> Tensor:
-        return img + params["shifts"].view(-1, *[1] * (img.ndim - 1))
+        shifted = img + params["shifts"].view(-1, *[1] * (img.ndim - 1))
+        return shifted if self.background else torch.where(img == 0, img, shifted)
 
 
 class ReplaceChannelsByNoise(ImageOnlyTransform):

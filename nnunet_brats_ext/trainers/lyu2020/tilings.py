@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nnunet_brats_ext.inference.tilings import Predict, Tiling, Volume
+from nnunet_brats_ext.inference.tilings import CERTAIN, Predict, Tiling, Volume
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.lyu2020.windows import strict_window, tumour_window
-
-CERTAIN = 15.0  # the logit of what stage 1 has decided
 
 
 class TumourWindow(Tiling):

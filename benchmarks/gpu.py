@@ -1,0 +1,305 @@
+"""What a GPU makes of the networks: training steps, memory against the planner's estimate, volumes per second.
+
+    PYTHONPATH=. python benchmarks/gpu.py                       # on a GPU: the papers' sizes, in 8 minutes
+    PYTHONPATH=. python benchmarks/gpu.py --device cpu --small  # the same rows at small sizes, on any machine
+
+Needs torch, this checkout, which need not be installed, and `pip install --no-deps dynamic-network-architectures`.
+MONAI's SegResNetVAE and nnU-Net's own network have rows where they are installed. What is worth knowing first comes
+first, and what the minutes do not allow is named.
+
+Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA; eager,
+channels-last, and with torch.compile. `plan` is the planner's estimate without its reserve. Prediction: one volume of
+144 x 176 x 144, a brain of BraTS after nnU-Net's crop. CPU: whether logits are those of the CPU in fp32.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from typing import Any
+
+import memory
+import torch
+from torch import Tensor
+
+from nnunet_brats_ext.inference.choices import find_symmetries
+from nnunet_brats_ext.inference.memory import bytes_of_pass
+from nnunet_brats_ext.inference.symmetries import average_probabilities
+from nnunet_brats_ext.inference.tilings import predict_padded
+from nnunet_brats_ext.papers import GIB, configurations
+
+BRAIN = (144, 176, 144)
+DIVISOR = (16, 16, 16)
+SMALL = 32  # the edge of a small patch
+WARM_UP, COUNTED = 3, 5
+FORMS = {"eager": (False, False), "channels last": (True, False), "compiled": (False, True)}
+AUXILIARY = 0.1
+MONAI = "MONAI SegResNetVAE"
+
+
+class Machine:
+    """The device, and the minutes that are left on it."""
+
+    def __init__(self, device: str, minutes: float, small: bool, networks: Sequence[str]):
+        self.device, self.small, self.networks = torch.device(device), small, networks
+        self.ends = time.monotonic() + 60 * minutes
+        self.left_out: list[str] = []
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def allows(self, row: str) -> bool:
+        if time.monotonic() < self.ends:
+            return True
+        self.left_out.append(row)
+        return False
+
+    def mixed(self) -> Any:
+        return torch.autocast("cuda") if self.is_cuda else nullcontext()
+
+    def seconds(self, work: Callable[[], object], counted: int = COUNTED) -> float:
+        """The median of some calls after a warm-up."""
+        taken = []
+        for number in range(WARM_UP + counted if self.is_cuda else 1 + min(counted, 2)):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            taken.append(time.perf_counter() - start)
+            if number >= WARM_UP and time.monotonic() > self.ends:
+                break
+        warm = taken[WARM_UP:] or taken[1:]
+        return sorted(warm)[len(warm) // 2]
+
+    def wait(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+    def peak_gb(self, work: Callable[[], object]) -> float | None:
+        """What torch allocates at most; None where that is not counted."""
+        if not self.is_cuda:
+            return None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        self.wait()
+        return torch.cuda.max_memory_allocated() / GIB
+
+
+# ---- a training step -----------------------------------------------------------------------------------------------
+
+
+def sizes_of(name: str, small: bool) -> tuple[int, ...]:
+    if name in memory.IN_SLICES:
+        return (2 * SMALL,) * 2 if small else (240, 240)
+    patch = (128, 128, 128) if name not in configurations() else configurations()[name].patch_size or (128, 128, 128)
+    return (SMALL,) * 3 if small else tuple(patch)
+
+
+def monai_training(size: Sequence[int]) -> memory.Training:
+    """MONAI's network of Lyu & Shu's stage 1, with the same loss and optimiser."""
+    from monai.networks.nets import SegResNetVAE
+
+    from nnunet_brats_ext.losses.dice import SoftDiceLoss
+
+    network = SegResNetVAE(
+        tuple(size), vae_nz=128, init_filters=32, in_channels=memory.CHANNELS, out_channels=memory.REGIONS,
+        dropout_prob=0.2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1),
+    )  # fmt: skip
+    dice = SoftDiceLoss()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
+
+    def loss(output: Any, targets: Sequence[Tensor]) -> Tensor:
+        logits, auxiliary = output
+        return dice(logits, targets[0]) + AUXILIARY * auxiliary
+
+    return memory.Training(network, loss, optimizer, memory.CHANNELS, ((1, 1, 1),))
+
+
+def training_rows(machine: Machine) -> Iterator[list[str]]:
+    names = sorted(machine.networks, key=["lyu_stage1", MONAI].__contains__, reverse=True)
+    for name, (form, (last, compiled)) in product(names, FORMS.items()):
+        if compiled and not machine.is_cuda:
+            continue
+        if not machine.allows(f"training {name}, {form}"):
+            continue
+        build = memory.NETWORKS.get(name, monai_training)
+        size = sizes_of("lyu_stage1" if build is monai_training else name, machine.small)
+        try:
+            taken, peak = train(machine, build, size, last, compiled)
+        except ImportError as error:
+            machine.left_out.append(f"training {name} ({error.name} is not installed)")
+            continue
+        except torch.OutOfMemoryError:
+            yield [name, shown(size), form, "does not fit", "", "", ""]
+            continue
+        estimate = "" if build is monai_training else f"{planned_gb(name, size, machine.is_cuda):.2f}"
+        gb = "" if peak is None else f"{peak:.2f}"
+        yield [name, shown(size), form, f"{1000 * taken:.0f}", f"{1 / taken:.2f}", gb, estimate]
+
+
+def planned_gb(name: str, size: Sequence[int], mixed: bool) -> float:
+    return memory.footprint_of(name).step_bytes(size, 1, "mixed" if mixed else "fp32") / GIB
+
+
+def train(
+    machine: Machine, build: Callable[[Sequence[int]], memory.Training], size: Sequence[int], last: bool, compiled: bool
+) -> tuple[float, float | None]:
+    """Seconds of a step with one sample, and its peak in GB."""
+    torch.manual_seed(0)
+    with machine.device:
+        training = build(size)
+        x = torch.randn(1, training.input_channels, *size)
+        shapes = [[n // s for n, s in zip(size, scale, strict=True)] for scale in training.scales]
+        targets = [torch.rand(1, memory.REGIONS, *shape) > 0.7 for shape in shapes]
+    network = training.network.train()
+    if last:
+        network.to(memory_format=torch.channels_last if len(size) == 2 else torch.channels_last_3d)
+    forward = torch.compile(network) if compiled else network
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.is_cuda)
+
+    def step() -> None:
+        training.optimizer.zero_grad(set_to_none=True)
+        with machine.mixed():
+            loss = training.loss(forward(x), targets)
+        scaler.scale(loss).backward()
+        scaler.step(training.optimizer)
+        scaler.update()
+
+    taken = machine.seconds(step)
+    return taken, machine.peak_gb(step)
+
+
+# ---- a volume ------------------------------------------------------------------------------------------------------
+
+
+def sliding(predict: Callable[[Tensor], Tensor], volume: Tensor, patch: Sequence[int], step: float = 0.5) -> Tensor:
+    """The mean of windows over a volume (1, c, z, y, x), where nnU-Net puts them, without its Gaussian weights."""
+    starts = []
+    for length, extent in zip(volume.shape[2:], patch, strict=True):
+        number = max(0, -int(-(length - extent) // (extent * step))) + 1
+        starts.append(sorted({round(n * (length - extent) / max(number - 1, 1)) for n in range(number)}))
+    total: Tensor | None = None
+    for start in product(*starts):
+        inside = (..., *(slice(s, s + extent) for s, extent in zip(start, patch, strict=True)))
+        logits = predict(volume[inside])
+        if total is None:
+            total = logits.new_zeros(1, logits.shape[1], *volume.shape[2:], dtype=torch.float32)
+            count = logits.new_zeros(volume.shape[2:], dtype=torch.float32)
+        total[inside] += logits
+        count[inside[1:]] += 1
+    assert total is not None
+    return total / count
+
+
+def prediction_rows(machine: Machine) -> Iterator[list[str]]:
+    from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
+
+    size = (SMALL, SMALL + 16, SMALL) if machine.small else BRAIN
+    patch = (SMALL,) * 3 if machine.small else (128, 128, 128)
+    precisions = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+    with machine.device:
+        torch.manual_seed(0)
+        network = PreActivationResidualUNet(memory.CHANNELS, memory.REGIONS).eval()
+        volume = torch.randn(1, memory.CHANNELS, *size)
+    counted = bytes_of_pass(network, volume.shape) / GIB
+    ways = product(("brain", "windows"), ("none", "mirror8"), (1, 8), precisions.items())
+    for tiling, symmetries, at_once, (precision, kind) in ways:
+        if (symmetries == "none" and at_once > 1) or (not machine.is_cuda and precision != "fp32"):
+            continue
+        row = [tiling, f"{symmetries}{', in one batch' if at_once > 1 else ''}", precision]
+        if not machine.allows(f"prediction {', '.join(row)}"):
+            continue
+        padded = partial(predict_padded, network, divisor=DIVISOR)
+        averaged = partial(average_probabilities, padded, symmetries=find_symmetries(symmetries), at_once=at_once)
+        way = averaged if tiling == "brain" else partial(sliding, averaged, patch=patch)
+
+        @torch.inference_mode()
+        def predict(way: Callable = way, kind: torch.dtype | None = kind) -> Tensor:
+            with torch.autocast(machine.device.type, kind) if kind else nullcontext():
+                return way(x=volume) if way.func is not sliding else way(volume=volume)
+
+        try:
+            taken, peak = machine.seconds(predict, counted=3), machine.peak_gb(predict)
+        except torch.OutOfMemoryError:
+            yield [*row, "does not fit", "", ""]
+            continue
+        known = f"{counted:.2f}" if tiling == "brain" and at_once == 1 else ""
+        yield [*row, f"{taken:.3f}", "" if peak is None else f"{peak:.2f}", known]
+
+
+# ---- the same as on a CPU ------------------------------------------------------------------------------------------
+
+
+def difference_rows(machine: Machine) -> Iterator[list[str]]:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for name, build in memory.NETWORKS.items():
+        if name not in machine.networks or not machine.allows(f"CPU {name}"):
+            continue
+        size = sizes_of(name, small=True)
+        torch.manual_seed(0)
+        try:
+            training = build(size)
+        except ImportError as error:
+            machine.left_out.append(f"CPU {name} ({error.name} is not installed)")
+            continue
+        network = getattr(training.network, "network", training.network).eval()
+        x = torch.randn(1, training.input_channels, *size)
+        with torch.inference_mode():
+            expected = first(network(x))
+            network.to(machine.device)
+            found = first(network(x.to(machine.device))).cpu()
+            with machine.mixed():
+                mixed = first(network(x.to(machine.device))).float().cpu()
+        spread = float(expected.std())
+        yield [name, *(f"{float((one - expected).abs().max()) / spread:.1e}" for one in (found, mixed))]
+
+
+def first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, list | tuple) else output
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+TABLES: dict[str, tuple[Sequence[str], Callable[[Machine], Iterator[list[str]]]]] = {
+    "A training step of one sample": (
+        ("network", "patch", "form", "ms", "samples/s", "peak GB", "plan GB"),
+        training_rows,
+    ),
+    "One volume by Lyu & Shu's stage 1": (
+        ("tiling", "symmetries", "precision", "s", "peak GB", "counted GB"),
+        prediction_rows,
+    ),
+    "Largest difference from the CPU, as a share of the spread": (("network", "fp32", "mixed"), difference_rows),
+}
+
+
+def shown(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--small", action="store_true", help="small sizes: whether it runs, not how fast")
+    every = [*memory.NETWORKS, MONAI]
+    parser.add_argument("--networks", nargs="+", choices=every, default=every)
+    options = parser.parse_args(words)
+    machine = Machine(options.device, options.minutes, options.small, options.networks)
+    torch.backends.cudnn.benchmark = True
+    device = torch.cuda.get_device_name() if machine.is_cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {device}")
+    for title, (columns, rows) in TABLES.items():
+        print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        for row in rows(machine):
+            print(f"| {' | '.join(row)} |", flush=True)
+    for row in machine.left_out:
+        print(f"left out: {row}")
+
+
+if __name__ == "__main__":
+    main()

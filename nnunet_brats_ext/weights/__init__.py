@@ -1,0 +1,1 @@
+"""Trained weights of other systems as models of nnU-Net v2, and our networks for other systems."""
