@@ -235,7 +235,7 @@ def score(
             steps.append(PredictionStep(f"Fold {fold}: Score", here, group, networks, place))
             loaded += group
             checked |= here.files
-        if groups:
+        if groups or any(one.out.is_dir() for one in targets[fold].values()):  # a run was killed before its last step
             steps.append(FinishScores(list(targets[fold].values())))
             folders += dict.fromkeys(one.file.parent for one in targets[fold].values())
     if loaded:
