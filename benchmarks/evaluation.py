@@ -1,19 +1,26 @@
-"""How fast a case is scored, next to the libraries and scripts that score it elsewhere, in one run on one core.
+"""How fast cases are scored, next to the libraries and scripts that score them elsewhere, in one run on one core.
 
-    python benchmarks/evaluation.py                                             # on a full-size pair made here
-    python benchmarks/evaluation.py REFERENCE PREDICTION --labels glioma_2017   # on two label maps
-    python benchmarks/evaluation.py --official-2023 FOLDER                      # and the challenge's own script
+    python benchmarks/evaluation.py                                             # on full-size pairs made here
+    python benchmarks/evaluation.py REFERENCE PREDICTION --labels glioma_2017   # on two label maps, or folders of them
+    python benchmarks/evaluation.py REFERENCE PREDICTION --cohort met --peers ENV/bin/python --official-2023 FOLDER
 
-FOLDER is a checkout of BraTS-2023-Metrics, which needs cc3d and pandas. Peers are skipped where they are not installed:
-medpy, monai, surface-distance. These get ready-made masks of WT, TC and ET and compute HD95 alone; ours gets label maps
-and computes all that a preset scores. Times are CPU seconds, the best of several rounds in which all take turns, so
-that a busy machine disturbs them alike.
+First, arrays in memory: the peers that are installed here (medpy, monai, surface-distance) get ready-made masks of WT,
+TC and ET and compute HD95 alone; ours gets label maps and computes all that a preset scores, and makes the rows of its
+lesions. Then, with `--peers`, whole commands on compressed files: what the first case takes with the start-up of the
+command, and what each further one takes. ENV is an environment of its own, made with
+
+    python -m venv ENV && ENV/bin/pip install brats-evaluation==0.0.10 panoptica==2.1.7
+
+and FOLDER a checkout of https://github.com/rachitsaluja/BraTS-2023-Metrics, which runs in ENV too. Times are CPU
+seconds, of the process and of those it starts, the best of several rounds in which all take turns, so that a busy
+machine disturbs them alike.
 """
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,18 +32,20 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import numpy as np  # noqa: E402
-import SimpleITK as sitk  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR, remap, to_regions  # noqa: E402
-from nnunet_brats_ext.evaluation.evaluate import evaluate_folders  # noqa: E402
-from nnunet_brats_ext.evaluation.presets import PRESETS  # noqa: E402
+from nnunet_brats_ext.evaluation import lesion_table  # noqa: E402
+from nnunet_brats_ext.evaluation.label_maps import find_label_maps, match_cases  # noqa: E402
+from nnunet_brats_ext.evaluation.presets import PRESETS, find_preset  # noqa: E402
 from nnunet_brats_ext.evaluation.scoring import evaluate_case  # noqa: E402
+from nnunet_brats_ext.storage.images import Grid, read_label_map, write_label_map  # noqa: E402
 
 Masks = dict[str, tuple[np.ndarray, np.ndarray]]
 OURS = [
-    ("brats2020", "gli"), ("brats2023", "gli"), ("brats2024", "ssa"), ("brats2024", "gli"), ("brats2026", "men"),
+    ("brats2020", "gli"), ("brats2023", "gli"), ("brats2024", "ssa"), ("brats2024", "gli"), ("brats2025", "met"),
+    ("brats2026", "men"), ("brats2026", "met"),
 ]  # fmt: skip
 SPACING_MM = (1.0, 1.0, 1.0)
 
@@ -92,24 +101,6 @@ def monai_hausdorff(masks: Masks) -> None:
     compute_hausdorff_distance(prediction, reference, include_background=True, percentile=95)
 
 
-def official_2023(script: Path, reference: Path, prediction: Path) -> Callable[[], None]:
-    """The three regions of one case by the script of the challenge, from files as it takes them."""
-    np.Inf = np.inf  # the script is older than NumPy 2
-    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("surface_distance")}
-    sys.path.insert(0, str(script))  # it brings a surface_distance of its own
-    metrics = importlib.import_module("metrics")
-    sys.path.remove(str(script))
-    for name in [name for name in sys.modules if name.startswith("surface_distance")]:
-        del sys.modules[name]
-    sys.modules.update(others)
-
-    def score() -> None:
-        for region in ("WT", "TC", "ET"):
-            metrics.get_LesionWiseScores(str(prediction), str(reference), region, 3)
-
-    return score
-
-
 def take_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """The best CPU time of each in seconds; those that cannot be imported drop out."""
     best: dict[str, float] = {}
@@ -139,9 +130,21 @@ def show(console: Console, title: str, times: dict[str, float], peers: list[str]
     console.print(table)
 
 
-def read_pair(paths: list[Path], labels: str) -> tuple[np.ndarray, np.ndarray]:
-    reference, prediction = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths)
-    return remap(reference, LABEL_SCHEMES[labels].released), remap(prediction, LABEL_SCHEMES[labels].released)
+def read_cases(paths: list[Path], labels: str) -> dict[str, tuple[np.ndarray, np.ndarray, Grid]]:
+    """Case -> its label maps as trained, and their grid."""
+    references, predictions = map(find_label_maps, paths)
+    found = match_cases(references, predictions, partial=True)
+    cases = {}
+    for case, pair in found.items():
+        (reference, grid), (prediction, _) = map(read_label_map, pair)
+        to_trained = LABEL_SCHEMES[labels].released
+        cases[case] = remap(reference, to_trained), remap(prediction, to_trained), grid
+    return cases
+
+
+def made_cases(number: int) -> dict[str, tuple[np.ndarray, np.ndarray, Grid]]:
+    grid = Grid((240, 240, 155), SPACING_MM, (0.0, 0.0, 0.0), tuple(np.eye(3).ravel().tolist()))
+    return {f"made here {seed}": (*make_pair(seed=seed), grid) for seed in range(number)}
 
 
 def compare_cores(pair: tuple[np.ndarray, np.ndarray], rounds: int, console: Console) -> None:
@@ -155,7 +158,7 @@ def compare_cores(pair: tuple[np.ndarray, np.ndarray], rounds: int, console: Con
     }
     ours = {
         f"ours, {preset} {cohort} ({len(PRESETS[preset][cohort].regions)} regions)": partial(
-            evaluate_case, *pair, SPACING_MM, preset, cohort
+            lesion_table if PRESETS[preset][cohort].lesions else evaluate_case, *pair, SPACING_MM, preset, cohort
         )
         for preset, cohort in OURS
     }
@@ -163,39 +166,138 @@ def compare_cores(pair: tuple[np.ndarray, np.ndarray], rounds: int, console: Con
     show(console, "arrays in memory; peers: HD95 of three regions", times, [peer for peer in peers if peer in times])
 
 
-def compare_official(pair: tuple[np.ndarray, np.ndarray], script: Path, console: Console) -> None:
-    """A whole case from compressed files."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{name}.nii.gz" for name in ("reference", "prediction")]
-        for path, labels in zip(paths, pair, strict=True):
-            released = remap(labels, LABEL_SCHEMES["glioma_2023"].trained)
-            sitk.WriteImage(sitk.GetImageFromArray(released), str(path))
-        contestants = {
-            "ours, brats2023 gli": partial(evaluate_folders, *paths, "brats2023", "gli", "released"),
-            "official script": official_2023(script, *paths),
-        }
-        times = take_turns(contestants, rounds=2)
-    show(console, "a case from .nii.gz files, lesion-wise as in 2023", times, ["official script"])
+# ---- whole commands -------------------------------------------------------------------------------------------------
+
+COHORTS = {"gli": ("GoAT", 3), "met": ("mets", 1)}  # the configuration of 2026, and the dilation of 2023
+SCRIPT_2023 = """
+import os, sys
+import numpy
+numpy.Inf = numpy.inf  # the script is older than NumPy 2
+sys.path.insert(0, sys.argv[1])
+import metrics
+for name in sorted(os.listdir(sys.argv[2])):
+    for region in ("WT", "TC", "ET"):
+        paths = os.path.join(sys.argv[3], name), os.path.join(sys.argv[2], name)
+        metrics.get_LesionWiseScores(*paths, region, int(sys.argv[4]))
+"""
+PANOPTICA = """
+import os, sys
+from panoptica import ConnectedComponentsInstanceApproximator, InputType, NaiveThresholdMatching, Panoptica_Evaluator
+from panoptica.metrics import Metric
+from panoptica.utils.label_group import LabelMergeGroup
+from panoptica.utils.segmentation_class import SegmentationClassGroups
+groups = {"et": LabelMergeGroup([3]), "tc": LabelMergeGroup([1, 3]), "wt": LabelMergeGroup([1, 2, 3])}
+evaluator = Panoptica_Evaluator(
+    InputType.SEMANTIC, ConnectedComponentsInstanceApproximator(), NaiveThresholdMatching(),
+    segmentation_class_groups=SegmentationClassGroups(groups), instance_metrics=[Metric.DSC, Metric.HD95],
+    global_metrics=[Metric.DSC, Metric.HD95],
+)
+for name in sorted(os.listdir(sys.argv[1])):
+    for result in evaluator.evaluate(os.path.join(sys.argv[2], name), os.path.join(sys.argv[1], name)).values():
+        result.to_dict()
+"""
+
+
+def cpu_seconds(command: list[str], folder: Path) -> float:
+    """Of a command and all it starts; one that fails is an error with what it said."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    if "nnunet_brats_ext.cli" not in command:
+        del environment["PYTHONPATH"]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=folder)
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)[:200]} failed:\n{(folder / 'said.txt').read_text()[-2000:]}")
+    return used.ru_utime + used.ru_stime
+
+
+def compare_commands(
+    cases: dict[str, tuple[np.ndarray, np.ndarray, Grid]],
+    cohort: str,
+    peers: Path,
+    script_2023: Path | None,
+    rounds: int,
+    console: Console,
+) -> None:
+    """The first case with the start-up of the command, and each further one."""
+    configuration, dilation = COHORTS[cohort]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for number, (reference, prediction, grid) in enumerate(cases.values()):
+            released = LABEL_SCHEMES[find_preset("brats2026", cohort).scheme].trained
+            for side, labels in (("references", reference), ("predictions", prediction)):
+                for folder in ("one", "all") if number == 0 else ("all",):
+                    path = root / folder / side / f"BraTS-GLI-{number:05}-000.nii.gz"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_label_map(path, remap(labels, released), grid)
+
+        def commands(folder: str) -> dict[str, list[str]]:
+            sides = [str(root / folder / side) for side in ("references", "predictions")]
+            ours = [
+                sys.executable,
+                "-m",
+                "nnunet_brats_ext.cli",
+                "evaluate",
+                *sides,
+                "--labels",
+                "released",
+                "-np",
+                "1",
+            ]
+            ours += ["--cohort", cohort, "-o", str(root / "results.json")]
+            found = {f"ours, {year}": [*ours, "--preset", year] for year in ("brats2023", "brats2026")}
+            if script_2023:
+                script = [str(peers), "-c", SCRIPT_2023, str(script_2023.absolute())]
+                found["script of 2023"] = [*script, *sides, str(dilation)]
+            options = ["--ref_path", sides[0], "--pred_path", sides[1], "--config", configuration]
+            found["BraTS_evaluation"] = [str(peers), "-m", "brats_evaluation.evaluation", *options]
+            found["panoptica"] = [str(peers), "-c", PANOPTICA, *sides]
+            return found
+
+        first: dict[str, float] = {}
+        everything: dict[str, float] = {}
+        for _ in range(rounds):
+            for folder, best in (("one", first), ("all", everything)):
+                for contestant, command in commands(folder).items():
+                    best[contestant] = min(best.get(contestant, np.inf), cpu_seconds(command, root))
+    further = {name: (everything[name] - first[name]) / max(len(cases) - 1, 1) for name in first}
+    others = [name for name in first if not name.startswith("ours")]
+    table = Table(title=f"whole commands, {len(cases)} cases, {cohort}; CPU seconds", title_justify="left")
+    for heading in ("", "start-up and first case", "each further case", "all cases"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for other in others:
+        table.add_column(f"further cases, times as fast as {other}", justify="right")
+    for name in first:
+        ratios = [f"{further[other] / further[name]:.1f}" for other in others]
+        table.add_row(name, f"{first[name]:.2f}", f"{further[name]:.3f}", f"{everything[name]:.2f}", *ratios)
+    console.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pair", nargs="*", type=Path, metavar="REFERENCE PREDICTION", help="default: a pair made here")
-    parser.add_argument("--labels", default="glioma_2023", choices=LABEL_SCHEMES, help="numbering of the two files")
+    parser.add_argument("pair", nargs="*", type=Path, metavar="REFERENCE PREDICTION", help="default: pairs made here")
+    parser.add_argument("--labels", default="glioma_2023", choices=LABEL_SCHEMES, help="numbering of the files")
+    parser.add_argument("--cohort", default="gli", choices=COHORTS, help="by whose rules whole commands score")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="of an environment with the peers")
     parser.add_argument("--official-2023", type=Path, metavar="FOLDER", help="where the official metrics.py lies")
+    parser.add_argument("--cases", type=int, default=4, help="how many pairs are made, or each given one repeated")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if len(options.pair) not in (0, 2):
         parser.error("give a reference and a prediction, or neither")
-    console = Console(width=max(Console().width, 150))
-    pair = read_pair(options.pair, options.labels) if options.pair else make_pair()
-    shared = np.count_nonzero((pair[0] > 0) & (pair[1] > 0))
-    dice = 2 * shared / sum(map(np.count_nonzero, pair))
-    console.print(f"{pair[0].shape}, tumours of {np.count_nonzero(pair[0])} and {np.count_nonzero(pair[1])} voxels,")
-    console.print(f"WT Dice {dice:.3f}")
-    compare_cores(pair, options.rounds, console)
-    if options.official_2023:
-        compare_official(pair, options.official_2023, console)
+    console = Console(width=max(Console().width, 170))
+    cases = read_cases(options.pair, options.labels) if options.pair else made_cases(options.cases)
+    reference, prediction, _ = next(iter(cases.values()))
+    shared = np.count_nonzero((reference > 0) & (prediction > 0))
+    dice = 2 * shared / (np.count_nonzero(reference) + np.count_nonzero(prediction))
+    voxels = [np.count_nonzero(labels) for labels in (reference, prediction)]
+    console.print(f"{reference.shape}, tumours of {voxels[0]} and {voxels[1]} voxels, WT Dice {dice:.3f}")
+    if importlib.util.find_spec("surface_distance") or not options.peers:
+        compare_cores((reference, prediction), options.rounds, console)
+    if options.peers:
+        repeated = {f"{name} {again}": case for again in range(options.cases) for name, case in cases.items()}
+        chosen = dict(list(repeated.items())[: max(options.cases, 2)])
+        compare_commands(chosen, options.cohort, options.peers, options.official_2023, min(options.rounds, 3), console)
 
 
 if __name__ == "__main__":

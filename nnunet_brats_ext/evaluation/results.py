@@ -11,6 +11,7 @@ from nnunet_brats_ext.evaluation.lesion_rows import lesion_files, write_lesions
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE, facts_of_metric
 from nnunet_brats_ext.evaluation.numbering import TRAINED
 from nnunet_brats_ext.evaluation.presets import ranked_metrics
+from nnunet_brats_ext.evaluation.server_columns import server_file, write_server_columns
 from nnunet_brats_ext.evaluation.statistics import mean_intervals
 from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.errors import UserError
@@ -265,9 +266,9 @@ def save_results(results: Results | Mapping[str, Results], path: Path | str) -> 
         path.with_name(f"{path.stem}_summary.csv"): to_csv(_one_heading(summaries)),
     }
     if lesions := {name: one["lesions"] for name, one in models.items() if "lesions" in one}:
-        files |= write_lesions(lesions, path)
+        files |= write_lesions(lesions, path) | write_server_columns(models, path)
     write_texts(files)
-    for stale in set(lesion_files(path)) - set(files):  # of other results that were here
+    for stale in {*lesion_files(path), server_file(path)} - set(files):  # of other results that were here
         stale.unlink(missing_ok=True)
     return list(files)
 

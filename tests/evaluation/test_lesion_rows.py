@@ -46,6 +46,32 @@ OFFICIAL_BY_SIZE = {
 }
 
 
+# The columns of ET in the table that `brats-parse-metrics` (`mets` as above, and `seg`) makes of `make_pair`.
+SERVER_TABLES = {
+    "met": {
+        "all_instance_tp_et": 3.0, "all_instance_fp_et": 1.0, "all_instance_fn_et": 1.0, "all_instance_prec_et": 0.75,
+        "all_instance_rec_et": 0.75, "all_instance_f1_et": 0.75, "large_instance_tp_et": 1.0,
+        "large_instance_fp_et": 1.0, "large_instance_fn_et": 1.0, "large_instance_prec_et": 0.5,
+        "large_instance_rec_et": 0.5, "large_instance_f1_et": 0.5, "lesionwise_dsc_mean_et": 0.2476566236250598,
+        "lesionwise_dsc_std_et": 0.3155449425278271, "lesionwise_hd95_mean_et": 125.95817732107628,
+        "lesionwise_hd95_std_et": 174.68589705112677, "lesionwise_nsd_mean_et": 0.40605492503853163,
+        "lesionwise_nsd_std_et": 0.3585078980960252, "small_instance_tp_et": 1.0, "small_instance_fn_et": 1.0,
+        "small_instance_fp_et": 1.0, "small_instance_prec_et": 0.5, "small_instance_rec_et": 0.5,
+        "small_instance_f1_et": 0.5, "global_dsc_et": 0.6585858585858586, "global_nsd_et": 0.3721969801275873,
+        "global_hd95_et": 2.23606797749979,
+    },
+    "gli": {
+        "all_instance_tp_et": 3.0, "all_instance_fp_et": 1.0, "all_instance_fn_et": 1.0, "all_instance_prec_et": 0.75,
+        "all_instance_rec_et": 0.75, "all_instance_f1_et": 0.75, "global_dsc_et": 0.6585858585858586,
+        "global_nsd_et": 0.3721969801275873, "global_hd95_et": 2.23606797749979,
+        "lesionwise_dsc_mean_et": 0.38098995695839316, "lesionwise_dsc_std_et": 0.2628353096721012,
+        "lesionwise_nsd_mean_et": 0.6653141842977909, "lesionwise_nsd_std_et": 0.22893589026717084,
+        "lesionwise_hd95_mean_et": 2.0962485085339675, "lesionwise_hd95_std_et": 0.7510912916295238,
+    },
+}  # fmt: skip
+SERVER_REGIONS = {"met": ["et", "rc", "tc", "wt"], "gli": ["snfh", "et", "netc", "rc", "tc", "wt"]}
+
+
 def real_metastases() -> tuple[list[np.ndarray], tuple[float, ...]]:
     names = [f"{side}_BraTS-MET-01352-000.nii.gz" for side in ("reference", "prediction")]
     images = [sitk.ReadImage(str(REAL_SCORES / "met" / name)) for name in names]
@@ -185,6 +211,27 @@ def test_lesions_are_files_beside_the_results(folders, tmp_path, capsys):
     # Other results in this place leave none of these behind.
     assert main([*command, "--preset", "brats2026", "--no-lesions"]) == 0
     assert sorted(path.name for path in out.parent.iterdir()) == ["met.csv", "met.json", "met_summary.csv"]
+
+
+@pytest.mark.parametrize("cohort", SERVER_TABLES)
+def test_the_table_of_the_server_is_written_as_it_is(cohort, tmp_path):
+    for folder, labels in zip("ab", make_pair("resected_2024"), strict=True):
+        (tmp_path / folder).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / folder / "BraTS-00001-000.nii.gz"))
+    results = evaluate_folders(tmp_path / "a", tmp_path / "b", "brats2026", cohort, "trained")
+    save_results(results, tmp_path / "results.json")
+    heading, *table = csv.reader((tmp_path / "results_server.csv").open())
+    assert list(dict.fromkeys(name.rsplit("_", 1)[1] for name in heading[1:])) == SERVER_REGIONS[cohort]
+    assert [row[0] for row in table] == ["BraTS-00001-000", "mean", "std", "median"]
+    for row in (table[0], table[1], table[3]):  # of one case
+        found = {name: float(value) for name, value in zip(heading, row, strict=True) if name.endswith("_et")}
+        assert list(found) == list(SERVER_TABLES[cohort])
+        assert found == pytest.approx(SERVER_TABLES[cohort], abs=1e-9)
+    assert not any(table[2][1:])
+    save_results(
+        evaluate_folders(tmp_path / "a", tmp_path / "b", "brats2024", cohort, "trained"), tmp_path / "results.json"
+    )
+    assert not (tmp_path / "results_server.csv").exists()
 
 
 def test_lesions_lie_where_a_viewer_shows_them(folders):

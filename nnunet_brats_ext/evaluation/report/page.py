@@ -22,6 +22,7 @@ from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart,
 from nnunet_brats_ext.evaluation.report.curves import draw_curves
 from nnunet_brats_ext.evaluation.report.figures import draw_boxes, draw_charts, save_figures
 from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files
+from nnunet_brats_ext.evaluation.report.lesion_charts import draw_lesions, read_lesions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, SlicePicture, draw_case
 from nnunet_brats_ext.evaluation.report.published import published_table
 from nnunet_brats_ext.evaluation.report.shapes import Chart
@@ -68,6 +69,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         notes.append(f"{', '.join(asked.paper)} published no Dice or HD95 of these regions.")
     ranking = _ranking(entries, headline, notes)
     curves = draw_curves(results, headline, regions, ranking)
+    curves |= draw_lesions(read_lesions(asked.sources, list(results)), regions)
     uncertainty = _uncertainty(asked, notes)
     notes += [f"{one.message}." for one in caught]
     content = {
@@ -80,7 +82,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "published": published,
         "ranking": _ranking_content(ranking) if ranking else None,
         "curves": curves,
-        "opened": [name for name in curves if name.startswith("sizes_")],
+        "opened": [name for name in curves if name.startswith(("sizes_", "lesions_"))],
         "tested": list(dict.fromkeys(metric for _, metric in ranking.columns)) if ranking else [],
         "spread": {
             "columns": [f"{region} {tables.title_of(metric)}" for metric in headline for region in regions],
