@@ -25,7 +25,7 @@ from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_pres
 from nnunet_brats_ext.evaluation.reading import FileFacts, LabelVolume, holds_channels, read_labels
 from nnunet_brats_ext.evaluation.results import Results, check_names, name_sources, summarise_scores
 from nnunet_brats_ext.evaluation.scoring import score_regions
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, each_notice_once
 from nnunet_brats_ext.storage.images import Grid
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.parallel import for_each
@@ -243,7 +243,8 @@ def _find_numberings(
             for maps, name in zip(sides, said, strict=True)
         ]
         return Numberings(*read)
-    found = {maps.source: find_numberings(references, maps, preset) for maps in models}
+    with each_notice_once():
+        found = {maps.source: find_numberings(references, maps, preset) for maps in models}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{source} is {numberings.prediction}" for source, numberings in found.items())
         raise UserError(f"the predictions are numbered in different ways ({listed}); score them one by one")

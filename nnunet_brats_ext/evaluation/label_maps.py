@@ -98,7 +98,9 @@ def _unique(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 def _validation_folders(source: Path) -> dict[str, Path]:
     """Fold -> the folder of its held-out predictions, of a model or of one fold; of fold `all` only if it is alone."""
-    folds = [source] if source.name.startswith("fold_") else sorted(source.glob("fold_*"))
+    place = source.absolute()
+    fold = place.parent if place.name == "validation" else place
+    folds = [fold] if fold.name.startswith("fold_") else sorted(source.glob("fold_*"))
     found = {fold.name.removeprefix("fold_"): fold / "validation" for fold in folds if (fold / "validation").is_dir()}
     return {fold: folder for fold, folder in found.items() if fold != "all" or len(found) == 1}
 

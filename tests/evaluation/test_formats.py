@@ -374,8 +374,7 @@ def test_a_model_folder_is_scored_by_what_each_fold_held_out(pair, model, capsys
 def test_one_fold_is_scored_by_the_cases_that_it_held_out(pair, model):
     reference, _, expected = pair
     for place in (model / "fold_1", model / "fold_1" / "validation"):
-        partial = place.name == "validation"
-        assert evaluate_folders(reference, place, partial=partial)["cases"] == {"second": expected["second"]}
+        assert evaluate_folders(reference, place)["cases"] == {"second": expected["second"]}
     assert find_label_maps(model).folds == {"case": "0", "second": "1"}
     shutil.copy(model / "fold_0" / "validation" / "case.nii.gz", model / "fold_1" / "validation")
     with pytest.raises(UserError, match="two label maps of case case"):

@@ -181,14 +181,8 @@ def test_pictures_keep_the_proportions_in_mm_and_the_outline_lies_where_the_tumo
     image = write_volume(tmp_path / "i.nii.gz", np.full((20, 24, 22), 9, np.int16), (1, 2, 3))
     reference = write_volume(tmp_path / "r.nii.gz", tumour(), (1, 2, 3))
     scheme = LABEL_SCHEMES["glioma_2017"]
-    files = CaseFiles(
-        "a",
-        scheme.regions,
-        2 * ({v: v for v in range(4)},),
-        {"FLAIR": image},
-        LabelFile(reference),
-        {"m": LabelFile(reference)},
-    )
+    drawn = LabelFile(reference, {value: value for value in range(4)})
+    files = CaseFiles("a", scheme.regions, {"FLAIR": image}, drawn, {"m": drawn})
     axial, coronal, sagittal = draw_case(files)
     # voxels (z 20, y 24, x 22) of 3, 2 and 1 mm
     assert [plane.size_mm for plane in (axial, coronal, sagittal)] == [(48, 22), (60, 22), (60, 48)]

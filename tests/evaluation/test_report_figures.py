@@ -31,7 +31,7 @@ from nnunet_brats_ext.evaluation.statistics import PairedTest
 from nnunet_brats_ext.storage.errors import UserError
 
 REGIONS = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}
-TRAINED = ({value: value for value in range(4)},) * 2
+TRAINED = {value: value for value in range(4)}
 
 
 def shapes_of(chart, kind, css=""):
@@ -141,22 +141,22 @@ def world(tmp_path) -> Path:
 
 
 def test_without_images_the_label_map_is_shown_and_slices_run_through_what_failed(world):
-    reference = LabelFile(world / "labels" / "b.nii.gz")
-    predictions = {name: LabelFile(world / name / "b.nii.gz") for name in ("one", "two")}
-    given = CaseFiles("b", REGIONS, TRAINED, {}, reference, predictions, failing="ET")
+    reference = LabelFile(world / "labels" / "b.nii.gz", TRAINED)
+    predictions = {name: LabelFile(world / name / "b.nii.gz", TRAINED) for name in ("one", "two")}
+    given = CaseFiles("b", REGIONS, {}, reference, predictions, failing="ET")
     axial, coronal, sagittal = draw_case(given)
     assert (axial.number - 1, coronal.number - 1, sagittal.number - 1) == (19, 21, 24), "the lesion"
     assert list(axial.images) == ["label map"]
     assert (axial.sides, coronal.sides, sagittal.sides) == (("R", "L"), ("R", "L"), ("A", "P"))
-    whole = draw_case(CaseFiles("b", REGIONS, TRAINED, {}, reference, predictions, failing="TC"))
+    whole = draw_case(CaseFiles("b", REGIONS, {}, reference, predictions, failing="TC"))
     assert 6 <= whole[0].number - 1 < 10
 
 
 def test_the_patients_right_lies_left_in_a_file_of_any_orientation(world):
     path = world / "labels" / "b.nii.gz"
-    expected = draw_case(CaseFiles("b", REGIONS, TRAINED, {}, LabelFile(path), {}))
+    expected = draw_case(CaseFiles("b", REGIONS, {}, LabelFile(path, TRAINED), {}))
     sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "RAS"), str(world / "ras.nrrd"))
-    found = draw_case(CaseFiles("b", REGIONS, TRAINED, {}, LabelFile(world / "ras.nrrd"), {}))
+    found = draw_case(CaseFiles("b", REGIONS, {}, LabelFile(world / "ras.nrrd", TRAINED), {}))
     assert [plane.reference for plane in found] == [plane.reference for plane in expected]
 
 
@@ -185,6 +185,19 @@ def test_predictions_in_another_order_than_the_results_are_refused(world):
     write_report([world / "results.json"], world / "page.html", predictions=in_order, processes=1)
 
 
+def test_models_whose_files_are_numbered_in_different_ways_are_drawn_together(world):
+    (world / "released").mkdir()
+    for case in ("a", "b"):
+        labels = np.roll(tumour(), 1, 2)
+        write(world / "released" / f"{case}.nii.gz", np.array([0, 2, 1, 4], np.uint8)[labels])
+    command = ["evaluate", str(world / "labels"), str(world / "released"), "--labels", "trained,glioma_2017"]
+    assert main([*command, "-o", str(world / "released.json"), "-np", "1"]) == 0
+    write_report([world / "results.json", world / "released.json"], world / "page.html", processes=1)
+    drawn = re.findall(r'id="c1p1-m(\d)"[^>]*>(.*?)</g>', (world / "page.html").read_text(), re.S)
+    assert [number for number, _ in drawn] == ["0", "1", "2"]
+    assert drawn[0][1] == drawn[2][1], "the same tumour in another numbering"
+
+
 def test_what_changed_since_it_was_scored_is_refused_and_what_is_gone_is_noted(world):
     write(world / "labels" / "b.nii.gz", tumour(missed=True))
     with pytest.raises(UserError, match=r"labels/b.nii.gz is not what was scored: its content is another"):
@@ -195,7 +208,7 @@ def test_what_changed_since_it_was_scored_is_refused_and_what_is_gone_is_noted(w
     shutil.rmtree(world / "two")
     notes = write_report([world / "results.json"], world / "page.html", processes=1)
     assert notes[:2] == [
-        "No reference was given: pictures show predictions alone.",
+        f"The references are no longer in {world / 'labels'}: pictures show predictions alone.",
         "No predictions were given for two: they are not drawn.",
     ]
 

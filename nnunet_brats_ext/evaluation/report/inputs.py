@@ -13,6 +13,7 @@ from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile
 from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
+from nnunet_brats_ext.evaluation.results import Results
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -79,14 +80,8 @@ def find_case_files(
     """
     images = find_sequence_files(options.images, options.release) if options.images else {}
     references, predictions = _label_maps(results, options, notes)
-    if len(different := {one["labels"] for one in results.values()}) > 1:
-        raise UserError(
-            f"the label maps are numbered in different ways ({', '.join(sorted(different))}): draw them in reports of "
-            "their own"
-        )
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
-    to_trained = Numberings.parse(first["labels"]).to_trained(preset)
     files = {}
     for case in failing:
         found = {name: maps[case] for name, maps in predictions.items() if case in maps}
@@ -106,13 +101,11 @@ def find_case_files(
             files[case] = CaseFiles(
                 case,
                 {region: preset.regions[region] for region in regions},
-                to_trained,
                 images.get(case, {}),
                 references.get(case),
                 found,
                 tuple(uncertain),
                 preset.scheme,
-                tuple(first["channels"]),
                 failing[case],
             )
     return files
@@ -122,38 +115,59 @@ Maps = dict[str, LabelFile]  # case -> file
 
 
 def _label_maps(results: ModelResults, options: ReportOptions, notes: list[str]) -> tuple[Maps, dict[str, Maps]]:
-    """The references, and the predictions of each model, with the hashes of the files that were scored."""
-    of_references = {case: file for one in results.values() for case, file in one["references"]["files"].items()}
+    """The references, and the predictions of each model, read and recognised as the results say."""
+    scored: Maps = {}
+    for one in results.values():
+        scored = {**_scored_files(one, 0), **scored}
     if options.reference:
-        given = find_label_maps(options.reference).files
-        tumours = {case: of_references.get(case, {}).get("tumour", "") for case in given}
-        references = {case: LabelFile(path, tumour=tumours[case]) for case, path in given.items()}
+        references = _given(options.reference, next(iter(results.values())), scored, 0)
     else:
-        references = _there(of_references)
+        references = _there(scored)
     folders = match_predictions(options.predictions, list(results))
     predictions = {}
     for name, one in results.items():
-        its_files = one["predictions"]["files"]
+        files = _scored_files(one, 1)
         if name in folders:
-            hashes = {case: file.get("sha256", "") for case, file in its_files.items()}
-            maps = find_label_maps(folders[name]).files
-            predictions[name] = {case: LabelFile(path, hashes.get(case, "")) for case, path in maps.items()}
-        elif not options.predictions and (found := _there(its_files)):
+            predictions[name] = _given(folders[name], one, files, 1)
+        elif not options.predictions and (found := _there(files)):
             predictions[name] = found
     if not references:
-        notes.append("No reference was given: pictures show predictions alone.")
+        gone = scored and f"The references are no longer in {next(iter(results.values()))['references']['folder']}"
+        notes.append(f"{gone or 'No reference was given'}: pictures show predictions alone.")
     if absent := [name for name in results if name not in predictions]:
         notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
     return references, predictions
 
 
-def _there(files: Mapping[str, Mapping[str, str]]) -> Maps:
-    """Those of the files that results name which are still where they were."""
+def _scored_files(one: Results, side: int) -> Maps:
+    """The references (0) or predictions (1) that results name. A reference is known by what it shows."""
+    how = _as_scored(one, side)
+    files = one[("references", "predictions")[side]]["files"].items()
     return {
-        case: LabelFile(Path(file["path"]), file.get("sha256", ""))
-        for case, file in files.items()
-        if file.get("path") and Path(file["path"]).is_file()
+        case: LabelFile(Path(file.get("path", "")), *how, file.get("sha256", ""), file.get("tumour", ""))
+        for case, file in files
     }
+
+
+def _as_scored(one: Results, side: int) -> tuple[Mapping[int, int], tuple[str, ...]]:
+    """How the files of results are numbered, and what their channels are."""
+    preset = find_preset(one["preset"], one["cohort"])
+    return Numberings.parse(one["labels"]).to_trained(preset)[side], tuple(one["channels"])
+
+
+def _given(folder: Path, one: Results, scored: Maps, side: int) -> Maps:
+    """The label maps of a folder, which must show what was scored; a reference may be another file of the same."""
+    unknown = LabelFile(Path(), *_as_scored(one, side))
+    maps = {}
+    for case, path in find_label_maps(folder).files.items():
+        known = scored.get(case, unknown)
+        maps[case] = known._replace(path=path, sha256="" if side == 0 else known.sha256)
+    return maps
+
+
+def _there(files: Maps) -> Maps:
+    """Those of the files that results name which are still where they were."""
+    return {case: file for case, file in files.items() if file.path.is_file()}
 
 
 def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:

@@ -41,29 +41,29 @@ OUTSIDE, INSIDE = 0.12, 0.42  # grey values of label maps: around the tumour, an
 
 
 class LabelFile(NamedTuple):
-    """A label map to draw. sha256, tumour: of the file that was scored and of what it shows; empty if not known."""
+    """A label map to draw. to_trained, channels: how to read it, as of `read_labels`.
+
+    sha256, tumour: of the file that was scored and of what it shows; empty if not known.
+    """
 
     path: Path
+    to_trained: Mapping[int, int]
+    channels: tuple[str, ...] = ()
     sha256: str = ""
     tumour: str = ""
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """All files of one case that there are; `to_trained` reads the numberings of its reference and predictions.
-
-    scheme, channels: as of `read_labels`. failing: the region to look at, where predictions are worst.
-    """
+    """All files of one case that there are. scheme: of the labels. failing: the region where predictions are worst."""
 
     case: str
     regions: RegionLabels  # labels as trained
-    to_trained: tuple[Mapping[int, int], Mapping[int, int]]
     images: Mapping[str, Path]  # sequence -> file
     reference: LabelFile | None
     predictions: Mapping[str, LabelFile]  # model -> file
     uncertainty: tuple[Path, ...] = ()
     scheme: str = "glioma_2017"
-    channels: tuple[str, ...] = ()
     failing: str = ""
 
 
@@ -99,12 +99,11 @@ def draw_case(files: CaseFiles, with_panels: bool = False) -> list[SlicePicture]
     """
     heads, grid = _read_images(files.images)
     first = next(iter(files.images.values()), None)
-    as_reference, as_prediction = files.to_trained
-    asked = {"": (files.reference, as_reference)} if files.reference else {}
-    asked |= {name: (one, as_prediction) for name, one in files.predictions.items()}
     maps: dict[str, np.ndarray] = {}
-    for name, (one, to_trained) in asked.items():
-        volume = _read(one, to_trained, files)
+    for name, one in ({"": files.reference} | dict(files.predictions)).items():
+        if one is None:
+            continue
+        volume = _read(one, files.scheme)
         grid = grid or (volume.grid.turned(LPS) if volume.placed else volume.grid)
         first = first or one.path
         maps[name] = _upright(volume, first, grid)
@@ -210,9 +209,9 @@ def _on_grid(path: Path, first: Path, grid: Grid) -> np.ndarray:
     return array
 
 
-def _read(file: LabelFile, to_trained: Mapping[int, int], files: CaseFiles) -> LabelVolume:
+def _read(file: LabelFile, scheme: str) -> LabelVolume:
     try:
-        volume = read_labels(file.path, to_trained, files.scheme, files.channels, right_angles=True)
+        volume = read_labels(file.path, file.to_trained, scheme, file.channels, right_angles=True)
     except UserError as error:
         known = error.advice != NUMBERING_ADVICE
         raise UserError(error.problem, error.advice if known else AS_SCORED) from error
