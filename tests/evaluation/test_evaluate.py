@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from nnunet_brats_ext.brats import ED, ET, LABEL_SCHEMES, NCR
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.evaluation import evaluate_folders, label_maps
+from nnunet_brats_ext.evaluation import evaluate, evaluate_folders, label_maps
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps
 from nnunet_brats_ext.evaluation.results import summarise_scores
 
@@ -70,6 +70,45 @@ def test_the_command_writes_what_the_function_returns(folders, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert "brats2020 (gli), 3 cases" in shown
     assert "0.900 ± 0.000 (0.900)" in shown
+
+
+def test_several_predictions_make_one_table_with_a_column_of_models(folders, tmp_path, monkeypatch, capsys):
+    reference, prediction = folders
+    shutil.copytree(reference, tmp_path / "exact")
+    read = []
+    real = evaluate.read_labels
+    monkeypatch.setattr(evaluate, "read_labels", lambda path, *given: read.append(path) or real(path, *given))
+    out = tmp_path / "results.json"
+    command = ["evaluate", str(reference), str(prediction), str(tmp_path / "exact"), "--preset", "brats2023"]
+    assert main([*command, "-o", str(out), "-np", "1"]) == 0
+    assert len(read) == len(set(read)) == 9, "every image is read once"
+    models = json.loads(out.read_text())["models"]
+    alone = [evaluate_folders(reference, folder, "brats2023") for folder in (prediction, tmp_path / "exact")]
+    assert [models[name]["cases"] for name in ("predictions", "exact")] == [one["cases"] for one in alone]
+    for table, rows in (("results.csv", 18), ("results_lesions.csv", 18)):
+        found = list(csv.DictReader((tmp_path / table).open()))
+        assert next(iter(found[0])) == "model" and {row["model"] for row in found} == {"predictions", "exact"}
+        assert len(found) == rows
+    summary = [row for row in csv.DictReader((tmp_path / "results_summary.csv").open()) if row["metric"] == "dice"]
+    means = {row["model"]: float(row["mean"]) for row in summary if row["region"] == "WT"}
+    assert means == pytest.approx({"predictions": 0.9, "exact": 1.0, "mean of 2 models": 0.95})
+    assert "exact" in capsys.readouterr().out
+    names = ["--names", "a", "a"]
+    assert main([*command, *names, "-o", str(out), "-np", "1"]) == 1
+    assert "a is given twice" in capsys.readouterr().err
+
+
+def test_tables_are_as_wide_as_they_are_when_piped_and_as_asked(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    command = ["evaluate", *map(str, folders), "--preset", "brats2024", "-o", str(tmp_path / "r.json"), "-np", "1"]
+    assert main(command) == 0
+    wide = capsys.readouterr().out
+    assert max(map(len, wide.splitlines())) > 150 and wide.count("hd95 (mm)") == 2
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(command) == 0
+    narrow = capsys.readouterr().out
+    assert max(len(line) for line in narrow.splitlines() if "written" not in line) <= 90
+    assert narrow.count("hd95 (mm)") > 2
 
 
 def test_repeating_the_command_replaces_its_files_and_leaves_no_others(folders, tmp_path):

@@ -208,7 +208,7 @@ def test_what_changed_since_it_was_scored_is_refused_and_what_is_gone_is_noted(w
     shutil.rmtree(world / "two")
     notes = write_report([world / "results.json"], world / "page.html", processes=1)
     assert notes[:2] == [
-        "No reference was given: pictures show predictions alone.",
+        f"The references are no longer in {world / 'labels'}: pictures show predictions alone.",
         "No predictions were given for two: they are not drawn.",
     ]
 

@@ -132,7 +132,8 @@ def _label_maps(results: ModelResults, options: ReportOptions, notes: list[str])
         elif not options.predictions and (found := _there(files)):
             predictions[name] = found
     if not references:
-        notes.append("No reference was given: pictures show predictions alone.")
+        gone = scored and f"The references are no longer in {next(iter(results.values()))['references']['folder']}"
+        notes.append(f"{gone or 'No reference was given'}: pictures show predictions alone.")
     if absent := [name for name in results if name not in predictions]:
         notes.append(f"No predictions were given for {', '.join(absent)}: they are not drawn.")
     return references, predictions
