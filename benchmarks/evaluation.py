@@ -182,15 +182,19 @@ for name in sorted(os.listdir(sys.argv[2])):
 """
 PANOPTICA = """
 import os, sys
-from panoptica import ConnectedComponentsInstanceApproximator, InputType, NaiveThresholdMatching, Panoptica_Evaluator
+from panoptica import ConnectedComponentsInstanceApproximator, InputType, MaxBipartiteMatching, Panoptica_Evaluator
 from panoptica.metrics import Metric
+from panoptica.utils.edge_case_handling import EdgeCaseHandler, EdgeCaseResult, MetricZeroTPEdgeCaseHandling
 from panoptica.utils.label_group import LabelMergeGroup
 from panoptica.utils.segmentation_class import SegmentationClassGroups
-groups = {"et": LabelMergeGroup([3]), "tc": LabelMergeGroup([1, 3]), "wt": LabelMergeGroup([1, 2, 3])}
+groups = {"et": [3], "tc": [1, 3], "wt": [1, 2, 3]} | ({"rc": [4]} if sys.argv[3] == "met" else {})
+measures = [Metric.DSC, Metric.NSD, Metric.HD95]
+nothing = MetricZeroTPEdgeCaseHandling(EdgeCaseResult.ZERO)
 evaluator = Panoptica_Evaluator(
-    InputType.SEMANTIC, ConnectedComponentsInstanceApproximator(), NaiveThresholdMatching(),
-    segmentation_class_groups=SegmentationClassGroups(groups), instance_metrics=[Metric.DSC, Metric.HD95],
-    global_metrics=[Metric.DSC, Metric.HD95],
+    InputType.SEMANTIC, ConnectedComponentsInstanceApproximator(), MaxBipartiteMatching(Metric.DSC, 1e-6),
+    segmentation_class_groups=SegmentationClassGroups({name: LabelMergeGroup(g) for name, g in groups.items()}),
+    instance_metrics=measures, global_metrics=measures,
+    edge_case_handler=EdgeCaseHandler(dict.fromkeys(measures, nothing)),
 )
 for name in sorted(os.listdir(sys.argv[1])):
     for result in evaluator.evaluate(os.path.join(sys.argv[2], name), os.path.join(sys.argv[1], name)).values():
@@ -251,7 +255,7 @@ def compare_commands(
                 found["script of 2023"] = [*script, *sides, str(dilation)]
             options = ["--ref_path", sides[0], "--pred_path", sides[1], "--config", configuration]
             found["BraTS_evaluation"] = [str(peers), "-m", "brats_evaluation.evaluation", *options]
-            found["panoptica"] = [str(peers), "-c", PANOPTICA, *sides]
+            found["panoptica"] = [str(peers), "-c", PANOPTICA, *sides, cohort]
             return found
 
         first: dict[str, float] = {}

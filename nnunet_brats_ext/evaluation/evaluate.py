@@ -20,7 +20,7 @@ from nnunet_brats_ext.evaluation.label_maps import (
 )
 from nnunet_brats_ext.evaluation.lesion_rows import LesionRow, make_rows
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings
-from nnunet_brats_ext.evaluation.numbering_checks import LabelEvidence, check_numbering, gather_evidence
+from nnunet_brats_ext.evaluation.numbering_checks import LabelEvidence, check_channels, check_numbering, gather_evidence
 from nnunet_brats_ext.evaluation.presets import Preset, cohort_option, find_preset, preset_option
 from nnunet_brats_ext.evaluation.reading import FileFacts, LabelVolume, holds_channels, read_labels
 from nnunet_brats_ext.evaluation.results import Results, check_names, name_sources, summarise_scores
@@ -213,7 +213,9 @@ def evaluate_models(
     results = {}
     for name, found in maps.items():
         of_model = {case.case: one[name] for case, one in zip(cases, outcomes, strict=True) if name in one}
-        check_numbering([outcome.evidence for outcome in of_model.values()], numberings, rules)
+        evidence = [outcome.evidence for outcome in of_model.values()]
+        check_numbering(evidence, numberings, rules)
+        check_channels(evidence, named, rules)
         results[name] = _results(name, reading, references.source, found, of_model)
     return results
 

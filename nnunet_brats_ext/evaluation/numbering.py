@@ -51,7 +51,7 @@ def renumber(values: np.ndarray, to_trained: Mapping[int, int]) -> np.ndarray:
     if values.ndim != 3:
         raise UserError(f"a label map has three axes, this has {values.ndim}")
     labels, box = np.zeros(values.shape, np.uint8), find_box(values)
-    labels[box] = _remap(values[box], to_trained)
+    labels[box] = _remap(np.ascontiguousarray(values[box]), to_trained)
     return labels
 
 

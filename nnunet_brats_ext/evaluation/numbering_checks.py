@@ -76,6 +76,28 @@ def check_numbering(evidence: Sequence[LabelEvidence], numberings: Numberings, p
             return
 
 
+def check_channels(evidence: Sequence[LabelEvidence], channels: Sequence[str], preset: Preset) -> None:
+    """Warn (`Notice`) where two regions, as predictions in channels hold them, are the same in all cases.
+
+    channels: what was said of the channels. Of the references, some case must have what lies between the two regions.
+    """
+    regions = {name: set(preset.regions[name]) for name in channels if name in preset.regions}
+    confusion = np.sum([one.confusion for one in evidence], axis=0)
+    of_reference, of_prediction = confusion.sum(1), confusion.sum(0)
+    for inner, outer in permutations(regions, 2):
+        between = sorted(regions[outer] - regions[inner])
+        if not regions[inner] < regions[outer] or not of_prediction[sorted(regions[inner])].any():
+            continue
+        if of_reference[between].any() and not of_prediction[between].any():
+            names = " and ".join(_name(label, preset) for label in between)
+            warnings.warn(
+                f"{inner} and {outer} are the same in all {len(evidence)} predictions, but not in the references, "
+                f"which have {names} between them; check the order of --channels {','.join(channels)}",
+                Notice,
+                stacklevel=3,
+            )
+
+
 def _surroundings(evidence: Sequence[LabelEvidence], numberings: Numberings, preset: Preset) -> str | None:
     """What to say where the label read as ED lies within another one, which another numbering calls ED."""
     present = to_trained(numberings.reference, preset)

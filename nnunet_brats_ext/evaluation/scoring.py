@@ -180,12 +180,12 @@ def _cut_regions(reference: np.ndarray, prediction: np.ndarray, preset: Preset) 
     margins = {name: rule.dilation for name, rule in preset.lesions.items() if isinstance(rule, DilationRule)}
     tumour = join_boxes([find_box(reference), find_box(prediction)])
     tumour = grow_box(tumour, max(margins.values(), default=0), reference.shape)
-    labels = [_check_labels(labels[tumour], preset) for labels in (reference, prediction)]
+    labels = [_check_labels(np.ascontiguousarray(labels[tumour]), preset) for labels in (reference, prediction)]
     regions = {}
     for name, values in {**preset.regions, **preset.unscored}.items():
         masks = [np.logical_or.reduce([part == value for value in values]) for part in labels]
         box = grow_box(find_box(masks[0] | masks[1]), margins.get(name, 0), masks[0].shape)
-        regions[name] = RegionMasks(shift_box(box, tumour), masks[0][box], masks[1][box])
+        regions[name] = RegionMasks(shift_box(box, tumour), *(np.ascontiguousarray(mask[box]) for mask in masks))
     return regions
 
 

@@ -130,6 +130,28 @@ def test_boolean_masks_are_no_label_maps():
         evaluate_case(np.full((5, 5, 5), 4), np.zeros((5, 5, 5), int))
 
 
+def test_channels_that_are_the_same_everywhere_are_noticed(tmp_path):
+    reference, prediction = make_pair("glioma_2023")
+    regions = find_preset("brats2023").regions
+    folders = [write_cases(tmp_path / "references", reference, reference), tmp_path / "predictions"]
+    folders[1].mkdir()
+
+    def write(number: int, *names: str) -> None:
+        masks = [np.isin(prediction, regions[name]).astype(np.uint8) for name in names]
+        image = sitk.JoinSeries([sitk.GetImageFromArray(mask) for mask in masks])
+        sitk.WriteImage(image, str(folders[1] / f"case_{number}.nii.gz"))
+
+    for number in range(2):
+        write(number, "TC", "TC", "ET")
+    said = r"TC and WT are the same in all 2 predictions, but not in the references, which have ED between them; check"
+    with pytest.warns(Notice, match=said):
+        evaluate_folders(*folders, "brats2023", labels="trained", channels="TC,WT,ET")
+    write(1, "TC", "WT", "ET")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        evaluate_folders(*folders, "brats2023", labels="trained", channels="TC,WT,ET")
+
+
 @pytest.mark.skipif(not BRATS_2020.exists(), reason="needs the real label maps")
 @pytest.mark.parametrize("network", ["network_a", "network_b"])
 def test_real_patients_and_networks_are_noticed_only_where_they_are_numbered_otherwise(network, tmp_path):
