@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -229,6 +229,8 @@ def read_image(path: Path, right_angles: bool = False, any_form: bool = False) -
         except RuntimeError as error:
             raise UserError(f"{path} is truncated or damaged; {AGAIN}") from error
         array = np.moveaxis(array, -1, 0) if components > 1 else array
+        if any_form and len(grid.size) == 3 and grid.finite:  # ITK takes any axes in these formats
+            grid = _at_right_angles(grid, path, right_angles)
     else:
         array = nifti[0].reshape((components, *grid.shape) if components > 1 else grid.shape)
     return _checked(array, grid, content, path)
@@ -372,20 +374,33 @@ def has_right_angles(header: nibabel.Nifti1Header) -> bool:
 
 
 def _nearest_grid(header: nibabel.Nifti1Header, path: Path, accepted: bool) -> Grid:
-    """The nearest grid with axes at right angles: the orthogonal part of the polar decomposition of a header's axes."""
+    """The nearest grid with axes at right angles to those of a NIfTI header."""
     affine = np.diag((-1.0, -1.0, 1.0, 1.0)) @ header.get_sform()
     size = tuple(int(n) for n in header["dim"][1:4])
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
-    grid = Grid(size, tuple(lengths.tolist()), tuple(affine[:3, 3].tolist()), tuple((left @ right).ravel().tolist()))
+    direction = tuple((affine[:3, :3] / lengths).ravel().tolist())
+    return _at_right_angles(
+        Grid(size, tuple(lengths.tolist()), tuple(affine[:3, 3].tolist()), direction), path, accepted
+    )
+
+
+def _at_right_angles(grid: Grid, path: Path, accepted: bool) -> Grid:
+    """The grid, if its axes are at right angles; else the nearest one where accepted: of its axes' polar decomposition.
+
+    Where it is not, an error says how far voxels would move.
+    """
+    axes = np.reshape(grid.direction, (3, 3))
+    if np.abs(axes.T @ axes - np.eye(3)).max() <= OFF_RIGHT_ANGLE:
+        return grid
+    left, _, right = np.linalg.svd(axes)
+    nearest = replace(grid, direction=tuple((left @ right).ravel().tolist()))
     if not accepted:
-        ends = [np.array(corner) for corner in product(*((0, n - 1) for n in size))]
-        moved = max(np.linalg.norm(affine[:3, :3] @ end + affine[:3, 3] - grid.point_mm(end)) for end in ends)
         raise UserError(
             f"{path} has axes that are not at right angles, which ITK and nnU-Net do not read. --right-angles takes "
-            f"the nearest ones that are; voxels then lie up to {moved:.2g} mm from where the header has them"
+            f"the nearest ones that are; voxels then lie up to {grid.shift_mm(nearest):.2g} mm from where the header "
+            "has them"
         )
-    return grid
+    return nearest
 
 
 MOST_PACKED = 1032  # times smaller than its content can a file be

@@ -195,6 +195,20 @@ def test_axes_that_are_not_at_right_angles_are_said_and_taken_on_request(folder)
     assert found["cases"] == score(folder / "references", folder / "plain")["cases"]
 
 
+def test_other_formats_whose_axes_are_not_at_right_angles_are_taken_on_request_too(folder):
+    header = (
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: left-posterior-superior\nsizes: 14 12 10\n"
+        "space directions: (1,0,0) (0.005,1.5,0) (0,0,2)\nkinds: domain domain domain\nencoding: raw\n"
+        "space origin: (-3,-20,7)\n\n"
+    )
+    (folder / "sheared").mkdir()
+    (folder / "sheared" / "case.nrrd").write_bytes(header.encode() + tumour(1).tobytes())
+    with pytest.raises(UserError, match=r"case.nrrd has axes that are not at right angles, .* --right-angles"):
+        score(folder / "references", folder / "sheared")
+    found = score(folder / "references", folder / "sheared", right_angles=True)
+    assert found["cases"] == score(folder / "references", folder / "plain")["cases"]
+
+
 @pytest.mark.parametrize(
     ("names", "given", "options", "message"),
     [
