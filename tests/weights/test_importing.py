@@ -110,7 +110,7 @@ def test_a_network_of_monai_gives_what_monai_gives(name, tmp_path):
         torch.save({"epoch": 1, "best_acc": np.float64(0.9), "state_dict": network.state_dict()}, source)
     done = imported(source, tmp_path / "model")
     ours, network = network_of(done), network.eval()
-    for size in ((32, 32, 32), (64, 32, 32)):
+    for size in ((64, 32, 32), (32, 64, 32)):
         image = torch.randn(1, 4, *size)
         with torch.no_grad():
             theirs = network(image[:, order])
