@@ -15,7 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunet_brats_ext import __version__
+from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.brats import SEQUENCES, find_sequence
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import read_json, write_json
@@ -82,6 +82,8 @@ def import_weights(options: ImportOptions) -> Imported:
     outputs = _ordered_outputs(model.outputs)
     plans, description = plans_of(model, dataset), dataset_of(model, sequences, outputs, dataset)
     _check_place(folder, plans, description, tuple(model.folds))
+    if plans_file is not None and plans_file.is_file() and read_json(plans_file) != json.loads(json.dumps(plans)):
+        raise UserError(f"{plans_file} holds other plans of this name; choose another data set or a folder with -o")
     network = _network(model, plans, len(model.inputs), len(model.outputs))
     notes = {
         "system": model.system,
@@ -262,6 +264,7 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """What nnU-Net's prediction and `-pretrained_weights` read; training cannot go on from it with --c."""
     axes = len(model.configurations[model.configuration]["patch_size"])
+    once = papers.find_trainer(model.trainer).prediction.symmetries == "none"
     return {
         "network_weights": state,
         "trainer_name": model.trainer,
@@ -271,5 +274,5 @@ def _checkpoint(
             "fold": int(fold) if fold.isdecimal() else fold,
             "dataset_json": description,
         },
-        "inference_allowed_mirroring_axes": tuple(range(axes)),
+        "inference_allowed_mirroring_axes": None if once else tuple(range(axes)),
     }

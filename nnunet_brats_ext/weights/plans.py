@@ -10,7 +10,6 @@ from nnunet_brats_ext.storage.datasets import AXES_KEY, NO_NORMALISATION
 from nnunet_brats_ext.storage.images import LPS
 from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel
 
-PLANS_OF_PAPERS = "BraTSPlans"
 MEDIAN_BRAIN = (140, 171, 137)  # voxels of 1 mm along z, y, x: BraTS after nnU-Net's crop
 RESAMPLING = "resample_data_or_seg_to_shape"
 

@@ -18,7 +18,9 @@ from spoiling import PREPROCESSED, RAW
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.models import open_model
+from nnunet_brats_ext.inference.tilings import Volume
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers.baseline.tilings import GAUSSIAN, MONAI
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
 from nnunet_brats_ext.weights.reading import read_pickle, read_torch
@@ -77,6 +79,17 @@ def test_a_whole_prediction_with_a_model_of_v1_averages_probabilities(tmp_path, 
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
+@pytest.mark.parametrize("patch_size", [(8, 8, 6), (8, 6)])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_windows_of_v1_put_every_voxel_in_its_place(patch_size, exclusive):
+    data = torch.randn(4, 5, 12, 9)
+    regions = ((0, 1, 2), (1, 2), (2,))
+    volume = Volume(data, {}, patch_size, (1,) * len(patch_size), 4, regions, 3 + exclusive, patch_size)
+    logits = GAUSSIAN(lambda window: window[:, : 3 + exclusive], volume)
+    expected = torch.log_softmax(data, 0) if exclusive else data[:3]
+    assert torch.allclose(logits, expected, atol=1e-4)
+
+
 def test_what_v1_had_and_version_2_does_not_is_refused(tmp_path):
     folder_of_v1("regions", tmp_path / "v1")
     file = tmp_path / "v1" / "fold_0" / "model_final_checkpoint.model.pkl"
@@ -110,7 +123,7 @@ def test_a_network_of_monai_gives_what_monai_gives(name, tmp_path):
         torch.save({"epoch": 1, "best_acc": np.float64(0.9), "state_dict": network.state_dict()}, source)
     done = imported(source, tmp_path / "model")
     ours, network = network_of(done), network.eval()
-    for size in ((32, 32, 32), (64, 32, 32)):
+    for size in ((64, 32, 32), (32, 64, 32)):
         image = torch.randn(1, 4, *size)
         with torch.no_grad():
             theirs = network(image[:, order])
@@ -120,9 +133,6 @@ def test_a_network_of_monai_gives_what_monai_gives(name, tmp_path):
 
 def test_monai_sees_the_whole_image(tmp_path):
     pytest.importorskip("monai")
-    from nnunet_brats_ext.inference.tilings import Volume
-    from nnunet_brats_ext.trainers.baseline.tilings import MONAI
-
     properties = {
         "shape_before_cropping": (12, 10, 8),
         "bbox_used_for_cropping": [[2, 8], [1, 9], [0, 4]],

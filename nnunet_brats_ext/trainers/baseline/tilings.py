@@ -45,7 +45,8 @@ def _mean(predict: Predict, data: Tensor, patch_size: Sequence[int], exclusive: 
         total[window(place, patch_size)] += probabilities * weights
         covered[window(place, patch_size, leading=0)] += weights
     assert total is not None
-    return logits_of((total / covered)[(slice(None), *inside[1:])], exclusive)
+    inside = (slice(None), *inside[1:])
+    return logits_of((total / covered)[inside], exclusive)
 
 
 class MonaiWindows(Tiling):
@@ -63,18 +64,18 @@ class MonaiWindows(Tiling):
 
         image, place = _in_image(volume)
         logits = sliding_window_inference(image[None], volume.patch_size, 1, predict, overlap=MONAI_OVERLAP)
-        return logits[0][(slice(None), *place)].float().cpu()
+        return logits[0][place].float().cpu()
 
 
 def _in_image(volume: Volume) -> tuple[Tensor, tuple[slice, ...]]:
-    """The image that a volume was cropped from, and where in it the volume lies."""
+    """The image that a volume was cropped from, and the index of the volume in it."""
     properties, size = volume.properties, tuple(volume.data.shape[1:])
     whole, box = properties.get("shape_before_cropping"), properties.get("bbox_used_for_cropping")
     if whole is None or box is None or tuple(properties["shape_after_cropping_and_before_resampling"]) != size:
-        return volume.data, tuple(slice(None) for _ in size)
+        return volume.data, (slice(None),)
     image = volume.data.new_zeros((len(volume.data), *whole))
-    place = tuple(slice(*ends) for ends in box)
-    image[(slice(None), *place)] = volume.data
+    place = (slice(None), *(slice(*ends) for ends in box))
+    image[place] = volume.data
     return image, place
 
 

@@ -91,7 +91,7 @@ def _model(
             f"imported; its weights are {shorten(list(first), 2)}"
         )
     stages = plans["plans_per_stage"]
-    arguments = info.get("init") or ()
+    arguments = tuple(info.get("init") or ())
     stage = arguments[5] if len(arguments) > 5 and arguments[5] in stages else max(stages)
     staged = "Cascade" in name
     planned = stages[stage]
@@ -110,7 +110,10 @@ def _model(
             f"({', '.join(inputs)}); name them with --channels"
         )
     order = order_of(channels, SEQUENCES) or list(range(len(channels)))
-    links = {"3d_cascade_fullres": {"previous_stage": "3d_lowres"}, "3d_lowres": {"next_stage": "3d_cascade_fullres"}}
+    links: dict[str, dict[str, Any]] = {
+        "3d_cascade_fullres": {"previous_stage": "3d_lowres"},
+        "3d_lowres": {"next_stage": "3d_cascade_fullres"},
+    }
     depth = _depth(first)
     network, imports, strides = _architecture(first, name, axes, outputs == REGIONS)
     built = configuration(
@@ -200,7 +203,8 @@ def _architecture(state: State, trainer: str, axes: int, whole: bool) -> tuple[d
 
 def _kernels(state: State) -> list[tuple[int, ...]]:
     """The kernel of each stage that holds those of encoder and decoder."""
-    depth, found = _depth(state), {}
+    depth = _depth(state)
+    found: dict[int, tuple[int, ...]] = {}
     for old, new in _key_map(state).items():
         kind, _, number, *_ = new.split(".")
         stage = int(number) if kind == "encoder" else depth - 1 - int(number)

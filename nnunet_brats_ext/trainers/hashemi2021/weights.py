@@ -6,7 +6,7 @@ from nnunet_brats_ext.architectures.plain_unet_2d import FEATURES, RELEASED_KEYS
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.hashemi2021.paper import REGIONS as NAMES
 from nnunet_brats_ext.weights.key_maps import covers, renamed
-from nnunet_brats_ext.weights.plans import PLANS_OF_PAPERS, configuration_of_paper
+from nnunet_brats_ext.weights.plans import configuration_of_paper
 from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, WeightsSource
 
 CONFIGURATION = "hashemi_2d"
@@ -30,7 +30,7 @@ def open_model(given: Given) -> ForeignModel | None:
     return ForeignModel(
         system=f"U-Net 2C of Hashemi et al. 2021 for {region}" if binary else "U-Net 3C of Hashemi et al. 2021",
         trainer=f"BraTS2D{called[region] if region else ''}Trainer",
-        plans_name=PLANS_OF_PAPERS,
+        plans_name="Hashemi2021Plans",
         configuration=CONFIGURATION,
         configurations={CONFIGURATION: planned},
         inputs=("FLAIR", "T1", "T1ce", "T2"),

@@ -12,7 +12,7 @@ from nnunet_brats_ext.architectures.dilated_unet import RELEASED_KEYS, RELEASED_
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.weights.key_maps import renamed
-from nnunet_brats_ext.weights.plans import PLANS_OF_PAPERS, configuration_of_paper
+from nnunet_brats_ext.weights.plans import configuration_of_paper
 from nnunet_brats_ext.weights.sources import ForeignModel, Given, WeightsSource
 
 PLAIN, ATTENTIVE = "encoder1.ConvBnRelu1.conv.weight", "encoder1.UBlock.ConvBnRelu1.conv.weight"
@@ -45,7 +45,7 @@ def open_model(given: Given) -> ForeignModel | None:
     return ForeignModel(
         system=f"{'Att_EquiUnet' if attentive else 'EquiUnet'} of Henry et al. 2020",
         trainer=trainer,
-        plans_name=PLANS_OF_PAPERS,
+        plans_name="Henry2020Plans",
         configuration=name,
         configurations={name: configuration_of_paper(name, **normalisation)},
         inputs=SEQUENCES,

@@ -3,7 +3,7 @@
 from nnunet_brats_ext.architectures.post_activation_residual_unet import RELEASED_KEYS, RELEASED_UNUSED
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.weights.key_maps import covers, names_left_out, renamed
-from nnunet_brats_ext.weights.plans import PLANS_OF_PAPERS, configuration_of_paper
+from nnunet_brats_ext.weights.plans import configuration_of_paper
 from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, WeightsSource
 
 CONFIGURATION = "lachinov_144"
@@ -16,7 +16,7 @@ def open_model(given: Given) -> ForeignModel | None:
     return ForeignModel(
         system="the student of Lachinov et al. 2019, a residual U-Net",
         trainer="BraTSStudentTrainer",
-        plans_name=PLANS_OF_PAPERS,
+        plans_name="Lachinov2019Plans",
         configuration=CONFIGURATION,
         configurations={CONFIGURATION: configuration_of_paper(CONFIGURATION)},
         inputs=SEQUENCES,

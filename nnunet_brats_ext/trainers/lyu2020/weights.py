@@ -6,7 +6,7 @@ https://github.com/shu-hai/two-stage-VAE-Attention-gate-BraTS2020
 from nnunet_brats_ext.architectures.residual_unet import RELEASED_KEYS, RELEASED_KEYS_OF_GATES, RELEASED_UNUSED
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.weights.key_maps import covers, names_left_out, renamed
-from nnunet_brats_ext.weights.plans import PLANS_OF_PAPERS, configuration_of_paper
+from nnunet_brats_ext.weights.plans import configuration_of_paper
 from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, WeightsSource
 
 LABELS = ("ED", "NCR", "ET")  # of the first stage, which the second sees before the images
@@ -22,7 +22,7 @@ def open_model(given: Given) -> ForeignModel | None:
     return ForeignModel(
         system=f"stage {2 if second else 1} of Lyu & Shu 2020",
         trainer="BraTSAttentionVAETrainer" if second else "BraTSVAETrainer",
-        plans_name=PLANS_OF_PAPERS,
+        plans_name="Lyu2020Plans",
         configuration=configuration,
         configurations={name: configuration_of_paper(name) for name in ("lyu_stage1", "lyu_stage2")},
         inputs=(*LABELS, *SEQUENCES) if second else SEQUENCES,
