@@ -85,9 +85,11 @@ class DatasetDescription:
         They come behind the sequences. Who predicts needs no images of them.
         """
         noted = self._get(DERIVED_KEY, dict) if DERIVED_KEY in self.content else {}
-        acquired, derived = (names := self.sequences)[: len(names) - len(noted)], names[len(names) - len(noted) :]
+        first = len(self.sequences) - len(noted)
+        acquired, derived = self.sequences[:first], self.sequences[first:]
         for name, weights in noted.items():
-            if name not in derived or not isinstance(weights, dict) or not weights.keys() <= set(acquired):
+            known = isinstance(weights, dict) and weights and weights.keys() <= set(acquired)
+            if name not in derived or not known or not all(type(value) in (int, float) for value in weights.values()):
                 raise UserError(
                     f"{self.source}: {DERIVED_KEY} has {name!r}: {weights!r}; expected a channel behind {acquired} "
                     'and weights of some of these, such as {"T1ce-T1": {"T1ce": 1, "T1": -1}}'

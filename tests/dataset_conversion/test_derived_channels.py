@@ -95,7 +95,9 @@ def test_a_data_set_without_its_sequences_is_refused(source, tmp_path):
         convert(source, 1, add="t2-flair")
 
 
-@pytest.mark.parametrize("noted", [{"T1": {"T2": 1}}, {"T1ce-T1": {"PET": 1}}, {"T1ce-T1": 3}])
+@pytest.mark.parametrize(
+    "noted", [{"T1": {"T2": 1}}, {"T1ce-T1": {"PET": 1}}, {"T1ce-T1": 3}, {"T1ce-T1": {}}, {"T1ce-T1": {"T1": "1"}}]
+)
 def test_a_description_that_cannot_be_is_an_error(noted):
     content = {"channel_names": {"0": "T1", "1": "T1ce", "2": "T1ce-T1"}, "brats_derived": noted}
     with pytest.raises(UserError, match="expected a channel behind"):
