@@ -60,7 +60,11 @@ class ImportOptions(Options):
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported model. renamed: how many weights of how many in the file have become the network's."""
+    """An imported model: what it was, and what it is now.
+
+    sequences, outputs: in the order of the written weights. made_anew: weights that the file lacks and that prediction
+    does not need. plans: where they went beside a data set's own, for training.
+    """
 
     folder: Path
     source: WeightsSource
