@@ -165,7 +165,9 @@ class Overfit:
             self.bench.run("nnUNetv2_train", *words, *(["--val"] if finished else ["--c"] if begun else []), **short)
         logging = torch.load(fold / FINAL, map_location="cpu", weights_only=False)["logging"]
         starts, ends = logging["epoch_start_timestamps"], logging["epoch_end_timestamps"]
-        return logging["train_losses"], sum(end - start for start, end in zip(starts, ends, strict=True))
+        return list(map(float, logging["train_losses"])), sum(
+            end - start for start, end in zip(starts, ends, strict=True)
+        )
 
     def predict(self, name: str, model: Trained, system: System) -> str:
         out = f"predictions/{word(name)}_{model.trainer}"
