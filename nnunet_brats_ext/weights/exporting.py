@@ -6,6 +6,7 @@ Beside the network goes a JSON file that says what to do with images before it a
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,9 @@ def run_onnx(file: Path, images: Tensor) -> Tensor:
 def _write_torchscript(network: nn.Module, example: Tensor, file: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.jit.trace(network, example, check_trace=False).save(str(file))
+        program = BytesIO()  # torch's own writer ends the process on a full disk
+        torch.jit.save(torch.jit.trace(network, example, check_trace=False), program)
+    file.write_bytes(program.getvalue())
 
 
 def run_torchscript(file: Path, images: Tensor) -> Tensor:
