@@ -139,7 +139,7 @@ def plan_of_models(options: BundleOptions) -> Plan:
         before = leaves[last]
         if rules.needs_probabilities and not isinstance(before, Ruled):
             leaves[last] = replace(before, probabilities=True)
-        leaves["rules"] = Ruled(last, {"scheme": rules.scheme_name, "rules": list(map(dict, rules.rules))})
+        leaves["rules"] = Ruled(last, rules.as_json())
     return Plan(" + ".join(source.absolute().name for source in options.sources), leaves)
 
 
