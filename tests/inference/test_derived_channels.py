@@ -24,6 +24,7 @@ from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_image, read_label_map, write_image
+from nnunet_brats_ext.weights.exporting import describe
 
 RUN = dict(device="cpu", processes=0, disable_tta=True)
 
@@ -145,6 +146,11 @@ def test_the_channel_is_no_sequence_to_ask_for_and_no_image_to_lack(world, four,
     min(four.glob("*_0003.nii.gz")).unlink()
     with pytest.raises(UserError, match=r"CASE_0000.nii.gz to CASE_0003.nii.gz of every case; not so"):
         predict(four, tmp_path / "out", model(world), **RUN)
+
+
+def test_an_exported_network_comes_with_what_the_channel_is(world):
+    content = describe(TrainedModel.of(model(world), (0,)), (8, 8, 8))["input"]
+    assert content["channels"][4] == "T1ce-T1" and content["derived"]["weights"] == {"T1ce-T1": {"T1ce": 1, "T1": -1}}
 
 
 def test_a_bundle_computes_the_channel_of_those_of_its_models_that_have_one(world, world_on_disk, four, tmp_path):
