@@ -57,6 +57,11 @@ class BundledModel:
     def checkpoints(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for _, name in self.weights))
 
+    @property
+    def differs_by_fold(self) -> bool:
+        """Whether folds have other checkpoints than each other, as `choose` may choose them."""
+        return len(self.weights) < len(self.folds) * len(self.checkpoints)
+
 
 @dataclass(frozen=True)
 class Networks:
