@@ -266,6 +266,7 @@ def _system_of(manifest: Mapping[str, Any], path: Path) -> BundledSystem:
 
 NAMED = re.compile(  # what plans may name: classes, of packages that nnU-Net builds its networks of
     r"(dynamic_network_architectures|nnunet_brats_ext)\.architectures\.\w+\.[A-Z]\w*"
+    r"|nnunet_brats_ext\.architectures\.monai_networks\.(seg_res_net|swin_unetr)"  # functions
     r"|torch\.nn(\.modules\.(conv|instancenorm|batchnorm|normalization|activation|dropout|pooling|linear))?\.[A-Z]\w*"
     r"|dynamic_network_architectures\.building_blocks\.\w+\.[A-Z]\w*"
 )

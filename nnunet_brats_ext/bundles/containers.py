@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import nnunet_brats_ext
-from nnunet_brats_ext import __version__
+from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.bundles.archive import inspect_bundle, open_bundle
 from nnunet_brats_ext.bundles.challenges import CHALLENGES, Challenge
 from nnunet_brats_ext.bundles.contents import BundledSystem
@@ -50,7 +51,9 @@ def make_container(options: ContainerOptions) -> list[Path]:
             shutil.copytree(bundle.folder, folder / SYSTEM)
         (folder / SYSTEM).chmod(0o755)  # a temporary folder is its owner's alone
         write_wheel(folder / WHEELS)
-        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in pinned()), encoding="utf-8")
+        (folder / "requirements.txt").write_text(
+            "".join(f"{line}\n" for line in pinned(extras_of(system))), encoding="utf-8"
+        )
         for path in options.trainers:
             _copy_trainers(path, folder / "trainers" / path.resolve().name)
         for name, text in texts(system, challenge, options).items():
@@ -102,10 +105,17 @@ def _copy_trainers(source: Path, target: Path) -> None:
 # ---- packages -------------------------------------------------------------------------------------------------------
 
 
-def pinned() -> list[str]:
-    """NAME==VERSION of everything that this package needs, as it is installed here."""
+def extras_of(system: BundledSystem) -> set[str]:
+    """The extras of this package that trainers of a system need."""
+    known = papers.trainers()
+    trainers = {model.trainer for model in system.models.values()} & known.keys()
+    return {needed for name in trainers if (needed := known[name].needs)}
+
+
+def pinned(extras: Iterable[str] = ()) -> list[str]:
+    """NAME==VERSION of everything that this package needs, and some of its extras, as it is installed here."""
     found: dict[str, str] = {}
-    waiting = [(DISTRIBUTION, "")]
+    waiting = [(DISTRIBUTION, ""), *((DISTRIBUTION, extra) for extra in extras)]
     seen = set(waiting)
     while waiting:
         name, extra = waiting.pop()

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES
 from nnunet_brats_ext.predictions.ensemble import METHODS
-from nnunet_brats_ext.predictions.rule_sets import RuleSet
+from nnunet_brats_ext.predictions.rule_sets import RuleSet, rules_of
 from nnunet_brats_ext.storage.errors import UserError
 
 MANIFEST, CARD, MODELS = "bundle.json", "README.md", "models"
@@ -56,6 +56,11 @@ class BundledModel:
     @property
     def checkpoints(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for _, name in self.weights))
+
+    @property
+    def differs_by_fold(self) -> bool:
+        """Whether folds have other checkpoints than each other, as `choose` may choose them."""
+        return len(self.weights) < len(self.folds) * len(self.checkpoints)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class RulesPrediction:
 
     @property
     def rule_set(self) -> RuleSet:
-        return RuleSet(tuple(self.rules["rules"]), self.rules["scheme"])
+        return rules_of(self.rules)
 
     @property
     def sources(self) -> tuple[str, ...]:

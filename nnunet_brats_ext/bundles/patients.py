@@ -197,7 +197,7 @@ def make_ready(case: SourceCase, description: DatasetDescription, folder: Path, 
     Those of which no byte changes are linked. missing: take patients who lack sequences. A UserError lists what is
     wrong with the files.
     """
-    wanted = description.sequences
+    wanted = description.acquired
     there = [name for name in case.layout.sequences if name in case.files or case.layout.stack]
     absent = [name for name in wanted if name not in there]
     if absent and (not missing or len(absent) == len(wanted)):

@@ -140,7 +140,7 @@ def _add(run: Run, made: Mapping[str, Job], result: Path, predictions: dict[str,
         before = _add(run, made, Path(given["-i"][0]), predictions)
         names = [_rules_name(run, word) for word in given.get("--rules", ())]
         rules = collect_rules(names, given.get("--rule", ()))
-        predictions[name] = Ruled(before, {"scheme": rules.scheme_name, "rules": list(map(dict, rules.rules))})
+        predictions[name] = Ruled(before, rules.as_json())
     return name
 
 

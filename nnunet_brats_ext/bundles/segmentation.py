@@ -239,7 +239,7 @@ class _Work:
             picture = None
             if not self.options.challenge:
                 picture = self.options.out / PICTURES / f"{case.name}.png"
-                draw_patient(picture, ready.images, self.description.sequences, labels, grid, self.regions, case.name)
+                draw_patient(picture, ready.images, self.description.acquired, labels, grid, self.regions, case.name)
             probabilities = self._write_probabilities(ready, output, grid.axes)
             details |= {"seconds": time.monotonic() - begun, "memory_mb": peak[0]}
             details["network_seconds"] = output.network_seconds

@@ -38,7 +38,7 @@ from nnunet_brats_ext.inference.checkpoints import check_checkpoint, open_checkp
 from nnunet_brats_ext.inference.models import TrainedModel, fold_names, open_model
 from nnunet_brats_ext.inference.training_sizes import FINGERPRINT
 from nnunet_brats_ext.predictions.rule_sets import collect_rules
-from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.datasets import DERIVED_KEY, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import SAFE, nnunet_folder
@@ -49,7 +49,7 @@ PACKAGE = "nnunet-brats-ext"
 NOT_STATED = "not stated: ask whoever made it before you use or pass it on"
 KEPT_OF_DATASET = (  # of a dataset.json; others, such as paths of images, stay at home
     "name", "channel_names", "labels", "regions_class_order", "numTraining", "file_ending", "brats_release",
-    "overwrite_image_reader_writer", "brats_sequences", "brats_label_names", "brats_axes", "licence",
+    "overwrite_image_reader_writer", "brats_sequences", DERIVED_KEY, "brats_label_names", "brats_axes", "licence",
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def plan_of_models(options: BundleOptions) -> Plan:
         before = leaves[last]
         if rules.needs_probabilities and not isinstance(before, Ruled):
             leaves[last] = replace(before, probabilities=True)
-        leaves["rules"] = Ruled(last, {"scheme": rules.scheme_name, "rules": list(map(dict, rules.rules))})
+        leaves["rules"] = Ruled(last, rules.as_json())
     return Plan(" + ".join(source.absolute().name for source in options.sources), leaves)
 
 
@@ -248,7 +248,7 @@ def _dice(model: TrainedModel) -> dict[str, float]:
 def _about(plan: Plan, models: Sequence[TrainedModel], options: BundleOptions) -> dict[str, Any]:
     last = models[-1]
     description = last.description
-    differing = [one.folder.name for one in models if one.description.sequences != description.sequences]
+    differing = [one.folder.name for one in models if one.description.acquired != description.acquired]
     if differing:
         raise UserError(f"{differing[0]} and {last.folder.name} take other sequences; a system has the same throughout")
     ways = {one.description.normalised_beforehand for one in models}
@@ -260,7 +260,7 @@ def _about(plan: Plan, models: Sequence[TrainedModel], options: BundleOptions) -
     scheme = scheme_of(description)
     return {
         "title": options.title or plan.title,
-        "sequences": list(description.sequences),
+        "sequences": list(description.acquired),
         "normalised_beforehand": description.normalised_beforehand,
         "scheme": scheme,
         "labels": names_of_labels(description),
@@ -268,7 +268,7 @@ def _about(plan: Plan, models: Sequence[TrainedModel], options: BundleOptions) -
         "data": [_data(name, one, plan.raw) for name, one in {m.dataset: m for m in models}.items()],
         "scores": plan.scores,
         "licence": options.licence or NOT_STATED,
-        "citations": [*cited, NNUNET],
+        "citations": list(dict.fromkeys((*cited, NNUNET))),
         "versions": versions(),
         "note": options.note,
     }
@@ -319,7 +319,7 @@ def _data(name: str, model: TrainedModel, raw: Path | None) -> dict[str, Any]:
     raw = raw or nnunet_folder("nnUNet_raw")
     manifest = read_manifest(raw / name) if raw else None
     if manifest:
-        cases = {case: one for case, one in manifest["cases"].items() if one["labelled"]}
+        cases = {case: one for case, one in manifest["cases"].items() if one["labelled"] and not one.get("held_out")}
         hashes = sorted(str(file.get("sha256")) for one in cases.values() for file in one["files"].values())
         text = json.dumps(hashes).encode()
         patients = len({one["patient"] for one in cases.values()})

@@ -38,6 +38,9 @@ def run_inspect(options: InspectOptions) -> None:
             console.print(f"  {found.system.describe_smaller(one)}")
     for path in found.written:
         console.print(f"{path}: nnUNetv2_install_pretrained_model_from_zip {path}")
+    for name, model in found.system.models.items() if found.written else ():
+        if model.differs_by_fold:
+            console.print(f"{name}: its folds have other checkpoints; nnUNetv2_predict takes one -chk for all its -f")
 
 
 def run_segment(options: SegmentOptions) -> int:

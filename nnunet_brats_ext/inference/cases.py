@@ -126,17 +126,28 @@ def preprocessing(model: ModelDescription) -> str:
 
 
 def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, Mapping[int, Path]]) -> ImageCase:
-    """Read the files of a case once, and preprocess them as each of the models needs."""
+    """Read the files of a case once for each way of reading, and preprocess them as each of the models needs."""
     name, files = item
     # A second reading, after `check_images`: nnU-Net's own reader takes files, and checks neither bytes nor grids.
     preprocessed: dict[str, Preprocessed] = {}
-    image, properties = read_images(files, next(iter(models.values())))
+    images: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
     for key, model in models.items():
+        reading = _reading(model)
+        if reading not in images:
+            images[reading] = read_images(files, model)
+        image, properties = images[reading]
         preprocessor = model.configuration.preprocessor_class(verbose=False)
         seen, brain, own = preprocessor.run_case_npy(image, None, dict(properties), *_arguments(model))
         # Arrays, because torch sends tensors to other processes through /dev/shm, which is small in containers.
         preprocessed[key] = seen.astype(np.float32, copy=False), brain[0], own
     return ImageCase(name, files, preprocessed)
+
+
+def _reading(model: ModelDescription) -> str:
+    """All that decides how images are read; of the models of a system some may have derived channels."""
+    description = model.description
+    reader = model.plans.plans.get("image_reader_writer")
+    return to_json([reader, description.axes, description.channel_names, description.derived])
 
 
 def read_images(files: Mapping[int, Path], model: ModelDescription) -> tuple[np.ndarray, dict[str, Any]]:

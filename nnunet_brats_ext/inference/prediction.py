@@ -1,7 +1,7 @@
 """Predict: images to label maps, by all stages, folds and checkpoints of a model, on nnU-Net's predictor."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -181,5 +181,12 @@ def settings_of(
         "rules": json.loads(rules.to_json()) if rules else None,
         "previous": [one.file_stamps if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
         **passes.settings,
-        **({"cross_validation": True} if options.cross_validation else {}),
+        **(_of_cross_validation([model, *before]) if options.cross_validation else {}),
     }
+
+
+def _of_cross_validation(models: Sequence[TrainedModel | Path]) -> dict[str, Any]:
+    """What decides a cross-validation besides: of checkpoints that `choose` has chosen, which predict which cases."""
+    choices = [choice for one in models if isinstance(one, TrainedModel) for choice in one.choices.values()]
+    halves = [[sorted(cases), names] for choice in choices for cases, names in choice.halves.items()]
+    return {"cross_validation": True, **({"chosen_by_others": halves} if halves else {})}

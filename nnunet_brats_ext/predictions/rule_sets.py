@@ -117,9 +117,13 @@ class RuleSet:
             case = replace(case, labels=labels)
         return case.labels, changed
 
-    def to_json(self) -> str:
+    def as_json(self) -> dict[str, Any]:
+        """As a file of rules has it."""
         clusters = {"clusters": self.clusters.as_json()} if self.clusters else {}
-        return to_json({"scheme": self.scheme_name, **clusters, "rules": list(map(dict, self.rules))})
+        return {"scheme": self.scheme_name, **clusters, "rules": list(map(dict, self.rules))}
+
+    def to_json(self) -> str:
+        return to_json(self.as_json())
 
 
 def needs_probabilities(rule: Mapping[str, Any]) -> bool:
@@ -188,12 +192,17 @@ def read_rules(path: Path) -> RuleSet:
     """Rules from a JSON file, checked; the error names the file, the rule and the key."""
     content = read_json(path)
     try:
-        if not set(content) <= {"scheme", "rules", "clusters"} or not isinstance(content.get("rules"), list):
-            raise UserError(f'expected {{"scheme": NAME, "rules": [...]}}, got {_shortened(content)}')
-        clusters = read_clusters(content["clusters"]) if "clusters" in content else None
-        return RuleSet(tuple(content["rules"]), content.get("scheme", DEFAULT_SCHEME), clusters)
+        return rules_of(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def rules_of(content: Mapping[str, Any]) -> RuleSet:
+    """Rules from the content of such a file, checked; the error names the rule and the key."""
+    if not set(content) <= {"scheme", "rules", "clusters"} or not isinstance(content.get("rules"), list):
+        raise UserError(f'expected {{"scheme": NAME, "rules": [...]}}, got {_shortened(content)}')
+    clusters = read_clusters(content["clusters"]) if "clusters" in content else None
+    return RuleSet(tuple(content["rules"]), content.get("scheme", DEFAULT_SCHEME), clusters)
 
 
 def parse_rule(text: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from nnunet_brats_ext.weights.reading import sha256
 DESCRIPTION = ".json"
 OPSET = 18
 SLIDING = ("sliding", "gaussian")  # tilings whose windows overlap by half, under a Gaussian
+DERIVED = "z-scores of these sequences over the voxels where none of them is zero; zero elsewhere; before all else"
 CPU = torch.device("cpu")
 
 
@@ -110,6 +111,7 @@ def describe(model: TrainedModel, patch_size: tuple[int, ...]) -> dict[str, Any]
             "shape": [1, _channels(model), *patch_size],
             "dtype": "float32",
             "channels": list(model.description.sequences),
+            **({"derived": {"weights": derived, "of": DERIVED}} if (derived := model.description.derived) else {}),
             "previous_stage_labels": list(head.names) if model.previous_stage else [],
         },
         "preprocessing": {

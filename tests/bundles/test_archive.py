@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,12 @@ def test_plans_name_no_more_than_parts_of_networks(entry, tmp_path):
     file.write_text(json.dumps({"configurations": {"3d_fullres": {"architecture": network}}}))
     with pytest.raises(UserError, match="no part of a network"):
         check_plans(file, tmp_path)
+
+
+def test_a_model_says_whether_its_folds_have_other_checkpoints():
+    model = small_system(folds=(0, 1)).models["one"]
+    other = (*model.weights[:1], (1, "checkpoint_epoch_9.safetensors"))
+    assert not model.differs_by_fold and replace(model, weights=other).differs_by_fold
 
 
 def test_inspecting_loads_no_torch(bundle):

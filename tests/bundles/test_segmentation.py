@@ -30,6 +30,9 @@ from nnunet_brats_ext.inference.checkpoints import open_checkpoint
 from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.options import PredictOptions
 from nnunet_brats_ext.papers import EXTERNAL
+from nnunet_brats_ext.predictions.case_clusters import features_of, fit_clusters
+from nnunet_brats_ext.predictions.rule_sets import RuleSet
+from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage import shared_memory
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_map, turn, write_image
@@ -128,6 +131,26 @@ def test_a_mean_of_models_gives_what_ensemble_gives(models, patients, world, tmp
     bundle(*folders, out=tmp_path / "two.zip", weights=[2, 1], trusted=True)
     found = segmented(tmp_path / "two.zip", patients / CASE, out=tmp_path / "out", labels="trained")
     assert np.array_equal(labels_of(found[CASE].label_map), labels_of(tmp_path / "mean" / f"{CASE}.nii.gz"))
+
+
+def test_rules_for_clusters_of_cases_are_applied_as_postprocess_applies_them(models, patients, world, tmp_path):
+    """The two cases are the centres of two clusters, of which one loses its whole tumour."""
+    options = dict(device="cpu", processes=0, trusted=True)
+    predict(world.raw / "imagesTs", tmp_path / "before", folder_of(models, "first"), **options)
+    files = sorted((tmp_path / "before").glob("*.nii.gz"))
+    inputs = [RuleInput(labels_of(file), read_grid(file).voxel_volume_mm3) for file in files]
+    clusters = fit_clusters(np.stack([features_of(one, False) for one in inputs]), 2, False)
+    rules = tmp_path / "rules.json"
+    rules.write_text(RuleSet(({"rule": "small-et", "min_ml": 1e6, "cluster": 0},), clusters=clusters).to_json())
+    words = ["postprocess", "-i", str(tmp_path / "before"), "-o", str(tmp_path / "after"), "--rules", str(rules)]
+    assert main([*words, "-np", "1"]) == 0
+    bundle(folder_of(models, "first"), out=tmp_path / "ruled.zip", rules=[str(rules)], trusted=True)
+    found = segmented(tmp_path / "ruled.zip", patients, out=tmp_path / "out", labels="trained")
+    for file in files:
+        label_map = found[file.name.removesuffix(".nii.gz")].label_map
+        assert np.array_equal(labels_of(label_map), labels_of(tmp_path / "after" / file.name))
+    changed = [not np.array_equal(labels_of(file), labels_of(tmp_path / "after" / file.name)) for file in files]
+    assert sorted(changed) == [False, True]
 
 
 def test_a_bundle_says_what_it_is(voted, capsys):

@@ -14,13 +14,17 @@ from tiny_trainers import make_tiny
 from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext import dataset_conversion, trainers
+from nnunet_brats_ext.bundles import bundle, segment
+from nnunet_brats_ext.bundles.archive import inspect_bundle
 from nnunet_brats_ext.inference import BraTSPredictor, predict, show_attention
 from nnunet_brats_ext.inference.case_files import find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import read_image, read_label_map, write_image
+from nnunet_brats_ext.weights.exporting import describe
 
 RUN = dict(device="cpu", processes=0, disable_tta=True)
 
@@ -142,3 +146,30 @@ def test_the_channel_is_no_sequence_to_ask_for_and_no_image_to_lack(world, four,
     min(four.glob("*_0003.nii.gz")).unlink()
     with pytest.raises(UserError, match=r"CASE_0000.nii.gz to CASE_0003.nii.gz of every case; not so"):
         predict(four, tmp_path / "out", model(world), **RUN)
+
+
+def test_an_exported_network_comes_with_what_the_channel_is(world):
+    content = describe(TrainedModel.of(model(world), (0,)), (8, 8, 8))["input"]
+    assert content["channels"][4] == "T1ce-T1" and content["derived"]["weights"] == {"T1ce-T1": {"T1ce": 1, "T1": -1}}
+
+
+def test_a_bundle_computes_the_channel_of_those_of_its_models_that_have_one(world, world_on_disk, four, tmp_path):
+    """Each with its own channels; what a patient needs is images of the sequences."""
+    results = tmp_path / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (world_on_disk.settings | {"nnUNet_results": str(results)}).items():
+            patch.setenv(name, value)
+        plain = save_untrained(world_on_disk, small_plans(world_on_disk, "Four", {"small": {}}), "small", seed=9)
+    folders = [plain, model(world)]
+    for number, folder in enumerate(folders):
+        options = dict(device="cpu", processes=0, save_probabilities=True, trusted=True)
+        predict(four, tmp_path / str(number), folder, **options)
+    ensemble([tmp_path / "0", tmp_path / "1"], tmp_path / "mean", processes=1)
+    bundle(*folders, out=tmp_path / "two.zip", trusted=True)
+    assert inspect_bundle(tmp_path / "two.zip")[0].about["sequences"] == ["T1", "T1ce", "T2", "FLAIR"]
+    patients = world_on_disk.root / "release" / "MICCAI_BraTS2020_ValidationData"
+    found = segment(tmp_path / "two.zip", patients, out=tmp_path / "out", device="cpu", labels="trained")
+    assert len(found.patients) == 2
+    for case, one in found.patients.items():
+        expected, _ = read_label_map(tmp_path / "mean" / f"{case}.nii.gz")
+        assert np.array_equal(read_label_map(one.label_map)[0], expected)

@@ -164,6 +164,20 @@ def test_chosen_checkpoints_are_those_that_predict(models, world, tmp_path):
         predict(out=tmp_path / "again", model=model, checkpoints=["chosen"], **images)
 
 
+def test_a_cross_validation_is_not_continued_with_another_choice_of_the_halves(models, world, tmp_path):
+    model = models / "BraTSNoNewNetTrainer__SmallPlans__small"
+    named = dict(out=tmp_path / "out", model=model, folds=["0"], symmetries="none", cross_validation=True, **ON_CPU)
+    choose(model, folds=["0"], best=2, checkpoints=SNAPSHOTS[:2], symmetries="none", **ON_CPU)
+    predict(checkpoints=["chosen"], **named)
+    predict(checkpoints=["chosen"], **named)
+    file = model / "fold_0" / "chosen.json"
+    content = json.loads(file.read_text())
+    content["halves"][0]["checkpoints"].pop()
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="made with other settings"):
+        predict(checkpoints=["chosen"], **named)
+
+
 def test_an_interrupted_choice_goes_on_and_a_second_stage_shares_the_maps_of_the_first(models, monkeypatch, passes):
     model, counted = models / "BraTSBaselineTrainer__SmallPlans__second", BraTSPredictor.predict_average
 

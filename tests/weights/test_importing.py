@@ -16,6 +16,9 @@ from released_weights import folder_of_v1, network_of
 from spoiling import PREPROCESSED, RAW
 
 from nnunet_brats_ext import trainers
+from nnunet_brats_ext.bundles import bundle
+from nnunet_brats_ext.bundles.archive import open_bundle
+from nnunet_brats_ext.bundles.containers import extras_of, pinned
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.models import open_model
 from nnunet_brats_ext.inference.tilings import Volume
@@ -129,6 +132,10 @@ def test_a_network_of_monai_gives_what_monai_gives(name, tmp_path):
             theirs = network(image[:, order])
             difference = (ours(image) - theirs[:, [1, 0, 2]]).abs().max()
         assert difference < 1e-5 * theirs.std()
+    bundle(tmp_path / "model", out=tmp_path / "system.zip", trusted=True)
+    with open_bundle(tmp_path / "system.zip") as opened:
+        assert extras_of(opened.system) == {"monai"}  # which a container installs
+    assert any(line.startswith("monai==") for line in pinned(["benchmark"]))
 
 
 def test_monai_sees_the_whole_image(tmp_path):

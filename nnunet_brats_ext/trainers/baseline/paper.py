@@ -43,6 +43,7 @@ PAPER = Paper(
             "imported networks of MONAI: predicts whole images as MONAI does, and trains on as nnU-Net, without deep "
             "supervision",
             prediction=Prediction(tiling="monai", symmetries="none"),
+            needs="monai",
         ),
     ),
     tilings={"gaussian": "tilings.py:GAUSSIAN", "monai": "tilings.py:MONAI"},
