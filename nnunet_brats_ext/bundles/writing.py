@@ -268,7 +268,7 @@ def _about(plan: Plan, models: Sequence[TrainedModel], options: BundleOptions) -
         "data": [_data(name, one, plan.raw) for name, one in {m.dataset: m for m in models}.items()],
         "scores": plan.scores,
         "licence": options.licence or NOT_STATED,
-        "citations": [*cited, NNUNET],
+        "citations": list(dict.fromkeys([*cited, NNUNET])),
         "versions": versions(),
         "note": options.note,
     }
