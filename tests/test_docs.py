@@ -11,7 +11,7 @@ from page_blocks import write_files
 
 from nnunet_brats_ext.cli.parser import build_parser
 from nnunet_brats_ext.cli.setup import readme_table
-from nnunet_brats_ext.cli.verbs import find_verb
+from nnunet_brats_ext.cli.verbs import GROUPS, find_verb
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,6 +42,12 @@ COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 def test_the_readmes_table_is_that_of_the_papers():
     (table,) = MARKS.findall((ROOT / "README.md").read_text())
     assert table.strip() == readme_table(), "stale: paste the output of `nnunet_brats papers --markdown` into README.md"
+
+
+def test_the_readmes_list_of_commands_has_every_verb():
+    table = (ROOT / "README.md").read_text().split("## All commands")[1].split("\n\n")[2]
+    named = set(re.findall(r"`([a-z-]+)", table))
+    assert {verb.name for verbs in GROUPS.values() for verb in verbs if not verb.hidden} <= named
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def find_patients(
 def _how_read(source: Source) -> str:
     known = source.layout.name in LAYOUTS and not source.layout.generic
     count = "case" if len(source.cases) == 1 else "cases"
-    return f"{count} as of {source.layout.name}" if known else f"{count}, by the words in the names of the files"
+    return f"{count}, named as in {source.layout.name}" if known else f"{count}, by the words in the names of the files"
 
 
 TIME_POINT = re.compile(  # numbers alone are as often patients

@@ -79,7 +79,7 @@ def run_check(options: CheckOptions) -> int:
             say(console, f"{patient.case}: {finding.kind}: {finding.sentence}\n  -> {finding.fix}")
     wrong = sum(bool(patient.findings) for patient in checked)
     pictures = f", pictures in {options.out}" if options.out else ""
-    say(console, f"{len(checked)} patients, {wrong} with findings{pictures}")
+    say(console, f"{len(checked)} patient{'s' if len(checked) != 1 else ''}, {wrong} with findings{pictures}")
     return int(wrong > 0)
 
 

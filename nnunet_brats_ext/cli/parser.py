@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
         self.words = list(args)
-        return super().parse_args(args, namespace)
+        return super().parse_intermixed_args(args, namespace)  # also `segment FILE -o OUT PATIENT`
 
     def error(self, message: str) -> NoReturn:
         given = [word.partition("=")[0] for word in self.words if word.startswith("-")]

@@ -21,7 +21,7 @@ class PapersOptions(Options):
     """What `papers` shows."""
 
     paper: str | None = argument("one paper in full, such as lyu2020", None, choices=lambda: list(papers.find_papers()))
-    markdown: bool = option(default=False, help="the trainers as the table of the README")
+    markdown: bool = option(default=False, help="papers and trainers as the table of the README")
 
 
 def doctor(options: DoctorOptions) -> int:
@@ -82,16 +82,12 @@ def print_configuration(one: papers.Configuration, console: Console) -> None:
 
 
 def readme_table() -> str:
-    """All trainers of this package by paper, as Markdown."""
-    lines = ["| trainer | paper | what it changes |", "|---|---|---|"]
+    """The papers of this package and their trainers, as Markdown."""
+    lines = ["| paper | title | trainers |", "|---|---|---|"]
     for paper in papers.find_papers(external="").values():
-        card = f"docs/recipes/{paper.key}.md"
-        link = paper.link if paper.key == BASELINE else card
-        lines += [f"| `{one.name}` | [{paper.short}]({link}) | {one.summary} |" for one in paper.trainers]
+        names = ", ".join(f"`{one.name}`" for one in paper.trainers)
+        lines.append(f"| [{paper.short}](docs/recipes/{paper.key}.md) | {paper.title} | {names} |")
     return "\n".join(lines)
-
-
-BASELINE = "baseline"  # nnU-Net itself has no card
 
 
 def demo(options: DemoOptions) -> None:

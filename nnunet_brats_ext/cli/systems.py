@@ -15,8 +15,8 @@ def run_bundle(options: BundleOptions) -> None:
     written = bundle_sources(options)
     count = sum(len(model.weights) for model in written.system.models.values())
     print(
-        f"{written.file}: {written.bytes / MB:.0f} MB, {count} networks of {len(written.system.models)} models; their "
-        f"checkpoints have {written.before / MB:.0f} MB"
+        f"{written.file}: {written.bytes / MB:.0f} MB, where the checkpoints have {written.before / MB:.0f} MB; "
+        f"models: {len(written.system.models)}, networks: {count}"
     )
     if options.licence is None:
         print("It states no licence: name the one under which you hand it on with --licence")
@@ -33,9 +33,11 @@ def run_inspect(options: InspectOptions) -> None:
         console.print(f"  {size:>12,}  {name}")
     smaller = found.system.smaller_systems()
     if len(smaller) > 1:
-        console.print("`segment --time-limit` leaves out, in this order:")
+        console.print("rather than exceed --time-limit, `segment` computes less, in this order:")
         for one in smaller[1:]:
             console.print(f"  {found.system.describe_smaller(one)}")
+    if options.verify:
+        console.print("every byte is as the sums in the file say")
     for path in found.written:
         console.print(f"{path}: nnUNetv2_install_pretrained_model_from_zip {path}")
     for name, model in found.system.models.items() if found.written else ():

@@ -207,7 +207,8 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "predictions.relabel:RelabelOptions",
             "cli.predictions:run_relabel",
             "Rewrites the labels of label maps from one numbering to another (--from glioma_2017 --to trained), or "
-            "single values (--map 4=3). Names and headers stay; a value that the numbering does not have is an error.",
+            "single values (--map 4=3). Headers stay, and files are named CASE.nii.gz; a value that the numbering does "
+            "not have is an error.",
         ),
         Verb(
             "uncertainty",

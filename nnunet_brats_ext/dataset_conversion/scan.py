@@ -119,6 +119,8 @@ def scan(
             f"no case in {root} belongs to {chosen.name}; {path}, for example, is of {other} by its name or folder. "
             "If that is wrong, convert that folder itself"
         )
+    if not cases and not chosen.files:
+        raise UserError(f"no file in {root} says by its name which sequence it is; {_sample(seen)}")
     if not cases:
         raise UserError(f"no file in {root} is named as in {chosen.name} ({_example(chosen)}); {_sample(seen)}")
     _remark_lost_labels(cases, root)

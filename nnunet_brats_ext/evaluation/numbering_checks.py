@@ -145,10 +145,10 @@ def _agreement(
         return None
     exchanged = {label: other for label, other in zip(labels, order, strict=True) if label != other}
     values = {label: value for value, label in to_trained(numberings.prediction, preset).items()}
-    told = ", ".join(f"{values[other]} as {scheme.names[label]}" for label, other in exchanged.items())
+    instead = ", ".join(f"{values[other]} as {scheme.names[label]}" for label, other in exchanged.items())
     return (
         f"in {better} of {len(known)} cases predictions and references fit clearly better when one reads the "
-        f"prediction's {told}: the mean Dice of the labels is {dice[order].mean():.2f}, not {plain.mean():.2f}. The "
+        f"prediction's {instead}: the mean Dice of the labels is {dice[order].mean():.2f}, not {plain.mean():.2f}. The "
         f"references were read as {numberings.reference}, the predictions as {numberings.prediction}"
         f"{_fitting(exchanged, numberings, preset)}"
     )

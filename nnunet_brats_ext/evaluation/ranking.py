@@ -210,8 +210,8 @@ def load_results(
 
     names: by default what the results call the models, or else the part of the paths in which they differ. evaluation:
     as `evaluate_folders` takes it. Results of different presets or cohorts are an error, and so are scores of one case
-    against the label maps of different patients. Results of versions before 0.2 do not say what they are about, of
-    which the user is told.
+    against the label maps of different patients. Results of versions before 0.2 do not say what they are about;
+    a sentence says so.
     """
     found: list[tuple[Path, Results]] = []
     for path in map(Path, sources):

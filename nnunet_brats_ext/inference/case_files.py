@@ -168,7 +168,7 @@ def _other_sizes(cases: Mapping[str, _Seen], trained: _Training) -> Iterator[str
     spacings = {case: seen.far_spacing for case, seen in cases.items() if seen.far_spacing}
     brains = {case: seen.far_brain for case, seen in cases.items() if seen.far_brain and not seen.far_spacing}
     for others, kind, known, advice in (
-        (spacings, "voxels", "spacing_mm", "bring them to it, as the training data were, or look at the predictions"),
+        (spacings, "voxels", "spacing_mm", "resample them to it, or look at the predictions"),
         (
             brains,
             "brains",

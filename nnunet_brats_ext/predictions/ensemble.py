@@ -33,7 +33,7 @@ from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 SPACES = ("regions", "labels")
 
-ORDER_NEEDED = "a vote over others needs --order, from the outermost label to the innermost, such as 2 1 4; "
+ORDER_NEEDED = "to combine others give --order, from the outermost label to the innermost, such as 2 1 4; "
 
 Predicted = tuple[np.ndarray, np.ndarray | None]  # label map (z, y, x), probabilities (channel, z, y, x)
 

@@ -1,4 +1,4 @@
-"""Rewrite the numbering in a folder of label maps, such as ET from 4 to 3; names and headers stay."""
+"""Rewrite the numbering in a folder of label maps, such as ET from 4 to 3; headers stay."""
 
 import re
 from collections.abc import Mapping

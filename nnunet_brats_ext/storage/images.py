@@ -270,8 +270,8 @@ def to_integers(values: np.ndarray) -> np.ndarray:
 
 
 AS_TRAINED_NEEDED = (
-    "label maps as trained are needed (1 ED, 2 NCR, 3 ET); of predictions, give the folder that `restore` was given; "
-    "of a release, the labelsTr that `convert` writes. `evaluate` and `rank` score other numberings, with --labels"
+    "label maps as trained are needed (1 ED, 2 NCR, 3 ET): give the folder that `restore` was given, the labelsTr "
+    "that `convert` writes, or what `relabel` makes of these; `evaluate` and `rank` take other numberings by --labels"
 )
 
 

@@ -65,6 +65,23 @@ def test_old_spellings_count_and_are_not_shown():
     assert "--output" not in build_parser(Everything, "p", "").format_help()
 
 
+@dataclass(frozen=True)
+class OneAndMany(Options):
+    one: Path = argument("what", metavar="ONE")
+    out: Path = option("-o", help="where to")
+    many: tuple[Path, ...] = argument("to what", (), metavar="MANY")
+    fast: bool = option("--fast", help="quick", default=False)
+
+
+@pytest.mark.parametrize(
+    "words", ["a b c -o out --fast", "-o out --fast a b c", "a -o out b --fast c", "a -o out --fast b c"]
+)
+def test_options_may_stand_anywhere_between_the_arguments(words):
+    read = parse(OneAndMany, "nnunet_brats test", "", words.split())
+    assert (read.one, read.many, read.out, read.fast) == (Path("a"), (Path("b"), Path("c")), Path("out"), True)
+    assert parse(OneAndMany, "p", "", ["a", "-o", "out"]).many == ()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -344,3 +344,9 @@ def test_bids_names_are_read_as_the_specifications_own_library_reads_them():
         role = {"T1w": "T1ce" if "ce" in entities else "T1", "T2w": "T2", "FLAIR": "FLAIR"}[known["suffix"]]
         session = f"_ses-{entities['ses']}" if "ses" in entities else ""
         assert (found.case, found.role) == (f"sub-{entities['sub']}{session}", role)
+
+
+def test_a_layout_without_any_sequence_is_answered_with_what_the_folder_holds(tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"says by its name which sequence it is(.|\n)*scan.nii.gz"):
+        scan(tmp_path, Layout(name="own", case="{x}", groups={"x": ".+"}, files={}))

@@ -569,7 +569,7 @@ def test_staple_of_folders_keeps_what_it_was_told(tmp_path, rng, capsys):
     assert main(["ensemble", "--undecided", "vote", "-i", *folders, "-o", str(tmp_path / "other")]) == 1
     assert "--method mean takes no --undecided" in capsys.readouterr().err
     write_member(tmp_path / "D", {case: np.full((8, 9, 10), 4, np.uint8) for case in "ab"})
-    with pytest.raises(ValueError, match=r"holds labels \[4\],(.|\n)* needs --order"):
+    with pytest.raises(ValueError, match=r"holds labels \[4\],(.|\n)* give --order"):
         ensemble([*folders, tmp_path / "D"], tmp_path / "other", method="staple", processes=1)
 
 
