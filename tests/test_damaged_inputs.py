@@ -209,7 +209,18 @@ def test_a_file_on_another_grid_is_named(command, file, spoil, everything, refus
     said = refused(command)
     assert any(case in said for case in (CASE, HELD_OUT, "BraTS20_Training_001"))
     assert any(
-        word in said for word in ("differ", "size", "spacing", "direction", "grid", "shape", "lies up to", "voxels, T1")
+        word in said
+        for word in (
+            "differ",
+            "size",
+            "spacing",
+            "direction",
+            "grid",
+            "shape",
+            "lies up to",
+            "voxels, T1",
+            "its content",
+        )
     )
 
 

@@ -102,7 +102,7 @@ class AxialAttentionUNet(WideEncoderUNet):
     patch_size: of training, one number per axis; None is 128 along each.
     heads, head_channels: of the attention at full size; both double with every halving of the size.
 
-    >>> AxialAttentionUNet(input_channels=4, num_classes=3)(torch.zeros(1, 4, 32, 32, 32)).shape
+    >>> AxialAttentionUNet(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 32, 32, 32)).shape
     torch.Size([1, 3, 32, 32, 32])
     """
 

@@ -62,7 +62,7 @@ def test_every_option_has_help_and_one_spelling_for_what_nnunet_has(verb, capsys
         spec = spec_of(field)
         assert spec.help, f"{verb.name}: {field.name} has no help"
         assert not any(alias in shown.split() for alias in spec.aliases), "old spellings are not shown"
-        if "-o" in (*spec.flags, *spec.aliases):
+        if "-o" in (*spec.flags, *spec.aliases) and verb.name != "import":  # whose -o may also name a data set
             assert "Path" in str(field.type), f"{verb.name}: -o is always a path"
             assert spec.writes, f"{verb.name}: whether {field.name} can be written is checked before the work"
     with pytest.raises(SystemExit) as ended:

@@ -142,7 +142,7 @@ def test_names_to_exclude_are_read_as_excel_saves_them_and_those_of_no_case_are_
     """Excel begins a .csv with a mark, which is no part of the first name."""
     listed = tmp_path / "held_out.csv"
     listed.write_text("BraTS20_Training_001\nBraTS20_Training_02\n", encoding="utf-8-sig")
-    wanted = RawDataset(tmp_path, DatasetDescription({"file_ending": ".nii.gz"}), {})
+    wanted = RawDataset(tmp_path, DatasetDescription({"file_ending": ".nii.gz", "channel_names": {"0": "T1"}}), {})
     exclusion = excluded([listed], wanted)
     assert list(exclusion.names) == ["BraTS20_Training_001", "BraTS20_Training_02"]
     cases = [Candidate(f"BraTS20_Training_00{number}", MANUAL, tmp_path, ()) for number in (1, 2)]

@@ -89,6 +89,7 @@ def test_a_view_stores_and_loads_the_networks_own_weights():
 def test_the_trainers_that_an_error_names_are_those_whose_networks_can_be_shown(name, world):
     plans = PlansManager(world.plans)
     configuration = plans.get_configuration("2d" if "2D" in name else "3d_fullres")
+    configuration.configuration["patch_size"] = [32] * len(configuration.patch_size)  # a multiple of all tokens
     with torch.device("meta"):
         network = getattr(trainers, name).build_network_architecture(plans, configuration, 4, 3, False)
     named = papers.trainers()[name].attention

@@ -146,6 +146,7 @@ def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
     for folder in members:
         np.savez_compressed(folder / "a.npz", probabilities=uncertain)
         declared = {"labels": LABEL_SCHEMES["glioma_2017"].nnunet_labels(), "regions_class_order": [1, 2, 3]}
+        declared["channel_names"] = {"0": "T1", "1": "T2"}
         (folder / "dataset.json").write_text(json.dumps(declared))
     images = tmp_path / "images"
     images.mkdir()

@@ -58,12 +58,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     write_text(tmp_path / "a.json", "old")
 
     def fill_the_disk(path, *_, **__):
-        path.write_bytes(b"ne")
+        with open(path, "w") as file:  # noqa: PTH123  not the one that is replaced
+            file.write("ne")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output.Path, "write_text", fill_the_disk)
     message = r"a.json could not be written: No space left on device \(.* GB free in .*\); make room or choose another"
-    with pytest.raises(UserError, match=message):
+    with monkeypatch.context() as full, pytest.raises(UserError, match=message):
+        full.setattr(output.Path, "open", fill_the_disk)
         write_text(tmp_path / "a.json", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
 

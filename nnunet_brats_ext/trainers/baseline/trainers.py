@@ -103,6 +103,10 @@ class BraTSNNUNetV1Trainer(BraTSBaselineTrainer):
 
 
 class BraTSMonaiTrainer(BraTSBaselineTrainer):
-    """nnU-Net's training (https://doi.org/10.1038/s41592-020-01008-z) of a network of MONAI, which the plans name."""
+    """nnU-Net's training (https://doi.org/10.1038/s41592-020-01008-z) of a network of MONAI, which the plans name.
 
-    hyperparameters = dict(enable_deep_supervision=False)
+    MONAI's networks have one output; with nnU-Net's own network it trains as `BraTSBaselineTrainer`.
+    """
+
+    def adapt_hyperparameters(self) -> None:
+        self.enable_deep_supervision = "monai_networks" not in self.configuration_manager.network_arch_class_name
