@@ -22,6 +22,7 @@ from io import StringIO
 from math import prod
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ def of_configuration(name: str, size: Sequence[int]) -> Training:
     labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}
     channels = {str(i): sequence for i, sequence in enumerate(("T1", "T1ce", "T2", "FLAIR"))}
     dataset = {"channel_names": channels, "labels": labels, "regions_class_order": [1, 2, 3], "file_ending": ".nii.gz"}
-    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()), patch.dict(os.environ):
         os.environ |= {"nnUNet_results": folder, "nnUNet_preprocessed": folder, "nnUNet_compile": "f"}
         cpu = torch.device("cpu")
         trainer = getattr(classes, facts.name)(plans | {"continue_training": False}, name, 0, dataset, cpu)
