@@ -151,8 +151,12 @@ def write_wheel(out: Path) -> Path:
         if path.is_file() and "__pycache__" not in path.parts
     }
     content[HOOK] = content[f"{package.name}/plugin/{HOOK}"]  # beside the package, where Python looks for it
-    described = (installed.read_text("METADATA") or "").splitlines(keepends=True)
-    of_here = [f"Version: {__version__}\n" if line.startswith("Version: ") else line for line in described]
+    described = installed.read_text("METADATA") or installed.read_text("PKG-INFO")  # the latter beside a checkout
+    assert described, f"{DISTRIBUTION} is installed without a description"
+    of_here = [
+        f"Version: {__version__}\n" if line.startswith("Version: ") else line
+        for line in described.splitlines(keepends=True)
+    ]
     content |= {
         f"{info}/METADATA": "".join(of_here).encode(),
         f"{info}/entry_points.txt": (installed.read_text("entry_points.txt") or "").encode(),
