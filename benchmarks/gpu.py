@@ -61,9 +61,9 @@ class Machine:
         return torch.autocast("cuda") if self.is_cuda else nullcontext()
 
     def seconds(self, work: Callable[[], object], counted: int = COUNTED) -> float:
-        """The median of some calls after a warm-up."""
+        """The median of some calls after a warm-up; at small sizes, one call."""
         taken = []
-        for number in range(WARM_UP + counted if self.is_cuda else 1 + min(counted, 2)):
+        for number in range(1 if self.small else WARM_UP + counted):
             self.wait()
             start = time.perf_counter()
             work()
@@ -71,7 +71,7 @@ class Machine:
             taken.append(time.perf_counter() - start)
             if number >= WARM_UP and time.monotonic() > self.ends:
                 break
-        warm = taken[WARM_UP:] or taken[1:]
+        warm = taken[WARM_UP:] or taken
         return sorted(warm)[len(warm) // 2]
 
     def wait(self) -> None:

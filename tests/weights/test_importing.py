@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from contextlib import redirect_stdout
 from io import StringIO
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from released_weights import folder_of_v1, network_of
 from spoiling import PREPROCESSED, RAW
@@ -72,14 +75,23 @@ def test_plans_of_v1_are_carried_over(tmp_path):
     open_model(tmp_path / "model")
 
 
-def test_a_whole_prediction_with_a_model_of_v1_averages_probabilities(tmp_path, world, capsys):
+def test_a_model_of_v1_is_imported_and_predicts_whole_patients(tmp_path, world, capsys):
     folder_of_v1("regions", tmp_path / "v1")
+    images = Path(shutil.copytree(world.raw / "imagesTs", tmp_path / "images"))
+    for path in images.iterdir():  # small in v1's voxels of 1 mm
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((1, 1, 1))
+        sitk.WriteImage(image, str(path))
     assert main(["import", str(tmp_path / "v1"), "-o", str(tmp_path / "model")]) == 0
     shown = capsys.readouterr().out
     assert "nnU-Net v1" in shown and "do not evaluate on these cases" in " ".join(shown.split())
-    words = f"predict -m {tmp_path / 'model'} -f 0 -i {world.raw / 'imagesTs'} -o {tmp_path / 'out'} -device cpu -np 0"
+    words = f"predict -m {tmp_path / 'model'} -f 0 -i {images} -o {tmp_path / 'out'} -device cpu -np 0"
     assert main([*words.split(), "--tta", "none"]) == 0
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+    label_maps = list((tmp_path / "out").glob("*.nii.gz"))
+    assert len(label_maps) == 2
+    for path in label_maps:
+        image = sitk.ReadImage(str(images / path.name.replace(".", "_0000.", 1)))
+        assert sitk.ReadImage(str(path)).GetSize() == image.GetSize()
 
 
 @pytest.mark.parametrize("patch_size", [(8, 8, 6), (8, 6)])
@@ -91,6 +103,21 @@ def test_windows_of_v1_put_every_voxel_in_its_place(patch_size, exclusive):
     logits = GAUSSIAN(lambda window: window[:, : 3 + exclusive], volume)
     expected = torch.log_softmax(data, 0) if exclusive else data[:3]
     assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_windows_of_v1_average_probabilities_and_not_logits():
+    """Two windows over one place, one sure that it is tumour and the other a little against it."""
+    answers = iter([20.0, -1.0])
+
+    def predict(window: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(window[:, :1], next(answers))
+
+    logits = GAUSSIAN(predict, Volume(torch.zeros(1, 4, 4, 6), {}, (4, 4, 4), (1, 1, 1), 1, ((1,),), 1, (4, 4, 4)))
+    shared = logits[0, :, :, 2:4].sigmoid()
+    weights = compute_gaussian((4, 4, 4), sigma_scale=1 / 8, dtype=torch.float32, device=torch.device("cpu"))
+    first, second = weights[:, :, 2:], weights[:, :, :2]
+    expected = (first * torch.tensor(20.0).sigmoid() + second * torch.tensor(-1.0).sigmoid()) / (first + second)
+    assert torch.allclose(shared, expected, atol=1e-5)
 
 
 def test_what_v1_had_and_version_2_does_not_is_refused(tmp_path):
