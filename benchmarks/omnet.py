@@ -37,7 +37,8 @@ NETWORKS: Mapping[str, Callable[..., TaskNetwork]] = {
 
 
 def prepare(name: str, device: torch.device) -> TaskNetwork:
-    return NETWORKS[name](CHANNELS).to(device, memory_format=fastest_memory_format(device, len(PATCH)))
+    network = NETWORKS[name](CHANNELS)
+    return network.to(device, memory_format=fastest_memory_format(device, len(PATCH), network))
 
 
 def training_step(network: TaskNetwork, batch: int) -> Callable[[], None]:

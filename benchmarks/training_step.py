@@ -29,7 +29,7 @@ def ours(size: tuple[int, ...], device: torch.device) -> nn.Module:
 
     network = PreActivationResidualUNet(CHANNELS, REGIONS)
     branch = VAERegularisation(VAEBranch(CHANNELS, network.endpoint_size(size)), CHANNELS)
-    return NetworkWithBranch(network, branch).to(memory_format=fastest_memory_format(device, len(size)))
+    return NetworkWithBranch(network, branch).to(memory_format=fastest_memory_format(device, len(size), network))
 
 
 def monai(size: tuple[int, ...], device: torch.device) -> nn.Module:

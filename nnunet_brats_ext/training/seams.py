@@ -289,14 +289,11 @@ class PlainTrainer(ResumableTrainer):
         return ComposeTransforms([*transforms, self.get_validation_transforms(deep_supervision_scales, **labels)])
 
 
-def fastest_memory_format(
-    device: torch.device, spatial_axes: int, network: nn.Module | None = None
-) -> torch.memory_format:
+def fastest_memory_format(device: torch.device, spatial_axes: int, network: nn.Module) -> torch.memory_format:
     """Channels last on CPUs, where that is faster in 3-D (`benchmarks/training_step.py`); elsewhere torch's default.
 
     Not for a network with torch's own GroupNorm, whose statistics are then wrong (`architectures/group_norm.py`).
     """
-    normalised = network is not None and any(type(module) is nn.GroupNorm for module in network.modules())
-    if device.type != "cpu" or normalised:
+    if device.type != "cpu" or any(type(module) is nn.GroupNorm for module in network.modules()):
         return torch.contiguous_format
     return torch.channels_last if spatial_axes == 2 else torch.channels_last_3d

@@ -71,6 +71,13 @@ def test_every_network_is_a_segmentation_network_and_names_its_paper():
 
 
 @EVERY_NETWORK
+def test_group_normalisation_is_that_which_is_exact_on_a_cpu(network_class):
+    with torch.device("meta"):
+        network = network_class(4, 3)
+    assert not any(type(module) is nn.GroupNorm for module in network.modules())
+
+
+@EVERY_NETWORK
 def test_the_example_in_the_docstring_holds(network_class):
     (documented,) = doctest.DocTestFinder(recurse=False).find(network_class, globs=NETWORKS | {"torch": torch})
     assert documented.examples, "an example with the paper's arguments"
