@@ -85,9 +85,9 @@ def segment(bundle: Path | str, *patients: Path | str, out: Path | str, **option
 def segment_patients(options: SegmentOptions, say: Say = lambda line: None) -> Segmentation:
     """The same with its options in one object. say: is given a line for each patient."""
     begun = time.monotonic()
-    found = patients_of(options)
-    with open_bundle(options.bundle) as bundle:
+    with open_bundle(options.bundle) as bundle:  # first, because folders of many patients take longer to look through
         require_trainers(bundle.system)
+        found = patients_of(options)
         work = _Work(bundle, options, say, begun)
         for line in found.evidence:
             say(line)

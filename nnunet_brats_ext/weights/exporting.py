@@ -100,12 +100,19 @@ def _channels(model: TrainedModel) -> int:
 def describe(model: TrainedModel, patch_size: tuple[int, ...]) -> dict[str, Any]:
     """What to do before and behind the network, in words and numbers; sizes and axes are (z, y, x) of LPS images."""
     trainer, _, configuration = model.names
+    fold, checkpoint = model.weights[0]
     planned = find_configuration(model.plans, configuration, model.folder / PLANS)
     facts, head = papers.find_trainer(trainer).prediction, model.description.head()
     masked = planned["use_mask_for_norm"]
     symmetries = find_symmetries(facts.symmetries)
     return {
-        "model": {"trainer": trainer, "configuration": configuration, "data_set": model.dataset},
+        "model": {
+            "trainer": trainer,
+            "configuration": configuration,
+            "data_set": model.dataset,
+            "fold": fold,
+            "checkpoint": checkpoint,
+        },
         "exported_by": f"nnunet_brats_ext {__version__}",
         "input": {
             "shape": [1, _channels(model), *patch_size],

@@ -26,6 +26,7 @@ def test_an_exported_network_computes_the_same_and_is_described(tmp_path, capsys
     for file, run in zip(files, (run_onnx, run_torchscript), strict=True):
         assert (run(file, images) - logits).abs().max() < 1e-4 * logits.std()
     described = json.loads((tmp_path / "network.onnx.json").read_text())
+    assert (described["model"]["fold"], described["model"]["checkpoint"]) == (0, "checkpoint_final.pth")
     assert described["input"] == {
         "shape": [1, 4, 32, 40, 24],
         "dtype": "float32",
