@@ -42,11 +42,10 @@ def run_import(options: ImportOptions) -> None:
     )
     if done.plans is not None:
         number = int(done.plans.parent.name[7:10])
-        checkpoint = done.folder / f"fold_{done.folds[0]}" / "checkpoint_final.pth"
         console.print(
             f"to train on: nnUNetv2_preprocess -d {number} -plans_name {model.plans_name} -c {model.configuration}, "
             f"then nnUNetv2_train {number} {model.configuration} FOLD -tr {model.trainer} -p {model.plans_name} "
-            f"-pretrained_weights {checkpoint}",
+            f"-pretrained_weights {done.start}",
             soft_wrap=True,
             markup=False,
         )

@@ -29,6 +29,7 @@ from nnunet_brats_ext.weights.reading import sha256
 from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, WeightsSource, find_sources
 
 PROVENANCE = "imported_from.json"
+STARTS = "imported"  # folder of the weights that training starts from: it writes its own over those in fold_N
 """Beside the plans of an imported model: what its weights are, where they came from, and the hash of every file."""
 
 LABELS = ("ED", "NCR", "ET")
@@ -75,6 +76,11 @@ class Imported:
     made_anew: tuple[str, ...]
     plans: Path | None
 
+    @property
+    def start(self) -> Path:
+        """What training starts from, where the plans went beside a data set's own: of the first fold."""
+        return self.folder / STARTS / f"fold_{self.folds[0]}.pth"
+
 
 def import_weights(options: ImportOptions) -> Imported:
     """Recognise weights, bring them into our order, and write them as a model; all of it or nothing."""
@@ -117,6 +123,9 @@ def import_weights(options: ImportOptions) -> Imported:
                 (growing / f"fold_{fold}").mkdir()
                 with writing_checkpoint(growing / f"fold_{fold}" / FINAL) as file:
                     torch.save(_checkpoint(state, model, plans, description, fold), file)
+                if plans_file is not None:
+                    (growing / STARTS).mkdir(exist_ok=True)
+                    shutil.copyfile(growing / f"fold_{fold}" / FINAL, growing / STARTS / f"fold_{fold}.pth")
             hashes = {
                 fold: [{"file": str(file), "bytes": file.stat().st_size, "sha256": sha256(file)} for file in files]
                 for fold, files in model.files.items()
@@ -128,6 +137,9 @@ def import_weights(options: ImportOptions) -> Imported:
             if folder.exists():  # further folds of the model that is there
                 for fold in model.folds:
                     publish(growing / f"fold_{fold}", folder / f"fold_{fold}")
+                for start in growing.glob(f"{STARTS}/*"):
+                    (folder / STARTS).mkdir(exist_ok=True)
+                    shutil.move(start, folder / STARTS / start.name)
                 shutil.move(growing / PROVENANCE, folder / PROVENANCE)
             else:
                 publish(growing, folder)

@@ -323,9 +323,14 @@ def test_training_goes_on_from_all_weights_of_an_imported_model(everything, tmp_
     with redirect_stdout(StringIO()):
         trainer = trainers.BraTSNNUNetV1Trainer(plans, "3d_fullres", 0, description, torch.device("cpu"))
         trainer.initialize()
-        load_pretrained_weights(trainer.network, str(done.folder / "fold_0" / "checkpoint_final.pth"))
+        load_pretrained_weights(trainer.network, str(done.start))
         imported_weights = network_of(done).state_dict()
         for name, value in trainer.network.state_dict().items():
             assert torch.equal(value, imported_weights[name]), name
         trainer.run_training()
     assert np.isfinite(trainer.logger.get_value("train_losses", step=0))
+    files = (done.folder / "fold_0" / "checkpoint_final.pth", done.start)
+    trained, start = (torch.load(file, weights_only=False) for file in files)
+    for name, value in start["network_weights"].items():
+        assert torch.equal(value, imported_weights[name]), "the next fold starts from the same"
+    assert any(not torch.equal(trained["network_weights"][name], imported_weights[name]) for name in imported_weights)
