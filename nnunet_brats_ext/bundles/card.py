@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from nnunet_brats_ext.bundles.contents import (
     BundledSystem,
     EnsemblePrediction,
-    Fold,
     NetworkPrediction,
     Networks,
     RulesPrediction,
     Weights,
+    checkpoints_by_fold,
 )
 from nnunet_brats_ext.predictions.rule_sets import describe_rule
 
@@ -113,10 +113,10 @@ def _networks(networks: Networks) -> str:
 
 def networks_in_words(weights: Weights) -> str:
     """Which folds have which checkpoints: folds 0, 1; final. Where they differ: fold 0: epoch_100; fold 1: final."""
-    of_fold: dict[Fold, list[str]] = {}
-    for fold, name in weights:
-        of_fold.setdefault(fold, []).append(name.rsplit(".", 1)[0].removeprefix("checkpoint_"))
-    names = [", ".join(each) for each in of_fold.values()]
+    of_fold = checkpoints_by_fold(weights)
+    names = [
+        ", ".join(name.rsplit(".", 1)[0].removeprefix("checkpoint_") for name in each) for each in of_fold.values()
+    ]
     if len(set(names)) > 1:
         return "; ".join(f"fold {fold}: {each}" for fold, each in zip(of_fold, names, strict=True))
     return f"fold{'s' if len(of_fold) > 1 else ''} {', '.join(map(str, of_fold))}; {names[0]}"

@@ -50,17 +50,9 @@ class BundledModel:
         return cls(**{**content, "weights": _pairs(content["weights"]), "package": tuple(content["package"])})
 
     @property
-    def folds(self) -> tuple[Fold, ...]:
-        return tuple(dict.fromkeys(fold for fold, _ in self.weights))
-
-    @property
-    def checkpoints(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for _, name in self.weights))
-
-    @property
     def differs_by_fold(self) -> bool:
         """Whether folds have other checkpoints than each other, as `choose` may choose them."""
-        return len(self.weights) < len(self.folds) * len(self.checkpoints)
+        return len({frozenset(names) for names in checkpoints_by_fold(self.weights).values()}) > 1
 
 
 @dataclass(frozen=True)
@@ -294,6 +286,14 @@ def _without_symmetries(system: BundledSystem) -> BundledSystem:
         for name, one in system.predictions.items()
     }
     return replace(system, predictions=predictions)
+
+
+def checkpoints_by_fold(weights: Weights) -> dict[Fold, list[str]]:
+    """Fold -> the names of its checkpoints."""
+    found: dict[Fold, list[str]] = {}
+    for fold, name in weights:
+        found.setdefault(fold, []).append(name)
+    return found
 
 
 def _pairs(content: Sequence[Sequence[Any]]) -> Weights:

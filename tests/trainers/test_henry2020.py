@@ -4,7 +4,6 @@ import json
 import sys
 from collections import Counter
 from copy import deepcopy
-from math import prod, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import threads_for_processes
+from golden_networks import fill, wave
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.run.run_training import run_training_entry
@@ -45,26 +45,6 @@ def parameters(network: nn.Module) -> int:
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
-
-
-def fill(network: nn.Module) -> nn.Module:
-    """Give every tensor the values that the golden outputs belong to, by the kind of its layer."""
-    for layer in network.modules():
-        for name, tensor in layer.named_parameters(recurse=False):
-            k = torch.arange(tensor.numel()).double()
-            if isinstance(layer, nn.GroupNorm | nn.InstanceNorm3d):
-                values = 1 + 0.1 * (0.3 * k).sin() if name == "weight" else 0.1 * (0.7 * k).cos()
-            elif name == "weight":
-                values = (0.37 * k + 0.11).sin() * sqrt(2 / (tensor.numel() / tensor.shape[0]))
-            else:
-                values = 0.01 * (0.5 * k).cos()
-            tensor.data = values.reshape(tensor.shape)
-    return network
-
-
-def wave(*shape: int) -> Tensor:
-    k = torch.arange(prod(shape)).double()
-    return (0.013 * k + 0.5 * (0.0007 * k).cos()).sin().reshape(shape)
 
 
 GOLDEN = {  # at [0, :, 8, 12, 16]: output; its mean and deviation; the heads of the upper decoder and of the bottom

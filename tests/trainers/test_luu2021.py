@@ -1,11 +1,9 @@
 """Luu & Park 2021: values and counts of the authors' networks, axial attention, the training that they go on from."""
 
-from math import prod, sqrt
-
 import pytest
 import torch
+from golden_networks import fill, wave
 from tiny_trainers import build, random_batch, tiny
-from torch import Tensor, nn
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.architectures.wide_encoder_unet import AxialAttention, AxialAttentionUNet, WideEncoderUNet
@@ -29,30 +27,10 @@ GOLDEN = {
 }  # fmt: skip
 
 
-def fill(network: nn.Module) -> nn.Module:
-    """Give every tensor the values that the golden outputs belong to, by the kind of its layer."""
-    for layer in network.modules():
-        for name, tensor in layer.named_parameters(recurse=False):
-            k = torch.arange(tensor.numel()).double()
-            if isinstance(layer, nn.GroupNorm | nn.BatchNorm3d):
-                values = 1 + 0.1 * (0.3 * k).sin() if name == "weight" else 0.1 * (0.7 * k).cos()
-            elif name == "weight":
-                values = (0.37 * k + 0.11).sin() * sqrt(2 / (tensor.numel() / tensor.shape[0]))
-            else:
-                values = 0.01 * (0.5 * k).cos()
-            tensor.data = values.reshape(tensor.shape)
-    return network.double()
-
-
-def wave(*shape: int) -> Tensor:
-    k = torch.arange(prod(shape)).double()
-    return (0.013 * k + 0.5 * (0.0007 * k).cos()).sin().reshape(shape)
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_network_gives_the_values_of_the_authors_release(name):
     make, voxel, finest, coarser = GOLDEN[name]
-    network = fill(make()).eval()
+    network = fill(make()).double().eval()
     network.deep_supervision = True
     with torch.no_grad():
         outputs = network(wave(1, 4, 32, 32, 64))

@@ -1,12 +1,12 @@
 """Roy et al. 2023, MedNeXt: values of the authors' network, its counts, UpKern, deep supervision, AdamW."""
 
-from math import prod, sqrt
 from pathlib import Path
 
 import pytest
 import torch
+from golden_networks import fill, wave
 from tiny_trainers import build, random_batch, tiny
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.architectures.mednext import MedNeXt
@@ -40,26 +40,6 @@ GOLDEN = {
          (-8.795572566, 51.758016967)],
     ),
 }  # fmt: skip
-
-
-def fill(network: nn.Module) -> nn.Module:
-    """Give every tensor the values that the golden outputs belong to, by the kind of its layer."""
-    for layer in network.modules():
-        for name, tensor in layer.named_parameters(recurse=False):
-            k = torch.arange(tensor.numel()).double()
-            if isinstance(layer, nn.GroupNorm):
-                values = 1 + 0.1 * (0.3 * k).sin() if name == "weight" else 0.1 * (0.7 * k).cos()
-            elif name == "weight":
-                values = (0.37 * k + 0.11).sin() * sqrt(2 / (tensor.numel() / tensor.shape[0]))
-            else:
-                values = 0.01 * (0.5 * k).cos()
-            tensor.data = values.reshape(tensor.shape)
-    return network
-
-
-def wave(*shape: int) -> Tensor:
-    k = torch.arange(prod(shape)).double()
-    return (0.013 * k + 0.5 * (0.0007 * k).cos()).sin().reshape(shape)
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
