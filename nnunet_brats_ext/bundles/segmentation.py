@@ -83,7 +83,7 @@ def segment(bundle: Path | str, *patients: Path | str, out: Path | str, **option
 
 
 def segment_patients(options: SegmentOptions, say: Say = lambda line: None) -> Segmentation:
-    """The same with its options in one object. say: is given a line of what there is to do, then one for each patient."""
+    """The same with its options in one object. say: is given a line first, and one for each patient."""
     begun = time.monotonic()
     with open_bundle(options.bundle) as bundle:  # first, because folders of many patients take longer to look through
         require_trainers(bundle.system)
