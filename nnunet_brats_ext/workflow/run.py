@@ -4,15 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.dataset_conversion.splits import count_patients
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.evaluation.presets import fitting_preset
+from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -80,13 +83,14 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)
-    source, release, unlabelled, patients = source_of_run(options, folder)
+    source, layout, unlabelled, patients = source_of_run(options, folder)
+    recipe = scored_as(recipe, layout)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
     datasets = datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))])
     setting = Setting(
-        raw, preprocessed, results, options.dataset_id, release, unlabelled,
+        raw, preprocessed, results, options.dataset_id, layout.title, unlabelled,
         source=source,
         smoke=options.smoke,
         device=options.device,
@@ -111,18 +115,27 @@ def folder_of_run(options: RunOptions) -> Path:
     return folder
 
 
-def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool, int | None]:
-    """The release as jobs see it, its name, whether it has cases without label, and how many patients with labels.
+def scored_as(recipe: Recipe, layout: Layout) -> Recipe:
+    """The recipe with a preset that knows the labels of the source; another one than it names is a `Notice`."""
+    preset, cohort = fitting_preset(recipe.preset, recipe.cohort, layout.scheme_name, layout.name)
+    if (preset, cohort) != (recipe.preset, recipe.cohort):
+        words = f"the labels of {layout.name} are scored by {preset} {cohort}, not by {recipe.preset} {recipe.cohort}"
+        warnings.warn(f"{words} as the recipe says", Notice, stacklevel=2)
+    return replace(recipe, preset=preset, cohort=cohort)
+
+
+def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, Layout, bool, int | None]:
+    """The release as jobs see it, its layout, whether it has cases without label, and how many patients with labels.
 
     Without one, that of phantoms.
     """
     if options.source is not None:
         found = scan(options.source)
-        name, unlabelled = found.layout.title, any(not case.labelled for case in found.cases)
         source = Path(relative_to(options.source.resolve(), folder))
-        return source, name, unlabelled, count_patients(found.cases)
+        unlabelled = any(not case.labelled for case in found.cases)
+        return source, found.layout, unlabelled, count_patients(found.cases)
     if options.smoke:
-        return None, PHANTOM_RELEASE, True, SMOKE_CASES
+        return None, LAYOUTS[PHANTOM_RELEASE], True, SMOKE_CASES
     raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
 
 

@@ -215,7 +215,7 @@ P = "p: {of: one, rules: [lyu2020]}"
             (P, "p: {of: vote, rule: ['unlikely-components:ET=0.6']}"), 12,
             "the rules need probabilities, and vote has only label maps",
         ),
-        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2017"),
+        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2012"),
         (("brats2023", "brats2023, cohort: goat"), 13, "brats2023 has no cohort 'goat'"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from release_folders import write_case
@@ -16,6 +17,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 from nnunet_brats_ext.workflow import run as run_module
 from nnunet_brats_ext.workflow.ownership import only_one
+from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
 from nnunet_brats_ext.workflow.run import RunOptions, plan_run
 
 SMOKE = ["--scale", "smoke", "-device", "cpu"]
@@ -92,7 +94,7 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     ]
     assert not [word for word in words if str(tmp_path) in word]
     assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
-    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"layout": Layout(), "cases": CASES}))
+    monkeypatch.setattr(run_module, "scan", lambda _: SimpleNamespace(layout=LAYOUTS["BraTS2020"], cases=CASES))
     _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
     assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
     assert run.environment["nnUNet_results"] == "nnUNet_results"
@@ -121,16 +123,30 @@ def test_the_folds_of_a_run_are_those_that_its_conversion_makes(patients, folds,
     assert planned_folds() == 1, "nnU-Net trains the folds that it finds there"
 
 
+@pytest.mark.parametrize(
+    ("release", "scored"),
+    [
+        ("BraTS2012", "brats2012 gli"),
+        ("BraTS2015", "brats2015 gli"),
+        ("BraTS2023-GLI", "brats2020 gli"),
+        ("BraTS2024-PED", "brats2024 ped"),
+        ("MU-Glioma-Post", "brats2020 gli"),
+    ],
+)
+def test_labels_that_the_recipes_preset_does_not_know_are_scored_as_their_challenge_did(release, scored, recwarn):
+    recipe = run_module.scored_as(load_recipe(find_recipe("baseline")), LAYOUTS[release])
+    assert f"{recipe.preset} {recipe.cohort}" == scored
+    noticed = [str(one.message) for one in recwarn]
+    assert noticed == [f"the labels of {release} are scored by {scored}, not by brats2020 gli as the recipe says"] * (
+        scored != "brats2020 gli"
+    )
+
+
 def test_a_run_on_one_patient_is_refused(tmp_path):
     layout = LAYOUTS["BraTS2020"]
     write_case(tmp_path / "source", layout, layout.case_name(1))
     with pytest.raises(UserError, match="the source has 1 patient with labels; a cross-validation needs two"):
         plan_run(RunOptions("baseline", tmp_path / "source", folder=tmp_path / "run", device="cpu"))
-
-
-class Layout:
-    title = "BraTS2020"
-    name = "BraTS-2020"
 
 
 CASES = [SourceCase(f"case{i}", LAYOUTS["BraTS2020"], files={LABEL: Path()}, patient=f"patient{i}") for i in range(5)]
