@@ -106,7 +106,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "chosen_metric": asked.metric,
         "chosen_by": f"{asked.region or 'mean'} {tables.title_of(asked.metric)}",
         "predicted": list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].predictions)),
-        "models": [(model, _training_charts(model)) for model in models],
+        "models": [(model, training_charts(model)) for model in models],
         "uncertainty": uncertainty,
         "regions": regions,
         "region_colours": REGION_COLOURS,
@@ -276,21 +276,28 @@ def _models(options: ReportOptions, notes: list[str]) -> list[TrainingRecord]:
     return models
 
 
-def _training_charts(model: TrainingRecord) -> list[LineChart]:
-    """The losses, and the pseudo Dice that nnU-Net measures on patches; a line per fold."""
+def training_charts(model: TrainingRecord) -> list[LineChart]:
+    """Losses, terms of the training loss, and the pseudo Dice that nnU-Net measures on patches; a line per fold."""
     losses: list[Curve] = []
+    terms: list[Curve] = []
     dice: list[Curve] = []
     for fold, epochs in model.folds.items():
         numbers, name = np.array(list(epochs), dtype=float), f"fold {fold}"
         losses.append(("training", name, numbers, np.array([epoch.train_loss for epoch in epochs.values()])))
         losses.append(("validation", name, numbers, np.array([epoch.val_loss for epoch in epochs.values()])))
+        for term in dict.fromkeys(term for epoch in epochs.values() for term in epoch.terms):
+            terms.append((term, name, numbers, np.array([epoch.terms.get(term, np.nan) for epoch in epochs.values()])))
         columns = list(zip_longest(*(epoch.pseudo_dice for epoch in epochs.values()), fillvalue=np.nan))
         fitting = len(model.regions) == len(columns)
         regions = model.regions if fitting else [f"channel {i}" for i in range(len(columns))]
         dice += [(region, name, numbers, np.array(column)) for region, column in zip(regions, columns, strict=True)]
     return [
         line_chart(title, "epoch", curves, top)
-        for title, curves, top in (("Loss", losses, None), ("Pseudo Dice on validation patches", dice, 1.0))
+        for title, curves, top in (
+            ("Loss", losses, None),
+            ("Terms of the training loss", terms, None),
+            ("Pseudo Dice on validation patches", dice, 1.0),
+        )
         if any(np.isfinite(y).any() for *_, y in curves)
     ]
 
