@@ -19,7 +19,7 @@ from nnunet_brats_ext.storage.plans import read_plans, resolve
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
-from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model, Recipe
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model, ModelPrediction, Recipe
 from nnunet_brats_ext.workflow.run import datasets_there
 from nnunet_brats_ext.workflow.state import Job
 
@@ -28,7 +28,8 @@ RELEASE = "RELEASE"  # what stands for the folder of the release where nobody kn
 
 def commands_of_paper(paper: str, planned: Planned) -> list[str]:
     """What is left to type for a paper's submission, by its recipe."""
-    return _commands(load_recipe(published_recipes()[paper]), planned, paper)
+    recipe = load_recipe(published_recipes()[paper])
+    return _commands(replace(recipe, evaluated=recipe.submissions), planned, paper)
 
 
 def commands_of_trainer(name: str, planned: Planned) -> list[str]:
@@ -47,7 +48,8 @@ def commands_of_trainer(name: str, planned: Planned) -> list[str]:
     if facts.starts_from:
         models = {"start": replace(models["model"], name="start", trainer=facts.starts_from), **models}
     data = {"brats": Data("brats")}
-    recipe = Recipe(name, data, models, {}, {}, "brats2020", "gli", ("model",), ("model",))
+    predictions = {one: ModelPrediction(one, one) for one in models}
+    recipe = Recipe(name, data, models, predictions, {}, {}, "brats2020", "gli", ("model",), ("model",))
     return _commands(recipe, planned, name)
 
 

@@ -25,7 +25,7 @@ from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, releas
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import SMOKE_CASES, Setting
 from nnunet_brats_ext.workflow.ownership import only_one
-from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe
+from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe, restricted
 from nnunet_brats_ext.workflow.recipe_parts import Recipe
 from nnunet_brats_ext.workflow.state import GRAPH, Run, older_states, relative_to
 
@@ -58,6 +58,11 @@ class RunOptions(Options):
     folds: tuple[int, ...] | None = option(
         default=None, metavar="FOLD", at_least=0, help="only these, but for stages before others"
     )
+    only: tuple[str, ...] = option(
+        default=(),
+        metavar="PREDICTION",
+        help="score these alone, do only what they need, and submit what is among them",
+    )
     device: str = device_option("cuda")
 
     @property
@@ -80,6 +85,8 @@ def copy_recipe(name: str, target: str | Path) -> Path:
 def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     """A recipe and its jobs for this source, machine and folder; nothing is written."""
     recipe = load_recipe(find_recipe(options.recipe))
+    if options.only:
+        recipe = restricted(recipe, options.only)
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)

@@ -133,8 +133,8 @@ class TrainingJobs(Jobs):
             "configuration": model.configuration,
             "fold": fold,
         }
-        if model.previous_stage:
-            previous = self.recipe.models[model.previous_stage]
+        if before := self.recipe.refined_by(model):
+            previous = self.recipe.model_of(before)
             after += self.trained(previous)
             facts["previous"] = [str(self.jobs[job].result) for job in self.trained(previous)]
             if model.maps:
@@ -167,13 +167,13 @@ class TrainingJobs(Jobs):
             short = {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: str(SMOKE_ITERATIONS), SNAPSHOTS: "1 2"}
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
-        later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
-        candidates = model.choice.of if model.choice else ()
-        every = (model.checkpoints, candidates, *later)
+        every: list[tuple[str | int, ...]] = [one.maps for one in self.recipe.stages_after(model)]
+        for one in self.recipe.predictions.values():
+            if one.of == model.name:
+                every += [one.checkpoints, one.choice.of if one.choice else ()]
         wanted = {epoch for epochs in every for epoch in epochs if isinstance(epoch, int)}
-        own = self.trainer(model).snapshot_epochs
-        if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
-            environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))
+        if more := wanted - {*self.trainer(model).snapshot_epochs}:
+            environment[SNAPSHOTS] = " ".join(map(str, sorted(more)))
         return environment
 
     def filter_cases(self, model: Model) -> str:
@@ -186,8 +186,8 @@ class TrainingJobs(Jobs):
 
     def maps(self, model: Model, previous: Model) -> str:
         """Several stage-1 maps per training case, of which stage 2 draws."""
-        out = self.model_folder(previous) / "predicted_next_stage"
-        chosen = ["-chk", *self.checkpoints(model.maps)]
-        command = ["nnunet_brats", "predict", "--for-next-stage", *self.model_words(previous), *chosen]
-        command += ["-np", self.workers("maps")]
-        return self.add(f"maps/{previous.name}", command, out, self.trained(previous))
+        out = self.model_folder(previous) / "predicted_next_stage" / f"{model.configuration}.maps"
+        chosen = ["-chk", *self.checkpoints(model.maps), "--next-stages", model.configuration]
+        command = ["nnunet_brats", "predict", "--for-next-stage", *self.model_words(previous, self.folds(previous))]
+        command += [*chosen, "-np", self.workers("maps")]
+        return self.add(f"maps/{model.name}", command, out, self.trained(previous))

@@ -23,7 +23,7 @@ from nnunet_brats_ext.evaluation.report.charts import MAX_POINTS, box_plots, lin
 from nnunet_brats_ext.evaluation.report.inputs import find_sequence_files, match_predictions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile, draw_case, trace
 from nnunet_brats_ext.evaluation.report.page import training_charts, write_report
-from nnunet_brats_ext.evaluation.report.published import published_table
+from nnunet_brats_ext.evaluation.report.published import published_tables
 from nnunet_brats_ext.evaluation.report.tables import case_table, cases_to_draw, count_empty, summarise_metric
 from nnunet_brats_ext.evaluation.report.training import read_fold, read_log, read_model
 from nnunet_brats_ext.evaluation.results import summarise_scores
@@ -365,22 +365,49 @@ def test_results_alone_make_a_page_that_says_what_it_lacks(world):
 
 def test_published_scores_of_a_trainers_paper_and_of_papers_asked_for_stand_beside_ours(world):
     results = {"mine": results_of({"a": 0.9, "b": 0.7})}
-    found = published_table(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
-    assert found.columns[:2] == ["WT Dice", "TC Dice"]
-    (ours,) = found.ours
-    assert (ours.system, ours.data, ours.scores[0]) == ("mine", "2 cases", "0.800")
-    systems = [row.system for row in found.papers]
-    assert all(name.startswith("Henry et al. 2020: ") for name in systems)
-    assert "Henry et al. 2020: U-Net" not in systems, "it is another trainer's"
-    by_key = published_table(results, REGIONS, [], ["henry2020", "lyu2020"])
-    assert {row.system.partition(":")[0] for row in by_key.papers} == {"Henry et al. 2020", "Lyu & Shu 2020"}
-    assert published_table(results, ("RC",), [], ["henry2020"]) is None
-    assert published_table(results, REGIONS, ["SomeTrainer"], []) is None
+    tables = published_tables(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
+    assert [table.title for table in tables] == [f"Henry et al. 2020, Table {i}" for i in (1, 2, 3)]
+    assert tables[0].columns[:2] == ["WT Dice", "TC Dice"]
+    for table in tables:
+        ours, *others = table.rows
+        assert (ours.system, ours.data, ours.scores[0], ours.ours) == ("mine", "2 cases", "0.8000", True)
+        assert others and not any(row.ours for row in others), "no prediction is called as in the recipe"
+    assert "U-Net" not in [row.system for row in tables[2].rows], "it is another trainer's"
+    by_key = published_tables(results, REGIONS, [], ["henry2020", "lyu2020"])
+    assert {table.title.partition(",")[0] for table in by_key} == {"Henry et al. 2020", "Lyu & Shu 2020"}
+    assert published_tables(results, ("RC",), [], ["henry2020"]) == []
+    assert published_tables(results, REGIONS, ["SomeTrainer"], []) == []
     write_report([world / "one.json"], world / "page.html", paper=["lyu2020"])
     text, page = page_of(world / "page.html")
     assert "published" in page.ids and "other splits" in text
     with pytest.raises(ValueError, match="--paper lyu: expected one of"):
         write_report([world / "one.json"], world / "page.html", paper=["lyu"])
+
+
+def test_below_a_published_row_stands_the_prediction_of_its_name_by_the_same_statistics(world):
+    of_folds = results_of({"a": 0.9, "b": 0.7, "c": 0.6}) | {"folds": {"a": "0", "b": "0", "c": "1"}}
+    results = {"henry2020.a_unet": of_folds, "final": of_folds}
+    (table,) = [one for one in published_tables(results, ("WT",), [], ["henry2020"]) if one.title.endswith("Table 3")]
+    published, ours = table.rows[:2]
+    assert (published.system, published.scores) == ("U-Net", ["0.9070 (0.0060)"])
+    assert (ours.system, ours.data, ours.scores) == ("henry2020.a_unet", "3 cases, over 2 folds", ["0.7000 (0.1414)"])
+    assert [row.ours for row in table.rows] == [False, True, False, False]
+
+    models = {name: results_of({"a": value, "b": value}) for name, value in (("57", 0.9), ("66", 0.8), ("67", 0.7))}
+    spreads = {"stage2_each": models}
+    tables = published_tables(results, ("ET", "WT"), [], ["lyu2020"], spreads)
+    (table,) = [one for one in tables if one.title.endswith("Table 2")]
+    assert [row.scores[table.columns.index("WT Dice")] for row in table.rows] == [
+        "SD 0.0013; 0.8940 to 0.8990", "SD 0.0012; 0.8980 to 0.9020", "SD 0.1000; 0.7000 to 0.9000"
+    ]  # fmt: skip
+    assert table.rows[-1].data == "2 cases, over 3 models"
+    (world / "each.json").write_text(json.dumps({"models": models}))
+    write_report(
+        [world / "one.json"], world / "page.html", paper=["lyu2020"], spreads=[f"stage2_each={world}/each.json"]
+    )
+    assert "over 3 models" in page_of(world / "page.html")[0]
+    with pytest.raises(ValueError, match=r"--spreads each\.json: expected NAME=RESULTS"):
+        write_report([world / "one.json"], world / "page.html", spreads=["each.json"])
 
 
 def test_what_is_missing_of_a_case_is_noted_and_the_rest_drawn(world):

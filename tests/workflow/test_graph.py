@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from workflow_runs import graph_of, kinds
 
+from nnunet_brats_ext.papers import stages_of
 from nnunet_brats_ext.workflow.recipe import COMPARE, find_recipe, load_recipe, published_recipes
 
 
@@ -44,14 +45,63 @@ def test_models_that_share_data_share_their_preprocessing():
 def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
     jobs = graph_of("lyu2020", folds=(0,))
     stage1 = {f"train/stage1/fold_{fold}" for fold in range(5)}
-    assert stage1 | {"maps/stage1"} <= set(jobs["train/stage2/fold_0"].after)
-    assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
+    assert stage1 | {"maps/stage2"} <= set(jobs["train/stage2/fold_0"].after)
+    assert not [name for name in jobs if name.startswith("train/stage2/") and name != "train/stage2/fold_0"]
     for name in ("stage1", "stage2"):  # a ranking wants both on the same cases
         job = jobs[f"predict/cv/{name}"]
         assert job.after[:2] == (f"train/{name}/fold_0", f"choose/{name}")
         assert "--cross-validation" in job.command
         assert "-f 0 -device" in " ".join(job.command)
         assert "--partial" in jobs[f"evaluate/{name}"].command
+
+
+def test_two_second_stages_of_one_first_have_maps_and_folders_of_their_own():
+    jobs = graph_of("lyu2020", only=("ensemble_21", "single_190"))
+    single, multiple = jobs["maps/stage2_single"], jobs["maps/stage2"]
+    assert single.result != multiple.result
+    assert "-chk checkpoint_epoch_190.pth --next-stages lyu_stage2_single " in " ".join(single.command)
+    assert "checkpoint_epoch_294.pth --next-stages lyu_stage2 " in " ".join(multiple.command)
+    trainings = [jobs[f"train/{name}/fold_0"] for name in ("stage2", "stage2_single")]
+    assert "maps/stage2" in trainings[0].after and "maps/stage2_single" in trainings[1].after
+    assert len({one.result for one in trainings}) == 2
+    assert stages_of("lyu_stage1") == {"next_stage": ["lyu_stage2", "lyu_stage2_single"]}
+
+
+def test_predictions_of_one_model_share_its_training_and_say_what_differs():
+    jobs = graph_of("lyu2020", only=("multiple_190", "ensemble_21"))
+    assert {name.split("/")[1] for name in jobs if name.startswith("train/")} == {"stage1", "stage2"}
+    one, many = (" ".join(jobs[f"predict/cv/{name}"].command) for name in ("stage2_on_190", "stage2_21"))
+    assert "-chk checkpoint_epoch_100.pth -prev_tr BraTSVAETrainer " in one
+    assert "-prev_chk checkpoint_epoch_190.pth --combine vote" in one, "combined as the model's own prediction"
+    assert "-prev_chk checkpoint_epoch_190.pth checkpoint_epoch_254.pth checkpoint_epoch_289.pth --combine vote" in many
+    assert not [name for name in jobs if name.startswith("choose/")], "nothing here is chosen"
+    assert "restore/final" not in jobs and "restore/final" in graph_of("lyu2020", only=("final",))
+
+
+def test_only_what_is_asked_for_is_trained():
+    jobs = graph_of("lyu2020", only=("model_254",))
+    assert {name.split("/")[1] for name in jobs if name.startswith("train/")} == {"stage1"}
+    assert [name for name in jobs if name.startswith("evaluate/")] == ["evaluate/model_254"]
+    with pytest.raises(ValueError, match=r"--only model254: the recipe predicts .*did you mean 'model_254'"):
+        graph_of("lyu2020", only=("model254",))
+    with pytest.raises(ValueError, match="--only stage1_each: stage1_each is scored model by model"):
+        graph_of("lyu2020", only=("stage1_each",))
+
+
+def test_each_checkpoint_on_each_source_is_scored_alone_and_beside_the_report():
+    jobs = graph_of("lyu2020", only=("final", "stage2_each"))
+    members = [name for name in jobs if name.startswith("predict/cv/stage2_each.")]
+    assert len(members) == 27
+    assert jobs["evaluate/stage2_each"].after == tuple(members)
+    for name in ("rank/all", "report/all"):
+        assert "stage2_each" not in " ".join(jobs.get(name, jobs["report/all"]).command).split("--spreads")[0]
+    report = " ".join(jobs["report/all"].command)
+    assert "--spreads stage2_each=results/stage2_each.json --paper lyu2020 " in report
+    one = " ".join(jobs["predict/cv/stage2_each.254.best"].command)
+    assert "-chk checkpoint_best.pth " in one and "-prev_chk checkpoint_epoch_254.pth " in one
+    smoke = graph_of("lyu2020", only=("final", "stage1_each"), smoke=True)
+    found = [" ".join(job.command) for name, job in smoke.items() if name.startswith("predict/cv/stage1_each.")]
+    assert ["epoch_1.pth" in one for one in found] == [True, False]
 
 
 @pytest.mark.parametrize(("smoke", "fold"), [(False, 5), (True, 2), (False, -1)])
@@ -78,8 +128,8 @@ def test_a_training_keeps_the_snapshots_that_are_asked_for(tmp_path):
     )
     jobs = graph_of(mine)
     epochs = jobs["train/stage1/fold_0"].environment["nnUNet_brats_snapshots"]
-    assert epochs == "100 165 184 190 205 244 254 261 271 289 294"
-    assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9 57 66 67 69 77 100 115"}
+    assert epochs == "100", "beside those that its trainer keeps"
+    assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9"}
 
 
 def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
@@ -148,7 +198,9 @@ def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
 
 def test_the_batch_of_each_configuration_is_fitted_to_its_own_number_of_gpus():
     plans = graph_of("compare", gpu_memory_gb=24)["configure/brats"].command
-    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4,lyu_stage2=4",), "the others train on one"
+    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4,lyu_stage2=4,lyu_stage2_single=4",), (
+        "the others train on one"
+    )
     assert "--gpus" not in graph_of("compare", gpu_memory_gb=24, gpus=1)["configure/brats"].command
     assert "--gpus" not in graph_of("compare")["configure/brats"].command, "without a budget all is as published"
 

@@ -79,8 +79,8 @@ def test_the_recipe_in_the_folder_of_a_run_runs_there(tmp_path, monkeypatch):
 def test_a_recipe_can_be_copied_edited_and_named_by_its_path(tmp_path, capsys):
     mine = tmp_path / "mine.yaml"
     assert main(["run", "lyu2020", "--copy", str(mine)]) == 0
-    mine.write_text(mine.read_text().replace("    combine: vote\n", "    combine: vote\n    epochs: 7\n"))
-    assert graph_of(mine)["train/stage2/fold_0"].environment == {"nnUNet_brats_epochs": "7"}
+    mine.write_text(mine.read_text().replace("    combine: vote\n", "    combine: vote\n    epochs: 250\n"))
+    assert graph_of(mine)["train/stage2/fold_0"].environment == {"nnUNet_brats_epochs": "250"}
 
 
 def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile
 from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
-from nnunet_brats_ext.evaluation.results import Results
+from nnunet_brats_ext.evaluation.results import Results, read_models
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -59,6 +59,11 @@ class ReportOptions(Options):
     )
     paper: tuple[str, ...] = option(
         default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
+    )
+    spreads: tuple[str, ...] = option(
+        default=(),
+        metavar="NAME=RESULTS",
+        help="results of several models each, for published rows that are over models, such as a standard deviation",
     )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
     figures: Path | None = option(
@@ -201,6 +206,14 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
 def _to_show(files: Mapping[str, Path]) -> dict[str, Path]:
     wanted = [name for name in SHOWN if name in files] or list(files)[: len(SHOWN)]
     return {name: files[name] for name in wanted}
+
+
+def find_spreads(given: Sequence[str]) -> dict[str, ModelResults]:
+    """Name -> the models of a results.json, from NAME=RESULTS."""
+    pairs = [(name, path) for name, _, path in (text.partition("=") for text in given)]
+    if wrong := [text for text, (name, path) in zip(given, pairs, strict=True) if not (name and path)]:
+        raise UserError(f"--spreads {wrong[0]}: expected NAME=RESULTS, such as stage1_each=results/stage1_each.json")
+    return {name: read_models(Path(path)) for name, path in pairs}
 
 
 def match_predictions(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:

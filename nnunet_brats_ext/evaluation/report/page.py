@@ -21,10 +21,10 @@ from nnunet_brats_ext.evaluation.report import tables
 from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart, box_plots, line_chart
 from nnunet_brats_ext.evaluation.report.curves import draw_curves
 from nnunet_brats_ext.evaluation.report.figures import draw_boxes, draw_charts, save_figures
-from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files
+from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files, find_spreads
 from nnunet_brats_ext.evaluation.report.lesion_charts import draw_lesions, read_lesions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, SlicePicture, draw_case
-from nnunet_brats_ext.evaluation.report.published import published_table
+from nnunet_brats_ext.evaluation.report.published import published_tables
 from nnunet_brats_ext.evaluation.report.shapes import Chart
 from nnunet_brats_ext.evaluation.report.training import TrainingRecord, read_model
 from nnunet_brats_ext.evaluation.results import CaseScores, headline_metrics
@@ -64,9 +64,11 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
     }
     pictures = _pictures(failing, results, asked, notes)
     models = _models(asked, notes)
-    published = published_table(results, regions, [model.trainer for model in models], asked.paper)
+    published = published_tables(
+        results, regions, [model.trainer for model in models], asked.paper, find_spreads(asked.spreads)
+    )
     if asked.paper and not published:
-        notes.append(f"{', '.join(asked.paper)} published no Dice or HD95 of these regions.")
+        notes.append(f"{', '.join(asked.paper)} published no such scores of these regions.")
     ranking = _ranking(entries, headline, notes)
     curves = draw_curves(results, headline, regions, ranking)
     curves |= draw_lesions(read_lesions(asked.sources, list(results)), regions)

@@ -91,10 +91,26 @@ PAPER = Paper(
         "mirror-y": (Symmetry(), Symmetry((-2,))),
     },
     results=(
-        PublishedResult("U-Net", VALIDATION, _dice(0.8974, 0.8349, 0.7402), trainer="BraTSNoNewNetTrainer"),
-        PublishedResult("residual U-Net", VALIDATION, _dice(0.9018, 0.8278, 0.7424), trainer="BraTSResUNetVAETrainer"),
-        PublishedResult("cascade", VALIDATION, _dice(0.8997, 0.8335, 0.7307), trainer="BraTSCascadedUNetTrainer"),
-        PublishedResult("ensemble", VALIDATION, _dice(0.9072, 0.8435, 0.7562)),
-        PublishedResult("student", VALIDATION, _dice(0.9045, 0.8420, 0.7563), trainer="BraTSStudentTrainer"),
+        PublishedResult(
+            "U-Net", VALIDATION, _dice(0.8974, 0.8349, 0.7402), trainer="BraTSNoNewNetTrainer", prediction="no_new_net"
+        ),
+        PublishedResult(
+            "residual U-Net",
+            VALIDATION,
+            _dice(0.9018, 0.8278, 0.7424),
+            trainer="BraTSResUNetVAETrainer",
+            prediction="resunet_vae",
+        ),
+        PublishedResult(
+            "cascade",
+            VALIDATION,
+            _dice(0.8997, 0.8335, 0.7307),
+            trainer="BraTSCascadedUNetTrainer",
+            prediction="cascaded",
+        ),
+        PublishedResult("ensemble", VALIDATION, _dice(0.9072, 0.8435, 0.7562), prediction="teachers"),
+        PublishedResult(
+            "student", VALIDATION, _dice(0.9045, 0.8420, 0.7563), trainer="BraTSStudentTrainer", prediction="final"
+        ),
     ),
 )

@@ -14,7 +14,10 @@ def _row(name: str, summary: str, parameters: int, attention: str | None = None)
 
 def _published(name: str, wt: float, tc: float, et: float, trainer: str | None = None) -> PublishedResult:
     scores = {region: {"dice": round(value / 100, 4)} for region, value in (("WT", wt), ("TC", tc), ("ET", et))}
-    return PublishedResult(name, LOCAL, scores, f"BraTS{trainer}Trainer" if trainer else None)
+    prediction = {"OM-Net": "omnet", "OM-Net + CGA": "cga", "OM-Net + CGA, post-processed": "final"}.get(name, "")
+    absent = "" if prediction else "trained by hand, not by the recipe"
+    named = f"BraTS{trainer}Trainer" if trainer else None
+    return PublishedResult(name, LOCAL, scores, named, prediction=prediction, absent=absent)
 
 
 PAPER = Paper(
