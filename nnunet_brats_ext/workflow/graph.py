@@ -185,7 +185,7 @@ class Graph(TrainingJobs):
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.data_of(rules.of)
             splits = self.setting.preprocessed / self.dataset(data.name) / SPLITS
-            labels = self.labels(CROSS_VALIDATION)
+            labels = self.labels(data, CROSS_VALIDATION)
             command = ["nnunet_brats", "tune", labels, self.jobs[before].result, "--splits", splits, "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
@@ -219,13 +219,18 @@ class Graph(TrainingJobs):
         leaves = self.recipe.leaves_of(prediction)
         before = self.members(leaves[0], branch) if leaves[0].each else [self.predicted(prediction, branch)]
         out = self.setting.folder / "results" / f"{prediction}.json"
-        command = ["nnunet_brats", "evaluate", self.labels(branch), *(self.jobs[job].result for job in before)]
+        command = [
+            "nnunet_brats",
+            "evaluate",
+            self.labels(self.scored_data, branch),
+            *(self.jobs[job].result for job in before),
+        ]
         lacking = any(
             len(self.scored_folds(leaf)) < len(self.every_fold(self.recipe.model_of(leaf))) for leaf in leaves
         )
         partial = branch == TEST or lacking
         command += [*self.preset(), "-o", out, *(["--partial"] if partial else []), "-np", self.needs("evaluate").cpus]
-        return self.add(f"evaluate/{prediction}", command, out, before)
+        return self.add(f"evaluate/{prediction}", command, out, [*before, self.converted(self.scored_data)])
 
     def lacks_folds(self, one: ModelPrediction) -> bool:
         return len(self.scored_folds(one)) < len(self.every_fold(self.recipe.model_of(one)))
@@ -238,7 +243,7 @@ class Graph(TrainingJobs):
 
     def report(self, scores: Sequence[str], spreads: Sequence[str]) -> str:
         branch = self.scored_branch
-        out, labels = self.setting.folder / "report.html", self.labels(branch)
+        out, labels = self.setting.folder / "report.html", self.labels(self.scored_data, branch)
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
         command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]

@@ -100,15 +100,19 @@ class Jobs:
         place = self.setting.raw / self.dataset(self.base_of(data).name)
         return place / ("imagesTr" if branch == CROSS_VALIDATION else "imagesTs")
 
-    def labels(self, branch: str) -> Path:
-        first = self.base_of(next(iter(self.recipe.data.values())))
-        place = self.setting.raw / self.dataset(first.name)
+    def labels(self, data: Data, branch: str) -> Path:
+        place = self.setting.raw / self.dataset(self.base_of(data).name)
         return place / ("labelsTr" if branch == CROSS_VALIDATION else "labelsTs")
+
+    @property
+    def scored_data(self) -> Data:
+        """The data set whose label maps everything is scored by."""
+        return self.base_of(self.data_of(self.recipe.evaluated[0]))
 
     @property
     def scored_branch(self) -> str:
         """The predictions that are scored: of the cases that are held out, where the data hold out some."""
-        return TEST if self.base_of(self.data_of(self.recipe.evaluated[0])).hold_out else CROSS_VALIDATION
+        return TEST if self.scored_data.hold_out else CROSS_VALIDATION
 
     def folds(self, model: Model) -> tuple[int | str, ...]:
         """Those that are trained; of a model that another one refines, all: they hold every case between them."""
