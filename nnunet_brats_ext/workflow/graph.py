@@ -9,7 +9,15 @@ from nnunet_brats_ext.inference.chosen import CHOSEN
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, SMOKE_EPOCHS, TEST, Setting
-from nnunet_brats_ext.workflow.recipe_parts import Choice, Ensemble, Model, ModelPrediction, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.recipe_parts import (
+    Choice,
+    Data,
+    Ensemble,
+    Model,
+    ModelPrediction,
+    Postprocessing,
+    Recipe,
+)
 from nnunet_brats_ext.workflow.state import Job
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
@@ -184,9 +192,8 @@ class Graph(TrainingJobs):
             out = self.setting.folder / "rules" / f"{rules.name}.json"
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.data_of(rules.of)
-            splits = self.setting.preprocessed / self.dataset(data.name) / SPLITS
             labels = self.labels(data, CROSS_VALIDATION)
-            command = ["nnunet_brats", "tune", labels, self.jobs[before].result, "--splits", splits, "-o", out]
+            command = ["nnunet_brats", "tune", labels, self.jobs[before].result, *self.splits(data), "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
             command += ["--objective", settings["objective"]] if "objective" in settings else []
@@ -229,11 +236,14 @@ class Graph(TrainingJobs):
             len(self.scored_folds(leaf)) < len(self.every_fold(self.recipe.model_of(leaf))) for leaf in leaves
         )
         partial = branch == TEST or lacking
-        command += [*self.preset(), "-o", out, *(["--partial"] if partial else []), "-np", self.needs("evaluate").cpus]
+        folds = self.splits(self.data_of(prediction)) if branch == CROSS_VALIDATION else []
+        command += [*self.preset(), *folds, *(["--partial"] if partial else [])]
+        command += ["-o", out, "-np", self.needs("evaluate").cpus]
         return self.add(f"evaluate/{prediction}", command, out, [*before, self.converted(self.scored_data)])
 
-    def lacks_folds(self, one: ModelPrediction) -> bool:
-        return len(self.scored_folds(one)) < len(self.every_fold(self.recipe.model_of(one)))
+    def splits(self, data: Data) -> list[object]:
+        """How `tune` and `evaluate` learn of which fold a case is."""
+        return ["--splits", self.setting.preprocessed / self.dataset(data.name) / SPLITS]
 
     def rank(self, scores: Sequence[str]) -> str:
         out = self.setting.folder / "ranking.json"

@@ -283,6 +283,10 @@ def test_images_are_found_as_nnunet_or_as_a_release_names_them(world):
     described = {"channel_names": {str(i): "noNorm" for i in range(4)}, "file_ending": ".nii.gz"}
     save(world / "dataset.json", described | {"brats_sequences": ["T1", "T1ce", "T2", "FLAIR"]})
     assert list(find_sequence_files(world / "imagesTs")["a"]) == ["FLAIR", "T1ce"]
+    four = ("T1ce", "T1", "T2", "FLAIR")
+    assert tuple(find_sequence_files(world / "imagesTs", wanted=four)["a"]) == four
+    with pytest.raises(ValueError, match=r"--sequences T1c: .* has T1, T1ce, T2, FLAIR; did you mean 'T1ce'\?"):
+        find_sequence_files(world / "imagesTs", wanted=("T1c",))
     release = world / "MICCAI_BraTS2020_TrainingData"
     for kind in ("t1", "t1ce", "t2", "flair", "seg"):
         write_volume(release / "BraTS20_Training_001" / f"BraTS20_Training_001_{kind}.nii.gz", tumour())

@@ -219,7 +219,7 @@ def test_figures_are_written_as_vectors_and_as_pictures(world):
     assert main([*command, "-np", "1", "--cases", "2"]) == 0
     names = {path.stem for path in figures.iterdir()}
     assert names >= {f"{kind}_dice" for kind in ("boxes", "intervals", "spread", "sizes", "tests")}
-    assert names >= {"stability", "confusion", "cases"}
+    assert names >= {"stability", "confusion", "cases", "sequences"}
     assert {path.name for path in figures.iterdir()} == {f"{name}{end}" for name in names for end in (".pdf", ".png")}
     for name in names:
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")

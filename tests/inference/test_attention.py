@@ -256,6 +256,14 @@ def test_a_series_of_checkpoints_of_a_second_stage_is_shown_on_the_images_grid(m
         if name in maps:
             assert array.dtype == np.float32
             assert 0 <= array.min() < array.max() <= 1
+    reference = read_image(world.raw / "labelsTr" / f"{case}.nii.gz").array
+    gate = read_image(out / case / f"{stems[0]}_gate0.nii.gz").array
+    seen = tuple(slice(side.min(), side.max() + 1) for side in np.nonzero(gate))
+    assert gate[seen].all() and max(gate[seen].shape) <= 32, "what the window on the tumour shows"
+    outside = np.ones_like(reference, bool)
+    outside[seen] = False
+    segmented = read_image(out / case / f"{stems[0]}_segmentation.nii.gz").array
+    assert outside.any() and (segmented[outside] == reference[outside]).all(), "the previous stage's labels"
     for level in range(2):
         early, late = (means[f"{stem}_gate{level}.nii.gz"] for stem in stems)
         assert early < 0.4 < 0.6 < late, "each checkpoint shows its own gates"
@@ -373,6 +381,9 @@ def test_high_is_red_low_is_blue_and_outside_the_head_is_black():
     assert low[2] > low[0]
     assert high[0] > high[2]
     assert not outside.any()
+    heat[0, 0] = np.nan
+    bare, *_ = heat_over(np.full((1, 3), 0.5), heat, np.ones((1, 3), bool), colour_scale([heat]))[0]
+    assert (bare == 0.5).all(), "where nothing is to be shown"
 
 
 def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():

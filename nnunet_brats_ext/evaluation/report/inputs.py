@@ -15,7 +15,7 @@ from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
 from nnunet_brats_ext.evaluation.results import Results, read_models
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.shared_options import processes_option
 
@@ -47,6 +47,9 @@ class ReportOptions(Options):
         default=None,
         metavar="DIR",
         help="imagesTr or imagesTs, or a BraTS release; without them label maps alone are drawn",
+    )
+    sequences: tuple[str, ...] = option(
+        default=(), metavar="SEQUENCE", help="of the images to draw, such as T1ce T1 T2 FLAIR; default: FLAIR T1ce"
     )
     release: str | None = option(
         default=None, metavar="NAME", help="which release the images are, where their names do not say"
@@ -83,7 +86,7 @@ def find_case_files(
 
     failing: case -> the region to look at. Label maps are those that the options name, else those that the results do.
     """
-    images = find_sequence_files(options.images, options.release) if options.images else {}
+    images = find_sequence_files(options.images, options.release, options.sequences) if options.images else {}
     references, predictions = _label_maps(results, options, notes)
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
@@ -175,7 +178,9 @@ def _there(files: Maps) -> Maps:
     return {case: file for case, file in files.items() if file.path.is_file()}
 
 
-def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
+def find_sequence_files(
+    folder: Path, release: str | None = None, wanted: Sequence[str] = ()
+) -> dict[str, dict[str, Path]]:
     """Case -> sequence -> file, of the sequences to show, from nnU-Net's images (CASE_0000...) or a BraTS release.
 
     The dataset.json above nnU-Net's images says what each channel shows; without it they are T1, T1ce, T2, FLAIR.
@@ -200,12 +205,15 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
                 cases[case.name] = files
     if not cases:
         raise UserError(f"{folder} keeps its sequences in 4-D files; convert it, and give imagesTr or imagesTs")
-    return {case: _to_show(files) for case, files in cases.items()}
+    there = list(dict.fromkeys(name for files in cases.values() for name in files))
+    if unknown := [name for name in wanted if name not in there]:
+        raise UserError(f"--sequences {unknown[0]}: {folder} has {', '.join(there)}{did_you_mean(unknown[0], there)}")
+    return {case: _to_show(files, wanted or SHOWN) for case, files in cases.items()}
 
 
-def _to_show(files: Mapping[str, Path]) -> dict[str, Path]:
-    wanted = [name for name in SHOWN if name in files] or list(files)[: len(SHOWN)]
-    return {name: files[name] for name in wanted}
+def _to_show(files: Mapping[str, Path], wanted: Sequence[str]) -> dict[str, Path]:
+    names = [name for name in wanted if name in files] or list(files)[: len(SHOWN)]
+    return {name: files[name] for name in names}
 
 
 def find_spreads(given: Sequence[str]) -> dict[str, ModelResults]:

@@ -205,6 +205,7 @@ def _figures(
         yield name, draw_charts(charts)
     if pictures:
         yield "cases", _case_figure(results, pictures, failing, options.metric)
+        yield "sequences", _sequence_figure(results, pictures)
 
 
 def _case_figure(
@@ -214,9 +215,6 @@ def _case_figure(
     metric: str,
 ) -> Figure:
     """Cases in rows, the reference and the models in columns, with the score of the region that fails."""
-    first = next(iter(results.values()))
-    regions = find_preset(first["preset"], first["cohort"]).regions
-    shown = {region: labels for region, labels in regions.items() if region in tables.regions_of(results)}
     columns = list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].panels))
     rows = []
     for case, (axial, *_) in pictures.items():
@@ -227,7 +225,20 @@ def _case_figure(
             text = f"{name} {tables.format_score(metric, score)}" if name in results else name
             row[number] = replace(row[number], title=text)
         rows.append(row)
-    return draw_grid(rows, [f"{case}\n{region}" for case, region in failing.items() if case in pictures], shown)
+    labels = [f"{case}\n{region}" for case, region in failing.items() if case in pictures]
+    return draw_grid(rows, labels, _labels_of_regions(results))
+
+
+def _sequence_figure(results: tables.ModelResults, pictures: Mapping[str, Sequence[SlicePicture]]) -> Figure:
+    """Cases in rows, their sequences in columns; behind them the reference, or else a prediction, over the first."""
+    rows = [[*axial.sequences.values(), next(iter(axial.panels.values()))] for axial, *_ in pictures.values()]
+    return draw_grid(rows, list(pictures), _labels_of_regions(results))
+
+
+def _labels_of_regions(results: tables.ModelResults) -> dict[str, tuple[int, ...]]:
+    first = next(iter(results.values()))
+    regions = find_preset(first["preset"], first["cohort"]).regions
+    return {region: labels for region, labels in regions.items() if region in tables.regions_of(results)}
 
 
 def _choose(
