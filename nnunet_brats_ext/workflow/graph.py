@@ -9,6 +9,7 @@ from nnunet_brats_ext.inference.chosen import CHOSEN
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, SMOKE_EPOCHS, TEST, Setting
+from nnunet_brats_ext.workflow.recipe import with_folders
 from nnunet_brats_ext.workflow.recipe_parts import (
     Choice,
     Data,
@@ -24,16 +25,17 @@ from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     """All jobs of a recipe by name, each after those it waits for."""
-    for data in recipe.data.values():
-        if data.distill and not setting.unlabelled:
-            raise UserError(
-                f"the source has no cases without label, which {data.name!r} is to learn from; "
-                "give a release that has some"
-            )
+    recipe = with_folders(recipe, setting.also)
     if setting.patients is not None and not number_of_folds(2, setting.patients):
         count = "1 patient" if setting.patients else "no patient"
         raise UserError(f"the source has {count} with labels; a cross-validation needs two")
     graph = Graph(recipe, setting)
+    for data in recipe.data.values():
+        if data.distill and not data.foreign and not graph.unlabelled_of(data):
+            raise UserError(
+                f"the source has no cases without label, which {data.name!r} is to learn from; "
+                "give a release that has some"
+            )
     for model in recipe.models.values():
         every = graph.every_fold(model)
         if model.on_all:
@@ -144,7 +146,7 @@ class Graph(TrainingJobs):
         words += ["--cross-validation"] if branch == CROSS_VALIDATION else []
         words += [*self.seen(first), "-np", self.workers("predict")]
         job = f"predict/{name}" if branch == TEST else f"predict/{branch}/{name}"
-        return self.add(job, words, out, [*after, self.converted(self.base_of(data))])
+        return self.add(job, words, out, [*after, self.converted(self.shown(data, branch))])
 
     def ensemble(self, ensemble: Ensemble, branch: str) -> str:
         if ensemble.best:

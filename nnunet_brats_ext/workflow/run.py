@@ -15,7 +15,7 @@ from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.dataset_conversion.splits import count_patients
 from nnunet_brats_ext.evaluation.presets import fitting_preset
-from nnunet_brats_ext.storage.errors import Notice, UserError
+from nnunet_brats_ext.storage.errors import Notice, UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -43,6 +43,12 @@ class RunOptions(Options):
         default=None, metavar="FILE", writes="file", help="write the recipe there to edit it, and run nothing"
     )
     dataset_id: int = dataset_id_option("first ID of data sets", 137)
+    also: tuple[str, ...] = option(
+        metavar="NAME=FOLDER",
+        repeat=True,
+        default=(),
+        help="a further release, by the name that the recipe has for it (repeatable)",
+    )
     folder: Path | None = option(
         "-o", default=None, metavar="FOLDER", writes="folder", help="of the run; default: runs/RECIPE"
     )
@@ -92,6 +98,7 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     folder = folder_of_run(options)
     source, layout, unlabelled, patients = source_of_run(options, folder)
     recipe = scored_as(recipe, layout)
+    also = further_folders(options, recipe, folder)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
@@ -108,6 +115,7 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         patients=patients,
         datasets=datasets,
         splits=splits_there(datasets, [folder / preprocessed, folder / raw]),
+        also=also,
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
@@ -144,6 +152,24 @@ def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, Layou
     if options.smoke:
         return None, LAYOUTS[PHANTOM_RELEASE], True, SMOKE_CASES
     raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
+
+
+def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """Name -> the folder that `--also` gives, as jobs see it; what else the recipe could use is a `Notice`."""
+    known, found = recipe.further_folders, {}
+    for given in options.also:
+        name, _, path = given.partition("=")
+        if name not in known or name in found or not path:
+            takes = f"this recipe takes {', '.join(known)}" if known else "this recipe takes no further folder"
+            raise UserError(f"--also {given}: expected NAME=FOLDER, each name once; {takes}{did_you_mean(name, known)}")
+        if not Path(path).is_dir():
+            raise UserError(f"--also {given}: {path} is no folder")
+        found[name] = Path(relative_to(Path(path).resolve(), folder))
+    if left := [name for name in known if name not in found]:
+        warnings.warn(
+            f"the recipe can use further folders: --also {'=FOLDER --also '.join(left)}=FOLDER", Notice, stacklevel=2
+        )
+    return found
 
 
 def nnunet_folders(options: RunOptions, folder: Path) -> dict[str, str]:

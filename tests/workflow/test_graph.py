@@ -8,6 +8,7 @@ from workflow_runs import graph_of, kinds
 
 from nnunet_brats_ext.papers import stages_of
 from nnunet_brats_ext.workflow.recipe import COMPARE, find_recipe, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe_parts import base_data
 
 
 @pytest.mark.parametrize("recipe", published_recipes())
@@ -28,7 +29,7 @@ def test_every_fold_of_every_model_that_is_scored_is_trained_once(name):
     scored = [model for prediction in recipe.evaluated for model in recipe.models_of(prediction)]
 
     def of(models) -> set[str]:
-        folds = {one.name: one.folds or range(recipe.data[one.data].folds) for one in models}
+        folds = {one.name: one.folds or range(base_data(recipe, one).folds) for one in models}
         return {f"train/{model}/fold_{fold}" for model, numbers in folds.items() for fold in numbers}
 
     assert trained >= of(scored)
@@ -197,6 +198,35 @@ def test_scores_wait_for_the_label_maps_that_they_are_measured_by():
     both = graph_of("zhou2020", only=("omnet", "final"))
     assert "convert/brats" in both["evaluate/final"].after
     assert "raw/Dataset137_BraTS2020/labelsTs" in both["evaluate/final"].command
+
+
+def test_a_student_learns_from_further_folders_where_they_are_given():
+    alone = graph_of("lachinov2019")
+    assert "--foreign" not in alone["distill/distilled"].command
+    assert "convert/earlier" not in alone and "convert/labelled" not in alone
+    also = {name: Path(f"/{name}") for name in ("earlier", "labelled", "evaluated")}
+    jobs = graph_of("lachinov2019", also=also)
+    command = " ".join(jobs["distill/distilled"].command)
+    assert "--pseudo predictions/test/teachers raw/Dataset137_BraTS2020/imagesTs" in command
+    assert "--pseudo predictions/test-earlier/teachers raw/Dataset139_BraTS2020_earlier/imagesTs" in command
+    assert command.endswith("--foreign 140 --exclude /evaluated")
+    assert jobs["convert/labelled"].command[:3] == ("nnunet_brats", "convert", "/labelled")
+    predicted = jobs["predict/test-earlier/no_new_net"]
+    assert {"convert/earlier", "train/no_new_net/fold_0"} <= set(predicted.after)
+    assert predicted.command[3] == "raw/Dataset139_BraTS2020_earlier/imagesTs"
+    assert graph_of("lachinov2019", also=also, unlabelled=False)["distill/distilled"].command.count("--pseudo") == 1
+    assert [alone[name].command for name in alone if name.startswith("train/")] == [
+        jobs[name].command for name in jobs if name.startswith("train/")
+    ], "the same data sets have the same numbers"
+
+
+def test_a_student_is_trained_on_all_data_and_once_more_without_what_scores_it():
+    jobs = graph_of("lachinov2019")
+    students = {name for name in jobs if name.startswith("train/student")}
+    assert students == {"train/student/fold_0", "train/student_all/fold_all"}
+    assert "predict/cv/student_all" not in jobs and "train/student_all/fold_all" in jobs["predict/student_all"].after
+    with pytest.raises(ValueError, match="--only final: all cases train, so none is left to score"):
+        graph_of("lachinov2019", only=("final",))
 
 
 def test_a_student_needs_unlabelled_cases():
