@@ -119,6 +119,8 @@ class Graph(TrainingJobs):
             words, before = self.previous(one, self.recipe.refined_by(one))
             command = [*self.model_words(model, self.folds(model)), *words]
             command += ["-chk", *self.checkpoints(choice.of)] if choice.of else []
+            if self.setting.smoke:  # a short run keeps few snapshots
+                choice = replace(choice, best=min(choice.best, SMOKE_EPOCHS))
             self.chosen(name, command, one, choice, [*self.trained(model), *before])
         return name
 
@@ -127,8 +129,7 @@ class Graph(TrainingJobs):
     ) -> None:
         """A job that chooses. models: words that name the candidates. first: how the first of them predicts."""
         out = self.setting.folder / "choices" / f"{name.split('/', 1)[1]}.json"
-        best = min(choice.best, SMOKE_EPOCHS) if self.setting.smoke else choice.best
-        words = ["nnunet_brats", "choose", *models, "--best", best, "--by", choice.by, *self.preset(), "-o", out]
+        words = ["nnunet_brats", "choose", *models, "--best", choice.best, "--by", choice.by, *self.preset(), "-o", out]
         words += [*self.seen(first), "-np", self.workers("choose")]
         self.add(name, words, out, [*after, self.converted(self.base_of(self.data_of(first.name)))])
 
