@@ -97,7 +97,7 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)
     source, layout, unlabelled, patients = source_of_run(options, folder)
-    recipe = scored_as(recipe, layout)
+    recipe = scored_as(recipe, layout.scheme_name, layout.name)
     also = further_folders(options, recipe, folder)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
@@ -130,11 +130,11 @@ def folder_of_run(options: RunOptions) -> Path:
     return folder
 
 
-def scored_as(recipe: Recipe, layout: Layout) -> Recipe:
+def scored_as(recipe: Recipe, scheme: str | None, release: str) -> Recipe:
     """The recipe with a preset that knows the labels of the source; another one than it names is a `Notice`."""
-    preset, cohort = fitting_preset(recipe.preset, recipe.cohort, layout.scheme_name, layout.name)
+    preset, cohort = fitting_preset(recipe.preset, recipe.cohort, scheme, release)
     if (preset, cohort) != (recipe.preset, recipe.cohort):
-        words = f"the labels of {layout.name} are scored by {preset} {cohort}, not by {recipe.preset} {recipe.cohort}"
+        words = f"the labels of {release} are scored by {preset} {cohort}, not by {recipe.preset} {recipe.cohort}"
         warnings.warn(f"{words} as the recipe says", Notice, stacklevel=2)
     return replace(recipe, preset=preset, cohort=cohort)
 

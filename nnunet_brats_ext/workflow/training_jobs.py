@@ -37,14 +37,16 @@ class TrainingJobs(Jobs):
         words: list[object] = ["-d", number, "--name", folder.split("_", 1)[1], "-np", self.needs("convert").cpus]
         if data.distill:
             return self.distilled(name, data, words)
-        words += ["--normalise", data.normalise] if data.normalise else []
+        normalised = ["--normalise", data.normalise] if data.normalise else []
         if data.source:
-            return self.add(name, ["nnunet_brats", "convert", setting.also[data.source], *words], setting.raw / folder)
+            command = ["nnunet_brats", "convert", setting.also[data.source], *words, *normalised]
+            return self.add(name, command, setting.raw / folder)
         source: Path | None = setting.source
         after: list[str] = []
         if source is None:
             source, after = setting.folder / "release", [self.phantoms()]
         words += ["--folds", SMOKE_FOLDS if setting.smoke else data.folds] if not data.validation else []
+        words += normalised
         first = next(one for one in self.recipe.data.values() if not one.distill and not one.source)
         if data != first and (data.folds, data.hold_out, data.validation) == (
             first.folds, first.hold_out, first.validation

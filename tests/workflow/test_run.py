@@ -137,7 +137,7 @@ def test_the_folds_of_a_run_are_those_that_its_conversion_makes(patients, folds,
     ],
 )
 def test_labels_that_the_recipes_preset_does_not_know_are_scored_as_their_challenge_did(release, scored, recwarn):
-    recipe = run_module.scored_as(load_recipe(find_recipe("baseline")), LAYOUTS[release])
+    recipe = run_module.scored_as(load_recipe(find_recipe("baseline")), LAYOUTS[release].scheme_name, release)
     assert f"{recipe.preset} {recipe.cohort}" == scored
     noticed = [str(one.message) for one in recwarn]
     assert noticed == [f"the labels of {release} are scored by {scored}, not by brats2020 gli as the recipe says"] * (
