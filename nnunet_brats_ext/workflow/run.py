@@ -165,6 +165,13 @@ def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[s
         if not Path(path).is_dir():
             raise UserError(f"--also {given}: {path} is no folder")
         found[name] = Path(relative_to(Path(path).resolve(), folder))
+    for model in (model for name in recipe.submissions for model in recipe.models_of(name)):
+        data = recipe.data[model.data]
+        own = data.distill and any(not recipe.data[one].source for one in data.unlabelled or [next(iter(recipe.data))])
+        if own and not found.keys() & set(data.exclude):
+            words = f"{model.name} learns from the cases without label that it is submitted for, which is no fair test"
+            advice = f"; --also {data.exclude[0]}=FOLDER keeps them out" if data.exclude else ""
+            warnings.warn(words + advice, Notice, stacklevel=2)
     if left := [name for name in known if name not in found]:
         warnings.warn(
             f"the recipe can use further folders: --also {'=FOLDER --also '.join(left)}=FOLDER", Notice, stacklevel=2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,20 @@ def test_labels_that_the_recipes_preset_does_not_know_are_scored_as_their_challe
     noticed = [str(one.message) for one in recwarn]
     assert noticed == [f"the labels of {release} are scored by {scored}, not by brats2020 gli as the recipe says"] * (
         scored != "brats2020 gli"
+    )
+
+
+def test_who_learns_from_what_is_submitted_is_named_until_that_is_kept_out(tmp_path):
+    def said(*also: str) -> str:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            plan_run(RunOptions("lachinov2019", folder=tmp_path / "run", scale="smoke", device="cpu", also=also))
+        return " ".join(str(one.message) for one in found)
+
+    assert "student_all learns from the cases without label that it is submitted for" in said()
+    assert "--also evaluated=FOLDER keeps them out" in said(f"earlier={tmp_path}")
+    assert said(f"evaluated={tmp_path}") == (
+        "the recipe can use further folders: --also earlier=FOLDER --also labelled=FOLDER"
     )
 
 
