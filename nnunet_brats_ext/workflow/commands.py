@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.planning.plan import Planned, folds_of, gpus_of
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, dataset_id, require_folder
@@ -20,7 +21,7 @@ from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model, ModelPrediction, Recipe
-from nnunet_brats_ext.workflow.run import datasets_there
+from nnunet_brats_ext.workflow.run import datasets_there, scored_as
 from nnunet_brats_ext.workflow.state import Job
 
 RELEASE = "RELEASE"  # what stands for the folder of the release where nobody knows it
@@ -55,6 +56,8 @@ def commands_of_trainer(name: str, planned: Planned) -> list[str]:
 
 def _commands(recipe: Recipe, planned: Planned, folder: str) -> list[str]:
     dataset = planned.file.parent.name
+    if description := DatasetDescription.find(planned.file.parent):
+        recipe = scored_as(recipe, description.scheme_name, description.release or dataset)
     raw, first = require_folder("nnUNet_raw"), next(iter(recipe.data.values()))
     folds = len(folds_of(dataset, raw / dataset))
     # Other data sets of the recipe follow the first one, whatever the recipe says of its folds.

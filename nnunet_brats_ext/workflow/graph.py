@@ -9,6 +9,7 @@ from nnunet_brats_ext.inference.chosen import CHOSEN
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, SMOKE_EPOCHS, TEST, Setting
+from nnunet_brats_ext.workflow.recipe import with_folders
 from nnunet_brats_ext.workflow.recipe_parts import (
     Choice,
     Data,
@@ -24,16 +25,17 @@ from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     """All jobs of a recipe by name, each after those it waits for."""
-    for data in recipe.data.values():
-        if data.distill and not setting.unlabelled:
-            raise UserError(
-                f"the source has no cases without label, which {data.name!r} is to learn from; "
-                "give a release that has some"
-            )
+    recipe = with_folders(recipe, setting.also)
     if setting.patients is not None and not number_of_folds(2, setting.patients):
         count = "1 patient" if setting.patients else "no patient"
         raise UserError(f"the source has {count} with labels; a cross-validation needs two")
     graph = Graph(recipe, setting)
+    for data in recipe.data.values():
+        if data.distill and not data.foreign and not graph.unlabelled_of(data):
+            raise UserError(
+                f"the source has no cases without label, which {data.name!r} is to learn from; "
+                "give a release that has some"
+            )
     for model in recipe.models.values():
         every = graph.every_fold(model)
         if model.on_all:
@@ -145,7 +147,7 @@ class Graph(TrainingJobs):
         words += ["--cross-validation"] if branch == CROSS_VALIDATION else []
         words += [*self.seen(first), "-np", self.workers("predict")]
         job = f"predict/{name}" if branch == TEST else f"predict/{branch}/{name}"
-        return self.add(job, words, out, [*after, self.converted(self.base_of(data))])
+        return self.add(job, words, out, [*after, self.converted(self.shown(data, branch))])
 
     def ensemble(self, ensemble: Ensemble, branch: str) -> str:
         if ensemble.best:
@@ -193,7 +195,7 @@ class Graph(TrainingJobs):
             out = self.setting.folder / "rules" / f"{rules.name}.json"
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.data_of(rules.of)
-            labels = self.labels(CROSS_VALIDATION)
+            labels = self.labels(data, CROSS_VALIDATION)
             command = ["nnunet_brats", "tune", labels, self.jobs[before].result, *self.splits(data), "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
@@ -227,7 +229,12 @@ class Graph(TrainingJobs):
         leaves = self.recipe.leaves_of(prediction)
         before = self.members(leaves[0], branch) if leaves[0].each else [self.predicted(prediction, branch)]
         out = self.setting.folder / "results" / f"{prediction}.json"
-        command = ["nnunet_brats", "evaluate", self.labels(branch), *(self.jobs[job].result for job in before)]
+        command = [
+            "nnunet_brats",
+            "evaluate",
+            self.labels(self.scored_data, branch),
+            *(self.jobs[job].result for job in before),
+        ]
         lacking = any(
             len(self.scored_folds(leaf)) < len(self.every_fold(self.recipe.model_of(leaf))) for leaf in leaves
         )
@@ -235,14 +242,11 @@ class Graph(TrainingJobs):
         folds = self.splits(self.data_of(prediction)) if branch == CROSS_VALIDATION else []
         command += [*self.preset(), *folds, *(["--partial"] if partial else [])]
         command += ["-o", out, "-np", self.needs("evaluate").cpus]
-        return self.add(f"evaluate/{prediction}", command, out, before)
+        return self.add(f"evaluate/{prediction}", command, out, [*before, self.converted(self.scored_data)])
 
     def splits(self, data: Data) -> list[object]:
         """How `tune` and `evaluate` learn of which fold a case is."""
         return ["--splits", self.setting.preprocessed / self.dataset(data.name) / SPLITS]
-
-    def lacks_folds(self, one: ModelPrediction) -> bool:
-        return len(self.scored_folds(one)) < len(self.every_fold(self.recipe.model_of(one)))
 
     def rank(self, scores: Sequence[str]) -> str:
         out = self.setting.folder / "ranking.json"
@@ -252,7 +256,7 @@ class Graph(TrainingJobs):
 
     def report(self, scores: Sequence[str], spreads: Sequence[str]) -> str:
         branch = self.scored_branch
-        out, labels = self.setting.folder / "report.html", self.labels(branch)
+        out, labels = self.setting.folder / "report.html", self.labels(self.scored_data, branch)
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
         command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]

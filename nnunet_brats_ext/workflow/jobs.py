@@ -14,6 +14,7 @@ from nnunet_brats_ext.workflow.resources import KINDS, SMOKE, Needs
 from nnunet_brats_ext.workflow.state import Job
 
 CROSS_VALIDATION, TEST = "cv", "test"  # predictions of each fold's own cases; of the cases without label
+# `test-NAME`: of the cases without label of another data set
 BASE_PLANS = "nnUNetPlans"  # from which `nnunet_brats plan` makes PLANS
 SMOKE_EPOCHS, SMOKE_ITERATIONS, SMOKE_FOLDS, SMOKE_CASES, SMOKE_UNLABELLED = 2, 1, 2, 4, 2
 
@@ -25,7 +26,7 @@ class Setting:
     source: the release; None makes phantoms. release: its name, for names of data sets. gpus: the most that one
     training gets; 0 on a CPU. cpus: cores that a job may have with each of its GPUs. patients: with labels, in the
     source; None for as many as there may be. datasets, splits: names and numbers of folds that data sets have already,
-    by ID.
+    by ID. also: further folders, by the names that the recipe has for them.
     """
 
     raw: Path
@@ -44,6 +45,7 @@ class Setting:
     patients: int | None = None
     datasets: Mapping[int, str] = field(default_factory=dict)
     splits: Mapping[int, int] = field(default_factory=dict)
+    also: Mapping[str, Path] = field(default_factory=dict)
     folder: Path = Path()  # the folder of the run, from where jobs see it
 
 
@@ -96,19 +98,28 @@ class Jobs:
         """The data set whose labels and unlabelled images a distilled one takes over."""
         return self.data_of(data.distill) if data.distill else data
 
+    def shown(self, data: Data, branch: str) -> Data:
+        """The data set whose images a branch predicts by models of `data`: its own, or that which the branch names."""
+        _, _, other = branch.partition("-")
+        return self.recipe.data[other] if other else self.base_of(data)
+
     def images(self, data: Data, branch: str) -> Path:
-        place = self.setting.raw / self.dataset(self.base_of(data).name)
+        place = self.setting.raw / self.dataset(self.shown(data, branch).name)
         return place / ("imagesTr" if branch == CROSS_VALIDATION else "imagesTs")
 
-    def labels(self, branch: str) -> Path:
-        first = self.base_of(next(iter(self.recipe.data.values())))
-        place = self.setting.raw / self.dataset(first.name)
+    def labels(self, data: Data, branch: str) -> Path:
+        place = self.setting.raw / self.dataset(self.base_of(data).name)
         return place / ("labelsTr" if branch == CROSS_VALIDATION else "labelsTs")
+
+    @property
+    def scored_data(self) -> Data:
+        """The data set whose label maps everything is scored by."""
+        return self.base_of(self.data_of(self.recipe.evaluated[0]))
 
     @property
     def scored_branch(self) -> str:
         """The predictions that are scored: of the cases that are held out, where the data hold out some."""
-        return TEST if self.base_of(self.data_of(self.recipe.evaluated[0])).hold_out else CROSS_VALIDATION
+        return TEST if self.scored_data.hold_out else CROSS_VALIDATION
 
     def folds(self, model: Model) -> tuple[int | str, ...]:
         """Those that are trained; of a model that another one refines, all: they hold every case between them."""
@@ -135,7 +146,7 @@ class Jobs:
 
     def every_fold(self, model: Model) -> tuple[int, ...]:
         """Those that the data set has, or that its conversion will make."""
-        data, setting = self.recipe.data[model.data], self.setting
+        data, setting = self.base_of(self.recipe.data[model.data]), self.setting
         wanted = min(SMOKE_FOLDS, data.folds) if setting.smoke else data.folds
         first = next(iter(self.recipe.data.values()))
         followed = first if data.folds == first.folds else data

@@ -1,8 +1,9 @@
 """Recipes as files: published ones and the user's own, read and checked, also those that include others."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,32 @@ def _words_of_prediction(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(name: str, given: Mapping[str, Any]) -> Data:
-    return Data(name, **{**({"folds": 1} if "validation" in given else {}), **given})
+    return Data(name, **{**({"folds": 1} if "validation" in given else {}), **_frozen(given)})
 
 
 def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+def with_folders(recipe: Recipe, given: Collection[str]) -> Recipe:
+    """A recipe that uses, of its further folders, those that are given; a model that needs another one is an error."""
+    for model in recipe.models.values():
+        if (needed := recipe.data[model.data].source) and needed not in given:
+            raise UserError(f"{model.name} trains on {needed!r}: name its folder with --also {needed}=FOLDER")
+
+    def there(name: str) -> bool:
+        return recipe.data[name].source in (None, *given)
+
+    data = {
+        name: replace(
+            one,
+            unlabelled=one.unlabelled and tuple(filter(there, one.unlabelled)),
+            foreign=tuple(filter(there, one.foreign)),
+            exclude=tuple(folder for folder in one.exclude if folder in given),
+        )
+        for name, one in recipe.data.items()
+    }
+    return replace(recipe, data=data)
 
 
 def restricted(recipe: Recipe, names: Sequence[str]) -> Recipe:
@@ -123,7 +145,7 @@ def restricted(recipe: Recipe, names: Sequence[str]) -> Recipe:
     recipe = replace(
         recipe, evaluated=evaluated, submissions=tuple(one for one in recipe.submissions if one in evaluated)
     )
-    for _, problem in problems_of_whole(recipe, {}):
+    for _, problem in chain(problems_of_parts(recipe, {}), problems_of_whole(recipe, {})):
         raise UserError(f"--only {' '.join(names)}: {problem}")
     return recipe
 
@@ -192,6 +214,10 @@ def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:
         free = name if name not in data else f"{prefix}-{name}"
         renamed[name] = equal[0].name if equal else free
         data.setdefault(renamed[name], replace(one, name=free, distill=distill))
+    for name in (renamed[name] for name in recipe.data if not whole.data.get(renamed[name])):
+        unlabelled, foreign = data[name].unlabelled, data[name].foreign
+        unlabelled = unlabelled and tuple(renamed[other] for other in unlabelled)
+        data[name] = replace(data[name], unlabelled=unlabelled, foreign=tuple(renamed[other] for other in foreign))
 
     def new(name: str) -> str:
         return f"{prefix}.{name}"

@@ -79,6 +79,10 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
     for name, data in recipe.data.items():
         if data.normalise:
             yield ("data", name, "normalise"), data.normalise, NORMALISATIONS
+        for key, others in (("unlabelled", data.unlabelled or ()), ("foreign", data.foreign)):
+            own = [one.name for one in recipe.data.values() if not one.distill]
+            for i, other in enumerate(others):
+                yield ("data", name, key, i), other, own
         if data.distill:
             yield ("data", name, "distill"), data.distill, single
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
@@ -135,7 +139,7 @@ def _problem_of_trainer(name: str) -> str:
 
 
 def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
-    here, folds = ("models", model.name), recipe.data[model.data].folds
+    here, folds = ("models", model.name), base_data(recipe, model).folds
     if model.on_all:
         yield from _problems_of_whole_data(recipe, model)
     elif (highest := max(map(int, model.folds or ()), default=0)) >= folds:
@@ -162,7 +166,7 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
         yield from _problems_of_score(recipe, (*here, "checkpoints"), one.choice.by)
         if (of := one.choice.of) and one.choice.best > len(of):
             yield (*here, "checkpoints"), f"the best {one.choice.best} of {len(of)} checkpoints; name more in `of`"
-    every = model.folds or range(recipe.data[model.data].folds)
+    every = model.folds or range(base_data(recipe, model).folds)
     if wrong := [fold for fold in one.folds or () if fold not in every]:
         yield (*here, "folds"), f"fold {wrong[0]} of {model.name}, which has {', '.join(map(str, every))}"
     before, stage = recipe.refined_by(one), recipe.refined_by(model)
@@ -266,10 +270,12 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
 
 def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
     """What does not go together, also of recipes that are included in one."""
-    firsts: dict[tuple[str, str], Model] = {}
+    if (data := next(iter(recipe.data.values()))).source:
+        yield ("data", data.name, "source"), "the first data set is that of the source; name the further ones behind it"
+    firsts: dict[tuple[str, str, bool], Model] = {}
     for name, model in recipe.models.items():
         folder = model_name(model.trainer, model.plans, model.configuration)
-        if (first := firsts.setdefault((folder, model.data), model)) != model:
+        if (first := firsts.setdefault((folder, model.data, model.on_all), model)) != model:
             words = f"{name} and {first.name} would both be trained in {folder} of {model.data}"
             yield ("models", name), f"{words}; give one of them another configuration, other plans or other data"
     yield from _problems_of_gpus(recipe)
@@ -280,11 +286,11 @@ def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
         find_preset(recipe.preset, recipe.cohort)
     except UserError as error:
         yield ("evaluation",), str(error)
-    data = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
-    if len(data) > 1:
+    held_out = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
+    if len(held_out) > 1:
         words = "some of what is scored holds out cases to test on, and some does not"
         yield ("evaluation", "of"), f"{words}; a ranking needs the same cases of all"
-    for i, words in _other_folds(recipe, recipe.evaluated) if data == {0} else ():
+    for i, words in _other_folds(recipe, recipe.evaluated) if held_out == {0} else ():
         advice = "give them the same folds, or leave some out of what is scored"
         yield ("evaluation", "of", i), f"{words}; a ranking needs the same cases of all: {advice}"
 
@@ -300,7 +306,7 @@ def _other_folds(recipe: Recipe, predictions: Sequence[str]) -> Iterator[tuple[i
 
 def _shown_folds(recipe: Recipe, one: ModelPrediction) -> str:
     model = recipe.model_of(one)
-    every = recipe.data[model.data].folds
+    every = base_data(recipe, model).folds
     if model.on_all:
         return "all cases"
     chosen = sorted(one.folds or model.folds or range(every), key=int)

@@ -22,7 +22,9 @@ class Data:
     """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases.
 
     hold_out, validation: as of `nnunet_brats convert`, a share or a number of the labelled cases; with validation there
-    is one fold.
+    is one fold. source: instead of the source, a further folder, which `run --also` gives by this name. With `distill`:
+    unlabelled, the data sets whose cases without label are learnt from, by default the one that is extended; foreign,
+    those whose labels are taken as they are; exclude, further folders with cases that must not be learnt from.
     """
 
     name: str
@@ -31,6 +33,10 @@ class Data:
     hold_out: float = 0
     validation: float = 0
     distill: str | None = None
+    source: str | None = None
+    unlabelled: tuple[str, ...] | None = None
+    foreign: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,13 @@ class Recipe:
         """The paper whose experiment it is, if its rows are known."""
         every = papers.find_papers().values()
         return next((one for one in every if one.results and one.link == self.paper), None)
+
+    @property
+    def further_folders(self) -> tuple[str, ...]:
+        """The names that `run --also` gives folders to."""
+        every = self.data.values()
+        sources = [one.source for one in every if one.source]
+        return tuple(dict.fromkeys([*sources, *(name for one in every for name in one.exclude)]))
 
     @property
     def names(self) -> list[str]:

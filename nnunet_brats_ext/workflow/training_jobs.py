@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunet_brats_ext.planning.plan import PLANNERS
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, SNAPSHOTS
@@ -35,19 +36,18 @@ class TrainingJobs(Jobs):
         setting, number, folder = self.setting, self.ids[data.name], self.dataset(data.name)
         words: list[object] = ["-d", number, "--name", folder.split("_", 1)[1], "-np", self.needs("convert").cpus]
         if data.distill:
-            base = self.base_of(data)
-            pseudo = self.predicted(data.distill, TEST)
-            labelled = ["--labelled", self.ids[base.name]]
-            images = ["--pseudo", self.jobs[pseudo].result, self.images(base, TEST)]
-            command = ["nnunet_brats", "distill", *words, *labelled, *images]
-            return self.add(name, command, setting.raw / folder, [pseudo, self.converted(base)])
-        source, after = setting.source, []
+            return self.distilled(name, data, words)
+        normalised = ["--normalise", data.normalise] if data.normalise else []
+        if data.source:
+            command = ["nnunet_brats", "convert", setting.also[data.source], *words, *normalised]
+            return self.add(name, command, setting.raw / folder)
+        source: Path | None = setting.source
+        after: list[str] = []
         if source is None:
             source, after = setting.folder / "release", [self.phantoms()]
         words += ["--folds", SMOKE_FOLDS if setting.smoke else data.folds] if not data.validation else []
-        if data.normalise:
-            words += ["--normalise", data.normalise]
-        first = next(one for one in self.recipe.data.values() if not one.distill)
+        words += normalised
+        first = next(one for one in self.recipe.data.values() if not one.distill and not one.source)
         if data != first and (data.folds, data.hold_out, data.validation) == (
             first.folds, first.hold_out, first.validation
         ):  # fmt: skip
@@ -57,6 +57,27 @@ class TrainingJobs(Jobs):
             for option, asked in (("--hold-out", data.hold_out), ("--validation", data.validation)):
                 words += [option, 1 if setting.smoke else f"{asked:g}"] if asked else []
         return self.add(name, ["nnunet_brats", "convert", source, *words], setting.raw / folder, after)
+
+    def distilled(self, name: str, data: Data, words: list[object]) -> str:
+        """A data set of labels, those of others, and pseudo-labels of the cases without."""
+        assert data.distill is not None
+        base = self.base_of(data)
+        command, after = ["nnunet_brats", "distill", *words, "--labelled", self.ids[base.name]], [self.converted(base)]
+        for other in self.unlabelled_of(data):
+            branch = TEST if other == base else f"{TEST}-{other.name}"
+            after.append(self.predicted(data.distill, branch))
+            command += ["--pseudo", self.jobs[after[-1]].result, self.images(base, branch)]
+        for foreign in data.foreign:
+            after.append(self.converted(self.recipe.data[foreign]))
+            command += ["--foreign", self.ids[foreign]]
+        command += [word for folder in data.exclude for word in ("--exclude", self.setting.also[folder])]
+        return self.add(name, command, self.setting.raw / self.dataset(data.name), after)
+
+    def unlabelled_of(self, data: Data) -> list[Data]:
+        """The data sets with cases without label that a distilled one learns from."""
+        names = (self.base_of(data).name,) if data.unlabelled is None else data.unlabelled
+        every = [self.recipe.data[name] for name in names]
+        return [one for one in every if one.source or self.setting.unlabelled]
 
     def phantoms(self) -> str:
         out = self.setting.folder / "release"

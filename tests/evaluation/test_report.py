@@ -22,7 +22,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation.report.charts import MAX_POINTS, box_plots, line_chart, linear_scale, log_scale
 from nnunet_brats_ext.evaluation.report.inputs import find_sequence_files, match_predictions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile, draw_case, trace
-from nnunet_brats_ext.evaluation.report.page import write_report
+from nnunet_brats_ext.evaluation.report.page import training_charts, write_report
 from nnunet_brats_ext.evaluation.report.published import published_tables
 from nnunet_brats_ext.evaluation.report.tables import case_table, cases_to_draw, count_empty, summarise_metric
 from nnunet_brats_ext.evaluation.report.training import read_fold, read_log, read_model
@@ -206,6 +206,8 @@ LOG = """
 2026-11-21 11:07:33.182396: val_loss nan
 2026-11-21 11:07:33.182463: Pseudo dice [np.float32(0.1781), np.float32(1e-04), np.float64(1.0)]
 2026-11-21 11:07:33.425750: Epoch 1
+2026-11-21 11:07:43.182158: train_loss, of which task 1 0.25
+2026-11-21 11:07:43.182158: train_loss, of which task 3 0.75
 2026-11-21 11:07:43.182159: train_loss 0.5
 2026-11-21 11:07:43.182463: Pseudo dice [0.25, nan, 0.0]
 2026-11-21 11:07:43.425750: Epoch 2
@@ -216,6 +218,7 @@ def test_a_log_gives_losses_and_dice_in_either_of_numpys_spellings_and_may_break
     epochs = read_log(LOG)
     assert list(epochs) == [0, 1, 2]
     assert epochs[0].train_loss == -0.9812 and np.isnan(epochs[0].val_loss)
+    assert epochs[0].terms == {"kl": 7.0} and epochs[1].terms == {"task 1": 0.25, "task 3": 0.75}
     assert epochs[0].pseudo_dice == [0.1781, 1e-4, 1.0]
     np.testing.assert_equal(epochs[1].pseudo_dice, [0.25, np.nan, 0.0])
     assert np.isnan(epochs[2].train_loss) and epochs[2].pseudo_dice == []
@@ -251,6 +254,16 @@ def test_settings_of_a_model_include_what_its_configuration_inherits(tmp_path):
     assert list(read_model(tmp_path / "SomeTrainer__nnUNetPlans__3d_lowres" / "fold_0").folds) == ["0"]
     with pytest.raises(ValueError, match="holds no fold"):
         read_model(tmp_path)
+
+
+def test_every_term_of_a_loss_has_a_curve_which_begins_when_it_is_trained(tmp_path):
+    losses, terms, _ = training_charts(read_model(model_folder(tmp_path)))
+    assert [text for _, text in losses.legend] == ["training", "validation"]
+    assert (terms.title, [text for _, text in terms.legend]) == (
+        "Terms of the training loss",
+        ["kl", "task 1", "task 3"],
+    )
+    assert [line.name for line in terms.lines] == ["fold 0"] * 3
 
 
 def test_predictions_belong_to_models_by_name_or_by_order():

@@ -420,8 +420,9 @@ def test_the_channels_that_the_view_shows_are_those_that_the_network_weighs(guid
     network, x = guided(guidance), torch.randn(1, 4, 16, 16, 16)
     logits = network(x)
     shown = ChannelMaps(network)(x)[0]
-    assert shown.shape[0] == 3 + 2 + 8
-    assert torch.equal(shown[:3], logits[0])
+    assert shown.shape[0] == 12 + 2 + 8
+    assert torch.equal(network.fuse(shown[None, :12]), logits)
+    shown = shown[9:]  # as if three regions were in front of the guides
     features = network.backbone(x)
     assert torch.allclose(shown[5:], features[0], atol=1e-6)
     tumour = network.heads[0](features).softmax(1)[0, [1, 2, 3]].sum(0)
@@ -486,3 +487,12 @@ def test_the_command_writes_the_weights_of_a_guided_network_per_case_and_slice(w
             assert len(part["m_n"]) == 32
     rows = (out / case / f"{stem}_channels.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2 * 32
+    (alone := tmp_path / "alone").mkdir()
+    for image in Path(images).glob(f"{case}_*"):
+        (alone / image.name).symlink_to(image)
+    assert main(["predict", "-i", str(alone), "-o", str(tmp_path / "p"), "-c", "3d_fullres", *words, "-np", "0"]) == 0
+    drawn, predicted = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for path in (out / case / f"{stem}_segmentation.nii.gz", tmp_path / "p" / f"{case}.nii.gz")
+    )
+    np.testing.assert_array_equal(drawn, predicted, "from the same tiles")

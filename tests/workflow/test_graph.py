@@ -8,6 +8,7 @@ from workflow_runs import graph_of, kinds
 
 from nnunet_brats_ext.papers import stages_of
 from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe_parts import base_data
 
 
 @pytest.mark.parametrize("recipe", published_recipes())
@@ -26,10 +27,14 @@ def test_every_fold_of_every_model_that_is_scored_is_trained_once(name):
     recipe, jobs = load_recipe(find_recipe(name)), graph_of(name)
     trained = {one for one in jobs if one.startswith("train/")}
     scored = [model for prediction in recipe.evaluated for model in recipe.models_of(prediction)]
-    assert trained >= {f"train/{model.name}/fold_{k}" for model in scored for k in range(recipe.data[model.data].folds)}
+
+    def of(models) -> set[str]:
+        folds = {one.name: one.folds or range(base_data(recipe, one).folds) for one in models}
+        return {f"train/{model}/fold_{fold}" for model, numbers in folds.items() for fold in numbers}
+
+    assert trained >= of(scored)
     asked_for = {one for name in (*recipe.evaluated, *recipe.submissions) for one in needed(recipe, name)}
-    models = [model for model in recipe.models.values() if model.name in asked_for]
-    assert trained == {f"train/{one.name}/fold_{k}" for one in models for k in range(recipe.data[one.data].folds)}
+    assert trained == of(model for model in recipe.models.values() if model.name in asked_for)
 
 
 def needed(recipe, name):
@@ -99,7 +104,7 @@ def test_each_checkpoint_on_each_source_is_scored_alone_and_beside_the_report():
     jobs = graph_of("lyu2020", only=("final", "stage2_each"))
     members = [name for name in jobs if name.startswith("predict/cv/stage2_each.")]
     assert len(members) == 27
-    assert jobs["evaluate/stage2_each"].after == tuple(members)
+    assert jobs["evaluate/stage2_each"].after == (*members, "convert/brats")
     for name in ("rank/all", "report/all"):
         assert "stage2_each" not in " ".join(jobs.get(name, jobs["report/all"]).command).split("--spreads")[0]
     report = " ".join(jobs["report/all"].command)
@@ -177,9 +182,9 @@ def test_checkpoints_are_chosen_once_the_folds_are_trained_and_before_they_predi
     assert "-chk chosen" in " ".join(jobs["predict/cv/stage1"].command)
     assert jobs["choose/stage1"].needs.gpus == 1
     zhou = graph_of("zhou2020")
-    assert "-chk checkpoint_epoch_500.pth " in " ".join(zhou["choose/cga"].command)
-    assert zhou["train/cga/fold_9"].environment == {"nnUNet_brats_snapshots": "500 600 700 800 900"}
-    smoke = " ".join(graph_of("zhou2020", smoke=True)["choose/cga"].command)
+    assert "-chk checkpoint_epoch_500.pth " in " ".join(zhou["choose/cga_10"].command)
+    assert zhou["train/cga_10/fold_9"].environment == {"nnUNet_brats_snapshots": "500 600 700 800 900"}
+    smoke = " ".join(graph_of("zhou2020", smoke=True)["choose/cga_10"].command)
     assert "-chk checkpoint_epoch_1.pth checkpoint_epoch_2.pth checkpoint_final.pth --best 1 " in smoke
 
 
@@ -189,6 +194,45 @@ def test_data_sets_of_one_recipe_keep_patients_in_their_folds():
     assert command[command.index("--same-patients-as") + 1] == "137"
     assert "percentile-minmax" in command
     assert "convert/zscore" in jobs["convert/minmax"].after
+
+
+def test_scores_wait_for_the_label_maps_that_they_are_measured_by():
+    jobs = graph_of("zhou2020", only=("final",))
+    assert "convert/brats" not in jobs, "nothing is trained on it"
+    assert {"convert/ten"} < set(jobs["evaluate/final"].after)
+    assert "raw/Dataset138_BraTS2020_ten/labelsTs" in jobs["evaluate/final"].command
+    both = graph_of("zhou2020", only=("omnet", "final"))
+    assert "convert/brats" in both["evaluate/final"].after
+    assert "raw/Dataset137_BraTS2020/labelsTs" in both["evaluate/final"].command
+
+
+def test_a_student_learns_from_further_folders_where_they_are_given():
+    alone = graph_of("lachinov2019")
+    assert "--foreign" not in alone["distill/distilled"].command
+    assert "convert/earlier" not in alone and "convert/labelled" not in alone
+    also = {name: Path(f"/{name}") for name in ("earlier", "labelled", "evaluated")}
+    jobs = graph_of("lachinov2019", also=also)
+    command = " ".join(jobs["distill/distilled"].command)
+    assert "--pseudo predictions/test/teachers raw/Dataset137_BraTS2020/imagesTs" in command
+    assert "--pseudo predictions/test-earlier/teachers raw/Dataset139_BraTS2020_earlier/imagesTs" in command
+    assert command.endswith("--foreign 140 --exclude /evaluated")
+    assert jobs["convert/labelled"].command[:3] == ("nnunet_brats", "convert", "/labelled")
+    predicted = jobs["predict/test-earlier/no_new_net"]
+    assert {"convert/earlier", "train/no_new_net/fold_0"} <= set(predicted.after)
+    assert predicted.command[3] == "raw/Dataset139_BraTS2020_earlier/imagesTs"
+    assert graph_of("lachinov2019", also=also, unlabelled=False)["distill/distilled"].command.count("--pseudo") == 1
+    assert [alone[name].command for name in alone if name.startswith("train/")] == [
+        jobs[name].command for name in jobs if name.startswith("train/")
+    ], "the same data sets have the same numbers"
+
+
+def test_a_student_is_trained_on_all_data_and_once_more_without_what_scores_it():
+    jobs = graph_of("lachinov2019")
+    students = {name for name in jobs if name.startswith("train/student")}
+    assert students == {"train/student/fold_0", "train/student_all/fold_all"}
+    assert "predict/cv/student_all" not in jobs and "train/student_all/fold_all" in jobs["predict/student_all"].after
+    with pytest.raises(ValueError, match="--only final: all cases train, so none is left to score"):
+        graph_of("lachinov2019", only=("final",))
 
 
 def test_a_student_needs_unlabelled_cases():

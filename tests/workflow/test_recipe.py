@@ -215,7 +215,7 @@ P = "p: {of: one, rules: [lyu2020]}"
             (P, "p: {of: vote, rule: ['unlikely-components:ET=0.6']}"), 12,
             "the rules need probabilities, and vote has only label maps",
         ),
-        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2017"),
+        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2012"),
         (("brats2023", "brats2023, cohort: goat"), 13, "brats2023 has no cohort 'goat'"),
     ],
 )  # fmt: skip
@@ -229,6 +229,40 @@ def test_what_a_job_would_refuse_is_refused_in_the_recipe(tmp_path, change, line
     with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         load_recipe(file)
     assert f"{file}:{line}: {words}" in str(error.value)
+
+
+STUDENT = """title: a student
+data:
+  brats: {}
+  more: {source: more}
+  distilled: {distill: one, unlabelled: [brats, more], foreign: [more], exclude: [evaluated]}
+models:
+  one: {trainer: BraTSBaselineTrainer, configuration: 3d_fullres, plans: nnUNetPlans}
+  two: {trainer: BraTSBaselineTrainer, configuration: 3d_fullres, plans: nnUNetPlans, data: distilled}
+submission: two
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("foreign: [more]", "foreign: [mor]"), 5, "'mor' is none of brats, more; did you mean 'more'?"),
+        (("unlabelled: [brats, more]", "unlabelled: [distilled]"), 5, "'distilled' is none of brats, more"),
+        (("brats: {}", "brats: {foreign: [more]}"), 3, "data.brats: 'distill' is a dependency of 'foreign'"),
+        (("brats: {}", "brats: {source: mine}"), 3, "the first data set is that of the source"),
+        (("[evaluated]", "['e v']"), 5, "name 'e v': a letter, then letters"),
+    ],
+)
+def test_a_student_names_data_sets_and_folders_that_there_are(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDENT)
+    assert load_recipe(file).further_folders == ("more", "evaluated")
+    assert change[0] in STUDENT
+    file.write_text(STUDENT.replace(*change))
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
 
 
 TWO_WAYS = """title: two ways

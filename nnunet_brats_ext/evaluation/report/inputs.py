@@ -72,6 +72,9 @@ class ReportOptions(Options):
     figures: Path | None = option(
         default=None, metavar="DIR", writes="folder", help="write every chart as PDF and PNG into this folder, too"
     )
+    filled: bool = option(
+        default=False, help="in the figures of cases, label maps in colour (ED green, NCR blue, ET red), not outlined"
+    )
     processes: int | None = processes_option()
 
 
