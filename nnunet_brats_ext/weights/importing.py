@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.brats import SEQUENCES, find_sequence
+from nnunet_brats_ext.inference.normalisation import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FINAL, model_name, nnunet_folder, require_folder, require_known
@@ -219,10 +220,16 @@ def _check_place(folder: Path, plans: dict[str, Any], description: dict[str, Any
 
 
 def _beside(plans: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """The plans for training: with the configurations that other imports have brought to the data set."""
+    """The plans for training: with the configurations that other imports have brought to the data set.
+
+    Their normalisation is nnU-Net's, because its preprocessing knows no other; a training writes them over the model's.
+    """
+    plans = json.loads(json.dumps(plans))
+    for configuration in plans["configurations"].values():
+        configuration.pop(NORMALISATION_KEY, None)
     if file is None or not file.is_file():
         return plans
-    if (together := joined(json.loads(json.dumps(plans)), read_json(file))) is None:
+    if (together := joined(plans, read_json(file))) is None:
         raise UserError(f"{file} holds other plans of this name; choose another data set or a folder with -o")
     return together
 

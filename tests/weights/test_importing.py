@@ -24,6 +24,7 @@ from nnunet_brats_ext.bundles.archive import open_bundle
 from nnunet_brats_ext.bundles.containers import extras_of, pinned
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.models import open_model
+from nnunet_brats_ext.inference.prediction import predict
 from nnunet_brats_ext.inference.tilings import Volume
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.baseline.tilings import GAUSSIAN, MONAI
@@ -163,6 +164,36 @@ def test_a_network_of_monai_gives_what_monai_gives(name, tmp_path):
     with open_bundle(tmp_path / "system.zip") as opened:
         assert extras_of(opened.system) == {"monai"}  # which a container installs
     assert any(line.startswith("monai==") for line in pinned(["benchmark"]))
+
+
+def test_a_whole_patient_gets_the_label_map_that_monai_gives(tmp_path):
+    nets, transforms = pytest.importorskip("monai.networks.nets"), pytest.importorskip("monai.transforms")
+    inferers = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    network = nets.SegResNet(
+        blocks_down=(1, 1, 1), blocks_up=(1, 1), init_filters=8, in_channels=4, out_channels=3
+    ).eval()
+    images = np.random.default_rng(0).integers(0, 5, (4, 40, 36, 28)).astype(np.float32)  # zeros inside the brain, too
+    images[:, :6] = images[:, :, -4:] = 0
+    normalised = transforms.NormalizeIntensity(nonzero=True, channel_wise=True)(images[[1, 0, 2, 3]])[None]
+    with torch.no_grad():
+        network.conv_final[2].conv.bias.sub_(network(normalised[..., :32, :32, :24]).mean((0, 2, 3, 4)))
+        logits = inferers.sliding_window_inference(normalised, (32, 32, 24), 1, network, overlap=0.6)[0]
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    core, whole, enhancing = (logits > 0).numpy()
+    expected = np.select([enhancing, core, whole], [3, 2, 1])
+    (tmp_path / "images").mkdir()
+    for channel, image in enumerate(images):
+        sitk.WriteImage(sitk.GetImageFromArray(image.T), str(tmp_path / "images" / f"case_{channel:04d}.nii.gz"))
+    imported(tmp_path / "model.pt", tmp_path / "model")
+    found = predict(
+        tmp_path / "images", tmp_path / "out", tmp_path / "model", device="cpu", processes=0, patch_size=(32, 32, 24),
+        trusted=True,
+    )  # fmt: skip
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(found["case"]))).T
+    assert all(np.mean(expected == label) > 0.05 for label in range(4))
+    brain = (images != 0).any(0)
+    assert np.array_equal(labels[brain], expected[brain])
 
 
 def test_monai_sees_the_whole_image(tmp_path):
