@@ -29,7 +29,7 @@ from nnunet_brats_ext.inference.tilings import Volume
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.baseline.tilings import GAUSSIAN, MONAI
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
-from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
+from nnunet_brats_ext.weights.importing import LABELS, ImportOptions, import_weights
 from nnunet_brats_ext.weights.reading import read_pickle, read_torch
 from nnunet_brats_ext.weights.sources import find_sources
 
@@ -47,16 +47,19 @@ def imported(source: Path, out: Path, **options):
         ("regions", ("WT", "TC", "ET")),
         ("softmax", ("background", "ED", "NCR", "ET")),  # channels FLAIR, T1, T1ce, T2; other axes
         ("2d", ("background", "ED", "NCR", "ET")),
+        ("lowres", ("background", "ED", "NCR", "ET")),
+        ("cascade", ("background", "ED", "NCR", "ET")),  # and labels behind the images
     ],
 )
 def test_a_model_of_v1_gives_what_v1_gives(kind, outputs, tmp_path):
     golden = folder_of_v1(kind, tmp_path / "v1")
     done = imported(tmp_path / "v1", tmp_path / "model")
     assert (done.sequences, done.outputs) == (("T1", "T1ce", "T2", "FLAIR"), outputs)
-    order = [done.model.inputs.index(one) for one in done.sequences]
+    labels = [label for label in LABELS if label in done.model.inputs]
+    order = [done.model.inputs.index(one) for one in (*done.sequences, *labels)]
     network = network_of(done)
     for size, values, spread in zip(golden["sizes"], golden["values"], golden["spread"], strict=True):
-        image = np.random.RandomState(sum(size)).standard_normal((1, 4, *size)).astype(np.float32)
+        image = np.random.RandomState(sum(size)).standard_normal((1, len(order), *size)).astype(np.float32)
         with torch.no_grad():
             logits = network(torch.from_numpy(image[:, order]))[0].flatten(1).numpy()
         found = logits[:, np.linspace(0, logits.shape[1] - 1, 7).astype(int)]
@@ -93,6 +96,38 @@ def test_a_model_of_v1_is_imported_and_predicts_whole_patients(tmp_path, world, 
     for path in label_maps:
         image = sitk.ReadImage(str(images / path.name.replace(".", "_0000.", 1)))
         assert sitk.ReadImage(str(path)).GetSize() == image.GetSize()
+
+
+def test_both_stages_of_a_cascade_become_models_of_one_data_set_and_predict_one_after_the_other(everything, tmp_path):
+    """Plans of both name both stages, so that those beside the data set, for training, are the same."""
+    plans_file = everything / PREPROCESSED / "nnUNetPlansV1.json"
+    models = {}
+    for stage in ("lowres", "cascade"):
+        folder_of_v1(stage, tmp_path / stage)
+        models[stage] = imported(tmp_path / stage, "901").folder
+        assert json.loads(plans_file.read_text()) == json.loads((models[stage] / "plans.json").read_text())
+    assert open_model(models["cascade"]).previous_model().folder == models["lowres"]
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    for channel in range(4):
+        image = sitk.GetImageFromArray(random.integers(1, 99, (28, 34, 26)).astype(np.float32))
+        sitk.WriteImage(image, str(tmp_path / "images" / f"case_{channel:04d}.nii.gz"))
+    options = dict(device="cpu", processes=0, trusted=True)
+    found = {}
+    for name, model, more in (
+        ("first", "lowres", {}),  # with its trainer's symmetries, as `both` sees it
+        ("second", "cascade", {"previous": (tmp_path / "first",), "symmetries": "none"}),
+        ("both", "cascade", {"symmetries": "none"}),
+        ("none", "cascade", {"previous": (tmp_path / "empty",), "symmetries": "none"}),
+    ):
+        (case,) = predict(tmp_path / "images", tmp_path / name, models[model], **options, **more).values()
+        found[name] = sitk.GetArrayFromImage(sitk.ReadImage(str(case)))
+        if name == "first":
+            (tmp_path / "empty").mkdir()
+            empty = sitk.GetImageFromArray(np.zeros_like(found["first"]))
+            sitk.WriteImage(empty, str(tmp_path / "empty" / case.name))
+    assert np.array_equal(found["both"], found["second"])
+    assert not np.array_equal(found["none"], found["second"])
 
 
 @pytest.mark.parametrize("patch_size", [(8, 8, 6), (8, 6)])
