@@ -3,7 +3,7 @@
 A folder with plans.pkl and fold_*/model_final_checkpoint.model, each with a .model.pkl that names the trainer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,10 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.weights.reading import find_state, read_pickle, read_torch
 
 CHECKPOINTS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
+INTENSITIES = {  # of the foreground, as v1 calls them -> as version 2 does
+    "mean": "mean", "median": "median", "sd": "std", "mn": "min", "mx": "max", "percentile_00_5": "percentile_00_5",
+    "percentile_99_5": "percentile_99_5",
+}  # fmt: skip
 Sizes = tuple[int, ...]
 
 
@@ -36,8 +40,9 @@ class ModelOfV1:
 
     path: as it was given. trainer: name of its class; empty where nothing says it. folds: file of each; the name of a
     file outside a fold's folder is empty. stages: from the lowest resolution; stage: the number of the model's own.
-    modalities, normalisation, masked: per channel, as v1 calls them. intensities: of the foreground, by channel.
-    labels: how many there are besides the background. features, convolutions: of the first stage, and per stage.
+    modalities, normalisation, masked: per channel, as v1 calls them. intensities: per channel, under the names of
+    version 2; empty where they are not measured. labels: how many there are besides the background. features,
+    convolutions: of the first stage, and per stage.
     """
 
     path: Path
@@ -49,7 +54,7 @@ class ModelOfV1:
     modalities: tuple[str, ...]
     normalisation: tuple[str, ...]
     masked: tuple[bool, ...]
-    intensities: Mapping[int, Mapping[str, float]]
+    intensities: tuple[Mapping[str, float], ...]
     transpose: tuple[int, int, int]
     labels: int
     features: int
@@ -142,11 +147,20 @@ def _model(path: Path, info: Mapping[str, Any], plans: Mapping[str, Any], folds:
         tuple(str(plans["modalities"][number]) for number in channels),
         tuple(str(plans["normalization_schemes"][number]) for number in channels),
         tuple(bool(plans["use_mask_for_norm"][number]) for number in channels),
-        (plans.get("dataset_properties") or {}).get("intensityproperties") or {},
-        tuple(int(axis) for axis in plans.get("transpose_forward") or (0, 1, 2)),  # type: ignore[arg-type]
+        _intensities((plans.get("dataset_properties") or {}).get("intensityproperties") or {}, channels),
+        _axes(plans.get("transpose_forward") or (0, 1, 2)),
         int(plans["num_classes"]),
         int(plans.get("base_num_features") or 0),
         int(plans.get("conv_per_stage") or 2),
+    )
+
+
+def _intensities(measured: Mapping[Any, Any], channels: Sequence[Any]) -> tuple[dict[str, float], ...]:
+    if not all(measured.get(channel) for channel in channels):
+        return ()
+    return tuple(
+        {new: float(measured[channel][old]) for old, new in INTENSITIES.items() if old in measured[channel]}
+        for channel in channels
     )
 
 
@@ -159,6 +173,13 @@ def _stage(planned: Mapping[str, Any]) -> StageOfV1:
         tuple(map(_whole, planned.get("pool_op_kernel_sizes") or ())),
         tuple(map(_whole, planned.get("conv_kernel_sizes") or ())),
     )
+
+
+def _axes(numbers: Any) -> tuple[int, int, int]:
+    first, second, third = _whole(numbers)
+    if {first, second, third} != {0, 1, 2}:
+        raise ValueError(f"transpose_forward is {numbers}")
+    return first, second, third
 
 
 def _whole(numbers: Any) -> Sizes:

@@ -3,21 +3,20 @@
 A source says what network it is (`NetworkOfV1`); channels, outputs, resolutions and normalisation are v1's plans'.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext.brats import SEQUENCES, find_sequence
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.weights.key_maps import order_of
 from nnunet_brats_ext.weights.plans import configuration
 from nnunet_brats_ext.weights.sources import LABELS, REGIONS, ForeignModel, Given, State
 from nnunet_brats_ext.weights.v1_files import ModelOfV1, weights_in, with_pickle
 
 NORMALISATIONS = {"nonCT": "ZScoreNormalization", "CT": "CTNormalization", "noNorm": "NoNormalization"}
-INTENSITIES = {"mean": "mean", "median": "median", "sd": "std", "mn": "min", "mx": "max"}
 LINKS: Mapping[str, Mapping[str, Any]] = {
     "3d_lowres": {"next_stage": "3d_cascade_fullres"},
     "3d_cascade_fullres": {"previous_stage": "3d_lowres"},
@@ -54,7 +53,7 @@ def describe(given: Given, v1: ModelOfV1, network: NetworkOfV1) -> ForeignModel:
     channels = given.channels or _sequences(v1)
     outputs = outputs_of(given, v1, network.outputs)
     inputs = (*channels, *(_labels(given, v1) if v1.cascaded else ()))
-    if network.inputs != len(inputs):
+    if network.inputs != len(inputs) or len(channels) != len(v1.modalities):
         raise UserError(
             f"{v1.path}: its network takes {network.inputs} channels, not {len(inputs)} ({', '.join(inputs)}); name "
             "them with --channels"
@@ -92,7 +91,7 @@ def describe(given: Given, v1: ModelOfV1, network: NetworkOfV1) -> ForeignModel:
         },
         inputs=inputs,
         outputs=outputs,
-        folds={fold: partial(_converted, network, file) for fold, file in v1.folds.items()},
+        folds={fold: partial(_converted, v1, network, file) for fold, file in v1.folds.items()},
         files={fold: with_pickle(file) for fold, file in v1.folds.items()},
         input_layers=network.input_layers,
         output_layers=network.output_layers,
@@ -101,7 +100,7 @@ def describe(given: Given, v1: ModelOfV1, network: NetworkOfV1) -> ForeignModel:
         initial=network.initial,
         trained_on=network.trained_on,
         notes=(*notes, *network.notes),
-        intensities=_intensities(v1, order),
+        intensities={str(ours): v1.intensities[number] for ours, number in enumerate(order) if v1.intensities},
     )
 
 
@@ -126,8 +125,13 @@ def _configurations(v1: ModelOfV1) -> dict[int, str]:
     return {0: "3d_lowres", len(v1.stages) - 1: "3d_cascade_fullres"}
 
 
-def _converted(network: NetworkOfV1, file: Path) -> State:
-    return network.converted(weights_in(file))
+def _converted(v1: ModelOfV1, network: NetworkOfV1, file: Path) -> State:
+    """The weights of one fold; a UserError where they are not those of the first, from which the network is known."""
+    state = weights_in(file)
+    shapes, first = ({name: tuple(value.shape) for name, value in one.items()} for one in (state, v1.state))
+    if other := sorted(name for name in shapes.keys() | first.keys() if shapes.get(name) != first.get(name)):
+        raise UserError(f"{file} is of another network than the first fold: they differ in {shorten(other, 3)}")
+    return network.converted(state)
 
 
 def _labels(given: Given, v1: ModelOfV1) -> tuple[str, ...]:
@@ -149,15 +153,3 @@ def _normalisation(scheme: str, path: Path) -> str:
     if scheme not in NORMALISATIONS:
         raise UserError(f"{path}: nnU-Net v2 has no normalisation {scheme!r}")
     return NORMALISATIONS[scheme]
-
-
-def _intensities(v1: ModelOfV1, order: Sequence[int]) -> dict[str, Any]:
-    """v2's names for what v1 measured in the foreground of each channel; empty where it did not."""
-    found = {}
-    for ours, number in enumerate(order):
-        values = v1.intensities.get(number)
-        if not isinstance(values, Mapping):
-            return {}
-        kept = {new: float(values[old]) for old, new in INTENSITIES.items() if old in values}
-        found[str(ours)] = kept | {f"percentile_{p}": float(values[f"percentile_{p}"]) for p in ("00_5", "99_5")}
-    return found

@@ -3,6 +3,8 @@
 `tests/data/weights` holds names and shapes of the weights of the authors' networks, and what these give in float64.
 """
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from nnunet_brats_ext import trainers
 from nnunet_brats_ext.architectures.mednext import RELEASED_KEYS, MedNeXt
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.roy2023.weights import size_of
-from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
+from nnunet_brats_ext.weights.importing import ImportOptions, import_weights, recognise
 from nnunet_brats_ext.weights.key_maps import renamed
+from nnunet_brats_ext.weights.plans import plans_of
+from nnunet_brats_ext.weights.reading import read_pickle
 
 FORKS = {  # golden values -> our trainer, its network at their width, weights that it does not need
     "roy_s": ("BraTSMedNeXtSTrainer", {}, ("dummy_tensor",)),
@@ -69,4 +73,32 @@ def test_what_a_fork_has_and_we_have_not_is_named(kind, changed, words, tmp_path
     folder_of_v1(kind, tmp_path / "v1", **changed)
     with pytest.raises(UserError, match=words):
         import_weights(ImportOptions(source=tmp_path / "v1", out=str(tmp_path / "model")))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["regions", "cascade"])
+def test_damaged_plans_and_weights_get_a_sentence(kind, tmp_path):
+    """Each entry of the plans left out, empty, or of another kind; and some weights left out or of another shape."""
+    folder_of_v1(kind, tmp_path / "v1")
+    options = ImportOptions(source=tmp_path / "v1", out=str(tmp_path / "model"))
+    weights = tmp_path / "v1" / "fold_0" / "model_final_checkpoint.model"
+    beside = weights.with_name(f"{weights.name}.pkl")
+    info, state = read_pickle(beside), torch.load(weights, weights_only=False)["state_dict"]
+    refused = 0
+    for key in info["plans"]:
+        for value in (None, "damaged", {0: "damaged"}, [1.5]):
+            beside.write_bytes(pickle.dumps({**info, "plans": {**info["plans"], key: value}}))
+            try:
+                _, model = recognise(options)
+            except UserError:
+                refused += 1
+            else:
+                plans_of(model, "Dataset901_X")
+    assert refused > 20
+    beside.write_bytes(pickle.dumps(info))
+    for name in list(state)[:: len(state) // 5]:
+        for changed in ({}, {name: state[name][:0]}, {name: torch.zeros(())}):
+            torch.save({"state_dict": {**{n: v for n, v in state.items() if n != name}, **changed}}, weights)
+            with pytest.raises(UserError):
+                import_weights(options)
     assert not (tmp_path / "model").exists()

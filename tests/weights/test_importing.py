@@ -1,5 +1,6 @@
 """Weights of nnU-Net v1 and of MONAI, what a model becomes, and files that are damaged, of others, or hostile."""
 
+import copy
 import json
 import os
 import pickle
@@ -389,12 +390,25 @@ def test_training_goes_on_from_all_weights_of_an_imported_model(everything, tmp_
     with redirect_stdout(StringIO()):
         trainer = trainers.BraTSNNUNetV1Trainer(plans, "3d_fullres", 0, description, torch.device("cpu"))
         trainer.initialize()
+        untrained = copy.deepcopy(trainer.network)
         load_pretrained_weights(trainer.network, str(done.start))
-        imported_weights = network_of(done).state_dict()
+        imported_network = network_of(done)
+        imported_weights = imported_network.state_dict()
         for name, value in trainer.network.state_dict().items():
             assert torch.equal(value, imported_weights[name]), name
+        batches = []
+        step = trainer.train_step
+        trainer.train_step = lambda batch: (batches.append(copy.deepcopy(batch)), step(batch))[1]
         trainer.run_training()
-    assert np.isfinite(trainer.logger.get_value("train_losses", step=0))
+    (batch,) = batches
+    imported_network.decoder.deep_supervision = True
+    with torch.no_grad():
+        as_imported, at_random = (
+            float(trainer.loss(network(batch["data"]), batch["target"])) for network in (imported_network, untrained)
+        )
+    begins = float(trainer.logger.get_value("train_losses", step=0))
+    assert begins == pytest.approx(as_imported, abs=1e-5), "training begins at the loss of the imported network"
+    assert abs(begins - at_random) > 0.01
     files = (done.folder / "fold_0" / "checkpoint_final.pth", done.start)
     trained, start = (torch.load(file, weights_only=False) for file in files)
     for name, value in start["network_weights"].items():

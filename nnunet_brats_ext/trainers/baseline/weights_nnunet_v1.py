@@ -19,6 +19,7 @@ from nnunet_brats_ext.weights.v1_files import ModelOfV1, StageOfV1
 from nnunet_brats_ext.weights.v1_models import NetworkOfV1, describe, outputs_of
 
 STEM = "conv_blocks_context.0.blocks.0.conv.weight"
+KERNELS = r"(conv_blocks_.*\.conv|tu\.\d+|seg_outputs\.\d+)\.weight"
 MOST_FEATURES = {2: 480, 3: 320}  # of a stage of v1's network, by its axes
 NONLINEARITIES = {  # what a trainer's name says of the nonlinearity, which the weights do not show
     r".*LReLU_slope_2en1": ("torch.nn.LeakyReLU", {"negative_slope": 0.2, "inplace": True}),
@@ -40,18 +41,19 @@ def open_model(given: Given) -> ForeignModel | None:
             f"{given.path}: the network of {v1.trainer or 'this model'} is no Generic_UNet, the only one of v1 that "
             f"can be imported; its weights are {shorten(list(state), 2)}"
         )
+    for name, value in state.items():
+        if re.fullmatch(KERNELS, name) and (value.ndim != v1.axes + 2 or not value.numel()):
+            raise UserError(f"{given.path}: {name} of a Generic_UNet is of shape {tuple(value.shape)}; get it again")
     try:
         network = _network(given, v1, state)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{given.path}: its weights are not those of a Generic_UNet ({type(error).__name__}: {error})"
-        ) from error
+    except KeyError as error:
+        raise UserError(f"{given.path}: a Generic_UNet without {error}, or a part of one; get it again") from error
     return describe(given, v1, network)
 
 
 def _network(given: Given, v1: ModelOfV1, state: State) -> NetworkOfV1:
     depth = _depth(state)
-    outputs = state[f"seg_outputs.{depth - 1}.weight"].shape[0]
+    *_, outputs = (state[f"seg_outputs.{level}.weight"].shape[0] for level in range(depth))
     own = _architecture(state, v1.trainer, v1.axes, outputs_of(given, v1, outputs) == REGIONS)
     others = {number: _planned(v1, one, own) for number, one in enumerate(v1.stages) if one.strides and one.kernels}
     return NetworkOfV1(
@@ -69,7 +71,7 @@ def _network(given: Given, v1: ModelOfV1, state: State) -> NetworkOfV1:
 
 
 def _depth(state: State) -> int:
-    return 1 + max(int(m[1]) for name in state if (m := re.match(r"tu\.(\d+)\.weight", name)))
+    return 1 + max((int(m[1]) for name in state if (m := re.match(r"tu\.(\d+)\.weight", name))), default=0)
 
 
 def _architecture(state: State, trainer: str, axes: int, whole: bool) -> dict[str, Any]:
