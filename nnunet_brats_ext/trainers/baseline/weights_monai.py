@@ -18,7 +18,7 @@ SWIN_CHANNELS = ("FLAIR", "T1ce", "T1", "T2")  # as the list of cases of BraTS 2
 ISOTROPIC = ((1, 1, 1), (2, 2, 2))
 NETWORKS = "nnunet_brats_ext.architectures.monai_networks"
 BUNDLE_PATCH, SWIN_PATCH = (240, 240, 160), (128, 128, 128)  # (x, y, z), as MONAI reads images
-NORMALISED = {NORMALISATION_KEY: ZSCORE_NONZERO}
+NORMALISED: dict[str, Any] = {NORMALISATION_KEY: ZSCORE_NONZERO}
 SEG_RES_NET, SWIN = "convInit.conv.weight", "swinViT.patch_embed.proj.weight"
 
 
