@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
+from nnunet_brats_ext.dataset_conversion.normalisation import NORMALISATIONS
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.tune import columns_to_choose_by
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
@@ -68,7 +68,7 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
         yield ("postprocessing", name, "of"), rules.of, predictions
     for name, data in recipe.data.items():
         if data.normalise:
-            yield ("data", name, "normalise"), data.normalise, NORMALISATIONS
+            yield ("data", name, "normalise"), data.normalise, list(NORMALISATIONS)
         if data.distill:
             yield ("data", name, "distill"), data.distill, predictions
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
