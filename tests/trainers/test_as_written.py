@@ -327,7 +327,7 @@ def test_the_loss_as_written_is_equation_1_of_every_slice_added_up(world):
 def test_empty_slices_of_a_whole_volume_are_known_by_their_one_value():
     data, segmentation = np.full((2, 6, 4, 4), -0.3), np.zeros((1, 6, 4, 4))
     data[1, 2:4, 1:3, 1:3] = 1.5
-    draws = NonEmptySlices(NO_CASES, (4, 4))
+    draws = NonEmptySlices(NO_CASES, (4, 4), by_images=True)
     assert {draws.draw_centre((data, segmentation, None, {}))[0] for _ in range(60)} == {2, 3}
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from nnunet_brats_ext.architectures.plain_unet_2d import BinaryUNet2D, PlainUNet2D
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.hashemi2021.paper import PAPER
 from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
@@ -64,7 +65,8 @@ class HashemiTrainer(BraTSTrainer):
         )
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
-        return NonEmptySlices(cases, self.configuration_manager.patch_size)
+        by_images = DatasetDescription(self.dataset_json).normalisation == "zscore-volume"
+        return NonEmptySlices(cases, self.configuration_manager.patch_size, by_images)
 
     def draws_per_epoch(self, cases: nnUNetBaseDataset, training: bool) -> int:
         return count_slices(cases) * (self.copies if training else 1)
