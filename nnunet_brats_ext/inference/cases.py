@@ -20,8 +20,9 @@ from torch import Tensor
 from nnunet_brats_ext.brats import derive_channel
 from nnunet_brats_ext.inference.case_files import CaseFiles, axes_seen
 from nnunet_brats_ext.inference.logits import TURNED, ModelDescription
-from nnunet_brats_ext.inference.normalisation import NORMALISATION_KEY, preprocessor_of
+from nnunet_brats_ext.inference.normalisation import preprocessor_of
 from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.images import ENDINGS, read_grid, read_image, turn
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.nnunet import PREPROCESSING_KEYS

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.inference.choices import find_symmetries
 from nnunet_brats_ext.inference.models import PLANS, TrainedModel, fold_names, open_model
-from nnunet_brats_ext.inference.normalisation import NORMALISATION_KEY
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import FINAL

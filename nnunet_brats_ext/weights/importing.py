@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.brats import SEQUENCES, find_sequence
-from nnunet_brats_ext.inference.normalisation import NORMALISATION_KEY
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FINAL, model_name, nnunet_folder, require_folder, require_known

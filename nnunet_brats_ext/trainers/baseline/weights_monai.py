@@ -6,7 +6,8 @@ from typing import Any
 
 from nnunet_brats_ext.architectures.monai_networks import require_monai
 from nnunet_brats_ext.brats import find_sequence
-from nnunet_brats_ext.inference.normalisation import NORMALISATION_KEY, ZSCORE_NONZERO
+from nnunet_brats_ext.dataset_conversion.normalisation import ZSCORE_NONZERO
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.weights.plans import configuration
