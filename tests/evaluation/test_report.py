@@ -372,9 +372,10 @@ def test_published_scores_of_a_trainers_paper_and_of_papers_asked_for_stand_besi
     tables = published_tables(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
     assert [table.title for table in tables] == [f"Henry et al. 2020, Table {i}" for i in (1, 2, 3)]
     assert tables[0].columns[:2] == ["WT Dice", "TC Dice"]
+    assert "0.80585" in tables[0].rows[1].scores, "with the digits of the paper"
     for table in tables:
         ours, *others = table.rows
-        assert (ours.system, ours.data, ours.scores[0], ours.ours) == ("mine", "2 cases", "0.8000", True)
+        assert (ours.system, ours.data, float(ours.scores[0]), ours.ours) == ("mine", "2 cases", 0.8, True)
         assert others and not any(row.ours for row in others), "no prediction is called as in the recipe"
     assert "U-Net" not in [row.system for row in tables[2].rows], "it is another trainer's"
     by_key = published_tables(results, REGIONS, [], ["henry2020", "lyu2020"])

@@ -11,6 +11,7 @@ from nnunet_brats_ext.evaluation.results import Results, fold_means, means_of
 from nnunet_brats_ext.papers import Paper, PublishedResult, find_paper, find_papers, trainers
 
 Column = tuple[str, str]  # region and metric
+Digits = Mapping[Column, int]  # after the point
 Statistic = Literal["mean", "deviation", "median", "range"]
 
 
@@ -68,9 +69,10 @@ def published_tables(
             printed = {column for row in of_table for column in row.columns}
             columns = [(r, m) for m in METRICS for r in regions if (r, m) in there & printed]
             if columns:
-                lines = [] if known else [_row_of(name, one, columns) for name, one in results.items()]
+                digits = {column: max(_digits(row, column) for row in of_table) for column in columns}
+                lines = [] if known else [_row_of(name, one, digits) for name, one in results.items()]
                 for row in of_table:
-                    lines += _rows(row, _ours(paper, row, results, spreads or {}), columns)
+                    lines += _rows(row, _ours(paper, row, results, spreads or {}), digits)
                 title = f"{paper.short}, {table}" if table else paper.short
                 found.append(PublishedTable(title, paper.link, [f"{r} {title_of(m)}" for r, m in columns], lines))
     return found
@@ -88,23 +90,30 @@ def _ours(
     return None
 
 
-def _rows(row: PublishedResult, ours: tuple[str, ModelResults] | None, columns: Sequence[Column]) -> list[ScoreRow]:
+def _rows(row: PublishedResult, ours: tuple[str, ModelResults] | None, digits: Digits) -> list[ScoreRow]:
     """What a paper prints, and below it ours by the same statistics."""
-    printed = [_shown(metric, _printed(row, region, metric)) for region, metric in columns]
-    rows = [ScoreRow(row.system, row.data, printed, ours=False)]
+    printed = {column: _printed(row, *column) for column in digits}
+    rows = [ScoreRow(row.system, row.data, [_shown(printed[one], digits[one]) for one in digits], ours=False)]
     if ours:
-        name, of_models = ours
-        wanted = {column: set(_printed(row, *column)) for column in columns}
-        scores = [_shown(m, _computed(of_models, r, m, row.over, wanted[r, m])) for r, m in columns]
-        rows.append(ScoreRow(name, _data_of(of_models, row.over), scores, ours=True))
+        name, models = ours
+        computed = {column: _computed(models, *column, row.over, set(printed[column])) for column in digits}
+        scores = [_shown(computed[column], digits[column]) for column in digits]
+        rows.append(ScoreRow(name, _data_of(models, row.over), scores, ours=True))
     elif row.absent:
-        rows.append(ScoreRow("not here", row.absent, [""] * len(columns), ours=True))
+        rows.append(ScoreRow("not here", row.absent, [""] * len(digits), ours=True))
     return rows
 
 
-def _row_of(name: str, one: Results, columns: Sequence[Column]) -> ScoreRow:
-    scores = [_shown(m, _computed({name: one}, r, m, "cases", {"mean"})) for r, m in columns]
+def _row_of(name: str, one: Results, digits: Digits) -> ScoreRow:
+    scores = [_shown(_computed({name: one}, *column, "cases", {"mean"}), digits[column]) for column in digits]
     return ScoreRow(name, _data_of({name: one}, "cases"), scores, ours=True)
+
+
+def _digits(row: PublishedResult, column: Column) -> int:
+    """As many as the paper prints; at least four of shares and two of all else."""
+    given = [value for one in _printed(row, *column).values() for value in np.atleast_1d(one)]
+    least = 4 if facts_of_metric(column[1]).unit == "share" else 2
+    return max([least, *(len(str(value).partition(".")[2]) for value in given)])
 
 
 def _printed(row: PublishedResult, region: str, metric: str) -> dict[Statistic, float | tuple[float, float]]:
@@ -136,9 +145,8 @@ def _computed(
     return {name: value for name, value in found.items() if name in wanted}
 
 
-def _shown(metric: str, values: Mapping[Statistic, float | tuple[float, float]]) -> str:
-    """A mean with its deviation in brackets, a median, a range; shares with four digits, as papers print them."""
-    digits = 4 if facts_of_metric(metric).unit == "share" else 2
+def _shown(values: Mapping[Statistic, float | tuple[float, float]], digits: int) -> str:
+    """A mean with its deviation in brackets, a median, a range."""
     text = {name: " to ".join(f"{one:.{digits}f}" for one in np.atleast_1d(value)) for name, value in values.items()}
     if "mean" in text and "deviation" in text:
         text["mean"] += f" ({text.pop('deviation')})"
