@@ -42,7 +42,7 @@ SMOKE = ["--scale", "smoke", "-device", "cpu"]
         (["baseline", *SMOKE, "-d", "1000"], "-d 1000: expected at least 1 and at most 999"),
         (["henry2020", *SMOKE, "-d", "999"], "-d 1000: data set IDs lie between 1 and 999"),
         (["baseline", *SMOKE, "--also", "earlier=."], "--also earlier=.: expected NAME=FOLDER, each name once; this"),
-        (["lachinov2019", *SMOKE, "--also", "earler=."], "earlier, labelled, evaluated; did you mean 'earlier'?"),
+        (["lachinov2019", *SMOKE, "--also", "earlier2=."], "earlier, labelled, evaluated; did you mean 'earlier'?"),
         (["lachinov2019", *SMOKE, "--also", "earlier=."], "has no .nii.gz, .nii or .mha file at all"),
         (["lachinov2019", *SMOKE, "--also", "earlier=nowhere"], "--also earlier=nowhere: nowhere is no folder"),
         (["baseline", "--copy", "mine.yaml"], "--copy mine.yaml exists already"),
