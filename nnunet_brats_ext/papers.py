@@ -28,6 +28,7 @@ NNUNETS_OWN = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")  # configu
 GIB = 2**30  # what nnU-Net and the makers of GPUs call a GB of their memory
 RESERVE_BYTES = GIB  # CUDA's context, workspaces of its libraries, fragmentation: assumed, not measured
 Precision = Literal["fp32", "mixed"]
+Source = Literal["text", "release"]
 Sizes = tuple[int, ...]
 
 
@@ -120,6 +121,7 @@ class TrainerFacts:
     starts_from: the trainer whose final weights, of the same fold and configuration, training starts from.
     needs: a package that only an extra of the same name installs.
     attention: what shows where its network looks, as `FILE.py:NAME` beside paper.py; None has nothing to show.
+    as_written_of: the trainer of which it is the variant by the paper's text, see `as_written`.
     """
 
     name: str
@@ -132,6 +134,7 @@ class TrainerFacts:
     starts_from: str | None = None
     needs: str | None = None
     attention: str | None = None
+    as_written_of: str | None = None
     paper: str = ""  # filled in when papers are found
 
     @property
@@ -140,6 +143,28 @@ class TrainerFacts:
         if self.needs is None or find_spec(self.needs):
             return None
         return f"{self.name} needs {self.needs}, which is not installed: pip install 'nnunet-brats-ext[{self.needs}]'"
+
+
+def as_written(facts: TrainerFacts, **changes: Any) -> TrainerFacts:
+    """The row of `...AsWrittenTrainer`: the same trainer by the paper's text, where that and the release disagree."""
+    own = {
+        "name": f"{facts.name.removesuffix('Trainer')}AsWrittenTrainer",
+        "summary": f"{facts.name} by the paper's text, where text and release disagree",
+        "as_written_of": facts.name,
+    }
+    return replace(facts, **(own | changes))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something of training or network that the text of a paper and its authors' release have differently.
+
+    text, release: what each of them has, in a few words. default: what trainers follow unless they say otherwise.
+    """
+
+    text: str
+    release: str
+    default: Source = "release"
 
 
 @dataclass(frozen=True)
@@ -188,6 +213,7 @@ class PublishedResult:
 class Paper:
     """One publication: everything that the rest of the package wants to know about it.
 
+    differences: name -> where text and release disagree; `follows` of a trainer says which of them it takes.
     rules: name -> published post-processing, as rule files hold it. tilings: name -> `FILE.py:NAME` beside paper.py.
     symmetries: name -> what is averaged over. folder, key: filled in when papers are found.
     """
@@ -198,6 +224,7 @@ class Paper:
     link: str
     trainers: tuple[TrainerFacts, ...]
     configurations: tuple[Configuration, ...] = ()
+    differences: Mapping[str, Difference] = field(default_factory=dict)
     rules: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     tilings: Mapping[str, str] = field(default_factory=dict)
     symmetries: Mapping[str, tuple[Symmetry, ...]] = field(default_factory=dict)

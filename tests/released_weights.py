@@ -1,7 +1,7 @@
 """Weights that are made from their names alone, and the networks that imported models have."""
 
 import json
-import shutil
+import pickle
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.weights.importing import Imported
+from nnunet_brats_ext.weights.reading import read_pickle
 
 DATA = Path(__file__).parent / "data" / "weights"
 
@@ -42,14 +43,24 @@ def network_of(done: Imported) -> torch.nn.Module:
     return network.eval()
 
 
-def folder_of_v1(kind: str, folder: Path, folds: tuple[str, ...] = ("fold_0",)) -> dict:
-    """A model as v1's own trainer has saved it, at weights made from their names; its golden values."""
-    golden = json.loads((DATA / f"nnunet_v1_{kind}.json").read_text())
+def folder_of_v1(kind: str, folder: Path, folds: tuple[str, ...] = ("fold_0",), **changed: object) -> dict:
+    """A model as v1's own trainer has saved it, at weights made from their names; its golden values.
+
+    kind: of a file `nnunet_v1_*.json`; or of another one, for a fork of v1, whose plans are like those of `regions`.
+    changed: of what v1 writes beside the weights.
+    """
+    fork = not (DATA / f"nnunet_v1_{kind}.json").is_file()
+    golden = json.loads((DATA / (f"{kind}.json" if fork else f"nnunet_v1_{kind}.json")).read_text())
+    info = read_pickle(DATA / f"nnunet_v1_{'regions' if fork else kind}.pkl")
+    if fork:
+        info["name"] = golden["trainer"]
+        info["plans"]["plans_per_stage"][0]["patch_size"] = np.array(golden["patch_size"])
+    info |= changed
     for fold in folds:
         (folder / fold).mkdir(parents=True)
         file = folder / fold / "model_final_checkpoint.model"
         state = OrderedDict((name, filled(name, shape)) for name, shape in golden["keys"].items())
         numbers = ([np.float64(0.5)], [np.float64(0.25)])
         torch.save({"epoch": 1, "state_dict": state, "plot_stuff": numbers, "best_stuff": (None, np.float32(1))}, file)
-        shutil.copy(DATA / f"nnunet_v1_{kind}.pkl", f"{file}.pkl")
+        Path(f"{file}.pkl").write_bytes(pickle.dumps(info))
     return golden

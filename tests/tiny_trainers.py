@@ -11,7 +11,7 @@ import torch
 from conftest import World
 from torch import Tensor
 
-from nnunet_brats_ext import trainers
+from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.training.seams import PlainTrainer
 
 CPU = torch.device("cpu")
@@ -19,6 +19,15 @@ SMALL = {  # arguments of networks
     "features_per_stage": (8, 8), "n_blocks_per_stage": (1, 1), "features": (1, 2),
     "embed_dim": 24, "eva_depth": 1, "eva_numheads": 2, "ch_per_level": (4, 4, 4, 4),
 }  # fmt: skip
+
+
+def distinct_trainers() -> list[str]:
+    """The names of all trainers, but of those as written one per paper and network: the others only set switches."""
+    names = {}
+    for name, facts in papers.trainers().items():
+        kind = (facts.paper, getattr(trainers, name).architecture) if facts.as_written_of else name
+        names.setdefault(kind, name)
+    return list(names.values())
 
 
 def make_tiny(trainer: type[PlainTrainer], patch: pytest.MonkeyPatch) -> type[PlainTrainer]:

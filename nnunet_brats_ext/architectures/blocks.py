@@ -169,6 +169,7 @@ class ProjectAndUpsample(nn.Module):
         self.mode = INTERPOLATION[convert_conv_op_to_dim(conv_op)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.interpolate(
-            self.project(x), scale_factor=self.stride, mode=self.mode, align_corners=self.align_corners
-        )
+        return self.upsample(self.project(x))
+
+    def upsample(self, x: Tensor) -> Tensor:
+        return functional.interpolate(x, scale_factor=self.stride, mode=self.mode, align_corners=self.align_corners)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from math import gcd, prod
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from dynamic_network_architectures.building_blocks.helper import (
@@ -30,6 +30,7 @@ from nnunet_brats_ext.architectures.group_norm import GroupNorm
 from nnunet_brats_ext.storage.errors import UserError
 
 NormOp = Callable[[int], nn.Module]
+Place = TypeVar("Place")
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -85,6 +86,15 @@ class ConvolutionalBlockAttention(nn.Module):
         return x * self.spatial_gate(extremes).sigmoid()
 
 
+class EnlargedProbabilities(ProjectAndUpsample):
+    """`ProjectAndUpsample` with a sigmoid in between, as the text of Henry et al. 2020 has it; gives logits again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.project(x.to(self.project.weight.dtype))
+            return self.upsample(logits.sigmoid()).logit(eps=1e-6)
+
+
 class DilatedUNet(SegmentationNetwork):
     """U-Net of Henry et al. 2020, https://arxiv.org/abs/2011.01045: dilated bottom, deep supervision at full size.
 
@@ -94,6 +104,8 @@ class DilatedUNet(SegmentationNetwork):
 
     norm: "group" (pipeline A) or "instance" (pipeline B).
     attention: a `ConvolutionalBlockAttention` behind every stage of the encoder and both parts of the bottom.
+    three_heads: the text's three auxiliary outputs, where the release has four: none behind the convolution that joins
+    the two parts of the bottom, so that there is one per scale; probabilities are enlarged, not logits.
 
     >>> DilatedUNet(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 16, 24, 32)).shape
     torch.Size([1, 3, 16, 24, 32])
@@ -110,8 +122,10 @@ class DilatedUNet(SegmentationNetwork):
         features_per_stage: Sequence[int] = (48, 96, 192, 384),
         norm: Literal["group", "instance"] = "group",
         attention: bool = False,
+        three_heads: bool = False,
     ):
         super().__init__(conv_op, strides, len(features_per_stage))
+        self.three_heads = three_heads
         widths = list(features_per_stage)[: len(self.strides)]
         # The channels that each level gives to the one above, and the first to the output.
         above = [widths[0], *widths[:-1]]
@@ -139,11 +153,16 @@ class DilatedUNet(SegmentationNetwork):
         self.output = conv_op(above[0], num_classes, 1)
         levels = range(1, len(self.strides) + 1)
         scales = [[prod(axis) for axis in zip(*self.strides[:level], strict=True)] for level in levels]
+        supervised = list(zip([deepest, *above[:0:-1]], [scales[-1], *scales[:0:-1]], strict=True))
+        head = EnlargedProbabilities if three_heads else ProjectAndUpsample
         self.heads = nn.ModuleList(
-            ProjectAndUpsample(conv_op, width, num_classes, scale, align_corners=True)
-            for width, scale in zip([deepest, *above[:0:-1]], [scales[-1], *scales[:0:-1]], strict=True)
+            head(conv_op, width, num_classes, scale, align_corners=True) for width, scale in self.with_heads(supervised)
         )
         self.apply(_initialise)
+
+    def with_heads(self, places: list[Place]) -> list[Place]:
+        """Those that have a head, of the dilated convolutions, their merge, and the decoder's stages but the last."""
+        return [places[0], *places[2:]] if self.three_heads else places
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         skips = [self.encoder_stages[0](x)]
@@ -159,7 +178,8 @@ class DilatedUNet(SegmentationNetwork):
         logits = self.output(x)
         if not self.training:
             return logits
-        return [logits, *(head(features) for head, features in zip(self.heads, supervised, strict=True))]
+        places = self.with_heads(supervised)
+        return [logits, *(head(features) for head, features in zip(self.heads, places, strict=True))]
 
 
 def _initialise(module: nn.Module) -> None:

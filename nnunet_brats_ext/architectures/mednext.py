@@ -147,3 +147,33 @@ class MedNeXt(SegmentationNetwork):
             again = self.recompute and self.training
             x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if again else block(x)
         return x
+
+
+_LAYERS = (("conv1.", "depthwise."), ("norm.", "norm."), ("conv2.", "expand."), ("conv3.", "compress."),
+           ("res_conv.", "shortcut."))  # fmt: skip
+_STAGES = {
+    **{f"enc_block_{stage}": f"encoder_stages.{stage}" for stage in range(4)},
+    "bottleneck": "encoder_stages.4",
+    **{f"dec_block_{3 - level}": f"decoder_stages.{level}" for level in range(4)},
+}
+
+RELEASED_KEYS = {
+    "stem.": "stem.",
+    **{
+        f"{theirs}.{block}.{old}": f"{ours}.{block}.{new}"
+        for theirs, ours in _STAGES.items()
+        for block in range(8)  # of size L; others have fewer
+        for old, new in _LAYERS
+    },
+    **{f"down_{step}.{old}": f"downsamplings.{step}.{new}" for step in range(4) for old, new in _LAYERS},
+    **{f"up_{3 - step}.{old}": f"upsamplings.{step}.{new}" for step in range(4) for old, new in _LAYERS},
+    "out_0.conv_out.": "output.",
+    **{f"out_{4 - level}.conv_out.": f"heads.{level}." for level in range(4)},
+}
+"""The beginnings of names in the authors' release -> ours: https://github.com/MIC-DKFZ/MedNeXt."""
+
+RELEASED_HEADS = ("out_",)
+"""Of the release: transposed convolutions of size 1, whose weights are (input, output)."""
+
+RELEASED_UNUSED = (r"dummy_tensor$",)
+"""Of the release: a weight that does nothing."""

@@ -21,14 +21,14 @@ class PostActivationBlock(nn.Module):
     (b, c, *s) -> (b, c, *s): twice conv, norm, LeakyReLU, plus the input. GroupNorm, so c % groups == 0.
     """
 
-    def __init__(self, conv_op: ConvOp, channels: int, groups: int = 8):
+    def __init__(self, conv_op: ConvOp, channels: int, groups: int = 8, negative_slope: float = 0.01):
         super().__init__()
         units: list[nn.Module] = []
         for _ in range(2):
             units += [
                 conv_op(channels, channels, 3, padding=1, bias=False),
                 GroupNorm(groups, channels),
-                nn.LeakyReLU(0.01, inplace=True),
+                nn.LeakyReLU(negative_slope, inplace=True),
             ]
         self.units = nn.Sequential(*units)
 
@@ -42,6 +42,7 @@ class PostActivationResidualUNet(ResidualUNet):
 
     The arguments are those of `SegmentationNetwork` and `ResidualUNet`.
     head_bias_deviation: of the normal distribution that the head's biases start from; 1 in the authors' release.
+    negative_slope: of every LeakyReLU; 0 is the text's ReLU.
 
     >>> PostActivationResidualUNet(input_channels=4, num_classes=3)(torch.zeros(1, 4, 16, 24, 32)).shape
     torch.Size([1, 3, 16, 24, 32])
@@ -56,6 +57,7 @@ class PostActivationResidualUNet(ResidualUNet):
         features_per_stage: Sequence[int] = (16, 32, 64, 128),
         n_blocks_per_stage: Sequence[int] = (1, 2, 2, 4),
         head_bias_deviation: float = 0.0,
+        negative_slope: float = 0.01,
     ):
         super().__init__(
             input_channels,
@@ -67,15 +69,15 @@ class PostActivationResidualUNet(ResidualUNet):
                 conv_op(narrow, wide, 3, stride=stride, padding=1, bias=False), GroupNorm(8, wide)
             ),
             downsample=lambda narrow, wide, stride: conv_op(narrow, wide, stride, stride=stride, bias=False),
-            block=partial(PostActivationBlock, conv_op),
+            block=partial(PostActivationBlock, conv_op, negative_slope=negative_slope),
             upsample=lambda wide, narrow, stride: nn.Sequential(
                 ProjectAndUpsample(conv_op, wide, narrow, stride, align_corners=False, bias=False),
-                nn.LeakyReLU(0.01, inplace=True),
+                nn.LeakyReLU(negative_slope, inplace=True),
             ),
             merge=lambda width: conv_op(2 * width, width, 1, bias=False),
             head=lambda width: conv_op(width, num_classes, 3, padding=1),
         )
-        self.apply(InitWeights_He(1e-2))
+        self.apply(InitWeights_He(negative_slope))
         if head_bias_deviation:
             nn.init.normal_(self.head.bias, std=head_bias_deviation)
 

@@ -143,14 +143,24 @@ class AttentionGate(nn.Module):
     skip (b, c, *s), gate (b, 2c, *(s / stride)) -> (b, c, *s): the skip, scaled voxel by voxel within (0, 1).
     Batch normalisation after every convolution, the last one included, keeps the coefficients around one half; its
     running statistics belong to the weights.
+
+    pointwise: the paper's equation 1, where the release has the above: 1x1x1 convolutions, that of the skip with the
+    stride and without a bias, and no normalisation.
     """
 
-    def __init__(self, conv_op: ConvOp, channels: int, gate_channels: int, stride: Sequence[int]):
+    def __init__(
+        self, conv_op: ConvOp, channels: int, gate_channels: int, stride: Sequence[int], pointwise: bool = False
+    ):
         super().__init__()
-        batch_norm = get_matching_batchnorm(conv_op)
-        self.theta = nn.Sequential(conv_op(channels, channels, stride, stride=stride), batch_norm(channels))
-        self.phi = nn.Sequential(conv_op(gate_channels, channels, 1), batch_norm(channels))
-        self.psi = nn.Sequential(nn.ReLU(inplace=True), conv_op(channels, 1, 1), batch_norm(1), nn.Sigmoid())
+
+        def norm(width: int) -> list[nn.Module]:
+            return [] if pointwise else [get_matching_batchnorm(conv_op)(width)]
+
+        kernel = 1 if pointwise else stride
+        strided = conv_op(channels, channels, kernel, stride=stride, bias=not pointwise)
+        self.theta = nn.Sequential(strided, *norm(channels))
+        self.phi = nn.Sequential(conv_op(gate_channels, channels, 1), *norm(channels))
+        self.psi = nn.Sequential(nn.ReLU(inplace=True), conv_op(channels, 1, 1), *norm(1), nn.Sigmoid())
         self.stride = [float(step) for step in stride]
         self.mode = INTERPOLATION[convert_conv_op_to_dim(conv_op)]
 
@@ -167,7 +177,7 @@ class AttentionGatedResidualUNet(PreActivationResidualUNet):
     """Stage-2 network of Lyu & Shu 2020, https://arxiv.org/abs/2011.02881: stage 1 with an attention gate on each skip.
 
     Takes the arguments of `PreActivationResidualUNet`. The gating signal is the stage below in the decoder, and the
-    deepest features of the encoder for the first.
+    deepest features of the encoder for the first. pointwise_gates: as `AttentionGate` has it.
 
     >>> AttentionGatedResidualUNet(input_channels=7, num_classes=3).eval()(torch.zeros(1, 7, 16, 16, 16)).shape
     torch.Size([1, 3, 16, 16, 16])
@@ -176,11 +186,18 @@ class AttentionGatedResidualUNet(PreActivationResidualUNet):
     gates: nn.ModuleList
     """An `AttentionGate` per level of the decoder, the deepest first."""
 
-    def __init__(self, input_channels: int, num_classes: int, conv_op: ConvOp = nn.Conv3d, **options: Any):
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        conv_op: ConvOp = nn.Conv3d,
+        pointwise_gates: bool = False,
+        **options: Any,
+    ):
         super().__init__(input_channels, num_classes, conv_op, **options)
         widths, strides = self.features_per_stage, self.strides
         self.gates = nn.ModuleList(
-            AttentionGate(conv_op, narrow, wide, stride)
+            AttentionGate(conv_op, narrow, wide, stride, pointwise_gates)
             for wide, narrow, stride in zip(widths[:0:-1], widths[-2::-1], strides[:0:-1], strict=True)
         )
 

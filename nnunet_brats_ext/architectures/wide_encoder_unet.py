@@ -201,3 +201,43 @@ def _norm(name: Norm, conv_op: ConvOp) -> Callable[[int], nn.Module]:
     if name == "batch":
         return get_matching_batchnorm(conv_op)
     return lambda channels: GroupNorm(gcd(32, channels), channels)
+
+
+_UNIT = (("conv.", "0."), ("instnorm.", "1."))
+
+RELEASED_KEYS = {
+    **{
+        f"conv_blocks_context.{stage}.blocks.{unit}.{old}": f"encoder_stages.{stage}.{unit}.{new}"
+        for stage in range(5)
+        for unit in range(2)
+        for old, new in _UNIT
+    },
+    **{
+        f"conv_blocks_{old_stage}.{unit}.blocks.0.{old}": f"{stage}.{unit}.{new}"
+        for old_stage, stage in (
+            ("context.5", "encoder_stages.5"),
+            *((f"localization.{level}", f"decoder_stages.{level}") for level in range(5)),
+        )
+        for unit in range(2)
+        for old, new in _UNIT
+    },
+    "tu.": "upsamplings.",
+    "seg_outputs.": "heads.",
+    "seg_outputs.4.": "output.",
+}
+"""The beginnings of names in the release of Luu & Park 2021 -> ours: https://github.com/rixez/Brats21_KAIST_MRI_Lab."""
+
+RELEASED_KEYS_OF_ATTENTION = {
+    **{
+        f"axial_embedding.{level}.param_{axis}": f"attentions.{level}.embeddings.{axis}"
+        for level in range(4)
+        for axis in range(3)
+    },
+    **{
+        f"axial_attention.{level}.axial_attentions.{axis}.fn.{old}.": f"attentions.{level}.{new}.{axis}."
+        for level in range(4)
+        for axis in range(3)
+        for old, new in (("to_q", "queries"), ("to_kv", "keys_and_values"), ("to_out", "outputs"))
+    },
+}
+"""Likewise those of its axial attention."""

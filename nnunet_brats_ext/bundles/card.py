@@ -11,7 +11,9 @@ from nnunet_brats_ext.bundles.contents import (
     Weights,
     checkpoints_by_fold,
 )
+from nnunet_brats_ext.dataset_conversion.normalisation import NORMALISATIONS
 from nnunet_brats_ext.predictions.rule_sets import describe_rule
+from nnunet_brats_ext.storage.datasets import PERCENTILE_MINMAX
 
 SHOWN = ("dice", "hd95", "lesionwise_dice", "lesionwise_hd95", "sensitivity", "specificity")
 
@@ -38,7 +40,8 @@ def _lines(system: BundledSystem) -> Iterator[str]:
     yield ""
     yield f"- Sequences: {', '.join(about['sequences'])}, on one grid, skull removed."
     if about["normalised_beforehand"]:
-        yield "- Images are clipped to their 1st to 99th percentile and scaled to 0 to 1 on the way in."
+        way = NORMALISATIONS[about.get("normalisation", PERCENTILE_MINMAX)]  # earlier bundles do not say
+        yield f"- Images become on the way in: {way.what}."
     else:
         yield "- Images are normalised by nnU-Net's plans, which are in the file."
     names = ", ".join(f"{label} {name}" for label, name in about["labels"].items())

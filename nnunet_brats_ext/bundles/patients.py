@@ -205,18 +205,18 @@ def make_ready(case: SourceCase, description: DatasetDescription, folder: Path, 
         raise UserError(f"{case.name} has no {' and no '.join(absent)}{advice}")
     if case.problems:
         raise UserError(f"{case.name}: {'; '.join(case.problems)}")
-    found = inspect_case(case, description.normalised_beforehand, TOLERANCE_MM, right_angles=True)
+    found = inspect_case(case, description.normalisation, TOLERANCE_MM, right_angles=True)
     if case.problems:
         raise UserError(f"{case.name}: {'; '.join(case.problems)}")
     donor = next(case.files[role] for role in case.layout.roles if role in case.files)
     grid = read_grid(donor, right_angles=True)
     grid = grid.of_one_volume if len(grid.size) == 4 else grid
-    images = _write(found, wanted, folder, description.normalised_beforehand)
+    images = _write(found, wanted, folder, description.normalisation)
     files = {number: images[name] for number, name in enumerate(wanted) if name not in absent}
     return ReadyPatient(case, files, folder / "images", absent, donor, grid)
 
 
-def _write(found: Inspection, wanted: Sequence[str], folder: Path, normalise: bool) -> dict[str, Path]:
+def _write(found: Inspection, wanted: Sequence[str], folder: Path, normalise: str | None) -> dict[str, Path]:
     """The images of a case under the numbers that a model has for them; sequence -> file."""
     layout = found.case.layout
     complete = {name: layout.files.get(name, ()) for name in wanted} if not layout.stack else dict(layout.files)

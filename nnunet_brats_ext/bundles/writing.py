@@ -251,9 +251,10 @@ def _about(plan: Plan, models: Sequence[TrainedModel], options: BundleOptions) -
     differing = [one.folder.name for one in models if one.description.acquired != description.acquired]
     if differing:
         raise UserError(f"{differing[0]} and {last.folder.name} take other sequences; a system has the same throughout")
-    ways = {one.description.normalised_beforehand for one in models}
-    if len(ways) > 1:
-        raise UserError("some of the models take images normalised by `convert --normalise`, others do not; not both")
+    if len(ways := {one.description.normalisation or "not" for one in models}) > 1:
+        raise UserError(
+            f"the models take images normalised differently by `convert --normalise`: {', '.join(sorted(ways))}"
+        )
     trainers = {one.names[0] for one in models}
     own = {papers.find_trainer(name).paper for name in trainers} - {""}
     cited = [f"{paper.title}. {paper.short}. {paper.link}" for paper in map(papers.find_paper, sorted(own))]
@@ -261,7 +262,8 @@ def _about(plan: Plan, models: Sequence[TrainedModel], options: BundleOptions) -
     return {
         "title": options.title or plan.title,
         "sequences": list(description.acquired),
-        "normalised_beforehand": description.normalised_beforehand,
+        "normalised_beforehand": description.normalisation is not None,
+        "normalisation": description.normalisation,
         "scheme": scheme,
         "labels": names_of_labels(description),
         "regions": {name: list(labels) for name, labels in description.declared.items() if name != "background"},

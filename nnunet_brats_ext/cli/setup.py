@@ -60,6 +60,11 @@ def show_papers(options: PapersOptions) -> None:
         if options.paper:
             for configuration in paper.configurations:
                 print_configuration(configuration, console)
+            for name, difference in paper.differences.items():
+                console.print(
+                    f"  {name}, by default as in the {difference.default}; text: {escape(difference.text)}; "
+                    f"release: {escape(difference.release)}"
+                )
         for name, rules in paper.rules.items():
             shown = " then ".join(map(describe_rule, RuleSet(tuple(rules)).rules))
             console.print(f"  rules {name}: {escape(shown)}")
@@ -88,10 +93,13 @@ def print_configuration(one: papers.Configuration, console: Console) -> None:
 
 
 def readme_table() -> str:
-    """The papers of this package and their trainers, as Markdown."""
+    """The papers of this package and their trainers, as Markdown; a dagger marks those that exist as written, too."""
     lines = ["| paper | title | trainers |", "|---|---|---|"]
     for paper in papers.find_papers(external="").values():
-        names = ", ".join(f"`{one.name}`" for one in paper.trainers)
+        written = {one.as_written_of for one in paper.trainers}
+        names = ", ".join(
+            f"`{one.name}`" + " †" * (one.name in written) for one in paper.trainers if not one.as_written_of
+        )
         lines.append(f"| [{paper.short}](docs/recipes/{paper.key}.md) | {paper.title} | {names} |")
     return "\n".join(lines)
 

@@ -4,7 +4,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.storage.errors import shorten
+from nnunet_brats_ext.training.environment import START
+from nnunet_brats_ext.training.initial_weights import AT_RANDOM
 from nnunet_brats_ext.weights.exporting import ExportOptions, export
 from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
 
@@ -42,9 +45,10 @@ def run_import(options: ImportOptions) -> None:
     )
     if done.plans is not None:
         number = int(done.plans.parent.name[7:10])
+        start = f"{START}={AT_RANDOM} " if papers.find_trainer(model.trainer).starts_from else ""
         console.print(
             f"to train on: nnUNetv2_preprocess -d {number} -plans_name {model.plans_name} -c {model.configuration}, "
-            f"then nnUNetv2_train {number} {model.configuration} FOLD -tr {model.trainer} -p {model.plans_name} "
+            f"then {start}nnUNetv2_train {number} {model.configuration} FOLD -tr {model.trainer} -p {model.plans_name} "
             f"-pretrained_weights {done.start}",
             soft_wrap=True,
             markup=False,

@@ -17,7 +17,7 @@ import numpy as np
 
 from nnunet_brats_ext.brats import DERIVED_CHANNELS, derive_channel, remap
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout
-from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
+from nnunet_brats_ext.dataset_conversion.normalisation import NORMALISATIONS
 from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import LPS, Grid, Image, ending, read_image, to_integers, write_image
@@ -52,11 +52,12 @@ class Inspection:
 
 
 def inspect_case(
-    case: SourceCase, normalise: bool, tolerance_mm: float, axes: str = LPS, right_angles: bool = False
+    case: SourceCase, normalise: str | None, tolerance_mm: float, axes: str = LPS, right_angles: bool = False
 ) -> Inspection:
     """Read all files of a case; what is wrong with them is added to `case.problems`, other notes to `case.remarks`.
 
-    axes: LPS, or SOURCE for those of the case's first image; every image is turned to them. right_angles: of axes that
+    normalise: a name of `NORMALISATIONS` that the images will be written by. axes: LPS, or SOURCE for those of the
+    case's first image; every image is turned to them. right_angles: of axes that
     are not at right angles, take the nearest that are.
     """
     layout = case.layout
@@ -89,7 +90,8 @@ def inspect_case(
             found.rewrite.add(role)
         if role in found.rewrite:
             itemsize = 4 if normalise else image.array.itemsize
-            found.bytes_to_write += _compressed(image.array, itemsize)
+            filled = normalise is not None and not NORMALISATIONS[normalise].keeps_zeros
+            found.bytes_to_write += image.array.size * itemsize if filled else _compressed(image.array, itemsize)
     for how, number in turned.items():
         which = "all images" if number == len(images) else f"{number} of {len(images)} images"
         case.remarks.append(f"{how}: {which}")
@@ -211,11 +213,12 @@ def _compressed(values: np.ndarray, itemsize: int) -> int:
 
 
 def write_case(
-    found: Inspection, folder: Path, link: str, normalise: bool = False, derived: Sequence[str] = ()
+    found: Inspection, folder: Path, link: str, normalise: str | None = None, derived: Sequence[str] = ()
 ) -> None:
     """Write an inspected case without problems into imagesTr and labelsTr of a data set, or into imagesTs and labelsTs.
 
-    derived: channels to compute from the sequences as they are written, of `DERIVED_CHANNELS`.
+    normalise: a name of `NORMALISATIONS`. derived: channels to compute from the sequences as they are written, of
+    `DERIVED_CHANNELS`.
 
     What is changed is read here a second time, after the inspection: nothing may be written before all cases are
     inspected, and they would not fit into memory. Other images are linked, unread.
@@ -244,7 +247,7 @@ def write_case(
         else:
             image = stacked[sequence] if stacked else read_image(case.files[sequence], found.right_angles)
             array = image.turned(grid.axes).array
-            array = min_max_of_percentiles(array) if normalise else array
+            array = NORMALISATIONS[normalise].function(array) if normalise else array
         if not linked:
             write_image(target(channel), array, grid)
         if sequence in needed:

@@ -34,6 +34,7 @@ from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     read_manifest,
 )
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, Layout, layout_of_manifest
+from nnunet_brats_ext.dataset_conversion.normalisation import NORMALISATIONS
 from nnunet_brats_ext.dataset_conversion.scan import Source, SourceCase
 from nnunet_brats_ext.dataset_conversion.sources import (
     DatasetFacts,
@@ -71,8 +72,6 @@ from nnunet_brats_ext.storage.output import check_output, working_folder
 from nnunet_brats_ext.storage.parallel import for_each
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, processes_option, scheme_option
 
-PERCENTILE_MINMAX = "percentile-minmax"
-NORMALISATIONS = (PERCENTILE_MINMAX,)
 MISSING = ("zero",)
 FORMAT = 1  # of the manifest; a data set of another format counts as different
 
@@ -128,8 +127,9 @@ class ConvertOptions(Options):
     normalise: str | None = option(
         choices=NORMALISATIONS,
         default=None,
-        help="write images clipped to their 1st to 99th percentile and scaled to 0..1 (Henry 2020); nnU-Net then "
-        "leaves them as they are",
+        help="write images that nnU-Net then leaves as they are: clipped to their 1st to 99th percentile and scaled to "
+        "0..1 (Henry 2020), z-scores over each sequence's own non-zero voxels (Lyu 2020, Henry 2020, Lachinov 2019), "
+        "or over the whole volume (Hashemi 2021)",
     )
     tolerance_mm: float = option(
         *("--tolerance",),
@@ -168,10 +168,6 @@ class ConvertOptions(Options):
     skip_bad: bool = option(default=False, help="leave bad cases out; the manifest lists them")
     overwrite: bool = option(default=False, help="convert again, replacing the data set and folds that are there")
     processes: int | None = processes_option()
-
-    @property
-    def normalises(self) -> bool:
-        return self.normalise == PERCENTILE_MINMAX
 
     @property
     def derived(self) -> list[str]:
@@ -277,7 +273,7 @@ def _inspect(sources: Sequence[Source], options: ConvertOptions) -> Inspected:
     """Read every file of every case; bad cases are an error unless they are to be left out."""
     look = partial(
         inspect_case,
-        normalise=options.normalises,
+        normalise=options.normalise,
         tolerance_mm=options.tolerance_mm,
         axes=options.axes,
         right_angles=options.right_angles,
@@ -339,12 +335,12 @@ def _write(inspected: Inspected, target: Path, model: Path | None, fingerprint: 
         for folder in folders:
             (growing / folder).mkdir(parents=True)
         derived = options.derived
-        write = partial(write_case, folder=growing, link=options.link, normalise=options.normalises, derived=derived)
+        write = partial(write_case, folder=growing, link=options.link, normalise=options.normalise, derived=derived)
         for_each(write, good, "Writing", options.processes, lambda found: found.case.name)
         training = sum(case.trains for case in cases)
         missing = {case.name: case.missing for case in cases if case.missing}
         axes = {found.grid.axes for found in good if found.grid}
-        description = dataset_json(inspected.facts, target.name, training, options.normalises, missing, axes, derived)
+        description = dataset_json(inspected.facts, target.name, training, options.normalise, missing, axes, derived)
         write_json(growing / "dataset.json", description)
         write_json(growing / MANIFEST, _manifest(inspected, patients, fingerprint, options))
         if splits:

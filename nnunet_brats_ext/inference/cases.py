@@ -20,7 +20,9 @@ from torch import Tensor
 from nnunet_brats_ext.brats import derive_channel
 from nnunet_brats_ext.inference.case_files import CaseFiles, axes_seen
 from nnunet_brats_ext.inference.logits import TURNED, ModelDescription
+from nnunet_brats_ext.inference.normalisation import preprocessor_of
 from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.images import ENDINGS, read_grid, read_image, turn
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.nnunet import PREPROCESSING_KEYS
@@ -104,7 +106,7 @@ class ImageCase:
     def _with_labels(self, model: ModelDescription, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels by nnU-Net's whole preprocessing of both."""
         images, properties = read_images(self.files, model)
-        preprocessor = model.configuration.preprocessor_class(verbose=False)
+        preprocessor = preprocessor_of(model.configuration)
         images, labels, _ = preprocessor.run_case_npy(
             images, labels[None].astype(np.float32), properties, *_arguments(model)
         )
@@ -118,7 +120,7 @@ def preprocessing(model: ModelDescription) -> str:
     """All that decides how images are preprocessed: models of which it is the same see the same images."""
     configuration = dict(model.configuration.configuration)
     if model.configuration.preprocessor_class is DefaultPreprocessor:
-        configuration = {name: configuration.get(name) for name in PREPROCESSING_KEYS}
+        configuration = {name: configuration.get(name) for name in (*PREPROCESSING_KEYS, NORMALISATION_KEY)}
     plans = {name: model.plans.plans.get(name) for name in READ_OF_PLANS}
     description = model.description
     channels = {"channels": description.channel_names, "derived": description.derived}
@@ -136,7 +138,7 @@ def _preprocess(models: Mapping[str, ModelDescription], item: tuple[str, Mapping
         if reading not in images:
             images[reading] = read_images(files, model)
         image, properties = images[reading]
-        preprocessor = model.configuration.preprocessor_class(verbose=False)
+        preprocessor = preprocessor_of(model.configuration)
         seen, brain, own = preprocessor.run_case_npy(image, None, dict(properties), *_arguments(model))
         # Arrays, because torch sends tensors to other processes through /dev/shm, which is small in containers.
         preprocessed[key] = seen.astype(np.float32, copy=False), brain[0], own

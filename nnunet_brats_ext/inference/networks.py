@@ -203,7 +203,7 @@ def vote(system: System, members: Iterable[Logits]) -> Segmentation:
     votes = None
     for member, logits in zip(system.members, members, strict=True):
         if votes is None:
-            votes = fusion.Votes(logits.in_box.shape[1:], logits.model.description.paint)
+            votes = fusion.Votes(logits.in_box.shape[1:], logits.model.description.paint, member.passes.ties)
         box, head = logits.box_of_labels(), logits.model.head
         probabilities = logits.probabilities(box)
         of_labels = label_probabilities(probabilities, head)[[head.labels.index(label) for label in votes.labels]]

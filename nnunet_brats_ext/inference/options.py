@@ -5,9 +5,10 @@ from pathlib import Path
 
 from nnunet_brats_ext.evaluation.presets import cohort_option, preset_option
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
+from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.storage.nnunet import FINAL
 from nnunet_brats_ext.storage.options import Options, option
-from nnunet_brats_ext.storage.shared_options import device_option
+from nnunet_brats_ext.storage.shared_options import device_option, ties_option
 
 COMBINATIONS = ("logits", "probabilities", "vote")
 PRECISIONS = ("default", "bf16")
@@ -64,6 +65,7 @@ class InferenceOptions(ModelOptions):
         choices=COMBINATIONS,
         help="folds and checkpoints: mean of their logits, as nnU-Net, of their probabilities, or a vote",
     )
+    ties: Source = ties_option("(--combine vote)")
     missing: bool = option(
         default=False, help="take cases that lack sequences, whose files CASE_0002.nii.gz and so on are absent"
     )

@@ -107,7 +107,7 @@ def refuse_other_options(options: PredictOptions) -> None:
     if options.for_next_stage:
         form, allowed = "with --for-next-stage", OF_MODEL | OF_NEXT_STAGE | {"symmetries", "disable_tta", "processes"}
     elif options.models:  # of which each has its final checkpoint
-        of_one = {"model", "trainer", "configuration", "checkpoints", "combine", "rules"}
+        of_one = {"model", "trainer", "configuration", "checkpoints", "combine", "ties", "rules"}
         form, allowed = "with --models", every - OF_NEXT_STAGE - OF_PREVIOUS_STAGE - of_one
         if options.cross_validation:
             form, allowed = f"{form} --cross-validation", allowed - {"images"}
@@ -120,6 +120,8 @@ def refuse_other_options(options: PredictOptions) -> None:
         raise UserError(f"{', '.join(others)}: has no meaning {form}")
     if options.half_probabilities and not options.save_probabilities:
         raise UserError("--half-probabilities: has no meaning without --save_probabilities")
+    if options.ties != "release" and options.combine != "vote":
+        raise UserError(f"--ties {options.ties}: has no meaning without --combine vote")
     if options.combine == "vote" and options.save_probabilities:
         raise UserError("--save_probabilities: a vote has none; choose --combine probabilities")
 

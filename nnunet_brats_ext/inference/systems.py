@@ -14,6 +14,7 @@ from typing import Any
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE
 from nnunet_brats_ext.inference.models import Previous, TrainedModel
 from nnunet_brats_ext.inference.options import InferenceOptions
+from nnunet_brats_ext.papers import Source
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Passes:
     patch_size: tuple[int, ...] = ()
     precision: str = "default"
     skip_empty: bool = False
+    ties: Source = "release"
 
     @classmethod
     def from_options(cls, options: InferenceOptions) -> Passes:
@@ -39,6 +41,7 @@ class Passes:
             options.patch_size,
             options.precision,
             options.skip_empty,
+            options.ties,
         )
 
     @property
@@ -57,6 +60,7 @@ class Passes:
             "patch_size": self.patch_size or None,
             **({"precision": self.precision} if self.precision != "default" else {}),
             **({"skip_empty": True} if self.skip_empty else {}),
+            **({"ties": self.ties} if self.ties != "release" else {}),
         }
 
 

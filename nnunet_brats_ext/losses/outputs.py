@@ -1,4 +1,4 @@
-"""A loss for networks with several outputs of full size."""
+"""Losses for networks with several outputs of full size."""
 
 from collections.abc import Sequence
 
@@ -20,4 +20,17 @@ class MeanOverOutputs(nn.Module):
     def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         if isinstance(outputs, Tensor):
             return self.loss(outputs, target)
-        return torch.stack([self.loss(logits, target) for logits in outputs]).mean()
+        return self.combine(torch.stack([self.loss(logits, target) for logits in outputs]))
+
+    def combine(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+
+class SumOverOutputs(MeanOverOutputs):
+    """The sum of a loss over outputs of full size: Henry et al. 2020, https://arxiv.org/abs/2011.01045, as written.
+
+    outputs, a list of (b, r, *s) or, in eval mode, one of them; target (b, r, *s) -> scalar. The release has the mean.
+    """
+
+    def combine(self, losses: Tensor) -> Tensor:
+        return losses.sum()

@@ -203,7 +203,7 @@ def next_commands(planned: Planned) -> Iterator[str]:
         yield f"nnUNetv2_preprocess -d {dataset} -plans_name {name} -c {source}"
     folds = " ".join(map(str, folds_of(planned.file.parent.name)))
     for trainer in papers.trainers().values():
-        if trainer.configuration in planned.fits:
+        if trainer.configuration in planned.fits and not trainer.as_written_of:
             gpus = gpus_of(planned, trainer.configuration)
             options = ["-num_gpus", str(gpus)] if gpus > 1 else []
             command = train_command(dataset, trainer.configuration, "$fold", trainer.name, name, options)

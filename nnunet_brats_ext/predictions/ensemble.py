@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_brats_ext.brats import BACKGROUND, LABEL_SCHEMES, Head
+from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.predictions import fusion
 from nnunet_brats_ext.predictions.folders import (
     PLANS,
@@ -28,7 +29,7 @@ from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.options import Options, option, shown_name
 from nnunet_brats_ext.storage.output import staged, writing
 from nnunet_brats_ext.storage.parallel import for_each_case
-from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option
+from nnunet_brats_ext.storage.shared_options import overwrite_option, processes_option, ties_option
 
 GLIOMA = LABEL_SCHEMES["glioma_2017"]
 SPACES = ("regions", "labels")
@@ -59,6 +60,7 @@ class EnsembleOptions(Options):
         at_most=255,
         help="labels from the outermost to the innermost (majority, staple); default: as trained, 1 2 3",
     )
+    ties: Source = ties_option("(majority)")
     undecided: str | None = option(
         default=None,
         choices=fusion.UNDECIDED,
@@ -196,9 +198,10 @@ def _majority(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> 
         if folder.head and set(folder.head.labels) != set(labels)
     ]
     refuse(problems, "vote")
-    ties = "own voters' mean probability" if first.head else "innermost label"
+    by_probability = "mean probability" if options.ties == "text" else "own voters' mean probability"
+    ties = by_probability if first.head else "innermost label"
     settings = {"weights": options.weights, "order": labels, "ties": ties}
-    function = partial(_majority_of_case, folders, options.weights, labels)
+    function = partial(_majority_of_case, folders, options.weights, labels, options.ties)
     return Combination(function, first, first.description, settings)
 
 
@@ -208,10 +211,14 @@ def _voted_labels(first: PredictionFolder, options: EnsembleOptions) -> tuple[in
 
 
 def _majority_of_case(
-    folders: Sequence[PredictionFolder], weights: Sequence[float] | None, labels: Sequence[int], case: str
+    folders: Sequence[PredictionFolder],
+    weights: Sequence[float] | None,
+    labels: Sequence[int],
+    ties: Source,
+    case: str,
 ) -> Predicted:
     one_at_a_time = (_vote(folder, labels, case) for folder in folders)
-    return fusion.majority(one_at_a_time, labels, weights), None
+    return fusion.majority(one_at_a_time, labels, weights, ties), None
 
 
 def _vote(folder: PredictionFolder, labels: Sequence[int], case: str) -> fusion.LabelVote:
@@ -308,7 +315,7 @@ METHODS: Mapping[str, Method] = {
         ("weights", "space", "save_probabilities", "dtype"),
     ),
     "majority": Method(
-        "of label maps, with the tie rule of Lyu and Shu.", _majority, "if complete", ("weights", "order")
+        "of label maps, with a tie rule of Lyu and Shu.", _majority, "if complete", ("weights", "order", "ties")
     ),
     "staple": Method(
         "of label maps, weighed by their agreement as SimpleITK's multi-label STAPLE does.",

@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_brats_ext.brats import BACKGROUND, ED, LABEL_SCHEMES
+from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.storage.errors import UserError
 
 TUMOUR_LABELS = LABEL_SCHEMES["glioma_2017"].paint  # ED, NCR, ET: from the outermost to the innermost, WT to ET
@@ -34,21 +35,23 @@ def mean(members: Iterable[np.ndarray], weights: Sequence[float] | None = None) 
 
 
 class Votes:
-    """The votes of several label maps, counted voxel by voxel, with the tie rule of Lyu and Shu 2020.
+    """The votes of several label maps, counted voxel by voxel, with one of the tie rules of Lyu and Shu 2020.
 
-    https://arxiv.org/abs/2011.02881. Between background and a tumour label with as many votes the tumour label wins.
-    Between tumour labels the larger mean probability decides, each label's taken over those members that voted for it.
-    Where that is equal too, as it is without probabilities, the innermost label wins: nnU-Net paints it last, and BraTS
-    lets ET overrule the rest. Equal votes are exact as long as weights are whole numbers.
+    Their release (https://github.com/shu-hai/two-stage-VAE-Attention-gate-BraTS2020) drops background from a tie with
+    tumour labels. Between these the larger mean probability decides, each label's taken over those members that voted
+    for it. Their text (https://arxiv.org/abs/2011.02881) takes the category of the largest mean probability over all
+    members, background being one of them; a member without probabilities is certain of its labels. Where that is equal
+    too, the innermost label wins, by either rule: nnU-Net paints it last, and BraTS lets ET overrule the rest. Equal
+    votes are exact as long as weights are whole numbers.
 
     shape: of the volume (z, y, x). labels: the tumour labels from the outermost to the innermost, such as ED, NCR, ET.
-    Memory does not grow with the number of members.
+    ties: whose rule, the release's or the text's. Memory does not grow with the number of members.
     """
 
-    def __init__(self, shape: Sequence[int], labels: Sequence[int] = TUMOUR_LABELS):
-        self.labels = tuple(labels)
+    def __init__(self, shape: Sequence[int], labels: Sequence[int] = TUMOUR_LABELS, ties: Source = "release"):
+        self.labels, self.by_text = tuple(labels), ties == "text"
         self._votes = np.zeros((len(labels) + 1, *shape), dtype=np.float32)  # of background, then of each label
-        self._support = np.zeros((len(labels), *shape), dtype=np.float32)  # sums of probabilities
+        self._support = np.zeros_like(self._votes)  # sums of probabilities
 
     def add(
         self,
@@ -64,16 +67,19 @@ class Votes:
         """
         part = (slice(None), *box)
         votes, support = self._votes[part], self._support[part]
-        background = votes[0].copy()
-        self._votes[0] += weight
-        votes[0] = background
+        for background in (self._votes[0], self._support[0]):  # certain outside the box
+            inside = background[box].copy()
+            background += weight
+            background[box] = inside
         known = 0
         for channel, label in enumerate((BACKGROUND, *self.labels)):
             voted = label_map == label
             known += np.count_nonzero(voted)
             votes[channel][voted] += weight
-            if probabilities is not None and label != BACKGROUND:
-                support[channel - 1][voted] += np.float32(weight) * probabilities[channel - 1][voted]
+            if self.by_text:
+                support[channel] += np.float32(weight) * _belief(voted, probabilities, channel)
+            elif probabilities is not None and label != BACKGROUND:
+                support[channel][voted] += np.float32(weight) * probabilities[channel - 1][voted]
         if known < label_map.size:
             others = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *self.labels})
             raise UserError(f"labels {others} are not among the expected {[BACKGROUND, *self.labels]}")
@@ -83,18 +89,28 @@ class Votes:
         winners = np.zeros(self._votes.shape[1:], dtype=np.uint8)
         voted = self._votes[1:].any(0)
         votes, support = self._votes[:, voted], self._support[:, voted]
-        leading = votes[1:] == votes.max(0)
-        np.divide(support, votes[1:], out=support, where=leading)  # a leading label has votes
+        leading = votes == votes.max(0)
+        if not self.by_text:
+            leading[0] &= ~leading[1:].any(0)
+            np.divide(support, votes, out=support, where=leading)  # a leading label has votes
         support[~leading] = -1
-        innermost_first = np.asarray(self.labels[::-1], dtype=np.uint8)
-        winners[voted] = np.where(leading.any(0), innermost_first[support[::-1].argmax(0)], BACKGROUND)
+        innermost_first = np.asarray((BACKGROUND, *self.labels)[::-1], dtype=np.uint8)
+        winners[voted] = innermost_first[support[::-1].argmax(0)]
         return winners
+
+
+def _belief(voted: np.ndarray, probabilities: np.ndarray | None, channel: int) -> np.ndarray:
+    """A member's probability of background (channel 0) or of a label, from where it voted for it if it has none."""
+    if probabilities is None:
+        return voted
+    return probabilities[channel - 1] if channel else 1 - probabilities.sum(0)
 
 
 def majority(
     members: Iterable[LabelVote],
     labels: Sequence[int] = TUMOUR_LABELS,
     weights: Sequence[float] | None = None,
+    ties: Source = "release",
 ) -> np.ndarray:
     """The most frequent label of each voxel, where ties are settled as in `Votes`; no members are an error.
 
@@ -103,7 +119,7 @@ def majority(
     votes = None
     for member, weight in _weighted(members, weights):
         label_map, probabilities = member if isinstance(member, tuple) else (member, None)
-        votes = Votes(label_map.shape, labels) if votes is None else votes
+        votes = Votes(label_map.shape, labels, ties) if votes is None else votes
         votes.add(label_map, probabilities, weight)
     if votes is None:
         raise UserError("a vote needs at least one member")

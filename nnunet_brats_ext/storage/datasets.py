@@ -18,6 +18,7 @@ AS_TRAINED = {"ED": 1, "NCR": 2, "ET": 3}
 AXES_KEY, SEVERAL_AXES = "brats_axes", "several"
 DERIVED_KEY = "brats_derived"
 NO_NORMALISATION = "noNorm"  # nnU-Net's name of a channel that it leaves as it is, whatever its capitals
+NORMALISATION_KEY, PERCENTILE_MINMAX = "brats_normalisation", "percentile-minmax"  # the way where none is noted
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,11 @@ class DatasetDescription:
         return self.sequences.index(sequence)
 
     @property
-    def normalised_beforehand(self) -> bool:
-        """Whether the images were written normalised, so that nnU-Net leaves them alone."""
-        return any(name.casefold() == NO_NORMALISATION.casefold() for name in self.channel_names)
+    def normalisation(self) -> str | None:
+        """How the images were written normalised, by `convert --normalise`, so that nnU-Net leaves them alone."""
+        if not any(name.casefold() == NO_NORMALISATION.casefold() for name in self.channel_names):
+            return None
+        return self._get(NORMALISATION_KEY, str) if NORMALISATION_KEY in self.content else PERCENTILE_MINMAX
 
     @property
     def axes(self) -> str | None:

@@ -33,6 +33,15 @@ def overwrite_option(help: str = "replace the maps that the output folder holds 
     return option(default=False, help=help)
 
 
+def ties_option(where: str) -> Any:
+    """Which rule of Lyu & Shu 2020 settles equal votes: that of their release or that of their text."""
+    return option(
+        default="release",
+        help=f"what equal votes become {where}, by Lyu & Shu 2020; release: a tumour label before background, the most "
+        "probable to its own voters; text: the category that is most probable to all",
+    )
+
+
 def scheme_option(help: str) -> Any:
     """How labels are numbered, by the names of `LABEL_SCHEMES`."""
     return option("--scheme", metavar="NAME", choices=LABEL_SCHEMES, default=None, help=help)

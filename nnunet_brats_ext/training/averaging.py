@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -21,8 +21,8 @@ class Cycles:
     """What follows the base schedule; the defaults are those of Henry et al. 2020, https://arxiv.org/abs/2011.01045.
 
     Every cycle starts with a new Adam at `initial_lr`, which falls along a cosine that would end after
-    `cosine_epochs`. The average is that of the weights after the base schedule and after every `snapshot_every` epochs
-    of a cycle, with equal weights: 51 of them.
+    `cosine_epochs`. The average is that of the weights after the base schedule, if `averages_base`, and after every
+    `snapshot_every` epochs of a cycle, with equal weights: 51 of them.
     """
 
     base_epochs: int = 200
@@ -31,6 +31,7 @@ class Cycles:
     snapshot_every: int = 3
     initial_lr: float = 5e-5
     cosine_epochs: int = 40
+    averages_base: bool = True
 
     @property
     def epochs(self) -> int:
@@ -45,7 +46,9 @@ class Cycles:
         limits = [self.base_epochs + cycle * self.cycle_epochs for cycle in range(self.cycles + 1)]
         cycles = (range(scaled(start), scaled(end)) for start, end in pairwise(limits))
         steps = range(self.snapshot_every, self.cycle_epochs + 1, self.snapshot_every)
-        snapshots = {self.base_epochs, *(start + step for start in limits[:-1] for step in steps)}
+        snapshots = {start + step for start in limits[:-1] for step in steps}
+        if self.averages_base:
+            snapshots.add(self.base_epochs)
         return Timeline(tuple(filter(len, cycles)), frozenset(map(scaled, snapshots)))
 
     def learning_rate(self, epoch: int, cycle: range) -> float:
@@ -62,7 +65,7 @@ class StochasticWeightAveraging(FinalWeights):
     one epoch.
     """
 
-    averaging: ClassVar[Cycles] = Cycles()
+    averaging: Cycles = Cycles()
     cycle = 0  # that the optimiser belongs to, counted from 1; 0 is the base
 
     @property

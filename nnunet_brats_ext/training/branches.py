@@ -44,28 +44,35 @@ class VAERegularisation(nn.Module):
     """Weighted reconstruction and divergence of a `VAEBranch`, as Myronenko 2018 (https://arxiv.org/abs/1810.11654).
 
     It reconstructs the first `image_channels` of the input, not the labels of a previous stage behind them.
+    summed: both terms as Lyu & Shu 2020 print them, sums where their release has means (see `losses.vae`).
     """
 
-    def __init__(self, vae: VAEBranch, image_channels: int, reconstruction_weight: float = 0.1, kl_weight: float = 0.1):
+    def __init__(
+        self,
+        vae: VAEBranch,
+        image_channels: int,
+        reconstruction_weight: float = 0.1,
+        kl_weight: float = 0.1,
+        summed: bool = False,
+    ):
         super().__init__()
+        self.summed = summed
         self.vae, self.image_channels = vae, image_channels
         self.reconstruction_weight, self.kl_weight = reconstruction_weight, kl_weight
 
     def forward(self, x: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
         reconstruction, mean, log_variance = self.vae(features[-1])
-        return {
-            "reconstruction": self.reconstruction_weight
-            * reconstruction_loss(reconstruction, x[:, : self.image_channels]),
-            "kl": self.kl_weight * kl_divergence(mean, log_variance),
-        }
+        error = reconstruction_loss(reconstruction, x[:, : self.image_channels], self.summed)
+        divergence = kl_divergence(mean, log_variance, x[0, 0].numel() if self.summed else None)
+        return {"reconstruction": self.reconstruction_weight * error, "kl": self.kl_weight * divergence}
 
 
 def vae_regularisation(
-    network: Any, image_channels: int, patch_size: Sequence[int], **options: Any
+    network: Any, image_channels: int, patch_size: Sequence[int], summed: bool = False, **options: Any
 ) -> VAERegularisation:
     """The VAE branch for a network that has `strides`, `features_per_stage` and `endpoint_size`, and for a patch size.
 
-    options: of `VAEBranch`.
+    summed: as `VAERegularisation` has it. options: of `VAEBranch`.
     """
     vae = VAEBranch(
         image_channels,
@@ -75,7 +82,7 @@ def vae_regularisation(
         conv_op=convert_dim_to_conv_op(len(patch_size)),
         **options,
     )
-    return VAERegularisation(vae, image_channels)
+    return VAERegularisation(vae, image_channels, summed=summed)
 
 
 class LossWithAuxiliaries(nn.Module):

@@ -13,6 +13,7 @@ from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.shared_memory import too_little_shared
 
+NNUNET = "nnU-Net"  # normalises the images itself
 LOADERS = "nnUNet_n_proc_DA"  # nnU-Net's variable: loader processes
 SOFT_TARGETS_KEY = f"brats_{SOFT_TARGETS}"
 READERS = {
@@ -42,6 +43,16 @@ def unread_keys(trainer: type, configuration: Mapping[str, Any], dataset_json: M
                 f"{trainer.__name__} does not act on {key!r} in {place}; "
                 f"`class Mine({READERS[key]}, {trainer.__name__})` does, with the mixin of nnunet_brats_ext.training"
             )
+
+
+def other_images(trainer: type, wanted: str, dataset_json: Mapping[str, Any]) -> str | None:
+    """A sentence where images are not normalised as `PlainTrainer.normalise` says."""
+    found = DatasetDescription(dataset_json).normalisation or NNUNET
+    if wanted in ("", found):
+        return None
+    images = "images that nnU-Net normalises" if wanted == NNUNET else f"images of `convert --normalise {wanted}`"
+    these = "nnU-Net normalises these" if found == NNUNET else f"these are of `convert --normalise {found}`"
+    return f"{trainer.__name__} is made for {images}, and {these}"
 
 
 def limit_loaders() -> str | None:

@@ -6,7 +6,7 @@ is there to be overridden.
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -20,12 +20,18 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.blocks import SegmentationNetwork
-from nnunet_brats_ext.papers import TrainerFacts, facts_of_class
+from nnunet_brats_ext.papers import Difference, Source, TrainerFacts, facts_of_class
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
-from nnunet_brats_ext.training.preconditions import limit_loaders, limit_threads, require_regions, unread_keys
+from nnunet_brats_ext.training.preconditions import (
+    limit_loaders,
+    limit_threads,
+    other_images,
+    require_regions,
+    unread_keys,
+)
 from nnunet_brats_ext.training.resumable import ResumableTrainer
 from nnunet_brats_ext.training.sampling import OwnRandomNumbers
 
@@ -55,6 +61,16 @@ class PlainTrainer(ResumableTrainer):
     facts: ClassVar[TrainerFacts | None] = None
     """How the trainer predicts, and so on, where no `paper.py` says it; None is what its parent has."""
 
+    differences: ClassVar[Mapping[str, Difference]] = {}
+    """Where the text of the trainer's paper and its authors' release disagree: those of its `paper.py`."""
+
+    follows: ClassVar[Source | Mapping[str, Source]] = {}
+    """Which of the two the trainer follows, in all `differences` or by name. A subclass adds to those of its parents,
+    or replaces them; what no class names is as `Difference.default` says."""
+
+    normalise: ClassVar[str] = ""
+    """What normalises the images: a name of `convert --normalise`, or nnU-Net; "" is any, others are a warning."""
+
     keys_read: ClassVar[Sequence[str]] = ()
     """Keys of ours in the plans' configuration or in dataset.json that the class itself acts on."""
 
@@ -70,9 +86,10 @@ class PlainTrainer(ResumableTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ):
         require_regions(dataset_json, plans.get("dataset_name", "this dataset"))
+        self.check_follows()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.set_hyperparameters()
-        self.warn_of_unread_keys()
+        self.warn_of_data()
         limit_threads(device)
         # nnU-Net builds for training through the instance and for inference through the class, where branches that
         # only training needs must not exist.
@@ -82,6 +99,30 @@ class PlainTrainer(ResumableTrainer):
     def all_facts(cls) -> TrainerFacts:
         """What others know of the class: its row in a `paper.py`, its own `facts`, or those of its parent."""
         return facts_of_class(cls)
+
+    @classmethod
+    def follows_text(cls, difference: str) -> bool:
+        """Whether one of its `differences` is as the paper's text has it; else it is as the release has it."""
+        for declaring in cls.__mro__:
+            followed = vars(declaring).get("follows", {})
+            if isinstance(followed, str):
+                return followed == "text"
+            if difference in followed:
+                return followed[difference] == "text"
+        return cls.differences[difference].default == "text"
+
+    @classmethod
+    def check_follows(cls) -> None:
+        """An error where a class follows what there is not."""
+        for declaring in cls.__mro__:
+            followed = vars(declaring).get("follows", {})
+            named = dict.fromkeys(cls.differences, followed) if isinstance(followed, str) else followed
+            for difference, source in named.items():
+                if difference not in cls.differences or source not in get_args(Source):
+                    raise AttributeError(
+                        f"{declaring.__name__}.follows: {difference}={source!r}; expected 'text' or 'release' for some "
+                        f"of {', '.join(cls.differences) or 'no differences: its paper names none'}"
+                    )
 
     def set_hyperparameters(self) -> None:
         """Set what the classes declare, then adapt it to the data. Mixins extend this."""
@@ -95,9 +136,11 @@ class PlainTrainer(ResumableTrainer):
     def adapt_hyperparameters(self) -> None:
         """Seam: change declared hyperparameters by what the data are."""
 
-    def warn_of_unread_keys(self) -> None:
+    def warn_of_data(self) -> None:
         for sentence in unread_keys(type(self), self.configuration_manager.configuration, self.dataset_json):
             self.print_to_log_file(f"WARNING: {sentence}")
+        if other := other_images(type(self), self.normalise, self.dataset_json):
+            self.print_to_log_file(f"WARNING: {other}")
 
     # ---- network ---------------------------------------------------------------------------------------------------
 

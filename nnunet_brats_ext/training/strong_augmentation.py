@@ -38,7 +38,7 @@ class StrongAugmentation(PlainTrainer):
     """The largest angle about each axis."""
     brightness_per_channel: ClassVar[float] = 1.0
     """The probability that a channel gets a shift, where a patch gets one."""
-    elastic_probability: ClassVar[float] = 0.3
+    elastic_probability: float = 0.3
 
     def augmentation(self) -> list[BasicTransform]:
         patch_size, angle = self.configuration_manager.patch_size, radians(self.rotation_degrees)

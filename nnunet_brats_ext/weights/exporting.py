@@ -18,6 +18,7 @@ from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.inference.choices import find_symmetries
 from nnunet_brats_ext.inference.models import PLANS, TrainedModel, fold_names, open_model
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import FINAL
@@ -130,7 +131,9 @@ def describe(model: TrainedModel, patch_size: tuple[int, ...]) -> dict[str, Any]
             "normalisation": [
                 {"scheme": scheme, "within_the_brain_only": bool(within)}
                 for scheme, within in zip(planned["normalization_schemes"], masked, strict=False)
-            ],
+            ]
+            if NORMALISATION_KEY not in planned
+            else planned[NORMALISATION_KEY],
         },
         "windows": {
             "tiling": facts.tiling,

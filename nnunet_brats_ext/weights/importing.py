@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.brats import SEQUENCES, find_sequence
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FINAL, model_name, nnunet_folder, require_folder, require_known
@@ -24,15 +25,14 @@ from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import check_output, publish, working_folder, writing
 from nnunet_brats_ext.training.checkpoints import writing_checkpoint
 from nnunet_brats_ext.weights.key_maps import order_of, permuted, reversed_kernels
-from nnunet_brats_ext.weights.plans import dataset_of, plans_of
+from nnunet_brats_ext.weights.plans import dataset_of, joined, plans_of
 from nnunet_brats_ext.weights.reading import sha256
-from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, WeightsSource, find_sources
+from nnunet_brats_ext.weights.sources import LABELS, REGIONS, ForeignModel, Given, WeightsSource, find_sources
 
 PROVENANCE = "imported_from.json"
 STARTS = "imported"  # folder of the weights that training starts from: it writes its own over those in fold_N
 """Beside the plans of an imported model: what its weights are, where they came from, and the hash of every file."""
 
-LABELS = ("ED", "NCR", "ET")
 DATASET = "Dataset{}_Imported"
 
 
@@ -92,8 +92,7 @@ def import_weights(options: ImportOptions) -> Imported:
     outputs = _ordered_outputs(model.outputs)
     plans, description = plans_of(model, dataset), dataset_of(model, sequences, outputs, dataset)
     _check_place(folder, plans, description, tuple(model.folds))
-    if plans_file is not None and plans_file.is_file() and read_json(plans_file) != json.loads(json.dumps(plans)):
-        raise UserError(f"{plans_file} holds other plans of this name; choose another data set or a folder with -o")
+    for_training = _beside(plans, plans_file)
     network = _network(model, plans, len(model.inputs), len(model.outputs))
     notes = {
         "system": model.system,
@@ -144,7 +143,7 @@ def import_weights(options: ImportOptions) -> Imported:
             else:
                 publish(growing, folder)
     if plans_file is not None:
-        write_json(plans_file, plans)
+        write_json(plans_file, for_training)
     folds = tuple(model.folds)
     return Imported(folder, source, model, sequences, outputs, folds, made_anew, plans_file)
 
@@ -218,6 +217,21 @@ def _check_place(folder: Path, plans: dict[str, Any], description: dict[str, Any
             raise UserError(f"-o {folder} holds another model, with another {name}; choose another folder")
     if there := [fold for fold in folds if (folder / f"fold_{fold}").exists()]:
         raise UserError(f"-o {folder} has fold {', '.join(there)} already; choose another with -f, or another folder")
+
+
+def _beside(plans: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The plans for training: with the configurations that other imports have brought to the data set.
+
+    Their normalisation is nnU-Net's, because its preprocessing knows no other; a training writes them over the model's.
+    """
+    plans = json.loads(json.dumps(plans))
+    for configuration in plans["configurations"].values():
+        configuration.pop(NORMALISATION_KEY, None)
+    if file is None or not file.is_file():
+        return plans
+    if (together := joined(plans, read_json(file))) is None:
+        raise UserError(f"{file} holds other plans of this name; choose another data set or a folder with -o")
+    return together
 
 
 @dataclass(frozen=True)

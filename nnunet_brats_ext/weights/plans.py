@@ -34,7 +34,6 @@ def configuration(
     """
     axes = len(patch_size)
     return {
-        "data_identifier": f"imported_{axes}d",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": int(batch_size),
         "patch_size": [int(size) for size in patch_size],
@@ -83,7 +82,9 @@ def plans_of(model: ForeignModel, dataset: str) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": transpose,
         "transpose_backward": [transpose.index(axis) for axis in range(3)],
-        "configurations": {name: dict(one) for name, one in model.configurations.items()},
+        "configurations": {
+            name: {"data_identifier": f"{model.plans_name}_{name}", **one} for name, one in model.configurations.items()
+        },
         "experiment_planner_used": "nnunet_brats import",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": dict(model.intensities) or {str(n): {} for n in range(channels)},
@@ -108,3 +109,12 @@ def dataset_of(model: ForeignModel, sequences: Sequence[str], outputs: Sequence[
         description["labels"] = scheme.nnunet_labels()
         description["regions_class_order"] = list(scheme.paint)
     return description
+
+
+def joined(plans: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Plans with the configurations of earlier ones beside their own; None where they differ in anything else."""
+    configurations, earlier = plans["configurations"], there.get("configurations") or {}
+    same = all(earlier.get(name, one) == one for name, one in configurations.items())
+    if not same or {**there, "configurations": 0} != {**plans, "configurations": 0}:
+        return None
+    return {**plans, "configurations": {**earlier, **configurations}}

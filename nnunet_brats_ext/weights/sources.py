@@ -15,9 +15,11 @@ from torch import Tensor
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.weights.reading import find_state, read_torch
+from nnunet_brats_ext.weights.v1_files import ModelOfV1, read_model
 
 State = Mapping[str, Tensor]
 REGIONS = ("WT", "TC", "ET")
+LABELS = ("ED", "NCR", "ET")  # 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Given:
     def state(self) -> dict[str, Tensor]:
         """The weights in the file by the names of their authors; empty for a folder or a file without weights."""
         return (find_state(self.content) or {}) if self.path.is_file() else {}
+
+    @cached_property
+    def model_of_v1(self) -> ModelOfV1 | None:
+        """What nnU-Net v1 or a fork of it has saved there."""
+        return read_model(self.path)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class WeightsSource:
 
 @lru_cache(maxsize=1)
 def find_sources() -> tuple[WeightsSource, ...]:
-    """All sources, in the order of their files."""
-    files = sorted(papers.HERE.glob("*/weights*.py"))
+    """All sources in the order of their files; those of nnU-Net itself and of MONAI last, after the papers' forks."""
+    files = sorted(papers.HERE.glob("*/weights*.py"), key=lambda file: (file.parent.name == "baseline", file))
     names = [".".join(file.relative_to(papers.HERE.parents[1]).with_suffix("").parts) for file in files]
     return tuple(importlib.import_module(name).SOURCE for name in names)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.dataset_conversion.conversion import NORMALISATIONS
+from nnunet_brats_ext.dataset_conversion.normalisation import NORMALISATIONS
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.tune import columns_to_choose_by
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
@@ -78,7 +78,7 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
         yield ("postprocessing", name, "of"), rules.of, single
     for name, data in recipe.data.items():
         if data.normalise:
-            yield ("data", name, "normalise"), data.normalise, NORMALISATIONS
+            yield ("data", name, "normalise"), data.normalise, list(NORMALISATIONS)
         for key, others in (("unlabelled", data.unlabelled or ()), ("foreign", data.foreign)):
             own = [one.name for one in recipe.data.values() if not one.distill]
             for i, other in enumerate(others):

@@ -21,9 +21,13 @@ from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion import cases as cases_module
 from nnunet_brats_ext.dataset_conversion import conversion
-from nnunet_brats_ext.dataset_conversion.conversion import PERCENTILE_MINMAX
 from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
-from nnunet_brats_ext.dataset_conversion.normalisation import min_max_of_percentiles
+from nnunet_brats_ext.dataset_conversion.normalisation import (
+    NORMALISATIONS,
+    PERCENTILE_MINMAX,
+    min_max_of_percentiles,
+)
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.nnunet import find_dataset
 
 RELEASE = LAYOUTS["BraTS2020"]
@@ -121,15 +125,30 @@ def test_percentile_min_max_is_henrys():
     assert not min_max_of_percentiles(np.full(5, 3)).any()
 
 
-def test_normalised_images_are_declared_so_that_nnunet_leaves_them_alone(world):
+def test_z_scores_are_over_the_images_own_voxels_or_over_the_volume():
+    image = np.array([[0, 2], [4, 0]], np.int16)
+    own = NORMALISATIONS["zscore-nonzero"].function(image)
+    np.testing.assert_allclose(own, [[0, -1], [1, 0]])  # 3 and 1 are mean and deviation of 2 and 4
+    volume = NORMALISATIONS["zscore-volume"].function(image)
+    np.testing.assert_allclose(volume, (image - 1.5) / np.sqrt(11 / 4), rtol=1e-6)
+    for one in NORMALISATIONS.values():
+        assert one.function(image).dtype == np.float32
+        assert not one.function(np.zeros((2, 2))).any() and not one.function(np.full((2, 2), 3)).any()
+        assert one.keeps_zeros == (not one.function(image)[image == 0].any())
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_normalised_images_are_declared_so_that_nnunet_leaves_them_alone(name, world):
     source, _, _ = world
-    dataset = convert(source, 137, normalise=PERCENTILE_MINMAX)
+    dataset = convert(source, 137, normalise=name)
+    assert DatasetDescription.read(dataset).normalisation == name
     description = json.loads((dataset / "dataset.json").read_text())
     assert [get_normalization_scheme(name) for name in description["channel_names"].values()] == [NoNormalization] * 4
     assert description["brats_sequences"] == list(SEQUENCES)
     for channel, sequence in enumerate(SEQUENCES):
         written = values(dataset / "imagesTr" / f"{CASES[0]}_{channel:04d}.nii.gz")
-        np.testing.assert_array_equal(written, min_max_of_percentiles(sequence_values(CASES[0], sequence)))
+        expected = NORMALISATIONS[name].function(sequence_values(CASES[0], sequence))
+        np.testing.assert_array_equal(written, expected)
     plain = json.loads((convert(source, 138) / "dataset.json").read_text())
     assert [get_normalization_scheme(name) for name in plain["channel_names"].values()] == [ZScoreNormalization] * 4
 

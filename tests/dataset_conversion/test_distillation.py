@@ -134,7 +134,7 @@ def test_channels_are_matched_by_what_they_show_whatever_they_are_called():
 def test_normalised_channels_match_such_only():
     normalised = channels("noNorm", "noNorm", sequences=["FLAIR", "T1"])
     assert channel_order(normalised, channels("noNorm", "noNorm", sequences=["T1", "FLAIR"])) == [1, 0]
-    with pytest.raises(ValueError, match="'FLAIR, normalised'"):
+    with pytest.raises(ValueError, match="'FLAIR, percentile-minmax'"):
         channel_order(normalised, channels("T1", "FLAIR"))
     unknown = channels("noNorm", "noNorm")
     assert channel_order(unknown, unknown) == [0, 1], "in their order where the file does not say what they show"

@@ -104,7 +104,7 @@ def test_nnunet_lists_the_training_cases(nnunet, tmp_path):
 @pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
 def test_nnunets_label_manager_paints_regions_back_to_labels(release):
     scheme = numbered(release).numbering
-    description = dataset_json(numbered(release), "Dataset137_Test", 1, normalise=False)
+    description = dataset_json(numbered(release), "Dataset137_Test", 1, normalise=None)
     manager = LabelManager(description["labels"], description.get("regions_class_order"))
     labels = np.array(sorted(scheme.trained)).reshape(1, 1, -1)
     if manager.has_regions:

@@ -177,7 +177,7 @@ def test_a_wrong_choice_among_the_same_names_shows_in_the_labels(tmp_path):
     case = "BraTS-PED-00001-000"
     write_case(tmp_path, LAYOUTS["BraTS2024-PED"], case)
     (found,) = scan(tmp_path / "BraTS-PEDs2024_Training", "BraTS2023-PED").cases
-    inspect_case(found, normalise=False, tolerance_mm=0.1)
+    inspect_case(found, normalise=None, tolerance_mm=0.1)
     assert re.search(
         r"label 4 in \d+ voxels; BraTS2023-PED has \[0, 1, 2, 3\]; it exists in BraTS2024-PED", found.problems[0]
     )
@@ -291,7 +291,7 @@ def test_label_6_of_metastases_2025_means_4(tmp_path):
     labels[0, 0, :3] = 6
     write_case(tmp_path, release, "BraTS-MET-00001-000", labels=labels)
     (found,) = scan(tmp_path).cases
-    assert inspect_case(found, normalise=False, tolerance_mm=0.1).labels == [0, 1, 2, 3, 4]
+    assert inspect_case(found, normalise=None, tolerance_mm=0.1).labels == [0, 1, 2, 3, 4]
     assert (found.problems, found.remarks) == ([], ["label 6 -> 4 in 3 voxels"])
 
 
@@ -401,6 +401,6 @@ def test_a_single_volume_kept_in_four_dimensions_is_read_as_three(tmp_path):
     t2 = nibabel.load(files["T2"])
     nibabel.save(nibabel.Nifti1Image(np.asarray(t2.dataobj)[..., None], t2.affine), files["T2"])
     (found,) = scan(tmp_path).cases
-    inspect_case(found, normalise=False, tolerance_mm=0.1)
+    inspect_case(found, normalise=None, tolerance_mm=0.1)
     assert nibabel.load(files["T2"]).shape == (8, 9, 10, 1)
     assert found.problems == []

@@ -191,8 +191,8 @@ def test_several_sources_and_checkpoints_vote_and_an_interrupted_run_goes_on(rec
     assert len(labels(out)) == 2
 
 
-@pytest.mark.parametrize("combine", ["vote", "probabilities"])
-def test_a_cascade_in_one_command_is_each_member_predicted_alone_and_combined(combine, recipe, tmp_path):
+@pytest.mark.parametrize(("combine", "ties"), [("vote", "text"), ("vote", "release"), ("probabilities", "release")])
+def test_a_cascade_in_one_command_is_each_member_predicted_alone_and_combined(combine, ties, recipe, tmp_path):
     """Bit for bit: the members' own files, predicted one command each, through `ensemble`."""
     members = []
     source = tmp_path / "source"
@@ -205,8 +205,9 @@ def test_a_cascade_in_one_command_is_each_member_predicted_alone_and_combined(co
             assert main([*words, "-o", str(members[-1]), "--save_probabilities"]) == 0
     method = {"vote": "majority", "probabilities": "mean"}[combine]
     by_hand = tmp_path / "by hand"
-    assert main(["ensemble", "-i", *map(str, members), "-o", str(by_hand), "--method", method]) == 0
-    words = [*one, *STAGE_2, "-o", str(tmp_path / "out"), "--combine", combine]
+    rule = ["--ties", ties] if combine == "vote" else []
+    assert main(["ensemble", "-i", *map(str, members), "-o", str(by_hand), "--method", method, *rule]) == 0
+    words = [*one, *STAGE_2, "-o", str(tmp_path / "out"), "--combine", combine, *rule]
     if combine == "vote":
         words += ["-chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1"]
     else:  # whose folds and checkpoints are averaged before they are combined with other sources

@@ -18,6 +18,7 @@ from nnunet_brats_ext.losses import (
     MeanOverOutputs,
     MultiTaskCrossEntropy,
     SoftDiceLoss,
+    SumOverOutputs,
     kl_divergence,
     reconstruction_loss,
 )
@@ -64,6 +65,7 @@ def divergence(logits: Tensor, regions: Tensor) -> Tensor:
 ADAPTERS: dict[str, LossFunction] = {  # of losses that take something else than region logits
     "LabelDiceLoss": label_dice,
     "MeanOverOutputs": lambda logits, regions: MeanOverOutputs(SoftDiceLoss())([logits, logits / 2], regions),
+    "SumOverOutputs": lambda logits, regions: SumOverOutputs(SoftDiceLoss())([logits, logits / 2], regions),
     "MultiTaskCrossEntropy": multi_task,
     "kl_divergence": divergence,
     "reconstruction_loss": lambda logits, regions: reconstruction_loss(logits, perfect_logits(regions)),
@@ -73,6 +75,8 @@ VARIANTS: dict[str, LossFunction] = {  # the other settings that papers use
     "SoftDiceLoss with weights": SoftDiceLoss(weights=(0.10, 0.45, 0.45)),
     "DiceAndBCELoss of the release": DiceAndBCELoss(background_weight=0.01, epsilon=1e-6, factor=0.5),
     "FrequencyWeightedDiceLoss by sample": FrequencyWeightedDiceLoss(batch=False),
+    "FrequencyWeightedDiceLoss summed": FrequencyWeightedDiceLoss(batch=False, summed=True),
+    "FrequencyWeightedDiceLoss with reversed weights": FrequencyWeightedDiceLoss(reversed_weights=True),
     "FrequencyWeightedDiceLoss of one region": FrequencyWeightedDiceLoss(region=1),
 }
 LOSSES: dict[str, LossFunction] = {

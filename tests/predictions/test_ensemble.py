@@ -28,13 +28,13 @@ def rng():
     return np.random.default_rng(0)
 
 
-def vote(*members, labels=LABELS, weights=None):
+def vote(*members, labels=LABELS, weights=None, ties="release"):
     """The label that one voxel gets; a member is its label, or its label and the probabilities of `labels`."""
     pairs = [member if isinstance(member, tuple) else (member, None) for member in members]
     maps = [
         (np.array([[[v]]], np.uint8), None if p is None else np.reshape(p, (len(labels), 1, 1, 1))) for v, p in pairs
     ]
-    return int(fusion.majority(iter(maps), labels, weights or [1] * len(members)).item())
+    return int(fusion.majority(iter(maps), labels, weights or [1] * len(members), ties).item())
 
 
 # --- votes ---------------------------------------------------------------------------------------------------------
@@ -63,8 +63,29 @@ def test_in_a_tie_of_all_labels_background_is_dropped_and_probability_decides(wi
     assert vote((0, (1, 1, 1)), *voters) == winner
 
 
-def test_probability_does_not_overrule_a_majority():
-    assert vote((1, (0.51, 0, 0)), (1, (0.51, 0, 0)), (3, (0, 0, 1))) == 1
+@pytest.mark.parametrize("ties", ["release", "text"])
+def test_probability_does_not_overrule_a_majority(ties):
+    assert vote((1, (0.51, 0, 0)), (1, (0.51, 0, 0)), (3, (0, 0, 1)), ties=ties) == 1
+
+
+def test_by_the_text_a_tie_goes_to_the_largest_mean_probability_of_all_members_background_included():
+    members = (1, (0.55, 0.45, 0)), (2, (0.0, 0.52, 0))  # by all .275 against .485, by the voters .55 against .52
+    assert (vote(*members, ties="text"), vote(*members)) == (2, 1)
+    doubtful = (0, (0.1, 0, 0)), (1, (0.6, 0, 0))  # background .65 on average, 1 .35
+    assert (vote(*doubtful, ties="text"), vote(*doubtful)) == (0, 1)
+    assert vote((0, (0.45, 0, 0)), (1, (0.9, 0, 0)), ties="text") == 1
+    assert vote(0, (1, (0.6, 0, 0)), ties="text") == 0, "who has no probabilities is certain: background .7"
+
+
+@pytest.mark.parametrize("ties", ["release", "text"])
+def test_outside_the_box_of_a_member_background_is_certain(ties):
+    votes = fusion.Votes((1, 1, 2), LABELS, ties)
+    inside = (slice(None), slice(None), slice(0, 1))
+    certain = np.array([0.9, 0, 0]).reshape(3, 1, 1, 1)
+    votes.add(np.array([[[1]]], np.uint8), certain, box=inside)
+    votes.add(np.array([[[0, 1]]], np.uint8), np.array([[0.3, 0.9], [0, 0], [0, 0]]).reshape(3, 1, 1, 2))
+    # In the first voxel 1 has .6 on average and background .4, in the second .45 and .55.
+    assert votes.winners().tolist() == [[[1, 1 if ties == "release" else 0]]]
 
 
 def test_without_probabilities_the_innermost_of_the_tied_labels_wins():
@@ -72,6 +93,8 @@ def test_without_probabilities_the_innermost_of_the_tied_labels_wins():
     assert vote(ED, ED, NCR, NCR, ET) == NCR
     assert vote(2, 2, 4, 4, 1, labels=(2, 1, 4)) == 4
     assert vote(2, 2, 1, 1, 4, labels=(2, 1, 4)) == 1, "released numbering: NCR (1) lies inside ED (2)"
+    assert vote(ED, ED, ET, ET, NCR, ties="text") == ET
+    assert vote(0, 0, ED, ED, ties="text") == ED
 
 
 def test_a_weight_counts_as_so_many_members():

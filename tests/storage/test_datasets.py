@@ -43,13 +43,13 @@ def test_it_is_read_from_a_file_or_from_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("release", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalise", [None, "zscore-volume"])
 def test_what_convert_writes_is_understood(release, normalise):
     release = numbered(release)
     content = json.loads(json.dumps(dataset_json(release, "Dataset137_X", 5, normalise)))
     described = DatasetDescription(content)
     assert described.sequences == release.sequences
-    assert described.normalised_beforehand == normalise
+    assert described.normalisation == normalise
     assert [described.channel(sequence) for sequence in release.sequences] == list(range(len(release.sequences)))
     assert described.scheme.regions == release.numbering.regions
     assert described.head().channels[-1:] == release.numbering.head.channels[-1:]
@@ -96,7 +96,8 @@ def test_normalised_channels_still_know_their_sequences():
     described = describe(channel_names=channels(*["noNorm"] * 4), brats_sequences=["FLAIR", "t1n", "t1c", "t2w"])
     assert described.sequences == ("FLAIR", "T1", "T1ce", "T2")
     assert described.channel("T1ce") == 2
-    assert described.normalised_beforehand and not describe().normalised_beforehand
+    assert described.normalisation == "percentile-minmax", "which was the only one before they were noted"
+    assert describe().normalisation is None
     assert describe(channel_names=channels("noNorm", "noNorm")).sequences == ("noNorm", "noNorm")
 
 

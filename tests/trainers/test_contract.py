@@ -12,7 +12,7 @@ import torch
 from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from tiny_trainers import CPU, build, keep_latest, random_batch, run, same, tiny, weights
+from tiny_trainers import CPU, build, distinct_trainers, keep_latest, random_batch, run, same, tiny, weights
 
 from nnunet_brats_ext import papers, trainers
 from nnunet_brats_ext.inference.choices import find_symmetries, find_tiling
@@ -98,7 +98,7 @@ class Training:
     after_one_epoch: Path
 
 
-@pytest.fixture(scope="module", params=papers.trainers())
+@pytest.fixture(scope="module", params=distinct_trainers())
 def trained(request, world_on_disk) -> Iterator[Training]:
     """Of every trainer, with a small network; all tests of the contract look at the same training."""
     require(papers.trainers()[request.param])

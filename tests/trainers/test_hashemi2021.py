@@ -186,6 +186,20 @@ def test_the_loss_has_the_papers_value(batch, region, expected):
     assert loss.item() == pytest.approx(expected, abs=1e-9)
 
 
+def test_the_text_adds_slices_up_and_the_release_reverses_the_weights_of_channels():
+    (one, region), (three, regions) = ONE, THREE
+    summed = FrequencyWeightedDiceLoss(batch=False, region=0, summed=True)
+    assert summed(one.logit(), region).item() == pytest.approx(1.701560550, abs=1e-8)
+    summed = FrequencyWeightedDiceLoss(batch=False, summed=True)
+    assert summed(three.logit(), regions).item() == pytest.approx(3.762250751, abs=1e-8)
+    # The authors' weights are in fp32.
+    for loss, (probabilities, target), expected in (
+        (FrequencyWeightedDiceLoss(region=0, reversed_weights=True), ONE, 0.563959358),
+        (FrequencyWeightedDiceLoss(reversed_weights=True), THREE, 0.636354532),
+    ):
+        assert loss(probabilities.logit(), target).item() == pytest.approx(expected, abs=5e-8)
+
+
 def test_a_binary_loss_depends_on_its_region_alone():
     probabilities, target = ONE
     logits = torch.full((3, 3, 8, 8), ABSENT_LOGIT).double()
@@ -454,7 +468,7 @@ def test_the_start_of_an_epoch_does_not_change_the_rate():
 
 def test_a_subclass_turns_the_authors_relu_on_for_training_and_inference(world):
     class Authors(BraTS2DWholeTumorTrainer):
-        final_relu = True
+        follows = dict(final_relu="release")
         network_options = dict(features_per_stage=(4, 8))
 
     trainer = build(world, Authors, "2d")

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import World, threads_for_processes
-from tiny_trainers import CPU, build, make_tiny, random_batch
+from tiny_trainers import CPU, build, distinct_trainers, make_tiny, random_batch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_brats_ext import papers, trainers
+from nnunet_brats_ext import trainers
 from nnunet_brats_ext.dataset_conversion.case_filtering import CASE_LOSSES
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
 RANKS = 2
+DISTINCT = distinct_trainers()
 TRAINED = (
     "BraTSVAETrainer",  # a branch that only training has
     "BraTSDeepSupervisionTrainer",  # averaged weights, losses of cases
@@ -140,12 +141,12 @@ def run(rank: int, world: World, folder: Path) -> None:
     nnunet.DDP = lambda network, device_ids: DistributedDataParallel(network)  # there are no GPUs to name
     nn.SyncBatchNorm.convert_sync_batchnorm = lambda network: network
     with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch, threads_for_processes():
-        for name in papers.trainers():
+        for name in DISTINCT:
             make_tiny(getattr(trainers, name), patch)
         for name in TRAINED:
             note(partial(train, world, name), rank, folder / f"training-{name}")
         torch.randn_like = torch.zeros_like  # the noise of VAE branches, which a batch and its parts do not share
-        for name in papers.trainers():
+        for name in DISTINCT:
             note(partial(compare_gradients, world, name), rank, folder / f"gradients-{name}")
 
 
@@ -171,7 +172,7 @@ def results(world_on_disk, tmp_path_factory) -> Callable[[str], list[dict]]:
     return read
 
 
-@pytest.mark.parametrize("name", papers.trainers())
+@pytest.mark.parametrize("name", DISTINCT)
 def test_a_step_of_two_processes_has_the_gradients_of_one_with_the_whole_batch(name, results):
     found, _ = results(f"gradients-{name}")
     assert found["norm"] > 0

@@ -1,5 +1,6 @@
 """Weights of nnU-Net v1 and of MONAI, what a model becomes, and files that are damaged, of others, or hostile."""
 
+import copy
 import json
 import os
 import pickle
@@ -24,11 +25,12 @@ from nnunet_brats_ext.bundles.archive import open_bundle
 from nnunet_brats_ext.bundles.containers import extras_of, pinned
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference.models import open_model
+from nnunet_brats_ext.inference.prediction import predict
 from nnunet_brats_ext.inference.tilings import Volume
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.baseline.tilings import GAUSSIAN, MONAI
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
-from nnunet_brats_ext.weights.importing import ImportOptions, import_weights
+from nnunet_brats_ext.weights.importing import LABELS, ImportOptions, import_weights
 from nnunet_brats_ext.weights.reading import read_pickle, read_torch
 from nnunet_brats_ext.weights.sources import find_sources
 
@@ -46,16 +48,19 @@ def imported(source: Path, out: Path, **options):
         ("regions", ("WT", "TC", "ET")),
         ("softmax", ("background", "ED", "NCR", "ET")),  # channels FLAIR, T1, T1ce, T2; other axes
         ("2d", ("background", "ED", "NCR", "ET")),
+        ("lowres", ("background", "ED", "NCR", "ET")),
+        ("cascade", ("background", "ED", "NCR", "ET")),  # and labels behind the images
     ],
 )
 def test_a_model_of_v1_gives_what_v1_gives(kind, outputs, tmp_path):
     golden = folder_of_v1(kind, tmp_path / "v1")
     done = imported(tmp_path / "v1", tmp_path / "model")
     assert (done.sequences, done.outputs) == (("T1", "T1ce", "T2", "FLAIR"), outputs)
-    order = [done.model.inputs.index(one) for one in done.sequences]
+    labels = [label for label in LABELS if label in done.model.inputs]
+    order = [done.model.inputs.index(one) for one in (*done.sequences, *labels)]
     network = network_of(done)
     for size, values, spread in zip(golden["sizes"], golden["values"], golden["spread"], strict=True):
-        image = np.random.RandomState(sum(size)).standard_normal((1, 4, *size)).astype(np.float32)
+        image = np.random.RandomState(sum(size)).standard_normal((1, len(order), *size)).astype(np.float32)
         with torch.no_grad():
             logits = network(torch.from_numpy(image[:, order]))[0].flatten(1).numpy()
         found = logits[:, np.linspace(0, logits.shape[1] - 1, 7).astype(int)]
@@ -92,6 +97,38 @@ def test_a_model_of_v1_is_imported_and_predicts_whole_patients(tmp_path, world, 
     for path in label_maps:
         image = sitk.ReadImage(str(images / path.name.replace(".", "_0000.", 1)))
         assert sitk.ReadImage(str(path)).GetSize() == image.GetSize()
+
+
+def test_both_stages_of_a_cascade_become_models_of_one_data_set_and_predict_one_after_the_other(everything, tmp_path):
+    """Plans of both name both stages, so that those beside the data set, for training, are the same."""
+    plans_file = everything / PREPROCESSED / "nnUNetPlansV1.json"
+    models = {}
+    for stage in ("lowres", "cascade"):
+        folder_of_v1(stage, tmp_path / stage)
+        models[stage] = imported(tmp_path / stage, "901").folder
+        assert json.loads(plans_file.read_text()) == json.loads((models[stage] / "plans.json").read_text())
+    assert open_model(models["cascade"]).previous_model().folder == models["lowres"]
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    for channel in range(4):
+        image = sitk.GetImageFromArray(random.integers(1, 99, (28, 34, 26)).astype(np.float32))
+        sitk.WriteImage(image, str(tmp_path / "images" / f"case_{channel:04d}.nii.gz"))
+    options = dict(device="cpu", processes=0, trusted=True)
+    found = {}
+    for name, model, more in (
+        ("first", "lowres", {}),  # with its trainer's symmetries, as `both` sees it
+        ("second", "cascade", {"previous": (tmp_path / "first",), "symmetries": "none"}),
+        ("both", "cascade", {"symmetries": "none"}),
+        ("none", "cascade", {"previous": (tmp_path / "empty",), "symmetries": "none"}),
+    ):
+        (case,) = predict(tmp_path / "images", tmp_path / name, models[model], **options, **more).values()
+        found[name] = sitk.GetArrayFromImage(sitk.ReadImage(str(case)))
+        if name == "first":
+            (tmp_path / "empty").mkdir()
+            empty = sitk.GetImageFromArray(np.zeros_like(found["first"]))
+            sitk.WriteImage(empty, str(tmp_path / "empty" / case.name))
+    assert np.array_equal(found["both"], found["second"])
+    assert not np.array_equal(found["none"], found["second"])
 
 
 @pytest.mark.parametrize("patch_size", [(8, 8, 6), (8, 6)])
@@ -163,6 +200,36 @@ def test_a_network_of_monai_gives_what_monai_gives(name, tmp_path):
     with open_bundle(tmp_path / "system.zip") as opened:
         assert extras_of(opened.system) == {"monai"}  # which a container installs
     assert any(line.startswith("monai==") for line in pinned(["benchmark"]))
+
+
+def test_a_whole_patient_gets_the_label_map_that_monai_gives(tmp_path):
+    nets, transforms = pytest.importorskip("monai.networks.nets"), pytest.importorskip("monai.transforms")
+    inferers = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    network = nets.SegResNet(
+        blocks_down=(1, 1, 1), blocks_up=(1, 1), init_filters=8, in_channels=4, out_channels=3
+    ).eval()
+    images = np.random.default_rng(0).integers(0, 5, (4, 40, 36, 28)).astype(np.float32)  # zeros inside the brain, too
+    images[:, :6] = images[:, :, -4:] = 0
+    normalised = transforms.NormalizeIntensity(nonzero=True, channel_wise=True)(images[[1, 0, 2, 3]])[None]
+    with torch.no_grad():
+        network.conv_final[2].conv.bias.sub_(network(normalised[..., :32, :32, :24]).mean((0, 2, 3, 4)))
+        logits = inferers.sliding_window_inference(normalised, (32, 32, 24), 1, network, overlap=0.6)[0]
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    core, whole, enhancing = (logits > 0).numpy()
+    expected = np.select([enhancing, core, whole], [3, 2, 1])
+    (tmp_path / "images").mkdir()
+    for channel, image in enumerate(images):
+        sitk.WriteImage(sitk.GetImageFromArray(image.T), str(tmp_path / "images" / f"case_{channel:04d}.nii.gz"))
+    imported(tmp_path / "model.pt", tmp_path / "model")
+    found = predict(
+        tmp_path / "images", tmp_path / "out", tmp_path / "model", device="cpu", processes=0, patch_size=(32, 32, 24),
+        trusted=True,
+    )  # fmt: skip
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(found["case"]))).T
+    assert all(np.mean(expected == label) > 0.05 for label in range(4))
+    brain = (images != 0).any(0)
+    assert np.array_equal(labels[brain], expected[brain])
 
 
 def test_monai_sees_the_whole_image(tmp_path):
@@ -323,12 +390,25 @@ def test_training_goes_on_from_all_weights_of_an_imported_model(everything, tmp_
     with redirect_stdout(StringIO()):
         trainer = trainers.BraTSNNUNetV1Trainer(plans, "3d_fullres", 0, description, torch.device("cpu"))
         trainer.initialize()
+        untrained = copy.deepcopy(trainer.network)
         load_pretrained_weights(trainer.network, str(done.start))
-        imported_weights = network_of(done).state_dict()
+        imported_network = network_of(done)
+        imported_weights = imported_network.state_dict()
         for name, value in trainer.network.state_dict().items():
             assert torch.equal(value, imported_weights[name]), name
+        batches = []
+        step = trainer.train_step
+        trainer.train_step = lambda batch: (batches.append(copy.deepcopy(batch)), step(batch))[1]
         trainer.run_training()
-    assert np.isfinite(trainer.logger.get_value("train_losses", step=0))
+    (batch,) = batches
+    imported_network.decoder.deep_supervision = True
+    with torch.no_grad():
+        as_imported, at_random = (
+            float(trainer.loss(network(batch["data"]), batch["target"])) for network in (imported_network, untrained)
+        )
+    begins = float(trainer.logger.get_value("train_losses", step=0))
+    assert begins == pytest.approx(as_imported, abs=1e-5), "training begins at the loss of the imported network"
+    assert abs(begins - at_random) > 0.01
     files = (done.folder / "fold_0" / "checkpoint_final.pth", done.start)
     trained, start = (torch.load(file, weights_only=False) for file in files)
     for name, value in start["network_weights"].items():

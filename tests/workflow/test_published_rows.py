@@ -11,8 +11,15 @@ from nnunet_brats_ext.workflow.recipe import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes"
 TEXTS = Path(__file__).parents[3] / "shared" / "papers"
+
+
+def text_of(key):
+    """The text of a paper; the newer ones have none there."""
+    return next(iter(TEXTS.glob(f"{key[:-4]}_*.txt")), None)
+
+
 WITH_ROWS = [key for key, paper in papers.find_papers(external="").items() if paper.results]
-ROWS = [(key, row) for key in WITH_ROWS for row in papers.find_paper(key).results]
+ROWS = [(key, row) for key in WITH_ROWS for row in papers.find_paper(key).results if text_of(key) or not TEXTS.is_dir()]
 
 
 @pytest.mark.parametrize("key", WITH_ROWS)
@@ -38,10 +45,9 @@ def test_its_values_stand_in_the_paper(key, row):
     assert row.columns
     values = [value for one in (row.scores, row.deviations, row.medians) for value in _values(one)]
     values += [end for pair in _values(row.ranges) for end in pair]
-    found = sorted(TEXTS.glob(f"{key[:-4]}_*.txt"))
-    if not found:
+    if not (text := text_of(key)):
         pytest.skip("needs the text of the paper")
-    printed = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", found[0].read_text())}
+    printed = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", text.read_text())}
     assert all({value, round(100 * value, 2)} & printed for value in values), values
 
 

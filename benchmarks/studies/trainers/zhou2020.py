@@ -12,7 +12,6 @@ class Quick(ZhouTrainer):
 
     hyperparameters = dict(initial_lr=5e-2)
     network_options = dict(features_per_stage=(8, 16, 32, 64))
-    augmented = False  # as in the paper
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         optimizer, schedule = super().configure_optimizers()

@@ -25,14 +25,20 @@ def conv_norm_relu(conv_op: ConvOp, input_channels: int, output_channels: int) -
 
 
 class ResidualBlock(nn.Module):
-    """Three convolutions with batch normalisation, the input added before the last ReLU: (b, c, *s) -> (b, c, *s)."""
+    """Three convolutions with batch normalisation, the input added before the last ReLU: (b, c, *s) -> (b, c, *s).
 
-    def __init__(self, conv_op: ConvOp, channels: int):
+    sum_last: the input is added after the last ReLU, as the figure of Zhou et al. 2020 has it.
+    """
+
+    def __init__(self, conv_op: ConvOp, channels: int, sum_last: bool = False):
         super().__init__()
         first, second, third = (conv_norm_relu(conv_op, channels, channels) for _ in range(3))
         self.layers = nn.Sequential(first, second, third[:-1])
+        self.sum_last = sum_last
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sum_last:
+            return x + functional.relu(self.layers(x), inplace=True)
         return functional.relu(x + self.layers(x), inplace=True)
 
 
@@ -42,7 +48,8 @@ class FusionNet(nn.Module):
     Every axis of s is a multiple of its cumulated strides. Skips are added, not concatenated. Pooling takes maxima, as
     the authors' layers do; of a checkpoint of version 0.1, which has no buffer `pools_maxima`, it takes averages.
 
-    strides: per stage and axis, the first stage at full size. features_per_stage: of as many stages.
+    strides: per stage and axis, the first stage at full size. features_per_stage: of as many stages. sum_last: as
+    `ResidualBlock` has it.
     """
 
     absent_from_earlier = ("pools_maxima",)
@@ -55,6 +62,7 @@ class FusionNet(nn.Module):
         strides: Sequence[tuple[int, ...]],
         features_per_stage: Sequence[int],
         dropout: float = 0.5,
+        sum_last: bool = False,
     ):
         super().__init__()
         features, steps = list(features_per_stage)[: len(strides)], strides[1:]
@@ -64,7 +72,7 @@ class FusionNet(nn.Module):
 
         def stage(narrow: int, wide: int) -> nn.Sequential:
             first, last = conv_norm_relu(conv_op, narrow, wide), conv_norm_relu(conv_op, wide, wide)
-            return nn.Sequential(first, ResidualBlock(conv_op, wide), last)
+            return nn.Sequential(first, ResidualBlock(conv_op, wide, sum_last), last)
 
         def upsampling(wide: int, narrow: int, step: tuple[int, ...]) -> nn.Sequential:
             transposed = get_matching_convtransp(conv_op)(wide, narrow, step, stride=step)

@@ -4,7 +4,7 @@ In training, a batch holds the data of all tasks in blocks of equal size, [Data-
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,6 +113,7 @@ class OMNet(TaskNetwork):
 
     tasks: how many of the three. squeeze: reduction of squeeze-and-excitation in every head, or None.
     guidance: a name of `heads.GUIDANCE` for cross-task guided attention in the heads after the first, or None.
+    sum_last: where residual blocks add their input, as `backbone.ResidualBlock` has it.
     deep_supervision: see the attribute.
 
     >>> OMNet(input_channels=4, num_classes=3).eval()(torch.zeros(1, 4, 8, 16, 16)).shape
@@ -121,6 +122,10 @@ class OMNet(TaskNetwork):
 
     guided: bool
     """Whether the heads after the first are `CrossTaskGuidedAttention`."""
+
+    transferred: Mapping[int, Tensor]
+    """By task, which rows up to the end of its block its head sees in train mode, bool; all where nothing is said. The
+    scores of the others are zero. For heads without guidance."""
 
     def __init__(
         self,
@@ -132,10 +137,12 @@ class OMNet(TaskNetwork):
         tasks: int = 3,
         squeeze: int | None = None,
         guidance: str | None = None,
+        sum_last: bool = False,
         deep_supervision: bool = False,
     ):
         super().__init__(num_classes, conv_op, strides, len(features_per_stage), tasks, deep_supervision)
-        self.backbone = FusionNet(input_channels, conv_op, self.strides, features_per_stage)
+        self.transferred = {}
+        self.backbone = FusionNet(input_channels, conv_op, self.strides, features_per_stage, sum_last=sum_last)
         channels = self.backbone.output_channels
         heads: list[nn.Module] = [TaskHead(conv_op, channels, classes, squeeze) for classes in CLASSES[:tasks]]
         if guidance:
@@ -163,8 +170,13 @@ class OMNet(TaskNetwork):
     def _score(self, x: Tensor, ends: Sequence[int]) -> list[Tensor]:
         """The scores of the first tasks, each of the rows up to its end."""
         features, scores, latest = self.backbone(x), [], None
-        for head, end in zip(self.heads, ends, strict=False):
-            latest = head(features if self.guided else features[:end], latest)
+        for task, (head, end) in enumerate(zip(self.heads, ends, strict=False)):
+            rows = self.transferred.get(task) if self.training else None
+            if rows is None:
+                latest = head(features if self.guided else features[:end], latest)
+            else:
+                seen = head(features[:end][rows])
+                latest = seen.new_zeros(end, *seen.shape[1:]).index_put((rows,), seen)
             scores.append(latest[:end])
         return scores
 
@@ -187,12 +199,13 @@ class ModelCascade(TaskNetwork):
         strides: Strides = STRIDES,
         features_per_stage: Sequence[int] = FEATURES,
         tasks: int = 3,
+        sum_last: bool = False,
         deep_supervision: bool = False,
     ):
         super().__init__(num_classes, conv_op, strides, len(features_per_stage), tasks, deep_supervision)
         self.networks = nn.ModuleList()
         for classes in CLASSES[:tasks]:
-            backbone = FusionNet(input_channels, conv_op, self.strides, features_per_stage)
+            backbone = FusionNet(input_channels, conv_op, self.strides, features_per_stage, sum_last=sum_last)
             self.networks.append(nn.Sequential(backbone, TaskHead(conv_op, backbone.output_channels, classes)))
             initialise(self.networks[-1])
 

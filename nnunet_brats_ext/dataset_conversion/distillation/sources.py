@@ -74,13 +74,13 @@ class Exclusion:
 
 
 def channels_of(description: DatasetDescription) -> tuple[str, ...]:
-    """What each channel shows, and whether its images come normalised: such are no match for images that do not.
+    """What each channel shows, and how its images come normalised: such are no match for images that do not.
 
     Derived channels are left out: they are computed anew, and identify nobody.
     """
     pairs = zip(description.acquired, description.channel_names, strict=False)
     return tuple(
-        f"{sequence}, normalised" if name.casefold() == NO_NORMALISATION.casefold() else sequence
+        f"{sequence}, {description.normalisation}" if name.casefold() == NO_NORMALISATION.casefold() else sequence
         for sequence, name in pairs
     )
 

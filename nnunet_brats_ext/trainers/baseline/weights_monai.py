@@ -6,6 +6,8 @@ from typing import Any
 
 from nnunet_brats_ext.architectures.monai_networks import require_monai
 from nnunet_brats_ext.brats import find_sequence
+from nnunet_brats_ext.dataset_conversion.normalisation import ZSCORE_NONZERO
+from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.weights.plans import configuration
@@ -17,6 +19,7 @@ SWIN_CHANNELS = ("FLAIR", "T1ce", "T1", "T2")  # as the list of cases of BraTS 2
 ISOTROPIC = ((1, 1, 1), (2, 2, 2))
 NETWORKS = "nnunet_brats_ext.architectures.monai_networks"
 BUNDLE_PATCH, SWIN_PATCH = (240, 240, 160), (128, 128, 128)  # (x, y, z), as MONAI reads images
+NORMALISED: dict[str, Any] = {NORMALISATION_KEY: ZSCORE_NONZERO}
 SEG_RES_NET, SWIN = "convInit.conv.weight", "swinViT.patch_embed.proj.weight"
 
 
@@ -56,6 +59,7 @@ def _seg_res_net(given: Given) -> ForeignModel:
             network=f"{NETWORKS}.seg_res_net",
             arguments=arguments,
             median=(137, 171, 140),
+            **NORMALISED,
         ),
         _channels(given, CHANNELS),
         (SEG_RES_NET,),
@@ -85,6 +89,7 @@ def _swin_unetr(given: Given) -> ForeignModel:
             network=f"{NETWORKS}.swin_unetr",
             arguments=arguments,
             median=(137, 171, 140),
+            **NORMALISED,
         ),
         _channels(given, SWIN_CHANNELS),
         (SWIN, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight"),
@@ -126,8 +131,8 @@ def _model(
         trained_on=trained_on,
         transpose=(2, 1, 0),  # MONAI reads images as (x, y, z); windows of attention cannot be turned
         notes=(
-            "z-scores over the non-zero voxels of each sequence become nnU-Net's within the brain; they differ where a "
-            "sequence has zeros inside the brain",
+            "z-scores are over the non-zero voxels of each sequence; with nnUNetv2_predict and in training on they are "
+            "over the brain, and differ where a sequence has zeros in it",
         ),
     )
 

@@ -6,25 +6,21 @@ with zeros to the larger of both, which computes the same.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_brats_ext.brats import SEQUENCES, find_sequence
 from nnunet_brats_ext.storage.errors import UserError, shorten
-from nnunet_brats_ext.weights.key_maps import order_of, renamed
-from nnunet_brats_ext.weights.plans import configuration
-from nnunet_brats_ext.weights.reading import find_state, read_pickle, read_torch
+from nnunet_brats_ext.weights.key_maps import renamed
 from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, State, WeightsSource
+from nnunet_brats_ext.weights.v1_files import ModelOfV1, StageOfV1
+from nnunet_brats_ext.weights.v1_models import NetworkOfV1, describe, outputs_of
 
-TRAINER = "BraTSNNUNetV1Trainer"
-LABELS = ("ED", "NCR", "ET")  # 1, 2, 3 in all of v1's BraTS tasks: Task001, 032, 043, 082
-CHECKPOINTS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
 STEM = "conv_blocks_context.0.blocks.0.conv.weight"
+KERNELS = r"(conv_blocks_.*\.conv|tu\.\d+|seg_outputs\.\d+)\.weight"
+MOST_FEATURES = {2: 480, 3: 320}  # of a stage of v1's network, by its axes
 NONLINEARITIES = {  # what a trainer's name says of the nonlinearity, which the weights do not show
     r".*LReLU_slope_2en1": ("torch.nn.LeakyReLU", {"negative_slope": 0.2, "inplace": True}),
     r".*_ReLU(_biasInSegOutput)?$": ("torch.nn.ReLU", {"inplace": True}),
@@ -33,141 +29,53 @@ NONLINEARITIES = {  # what a trainer's name says of the nonlinearity, which the 
         {"negative_slope": 0.01, "inplace": True},
     ),
 }
-NORMALISATIONS = {"nonCT": "ZScoreNormalization", "CT": "CTNormalization", "noNorm": "NoNormalization"}
-INTENSITIES = {"mean": "mean", "median": "median", "sd": "std", "mn": "min", "mx": "max"}
 
 
 def open_model(given: Given) -> ForeignModel | None:
-    folder, folds = _files(given.path)
-    if not folds:
+    v1 = given.model_of_v1
+    if v1 is None:
         return None
-    first = next(iter(folds.values()))
-    info = _info(first, folder)
-    name, plans = str(info.get("name", "")), info.get("plans")
-    if not isinstance(plans, Mapping) or "plans_per_stage" not in plans:
-        raise UserError(f"{folder} has no plans of nnU-Net v1: plans.pkl, or {first.name}.pkl beside its weights")
+    state = v1.state
+    if STEM not in state:
+        raise UserError(
+            f"{given.path}: the network of {v1.trainer or 'this model'} is no Generic_UNet, the only one of v1 that "
+            f"can be imported; its weights are {shorten(list(state), 2)}"
+        )
+    for name, value in state.items():
+        if re.fullmatch(KERNELS, name) and (value.ndim != v1.axes + 2 or not value.numel()):
+            raise UserError(f"{given.path}: {name} of a Generic_UNet is of shape {tuple(value.shape)}; get it again")
     try:
-        return _model(given, name, info, plans, folds)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: its plans are not as nnU-Net v1 writes them ({type(error).__name__}: {error}); get it again"
-        ) from error
+        network = _network(given, v1, state)
+    except KeyError as error:
+        raise UserError(f"{given.path}: a Generic_UNet without {error}, or a part of one; get it again") from error
+    return describe(given, v1, network)
 
 
-def _files(path: Path) -> tuple[Path, dict[str, Path]]:
-    """The folder of a model and the file of each fold; no files where it is no model of v1."""
-    if path.is_file():
-        of_v1 = path.suffix == ".model"
-        fold = path.parent.name.removeprefix("fold_")
-        return path.parent.parent, {fold if fold.isdecimal() or fold == "all" else "": path} if of_v1 else {}
-    found = {}
-    for inside in sorted([*path.glob("fold_[0-9]*"), *path.glob("all")]):
-        files = [inside / name for name in CHECKPOINTS if (inside / name).is_file()]
-        if files:
-            found[inside.name.removeprefix("fold_")] = files[0]
-    if not found and (path / "plans.pkl").is_file():
-        raise UserError(f"{path} has plans.pkl, and no fold with {CHECKPOINTS[0]}; give the folder of a trained model")
-    return path, found
-
-
-def _info(file: Path, folder: Path) -> dict[str, Any]:
-    """What v1 writes beside a checkpoint: trainer, its arguments, plans; or the plans of the model's folder."""
-    beside = file.with_name(f"{file.name}.pkl")
-    for candidate in (beside, folder / "plans.pkl"):
-        if candidate.is_file():
-            content = read_pickle(candidate)
-            if isinstance(content, Mapping):
-                return dict(content) if candidate == beside else {"plans": content, "name": folder.name.split("__")[0]}
-    raise UserError(f"{folder} has neither plans.pkl nor {beside.name}, which say how its network is built")
-
-
-def _model(
-    given: Given, name: str, info: Mapping[str, Any], plans: Mapping[str, Any], folds: Mapping[str, Path]
-) -> ForeignModel:
-    first = _state(next(iter(folds.values())))
-    if STEM not in first:
-        raise UserError(
-            f"{given.path}: the network of {name or 'this model'} is no Generic_UNet, the only one of v1 that can be "
-            f"imported; its weights are {shorten(list(first), 2)}"
-        )
-    stages = plans["plans_per_stage"]
-    arguments = tuple(info.get("init") or ())
-    stage = arguments[5] if len(arguments) > 5 and arguments[5] in stages else max(stages)
-    staged = "Cascade" in name
-    planned = stages[stage]
-    axes = len(planned["patch_size"])
-    key = (
-        "2d" if axes == 2 else "3d_cascade_fullres" if staged else
-        "3d_lowres" if len(stages) > 1 and stage == min(stages) else "3d_fullres"
-    )  # fmt: skip
-    channels = given.channels or _sequences(plans["modalities"], given.path)
-    labels = given.labels or LABELS[: int(plans["num_classes"])]
-    outputs = _outputs(first, labels, given.path)
-    inputs = (*channels, *(labels if staged else ()))
-    if first[STEM].shape[1] != len(inputs):
-        raise UserError(
-            f"{given.path}: its network takes {first[STEM].shape[1]} channels, not {len(inputs)} "
-            f"({', '.join(inputs)}); name them with --channels"
-        )
-    order = order_of(channels, SEQUENCES) or list(range(len(channels)))
-    links: dict[str, dict[str, Any]] = {
-        "3d_cascade_fullres": {"previous_stage": "3d_lowres"},
-        "3d_lowres": {"next_stage": "3d_cascade_fullres"},
-    }
-    depth = _depth(first)
-    network, imports, strides = _architecture(first, name, axes, outputs == REGIONS)
-    built = configuration(
-        planned["patch_size"],
-        strides,
-        batch_size=planned["batch_size"],
-        network=network.pop("class"),
-        arguments=network,
-        imports=imports,
-        spacing=planned["current_spacing"],
-        median=planned["median_patient_size_in_voxels"],
-        normalisation=[_normalisation(plans["normalization_schemes"][number], given.path) for number in order],
-        masked=[bool(plans["use_mask_for_norm"][number]) for number in order],
-        **links.get(key, {}),
-    )
-    notes = ["at another spacing than the planned one, v1 normalises after resampling and v2 before it"]
-    if "noMirror" in name:
-        notes.append("it was trained without mirroring: predict with --tta none")
-    return ForeignModel(
-        system=f"nnU-Net v1, {name or 'unnamed trainer'}, {key}: Generic_UNet with {depth} poolings, "
-        f"{'regions' if outputs == REGIONS else 'labels'}",
-        trainer=TRAINER,
-        plans_name=str(info.get("identifier") or "nnUNetPlansV1"),
-        configuration=key,
-        configurations={key: built},
-        inputs=inputs,
+def _network(given: Given, v1: ModelOfV1, state: State) -> NetworkOfV1:
+    depth = _depth(state)
+    *_, outputs = (state[f"seg_outputs.{level}.weight"].shape[0] for level in range(depth))
+    own = _architecture(state, v1.trainer, v1.axes, outputs_of(given, v1, outputs) == REGIONS)
+    others = {number: _planned(v1, one, own) for number, one in enumerate(v1.stages) if one.strides and one.kernels}
+    return NetworkOfV1(
+        name=f"Generic_UNet with {depth} poolings",
+        trainer="BraTSNNUNetV1Trainer",
+        inputs=state[STEM].shape[1],
         outputs=outputs,
-        folds={fold: partial(_converted, file, depth) for fold, file in folds.items()},
-        files={fold: _with_pickle(file) for fold, file in folds.items()},
+        planned={**others, v1.stage: own},
+        converted=_converted,
         input_layers=("encoder.stages.0.0.convs.0.conv.weight",),
         output_layers=tuple(
             f"decoder.seg_layers.{level}.{kind}" for level in range(depth) for kind in ("weight", "bias")
         ),
-        transpose=tuple(int(axis) for axis in plans.get("transpose_forward") or (0, 1, 2)),  # type: ignore[arg-type]
-        notes=tuple(notes),
-        intensities=_intensities(plans, order),
     )
 
 
-def _with_pickle(file: Path) -> list[Path]:
-    beside = file.with_name(f"{file.name}.pkl")
-    return [file, beside] if beside.is_file() else [file]
-
-
-def _state(file: Path) -> State:
-    return find_state(read_torch(file)) or {}
-
-
 def _depth(state: State) -> int:
-    return 1 + max(int(m[1]) for name in state if (m := re.match(r"tu\.(\d+)\.weight", name)))
+    return 1 + max((int(m[1]) for name in state if (m := re.match(r"tu\.(\d+)\.weight", name))), default=0)
 
 
-def _architecture(state: State, trainer: str, axes: int, whole: bool) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """The network in the words of v2's plans, its arguments that are classes, and its strides; from the weights."""
+def _architecture(state: State, trainer: str, axes: int, whole: bool) -> dict[str, Any]:
+    """The network in the words of v2's plans, from the weights."""
     if "tu.0.weight" not in state:
         raise UserError(f"{trainer}: a Generic_UNet that enlarges by interpolation cannot be imported")
     nonlinearity = next((use for pattern, use in NONLINEARITIES.items() if re.fullmatch(pattern, trainer)), None)
@@ -177,28 +85,46 @@ def _architecture(state: State, trainer: str, axes: int, whole: bool) -> tuple[d
     convs = [[old for old, new in names.items() if new.startswith(f"encoder.stages.{s}.")] for s in range(depth + 1)]
     weights = [[state[f"{old}conv.weight"] for old in stage] for stage in convs]
     decoder = [sum(new.startswith(f"decoder.stages.{u}.") for new in names.values()) for u in range(depth)]
-    kernels = _kernels(state)
-    strides = [(1,) * axes, *(tuple(state[f"tu.{u}.weight"].shape[2:]) for u in range(depth)[::-1])]
     norm = "BatchNorm" if any(name.endswith("running_mean") for name in state) else "InstanceNorm"
-    arguments = {
-        "class": "nnunet_brats_ext.architectures.whole_unet.WholeUNet"
+    return {
+        "strides": [(1,) * axes, *(tuple(state[f"tu.{u}.weight"].shape[2:]) for u in range(depth)[::-1])],
+        "network": "nnunet_brats_ext.architectures.whole_unet.WholeUNet"
         if whole
         else "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "n_stages": depth + 1,
-        "features_per_stage": [stage[-1].shape[0] for stage in weights],
-        "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-        "kernel_sizes": [list(kernel) for kernel in kernels],
-        "n_conv_per_stage": [len(stage) for stage in weights],
-        "n_conv_per_stage_decoder": decoder,
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.{norm.lower()}.{norm}{axes}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": nonlinearity[0],
-        "nonlin_kwargs": nonlinearity[1],
+        "arguments": {
+            "n_stages": depth + 1,
+            "features_per_stage": [stage[-1].shape[0] for stage in weights],
+            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+            "kernel_sizes": [list(kernel) for kernel in _kernels(state)],
+            "n_conv_per_stage": [len(stage) for stage in weights],
+            "n_conv_per_stage_decoder": decoder,
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.{norm.lower()}.{norm}{axes}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": nonlinearity[0],
+            "nonlin_kwargs": nonlinearity[1],
+        },
+        "imports": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
-    return arguments, ["conv_op", "norm_op", "dropout_op", "nonlin"], strides
+
+
+def _planned(v1: ModelOfV1, stage: StageOfV1, own: dict[str, Any]) -> dict[str, Any]:
+    """The same network at another stage, from v1's plans; own: that of the model."""
+    depth, most = len(stage.strides), MOST_FEATURES[len(stage.patch_size)]
+    below = [*stage.kernels[1:], stage.kernels[-1]]  # from which v1's decoder takes its kernels
+    return own | {
+        "strides": [(1,) * len(stage.patch_size), *stage.strides],
+        "arguments": own["arguments"]
+        | {
+            "n_stages": depth + 1,
+            "features_per_stage": [min(v1.features * 2**number, most) for number in range(depth + 1)],
+            "kernel_sizes": [list(map(max, *pair)) for pair in zip(stage.kernels, below, strict=True)],
+            "n_conv_per_stage": [v1.convolutions] * (depth + 1),
+            "n_conv_per_stage_decoder": [v1.convolutions] * depth,
+        },
+    }
 
 
 def _kernels(state: State) -> list[tuple[int, ...]]:
@@ -240,9 +166,9 @@ def _place(state: State, beginning: str, part: str | None, block: str) -> int:
     return 1 + max(int(m[1]) for name in state if (m := re.match(re.escape(first) + r"(\d+)\.", name)))
 
 
-def _converted(file: Path, depth: int) -> dict[str, Tensor]:
-    """The weights of one fold under v2's names, with biases of zero where v1 has none."""
-    state = _state(file)
+def _converted(state: State) -> State:
+    """The weights under v2's names, with biases of zero where v1 has none."""
+    depth = _depth(state)
     key_map = {
         **{f"{old}{part}.": f"{new}{ours}." for old, new in _key_map(state).items()
            for part, ours in (("conv", "conv"), ("instnorm", "norm"))},
@@ -260,46 +186,6 @@ def _converted(file: Path, depth: int) -> dict[str, Tensor]:
             weight = ours[f"decoder.{kind}.{level}.weight"]
             ours.setdefault(f"decoder.{kind}.{level}.bias", weight.new_zeros(weight.shape[axis]))
     return ours
-
-
-def _outputs(state: State, labels: Sequence[str], path: Path) -> tuple[str, ...]:
-    """Regions where there is a channel per label, as v1's BraTSRegions trainers; else the background and the labels."""
-    count = state[f"seg_outputs.{_depth(state) - 1}.weight"].shape[0]
-    if count == len(labels) == len(REGIONS):
-        return REGIONS
-    if count == len(labels) + 1:
-        return ("background", *labels)
-    raise UserError(
-        f"{path}: its network has {count} outputs, which are neither {REGIONS} nor the background and {labels}"
-    )
-
-
-def _sequences(modalities: Mapping[int, str], path: Path) -> tuple[str, ...]:
-    names = [str(modalities[number]) for number in sorted(modalities)]
-    if any(find_sequence(name) is None for name in names):
-        raise UserError(
-            f"{path}: its modalities are {names}; name the sequences with --channels, such as T1 T1ce T2 FLAIR"
-        )
-    return tuple(str(find_sequence(name)) for name in names)
-
-
-def _normalisation(scheme: str, path: Path) -> str:
-    if scheme not in NORMALISATIONS:
-        raise UserError(f"{path}: nnU-Net v2 has no normalisation {scheme!r}")
-    return NORMALISATIONS[scheme]
-
-
-def _intensities(plans: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
-    """v2's names for what v1 measured in the foreground of each channel; empty where it did not."""
-    measured = (plans.get("dataset_properties") or {}).get("intensityproperties") or {}
-    found = {}
-    for ours, number in enumerate(order):
-        values = measured.get(number)
-        if not isinstance(values, Mapping):
-            return {}
-        kept = {new: float(values[old]) for old, new in INTENSITIES.items() if old in values}
-        found[str(ours)] = kept | {f"percentile_{p}": float(values[f"percentile_{p}"]) for p in ("00_5", "99_5")}
-    return found
 
 
 SOURCE = WeightsSource(

@@ -1,6 +1,15 @@
 """Hashemi et al. 2021 as data: one 2-D configuration, its trainers, published scores."""
 
-from nnunet_brats_ext.papers import Configuration, Footprint, Paper, Prediction, PublishedResult, TrainerFacts
+from nnunet_brats_ext.papers import (
+    Configuration,
+    Difference,
+    Footprint,
+    Paper,
+    Prediction,
+    PublishedResult,
+    TrainerFacts,
+    as_written,
+)
 
 ONCE = Prediction(symmetries="none")
 OWN_TEST = "37 test cases of the authors' own, from the training data of BraTS 2020"
@@ -20,6 +29,18 @@ def _binary(augmented: bool) -> list[TrainerFacts]:
     ]
 
 
+TRAINERS = (
+    TrainerFacts(
+        "BraTS2DTrainer",
+        "hashemi_2d",
+        "3C: 2-D U-Net of slices for small GPUs; batch Dice weighted by frequency",
+        31_045_763,
+        prediction=ONCE,
+    ),
+    *_binary(augmented=False),
+    *_binary(augmented=True),
+)
+
 PAPER = Paper(
     title="A Memory-efficient Deep Framework for Multi-Modal MRI-based Brain Tumor Segmentation",
     authors="Hashemi et al.",
@@ -35,17 +56,12 @@ PAPER = Paper(
             footprint=Footprint(31_045_763, 2, {"fp32": 8411, "mixed": 4471}),  # per pixel, at 240 x 240
         ),
     ),
-    trainers=(
-        TrainerFacts(
-            "BraTS2DTrainer",
-            "hashemi_2d",
-            "3C: 2-D U-Net of slices for small GPUs; batch Dice weighted by frequency",
-            31_045_763,
-            prediction=ONCE,
-        ),
-        *_binary(augmented=False),
-        *_binary(augmented=True),
-    ),
+    trainers=(*TRAINERS, *map(as_written, TRAINERS)),
+    differences={
+        "loss": Difference("equation 1: of each slice, added up", "equation 2: of the batch as one volume"),
+        "channel_weights": Difference("one minus the channel's share", "the shares in reverse order", "text"),
+        "final_relu": Difference("none before the softmax", "a ReLU before it", "text"),
+    },
     results=(
         PublishedResult(
             "U-Net 3C", OWN_TEST, _dice(0.884, 0.867, 0.813), trainer="BraTS2DTrainer", prediction="three_class"

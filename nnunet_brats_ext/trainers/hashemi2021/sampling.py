@@ -13,16 +13,19 @@ class NonEmptySlices(CentredDraws):
 
     In an empty slice the segmentation is -1, nnU-Net's label of voxels that are zero in every image. A patch that
     covers the slice is centred on it, a smaller one is anywhere in it.
+
+    by_images: images without a voxel of zero, whose background was normalised as well: in an empty slice all are flat.
     """
 
-    def __init__(self, cases: nnUNetBaseDataset, patch_size: Sequence[int]):
+    def __init__(self, cases: nnUNetBaseDataset, patch_size: Sequence[int], by_images: bool = False):
         super().__init__(cases)
-        self.patch_size = tuple(patch_size)  # (y, x)
+        self.patch_size, self.by_images = tuple(patch_size), by_images  # (y, x)
 
     def draw_centre(self, case: Case) -> Sequence[int] | None:
-        segmentation = case[1]  # lazily read, slice by slice
+        data, segmentation = case[:2]  # lazily read, slice by slice
         for z in np.random.permutation(segmentation.shape[1]):
-            if (segmentation[0, z] >= 0).any():
+            filled = np.ptp(data[:, z], axis=(1, 2)) > 0 if self.by_images else segmentation[0, z] >= 0
+            if filled.any():
                 in_plane = zip(segmentation.shape[2:], self.patch_size, strict=True)
                 return (z, *(random_start(length, extent) + extent // 2 for length, extent in in_plane))
         return None

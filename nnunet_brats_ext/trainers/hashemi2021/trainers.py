@@ -13,7 +13,9 @@ from torch import nn
 
 from nnunet_brats_ext.architectures.plain_unet_2d import BinaryUNet2D, PlainUNet2D
 from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers.hashemi2021.paper import PAPER
 from nnunet_brats_ext.trainers.hashemi2021.plateau import PlateauOfEpochs
 from nnunet_brats_ext.trainers.hashemi2021.sampling import NonEmptySlices, count_slices
 from nnunet_brats_ext.trainers.hashemi2021.transforms import ComposedWarp
@@ -24,6 +26,7 @@ from nnunet_brats_ext.training.planned_network import PlannedNetwork
 class HashemiTrainer(BraTSTrainer):
     """What all models of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) share; train with a subclass."""
 
+    differences = PAPER.differences
     hyperparameters = dict(
         initial_lr=1e-3,
         weight_decay=0.0,
@@ -49,11 +52,21 @@ class HashemiTrainer(BraTSTrainer):
     ) -> nn.Module:
         return cls.architecture(input_channels, num_classes, strides=planned.strides, **cls.all_network_options())
 
+    region: ClassVar[int | None] = None
+    """The region of a binary model, by its place among the data set's regions, which begin with WT, TC, ET."""
+
     def region_loss(self) -> nn.Module:
-        return FrequencyWeightedDiceLoss()
+        of_slices = self.follows_text("loss")
+        return FrequencyWeightedDiceLoss(
+            batch=not of_slices,
+            region=self.region,
+            summed=of_slices,
+            reversed_weights=not self.follows_text("channel_weights"),
+        )
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
-        return NonEmptySlices(cases, self.configuration_manager.patch_size)
+        by_images = DatasetDescription(self.dataset_json).normalisation == "zscore-volume"
+        return NonEmptySlices(cases, self.configuration_manager.patch_size, by_images)
 
     def draws_per_epoch(self, cases: nnUNetBaseDataset, training: bool) -> int:
         return count_slices(cases) * (self.copies if training else 1)
@@ -91,23 +104,20 @@ class BinaryTrainer(HashemiTrainer):
     """
 
     architecture = BinaryUNet2D
-    region: ClassVar[int]  # its place among the data set's regions, which begin with WT, TC, ET
-    final_relu: ClassVar[bool] = False  # True is the authors' network, parts of which stop learning at random
+    region: ClassVar[int]
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
-        return super().all_network_options() | dict(region=cls.region, final_relu=cls.final_relu)
+        final_relu = not cls.follows_text("final_relu")
+        return super().all_network_options() | dict(region=cls.region, final_relu=final_relu)
 
     @classmethod
     def build_network(
         cls, planned: PlannedNetwork, input_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
         options = cls.all_network_options()
-        options["final_relu"] = planned.arguments.get("final_relu", cls.final_relu)  # of an imported network
+        options["final_relu"] = planned.arguments.get("final_relu", options["final_relu"])  # of an imported network
         return cls.architecture(input_channels, num_classes, strides=planned.strides, **options)
-
-    def region_loss(self) -> nn.Module:
-        return FrequencyWeightedDiceLoss(region=self.region)
 
     def validation_step(self, batch: dict) -> dict:
         step = super().validation_step(batch)
@@ -162,3 +172,52 @@ class BraTS2DTumorCoreAugmentedTrainer(WarpedCopies, BraTS2DTumorCoreTrainer):
 
 class BraTS2DEnhancingTumorAugmentedTrainer(WarpedCopies, BraTS2DEnhancingTumorTrainer):
     """U-Net 2C AU of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for ET."""
+
+
+class BraTS2DAsWrittenTrainer(BraTS2DTrainer):
+    """U-Net 3C of Hashemi et al. 2021 as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DWholeTumorAsWrittenTrainer(BraTS2DWholeTumorTrainer):
+    """U-Net 2C of Hashemi et al. 2021 for WT as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DWholeTumorAugmentedAsWrittenTrainer(BraTS2DWholeTumorAugmentedTrainer):
+    """U-Net 2C AU of Hashemi et al. 2021 for WT as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DTumorCoreAsWrittenTrainer(BraTS2DTumorCoreTrainer):
+    """U-Net 2C of Hashemi et al. 2021 for TC as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DTumorCoreAugmentedAsWrittenTrainer(BraTS2DTumorCoreAugmentedTrainer):
+    """U-Net 2C AU of Hashemi et al. 2021 for TC as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DEnhancingTumorAsWrittenTrainer(BraTS2DEnhancingTumorTrainer):
+    """U-Net 2C of Hashemi et al. 2021 for ET as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DEnhancingTumorAugmentedAsWrittenTrainer(BraTS2DEnhancingTumorAugmentedTrainer):
+    """U-Net 2C AU of Hashemi et al. 2021 for ET as the text has it: https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"

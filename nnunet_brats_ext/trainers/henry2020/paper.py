@@ -2,12 +2,14 @@
 
 from nnunet_brats_ext.papers import (
     Configuration,
+    Difference,
     Footprint,
     Paper,
     Prediction,
     PublishedResult,
     Symmetry,
     TrainerFacts,
+    as_written,
 )
 
 STRIDES = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # whole brains are padded to what these divide
@@ -30,6 +32,29 @@ def _over_folds(system: str, kind: str, prediction: str, *by_region: tuple[float
         over="folds",
     )
 
+
+A = TrainerFacts(
+    "BraTSDeepSupervisionTrainer",
+    "henry",
+    "pipeline A: U-Net with a dilated bottom and full-size deep supervision; Ranger; stochastic weight averaging over "
+    "five cycles",
+    parameters=23_154_735,
+    prediction=WHOLE_BRAIN,
+)
+A_CBAM = TrainerFacts(
+    "BraTSDeepSupervisionCBAMTrainer",
+    "henry",
+    "pipeline A with attention (CBAM) in the encoder",
+    parameters=23_207_760,
+    prediction=WHOLE_BRAIN,
+)
+B = TrainerFacts(
+    "BraTSDeepSupervisionBTrainer",
+    "henry_b",
+    "pipeline B: the same network with instance norm; Adam; lowest validation loss",
+    parameters=23_154_735,
+    prediction=WHOLE_BRAIN,
+)
 
 PAPER = Paper(
     title="Brain tumor segmentation with self-ensembled, deeply-supervised 3D U-net neural networks",
@@ -56,29 +81,24 @@ PAPER = Paper(
         ),
     ),
     trainers=(
-        TrainerFacts(
-            "BraTSDeepSupervisionTrainer",
-            "henry",
-            "pipeline A: U-Net with a dilated bottom and full-size deep supervision; Ranger; stochastic weight "
-            "averaging over five cycles",
-            parameters=23_154_735,
-            prediction=WHOLE_BRAIN,
-        ),
-        TrainerFacts(
-            "BraTSDeepSupervisionCBAMTrainer",
-            "henry",
-            "pipeline A with attention (CBAM) in the encoder",
-            parameters=23_207_760,
-            prediction=WHOLE_BRAIN,
-        ),
-        TrainerFacts(
-            "BraTSDeepSupervisionBTrainer",
-            "henry_b",
-            "pipeline B: the same network with instance norm; Adam; lowest validation loss",
-            parameters=23_154_735,
-            prediction=WHOLE_BRAIN,
-        ),
+        A,
+        A_CBAM,
+        B,
+        as_written(A, parameters=23_154_156),
+        as_written(A_CBAM, parameters=23_207_181),
+        as_written(B, parameters=23_154_156),
     ),
+    differences={
+        "heads": Difference("three, whose probabilities are enlarged", "four, whose logits are enlarged"),
+        "auxiliary_losses": Difference("added to that of the output", "averaged with it"),
+        "augmentation": Difference(
+            "a scale per channel, flips of each axis, noise by the deviation of all voxels",
+            "one scale, one flip and a swap of axes, noise by the deviation of non-zero voxels",
+        ),
+        "cosine_start": Difference("the rate falls after 100 epochs", "it falls after 101"),
+        "cycle_cosine": Difference("ends with the cycle of 30 epochs", "would end after 40"),
+        "averaged_weights": Difference("50, of the cycles", "51, also those before the cycles"),
+    },
     # One flip or none, then a turn by one of four angles: 16 maps, of which four occur twice, because a turn by 180
     # degrees is both in-plane flips. Twelve forward passes with weights give the same mean as the paper's sixteen.
     symmetries={

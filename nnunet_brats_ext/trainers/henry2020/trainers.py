@@ -3,7 +3,8 @@
 https://arxiv.org/abs/2011.01045
 """
 
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -16,7 +17,8 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
-from nnunet_brats_ext.losses.outputs import MeanOverOutputs
+from nnunet_brats_ext.losses.outputs import MeanOverOutputs, SumOverOutputs
+from nnunet_brats_ext.trainers.henry2020.paper import PAPER
 from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
 from nnunet_brats_ext.trainers.henry2020.transforms import DropChannel, RelativeNoise, ShiftBrain, SwapAndFlip
 from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
@@ -29,6 +31,7 @@ from nnunet_brats_ext.training.optimizers import EpochSchedule, cosine
 class HenryTrainer(BraTSTrainer):
     """What both pipelines of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) share; train with a subclass."""
 
+    differences = PAPER.differences
     hyperparameters = dict(
         initial_lr=1e-4,
         weight_decay=0.0,
@@ -39,19 +42,14 @@ class HenryTrainer(BraTSTrainer):
     architecture = DilatedUNet
     squared: ClassVar[bool]
     """Whether the Dice loss squares probabilities and target in its denominator."""
-    normalization: ClassVar[str]
-    """The normalisation that the images need, under nnU-Net's name for it."""
 
-    def initialize(self) -> None:
-        super().initialize()
-        if (planned := set(self.configuration_manager.normalization_schemes)) != {self.normalization}:
-            self.print_to_log_file(
-                f"WARNING: {type(self).__name__} is made for {self.normalization} and the plans say {sorted(planned)}. "
-                "Pipeline A takes images from `nnunet_brats convert --normalise percentile-minmax`, pipeline B others."
-            )
+    @classmethod
+    def all_network_options(cls) -> dict[str, Any]:
+        return {"three_heads": cls.follows_text("heads"), **super().all_network_options()}
 
     def region_loss(self) -> MeanOverOutputs:
-        return MeanOverOutputs(SoftDiceLoss(1.0, 1.0, squared=self.squared, batch=True))
+        over_outputs = SumOverOutputs if self.follows_text("auxiliary_losses") else MeanOverOutputs
+        return over_outputs(SoftDiceLoss(1.0, 1.0, squared=self.squared, batch=True))
 
     def mirrors(self) -> MirrorTransform:
         return MirrorTransform(allowed_axes=tuple(range(len(self.configuration_manager.patch_size))))
@@ -62,23 +60,19 @@ class PipelineA(HenryTrainer):
 
     network_options = dict(norm="group")
     squared = True
-    normalization = "NoNormalization"  # the images come scaled to 0..1
-
-    augmented_as: ClassVar[Literal["coded", "written"]] = "coded"
-    """The augmentation of the authors' release, or that of the paper."""
+    normalise = "percentile-minmax"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         optimizer, half = Ranger(self.network.parameters(), self.initial_lr), self.num_epochs / 2
-        return optimizer, EpochSchedule(
-            optimizer, lambda epoch: self.initial_lr * cosine((epoch - int(half) - 1) / half)
-        )
+        start = int(half) + (0 if self.follows_text("cosine_start") else 1)
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * cosine((epoch - start) / half))
 
     def augmentation(self) -> list[BasicTransform]:
-        coded = self.augmented_as == "coded"
-        scale = MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=coded)
-        drop = RandomTransform(DropChannel(), 0.2)
-        reorient = SwapAndFlip() if coded else self.mirrors()
-        return [RandomTransform(ComposeTransforms([scale, RelativeNoise(0.1), drop, reorient]), 0.8)]
+        written = self.follows_text("augmentation")
+        scale = MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=not written)
+        noise, drop = RelativeNoise(0.1, of_all=written), RandomTransform(DropChannel(), 0.2)
+        reorient = self.mirrors() if written else SwapAndFlip()
+        return [RandomTransform(ComposeTransforms([scale, noise, drop, reorient]), 0.8)]
 
 
 class BraTSDeepSupervisionTrainer(CaseLosses, StochasticWeightAveraging, PipelineA):
@@ -89,6 +83,13 @@ class BraTSDeepSupervisionTrainer(CaseLosses, StochasticWeightAveraging, Pipelin
     """
 
     hyperparameters = dict(num_epochs=350)
+
+    def adapt_hyperparameters(self) -> None:
+        super().adapt_hyperparameters()
+        if self.follows_text("cycle_cosine"):
+            self.averaging = replace(self.averaging, cosine_epochs=self.averaging.cycle_epochs)
+        if self.follows_text("averaged_weights"):
+            self.averaging = replace(self.averaging, averages_base=False)
 
 
 class BraTSDeepSupervisionCBAMTrainer(BraTSDeepSupervisionTrainer):
@@ -106,7 +107,7 @@ class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTraine
     hyperparameters = dict(num_epochs=400)
     network_options = dict(norm="instance")
     squared = False
-    normalization = "ZScoreNormalization"
+    normalise = "nnU-Net"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         optimizer, epochs = torch.optim.Adam(self.network.parameters(), self.initial_lr, eps=1e-4), self.num_epochs
@@ -116,3 +117,22 @@ class BraTSDeepSupervisionBTrainer(CaseLosses, LowestValidationLoss, HenryTraine
         noise = GaussianNoiseTransform(0.1, synchronize_channels=True)
         gamma = GammaTransform((0.5, 2.5), 0, synchronize_channels=True, p_per_channel=1, p_retain_stats=0)
         return [*(RandomTransform(each, 0.2) for each in (noise, gamma, ShiftBrain(0.1))), self.mirrors()]
+
+
+class BraTSDeepSupervisionAsWrittenTrainer(BraTSDeepSupervisionTrainer):
+    """Pipeline A of Henry et al. 2020 as the text has it: https://arxiv.org/abs/2011.01045."""
+
+    follows = "text"
+
+
+class BraTSDeepSupervisionCBAMAsWrittenTrainer(BraTSDeepSupervisionCBAMTrainer):
+    """Pipeline A of Henry et al. 2020 with attention as the text has it: https://arxiv.org/abs/2011.01045."""
+
+    follows = "text"
+
+
+class BraTSDeepSupervisionBAsWrittenTrainer(BraTSDeepSupervisionBTrainer):
+    """Pipeline B of Henry et al. 2020 as the text has it: https://arxiv.org/abs/2011.01045."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"

@@ -11,15 +11,16 @@ class RelativeNoise(ImageOnlyTransform):
     """Adds Gaussian noise to every voxel; its deviation is `share` of that of the channel's non-zero voxels.
 
     Pipeline A of Henry et al. 2020, https://arxiv.org/abs/2011.01045. A channel without two such voxels is not changed.
+    of_all: the deviation is that of all voxels, as the text has it.
     """
 
-    def __init__(self, share: float = 0.1):
+    def __init__(self, share: float = 0.1, of_all: bool = False):
         super().__init__()
-        self.share = share
+        self.share, self.of_all = share, of_all
 
     def _apply_to_image(self, img: Tensor, **params) -> Tensor:
         for channel in img:
-            inside = channel[channel != 0]
+            inside = channel if self.of_all else channel[channel != 0]
             if inside.numel() > 1:
                 channel += self.share * inside.std() * torch.randn_like(channel)
         return img

@@ -1,6 +1,6 @@
 """Isensee et al. 2020 as data: nnU-Net's variants for BraTS 2020, and the rule for ET."""
 
-from nnunet_brats_ext.papers import Configuration, Footprint, Paper, PublishedResult, TrainerFacts
+from nnunet_brats_ext.papers import Configuration, Difference, Footprint, Paper, PublishedResult, TrainerFacts
 
 PATCH = (128, 128, 128)
 
@@ -41,6 +41,9 @@ PAPER = Paper(
             "BraTSIsensee2020DA4BNBDTrainer", "isensee_2020", "third of the ensemble: the same, Dice over the batch"
         ),
     ),
+    differences={
+        "elastic_deformations": Difference("in 0.3 of the patches", "in 0.2 of them in DA4"),
+    },
     rules={"isensee2020": [{"rule": "small-et", "min_voxels": 200}]},
     results=(
         PublishedResult(

@@ -8,6 +8,7 @@ from dynamic_network_architectures.building_blocks.helper import get_matching_ba
 from torch import nn
 
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers.isensee2020.paper import PAPER
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 from nnunet_brats_ext.training.strong_augmentation import BatchDice, StrongAugmentation
@@ -47,9 +48,13 @@ class BraTSIsensee2020DA3BNBDTrainer(BatchDice, BraTSIsensee2020DA3BNTrainer):
 class BraTSIsensee2020DA4BNTrainer(BraTSIsensee2020DA3BNTrainer):
     """More rotation and fewer shifts of brightness: Isensee et al. 2020, https://arxiv.org/abs/2011.00848."""
 
+    differences = PAPER.differences
     rotation_degrees = 90
     brightness_per_channel = 0.5
-    elastic_probability = 0.2
+
+    def adapt_hyperparameters(self) -> None:
+        super().adapt_hyperparameters()
+        self.elastic_probability = 0.3 if self.follows_text("elastic_deformations") else 0.2
 
 
 class BraTSIsensee2020DA4BNBDTrainer(BatchDice, BraTSIsensee2020DA4BNTrainer):

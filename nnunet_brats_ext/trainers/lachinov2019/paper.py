@@ -2,12 +2,14 @@
 
 from nnunet_brats_ext.papers import (
     Configuration,
+    Difference,
     Footprint,
     Paper,
     Prediction,
     PublishedResult,
     Symmetry,
     TrainerFacts,
+    as_written,
 )
 
 WHOLE_BRAIN = Prediction(tiling="brain", symmetries="inplane-mirror")
@@ -21,6 +23,36 @@ def _row(
     named = f"BraTS{trainer}Trainer" if trainer else None
     return PublishedResult(system, CASES[table], scores, named, table, prediction)
 
+
+NO_NEW_NET = TrainerFacts(
+    "BraTSNoNewNetTrainer",
+    "lachinov_128",
+    "first teacher: the U-Net of No New-Net",
+    parameters=14_490_753,
+    prediction=WHOLE_BRAIN,
+)
+RESUNET_VAE = TrainerFacts(
+    "BraTSResUNetVAETrainer",
+    "lachinov_144",
+    "second teacher: a residual U-Net with a VAE branch in training",
+    parameters=4_509_939,
+    prediction=WHOLE_BRAIN,
+)
+CASCADED = TrainerFacts(
+    "BraTSCascadedUNetTrainer",
+    "lachinov_brain",
+    "third teacher: three scales with an encoder per modality, on labels and whole brains",
+    parameters=9_557_124,
+    prediction=Prediction(symmetries="mirror-y"),  # one window, padded as in training; as the release of 2018
+)
+STUDENT = TrainerFacts(
+    "BraTSStudentTrainer",
+    "lachinov_144",
+    "student: learns from manual labels and from the teachers' pseudo-labels, which `nnunet_brats distill` makes a "
+    "data set of",
+    parameters=4_509_939,
+    prediction=WHOLE_BRAIN,
+)
 
 PAPER = Paper(
     title="Knowledge Distillation for Brain Tumor Segmentation",
@@ -54,36 +86,25 @@ PAPER = Paper(
         ),
     ),
     trainers=(
-        TrainerFacts(
-            "BraTSNoNewNetTrainer",
-            "lachinov_128",
-            "first teacher: the U-Net of No New-Net",
-            parameters=14_490_753,
-            prediction=WHOLE_BRAIN,
-        ),
-        TrainerFacts(
-            "BraTSResUNetVAETrainer",
-            "lachinov_144",
-            "second teacher: a residual U-Net with a VAE branch in training",
-            parameters=4_509_939,
-            prediction=WHOLE_BRAIN,
-        ),
-        TrainerFacts(
-            "BraTSCascadedUNetTrainer",
-            "lachinov_brain",
-            "third teacher: three scales with an encoder per modality, on labels and whole brains",
-            parameters=9_557_124,
-            prediction=Prediction(symmetries="mirror-y"),  # one window, padded as in training; as the release of 2018
-        ),
-        TrainerFacts(
-            "BraTSStudentTrainer",
-            "lachinov_144",
-            "student: learns from manual labels and from the teachers' pseudo-labels, which `nnunet_brats distill` "
-            "makes a data set of",
-            parameters=4_509_939,
-            prediction=WHOLE_BRAIN,
-        ),
+        NO_NEW_NET,
+        RESUNET_VAE,
+        CASCADED,
+        STUDENT,
+        *(as_written(one) for one in (NO_NEW_NET, RESUNET_VAE, CASCADED, STUDENT)),
     ),
+    differences={
+        "activation": Difference("ReLU in the residual U-Net", "LeakyReLU"),
+        "patches": Difference("anywhere, with a labelled voxel", "around the box of the label grown by 50 voxels"),
+        "mirrored_axes": Difference("x and y", "z as well", "text"),
+        "student_loss": Difference("Dice plus cross-entropy", "half of it, background weighs 0.01", "text"),
+        "student_rate": Difference(
+            "1e-4, a tenth after 120,000 updates", "2e-5, halved every 16,000 updates, AMSGrad", "text"
+        ),
+        "student_head": Difference("not stated; biases start at 0", "biases start from N(0, 1)", "text"),
+        "cascade_rate": Difference("0.1, times 0.99 every epoch", "0.025 in effect, every fourth epoch", "text"),
+        "cascade_scales": Difference("weights 0.4, 0.3, 0.2, as its code prints", "equal weights in effect", "text"),
+        "cascade_noise": Difference("none", "a tenth of channels are replaced by noise", "text"),
+    },
     rules={
         "lachinov2019": [
             {"rule": "small-et", "min_voxels": 33},

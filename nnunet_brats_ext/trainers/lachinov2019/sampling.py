@@ -7,6 +7,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from nnunet_brats_ext.training.sampling import Case, CentredDraws
 
+TRIES = 1000
+
 
 class LabelBoxDraws(CentredDraws):
     """Draws centres uniformly in the box of all labels grown by a margin, https://arxiv.org/abs/2002.03688.
@@ -32,3 +34,22 @@ class LabelBoxDraws(CentredDraws):
         low = np.min([voxels.min(0) for voxels in noted], axis=0) - self.margin
         high = np.max([voxels.max(0) for voxels in noted], axis=0) + self.margin
         return np.random.randint(np.clip(low, first, last), np.clip(high, first, last) + 1).tolist()
+
+
+class PatchesWithTumour(LabelBoxDraws):
+    """Draws patches anywhere that hold a labelled voxel: https://arxiv.org/abs/2002.03688, as the text has it.
+
+    All such patches inside the case are equally likely. Labelled voxels are those that preprocessing lists, as above.
+    After `TRIES` patches without one, the next may do without.
+    """
+
+    def draw_centre(self, case: Case) -> Sequence[int] | None:
+        data, _, _, properties = case
+        noted = [voxels[:, 1:] for voxels in properties["class_locations"].values() if len(voxels)]
+        room = np.array(data.shape[1:]) - self.patch_size
+        for _ in range(TRIES if noted else 1):
+            start = np.where(room > 0, np.random.randint(np.maximum(room, 0) + 1), room // 2)
+            inside = [((voxels >= start) & (voxels < start + self.patch_size)).all(1).any() for voxels in noted]
+            if any(inside):
+                break
+        return (start + self.patch_size // 2).tolist()

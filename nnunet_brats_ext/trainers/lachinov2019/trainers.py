@@ -1,6 +1,5 @@
 """Lachinov et al. 2019: three different teachers and the student of their ensemble, https://arxiv.org/abs/2002.03688."""
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -19,8 +18,10 @@ from nnunet_brats_ext.architectures.no_new_unet import NoNewUNet
 from nnunet_brats_ext.architectures.post_activation_residual_unet import PostActivationResidualUNet
 from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
 from nnunet_brats_ext.losses.label_dice import LabelDiceLoss, labels_of_regions
+from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.trainers.lachinov2019.sampling import LabelBoxDraws
+from nnunet_brats_ext.trainers.lachinov2019.paper import PAPER
+from nnunet_brats_ext.trainers.lachinov2019.sampling import LabelBoxDraws, PatchesWithTumour
 from nnunet_brats_ext.trainers.lachinov2019.transforms import RegionsBecomeSoft, ReplaceChannelsByNoise, ShiftChannels
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.branches import VAERegularisation, vae_regularisation
@@ -32,6 +33,7 @@ from nnunet_brats_ext.training.soft_targets import SoftTargets, UseSoftTarget
 class LachinovTrainer(BraTSTrainer):
     """What all of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) share; train with one of its subclasses."""
 
+    differences = PAPER.differences
     hyperparameters = dict(
         initial_lr=1e-4,
         weight_decay=1e-6,
@@ -41,28 +43,25 @@ class LachinovTrainer(BraTSTrainer):
     )
 
     one_draw_per_case = False
-    rate_drops: ClassVar[tuple[float, float]] = (
-        0.75,
-        0.1,
-    )  # after each share of the run, the rate is multiplied by the factor
-    amsgrad: ClassVar[bool] = False
-    mirror_z: ClassVar[bool] = False
     shifts_background: ClassVar[bool] = True
-    channel_noise: ClassVar[float] = 0.0  # probability that a channel is replaced by noise
 
     def region_loss(self) -> nn.Module:
         return DiceAndBCELoss()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        return self.adam(share=0.75, factor=0.1)
+
+    def adam(self, share: float, factor: float, amsgrad: bool = False) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """Adam, and a rate that is multiplied by the factor after each share of the run."""
         optimizer = torch.optim.Adam(
-            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=self.amsgrad
+            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=amsgrad
         )
-        share, factor = self.rate_drops
         epochs = max(round(share * self.num_epochs), 1)
         return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * factor ** (epoch // epochs))
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
-        return LabelBoxDraws(cases, self.configuration_manager.patch_size)
+        draws = PatchesWithTumour if self.follows_text("patches") else LabelBoxDraws
+        return draws(cases, self.configuration_manager.patch_size)
 
     @property
     def inplane_axes(self) -> tuple[int, ...]:
@@ -77,15 +76,15 @@ class LachinovTrainer(BraTSTrainer):
                 patch_size, 0, random_crop=False, p_scaling=1, scaling=(0.7, 1.3),
                 padding_mode_image="reflection", border_mode_seg="reflection", mode_seg="nearest",
             ),
-            MirrorTransform(tuple(range(len(patch_size))) if self.mirror_z else inplane),
+            MirrorTransform(inplane if self.follows_text("mirrored_axes") else tuple(range(len(patch_size)))),
         ]  # fmt: skip
         if len(inplane) == 2 and len({patch_size[axis] for axis in inplane}) == 1:  # a quarter turn keeps the shape
             transforms.append(Rot90Transform(1, num_rot_per_combination=(0, 1), allowed_axes=set(inplane)))
-        transforms += [
+        return [
+            *transforms,
             MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False),
             ShiftChannels(0.2, self.shifts_background),
         ]
-        return [*transforms, ReplaceChannelsByNoise(self.channel_noise)] if self.channel_noise else transforms
 
     def get_training_transforms(self, *arguments: Any, **options: Any) -> BasicTransform:
         transforms = super().get_training_transforms(*arguments, **options)
@@ -113,14 +112,43 @@ class BraTSNoNewNetTrainer(LachinovTrainer):
         require_more_than_one_voxel(planned, halvings=4)
 
 
-class BraTSStudentTrainer(SoftTargets, LachinovTrainer):
+class ResidualUNetTrainer(LachinovTrainer):
+    """What the second teacher and the student of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) share."""
+
+    architecture = PostActivationResidualUNet
+
+    @classmethod
+    def all_network_options(cls) -> dict[str, Any]:
+        slope = 0.0 if cls.follows_text("activation") else 0.01
+        return {"negative_slope": slope, **super().all_network_options()}
+
+
+class BraTSStudentTrainer(SoftTargets, ResidualUNetTrainer):
     """The student of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688), to be trained on pseudo-labels as well.
 
     On what `nnunet_brats distill` has made it learns label maps, as the paper's, or soft targets if that wrote them.
     The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2; any patch that the plans' strides allow works.
     """
 
-    architecture = PostActivationResidualUNet
+    def adapt_hyperparameters(self) -> None:
+        super().adapt_hyperparameters()
+        if not self.follows_text("student_rate"):
+            self.initial_lr = 2e-5
+
+    @classmethod
+    def all_network_options(cls) -> dict[str, Any]:
+        deviation = 0.0 if cls.follows_text("student_head") else 1.0
+        return {"head_bias_deviation": deviation, **super().all_network_options()}
+
+    def region_loss(self) -> nn.Module:
+        if self.follows_text("student_loss"):
+            return super().region_loss()
+        return DiceAndBCELoss(background_weight=0.01, epsilon=1e-6, factor=0.5)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        if self.follows_text("student_rate"):
+            return super().configure_optimizers()
+        return self.adam(share=0.1, factor=0.5, amsgrad=True)  # of 160,000 updates: every 16,000
 
 
 class StudentRelease:
@@ -129,23 +157,16 @@ class StudentRelease:
     The release also had one patch per batch, and no fixed number of updates.
     """
 
-    hyperparameters: ClassVar[dict] = dict(initial_lr=2e-5)
-    rate_drops = (0.1, 0.5)  # of 160,000 updates: every 16,000
-    amsgrad = True
-    mirror_z = True
-    network_options: ClassVar[dict] = dict(head_bias_deviation=1.0)
-
-    def region_loss(self) -> nn.Module:
-        return DiceAndBCELoss(background_weight=0.01, epsilon=1e-6, factor=0.5)
+    follows: ClassVar[dict[str, Source]] = dict.fromkeys(
+        ("student_loss", "student_rate", "student_head", "mirrored_axes"), "release"
+    )
 
 
-class BraTSResUNetVAETrainer(LachinovTrainer):
+class BraTSResUNetVAETrainer(ResidualUNetTrainer):
     """Second teacher of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688): the student with a VAE branch.
 
     The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2. The branch is for training only.
     """
-
-    architecture = PostActivationResidualUNet
 
     def training_branch(self, network: nn.Module) -> VAERegularisation:
         patch_size = self.configuration_manager.patch_size
@@ -162,8 +183,11 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
     architecture = CascadedUNet
     one_draw_per_case = True
     shifts_background = False  # `unit_intensities` tells the background by its zeros
-    scale_weights: ClassVar[Sequence[float]] = (0.4, 0.3, 0.2)  # of the losses, the finest scale first
-    epochs_per_decay: ClassVar[int] = 1
+
+    def adapt_hyperparameters(self) -> None:
+        super().adapt_hyperparameters()
+        if not self.follows_text("cascade_rate"):
+            self.initial_lr = 0.025
 
     @classmethod
     def check_plans(cls, planned: PlannedNetwork) -> None:
@@ -182,7 +206,8 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
 
     def region_loss(self) -> nn.Module:
         regions = labels_of_regions(self.label_manager.foreground_regions)
-        return LabelDiceLoss(regions, self.scale_weights).to(self.device)
+        weights = (0.4, 0.3, 0.2) if self.follows_text("cascade_scales") else (1.0, 1.0, 1.0)
+        return LabelDiceLoss(regions, weights).to(self.device)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         named = list(self.network.named_parameters())
@@ -190,8 +215,12 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
         weights = [parameter for name, parameter in named if not name.endswith("bias")]
         groups = [{"params": weights, "weight_decay": self.weight_decay}, {"params": biases, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, self.initial_lr, momentum=0.9)
-        decays = self.epochs_per_decay
-        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * 0.99 ** (epoch // decays))
+        epochs = 1 if self.follows_text("cascade_rate") else 4
+        return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * 0.99 ** (epoch // epochs))
+
+    def augmentation(self) -> list[BasicTransform]:
+        transforms = super().augmentation()
+        return transforms if self.follows_text("cascade_noise") else [*transforms, ReplaceChannelsByNoise(0.1)]
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
         settings = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -207,10 +236,35 @@ class MXNetParity:
     noise.
     """
 
-    hyperparameters: ClassVar[dict] = dict(initial_lr=0.025)
-    scale_weights = (1.0, 1.0, 1.0)
-    epochs_per_decay = 4
-    channel_noise = 0.1
+    follows: ClassVar[dict[str, Source]] = dict.fromkeys(("cascade_rate", "cascade_scales", "cascade_noise"), "release")
+
+
+class BraTSNoNewNetAsWrittenTrainer(BraTSNoNewNetTrainer):
+    """First teacher of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"
+
+
+class BraTSResUNetVAEAsWrittenTrainer(BraTSResUNetVAETrainer):
+    """Second teacher of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"
+
+
+class BraTSCascadedUNetAsWrittenTrainer(BraTSCascadedUNetTrainer):
+    """Third teacher of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"
+
+
+class BraTSStudentAsWrittenTrainer(BraTSStudentTrainer):
+    """The student of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"
 
 
 def require_more_than_one_voxel(planned: PlannedNetwork, halvings: int) -> None:

@@ -1,6 +1,6 @@
 """Lyu & Shu 2020: a two-stage cascade with VAE regularisation and attention gates, https://arxiv.org/abs/2011.02881."""
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -12,7 +12,9 @@ from torch import nn
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGatedResidualUNet, PreActivationResidualUNet
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
-from nnunet_brats_ext.trainers.lyu2020.transforms import ShiftIntensity
+from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.trainers.lyu2020.paper import PAPER
+from nnunet_brats_ext.trainers.lyu2020.transforms import OfChannels, ShiftIntensity
 from nnunet_brats_ext.trainers.lyu2020.windows import TumourWindows
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.branches import VAERegularisation, vae_regularisation
@@ -22,6 +24,7 @@ from nnunet_brats_ext.training.cascade import DrawnMaps
 class LyuTrainer(BraTSTrainer):
     """What both stages of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881) share; train with one of its subclasses."""
 
+    differences = PAPER.differences
     hyperparameters = dict(
         initial_lr=1e-4,
         weight_decay=1e-5,
@@ -31,18 +34,28 @@ class LyuTrainer(BraTSTrainer):
     )
 
     def training_branch(self, network: nn.Module) -> VAERegularisation:
-        return vae_regularisation(network, self.image_channels, self.configuration_manager.patch_size)
+        return vae_regularisation(
+            network,
+            self.image_channels,
+            self.configuration_manager.patch_size,
+            summed=self.follows_text("vae_losses"),
+            gradient="full" if self.follows_text("vae_gradient") else "none",
+        )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def augmentation(self) -> list[BasicTransform]:
-        return [
+        intensities = [
             ShiftIntensity(0.1),
             MultiplicativeBrightnessTransform((0.9, 1.1), synchronize_channels=False),
-            MirrorTransform(allowed_axes=tuple(range(len(self.configuration_manager.patch_size)))),
         ]
+        if not self.follows_text("augmented_sequences"):
+            sequences = DatasetDescription(self.dataset_json).sequences
+            others = [number for number, sequence in enumerate(sequences) if sequence != "FLAIR"]
+            intensities = [OfChannels(transform, others) for transform in intensities]
+        return [*intensities, MirrorTransform(tuple(range(len(self.configuration_manager.patch_size))))]
 
 
 class BraTSVAETrainer(LyuTrainer):
@@ -62,28 +75,49 @@ class BraTSAttentionVAETrainer(LyuTrainer):
 
     In a cascade it refines the labels of a previous stage, which `BraTSVAETrainer` has predicted, in one window on
     their tumour; it also works alone. Where `nnunet_brats predict --for-next-stage` has left several maps per case,
-    each draw takes one of them, and training is as the paper does it then: half the learning rate, 200 longer epochs.
+    each draw takes one of them, and training is as in the release: half the learning rate, 200 longer epochs.
     """
 
     hyperparameters = dict(oversample_foreground_percent=1.0)  # the window on the tumour
 
     architecture = AttentionGatedResidualUNet
 
-    strict_windows: ClassVar[bool] = False
-    """On, only the authors' eight windows on the 155 x 240 x 240 grid of BraTS are drawn (`--tiling lyu8` predicts)."""
+    @classmethod
+    def all_network_options(cls) -> dict[str, Any]:
+        return {"pointwise_gates": cls.follows_text("gates"), **super().all_network_options()}
 
     def adapt_hyperparameters(self) -> None:
         if not self.is_cascaded:
             self.oversample_foreground_percent = 0.0
-        if len(self.previous_stage_maps) > 1:
+        if len(self.previous_stage_maps) > 1 and not self.follows_text("stage2_schedule"):
             self.initial_lr, self.num_epochs = 5e-5, 200
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
         if not self.is_cascaded:
             return cases
         first = cases.versions[0] if isinstance(cases, DrawnMaps) else cases
-        return TumourWindows(cases, first, self.configuration_manager.patch_size, self.strict_windows)
+        strict = not self.follows_text("windows")
+        return TumourWindows(cases, first, self.configuration_manager.patch_size, strict)
 
     def region_loss(self) -> SoftDiceLoss:
+        if self.follows_text("stage2_dice"):
+            return SoftDiceLoss()
         inner = self.label_manager.num_segmentation_heads - 1  # all but the whole tumour
         return SoftDiceLoss(weights=(0.10, *[0.90 / inner] * inner))
+
+
+class BraTSVAEAsWrittenTrainer(BraTSVAETrainer):
+    """Stage 1 of Lyu & Shu 2020 as the text has it: https://arxiv.org/abs/2011.02881."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"
+
+
+class BraTSAttentionVAEAsWrittenTrainer(BraTSAttentionVAETrainer):
+    """Stage 2 of Lyu & Shu 2020 as the text has it: https://arxiv.org/abs/2011.02881.
+
+    Its maps are those of `BraTSVAEAsWrittenTrainer`, and label maps, where the text may mean probabilities.
+    """
+
+    follows = "text"
+    normalise = "zscore-nonzero"

@@ -7,9 +7,7 @@ from nnunet_brats_ext.architectures.residual_unet import RELEASED_KEYS, RELEASED
 from nnunet_brats_ext.brats import SEQUENCES
 from nnunet_brats_ext.weights.key_maps import covers, names_left_out, renamed
 from nnunet_brats_ext.weights.plans import configuration_of_paper
-from nnunet_brats_ext.weights.sources import REGIONS, ForeignModel, Given, WeightsSource
-
-LABELS = ("ED", "NCR", "ET")  # of the first stage, which the second sees before the images
+from nnunet_brats_ext.weights.sources import LABELS, REGIONS, ForeignModel, Given, WeightsSource
 
 
 def open_model(given: Given) -> ForeignModel | None:

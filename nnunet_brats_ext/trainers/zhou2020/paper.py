@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 
-from nnunet_brats_ext.papers import Configuration, Footprint, Paper, Prediction, PublishedResult, TrainerFacts
+from nnunet_brats_ext.papers import (
+    Configuration,
+    Difference,
+    Footprint,
+    Paper,
+    Prediction,
+    PublishedResult,
+    TrainerFacts,
+    as_written,
+)
 
 LOCAL = "25 cases of the training set of BraTS 2018"
 P = "OM-Net + CGA, post-processed"
@@ -48,6 +57,10 @@ def _online(year: int, name: str, trainer: str, prediction: str, dice: Three, hd
     return _published(table, f"validation set of BraTS {year}", name, trainer, prediction, scores)
 
 
+OMNET = _row("OMNet", "OM-Net: three tasks in one network, learnt by a curriculum with data transfer", 13_879_212)
+CGA = _row("OMNetCGA", "OM-Net with cross-task guided attention", 13_823_991, CHANNELS)
+MC3 = _row("MC3", "model cascade of three networks, which OM-Net replaces", 41_470_380)
+
 PAPER = Paper(
     title="One-pass Multi-task Networks with Cross-task Guided Attention for Brain Tumor Segmentation",
     authors="Zhou et al.",
@@ -65,18 +78,23 @@ PAPER = Paper(
         ),
     ),
     trainers=(
-        _row("OMNet", "OM-Net: three tasks in one network, learnt by a curriculum with data transfer", 13_879_212),
-        _row("OMNetCGA", "OM-Net with cross-task guided attention", 13_823_991, CHANNELS),
+        OMNET,
+        CGA,
         _row("OMNetSE", "OM-Net with squeeze-and-excitation", 13_879_698),
         _row("MC1", "model cascade of one network: all labels in one task", 13_823_493),
         _row("MC2", "model cascade of two networks", 27_646_986),
-        _row("MC3", "model cascade of three networks, which OM-Net replaces", 41_470_380),
+        MC3,
         _row("OMNet0", "ablation: neither curriculum nor data transfer", 13_879_212),
         _row("OMNetD", "ablation: data transfer without curriculum", 13_879_212),
         _row("OMNetCGAMinus", "ablation CGA-: scores added up, not composed by voxel", 13_823_991, CHANNELS),
         _row("OMNetCGATumor", "ablation CGAt: attention to the tumour alone", 13_823_760, CHANNELS),
         _row("OMNetCGANonTumor", "ablation CGAn: attention to the rest alone", 13_823_760, CHANNELS),
+        *map(as_written, (OMNET, CGA, MC3)),
     ),
+    differences={
+        "residual_blocks": Difference("the sum after the last ReLU (figure 2)", "the sum before it"),
+        "rows_of_heads": Difference("transferred rows alone pass a head", "all rows do, and enter its statistics"),
+    },
     rules={"zhou2020": [COMPONENTS], "zhou2020-kmeans": [COMPONENTS, {"rule": "oedema-to-core"}]},
     tilings={"overlap": "tilings.py:CENTRAL_PARTS"},
     results=(

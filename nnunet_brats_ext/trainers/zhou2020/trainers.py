@@ -4,7 +4,7 @@ https://arxiv.org/abs/1906.01796. Meant for the configuration `omnet` of `nnunet
 20 per task; on much larger patches, the samplers and the data transfer hardly distinguish the tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES
-from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
+from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.trainers.zhou2020.paper import PAPER
 from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
 from nnunet_brats_ext.trainers.zhou2020.transforms import TaskTargets
 from nnunet_brats_ext.training.base import BraTSTrainer
@@ -37,6 +38,7 @@ class ZhouTrainer(BraTSTrainer):
     The paper's 400,000 iterations are 1000 epochs of 400; batches hold the configuration's batch size for each task.
     """
 
+    differences = PAPER.differences
     hyperparameters = dict(
         initial_lr=1e-3,
         weight_decay=5e-4,
@@ -48,8 +50,8 @@ class ZhouTrainer(BraTSTrainer):
     architecture: ClassVar[type[nn.Module]] = OMNet
     curriculum: ClassVar[bool] = True
     data_transfer: ClassVar[bool] = True
-    augmented: ClassVar[bool] = True
-    """nnU-Net's augmentation; the paper mentions none, which is off."""
+    augmented: bool = False
+    """On, nnU-Net's augmentation; the paper mentions none. A training goes on as it began."""
 
     @classmethod
     def build_network(
@@ -63,6 +65,10 @@ class ZhouTrainer(BraTSTrainer):
             deep_supervision=deep_supervision,
             **cls.all_network_options(),
         )
+
+    @classmethod
+    def all_network_options(cls) -> dict[str, Any]:
+        return {"sum_last": cls.follows_text("residual_blocks"), **super().all_network_options()}
 
     @property
     def tasks(self) -> int:
@@ -109,12 +115,23 @@ class ZhouTrainer(BraTSTrainer):
         for parameter in self.bare_network.idle_parameters():
             parameter.grad = None
 
+    def _choose_rows(self, batch: dict, tasks: Sequence[int]) -> None:
+        """Let heads see the rows alone that train them, as the text has it, where their output guides no other head."""
+        network = self.bare_network
+        if isinstance(network, OMNet) and not network.guided and self.follows_text("rows_of_heads"):
+            labels = batch["target"][1][:, 0].to(self.device)
+            rows = len(labels) // self.tasks
+            network.transferred = {
+                task: selected_rows(labels[: (task + 1) * rows], task, rows, self.data_transfer) for task in tasks[1:]
+            }
+
     def train_step(self, batch: dict) -> dict:
         phase = curriculum_phase(self.current_epoch, self.num_epochs) if self.curriculum else len(CLASSES)
         steps = []
         hook = self.optimizer.register_step_pre_hook(self._drop_idle_gradients)
         for tasks in self.bare_network.steps(phase):
             self.bare_network.active_tasks = tasks
+            self._choose_rows(batch, tasks)
             steps.append(super().train_step(batch))
         hook.remove()
         merged = {name: value for step in steps for name, value in step.items()}
@@ -126,6 +143,13 @@ class ZhouTrainer(BraTSTrainer):
         *_, patch_size, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         regions = self.label_manager.foreground_regions
         return TaskDraws(cases, regions, self.tasks, self.batch_size // self.tasks, patch_size)
+
+    def extra_state(self) -> dict[str, Any]:
+        return super().extra_state() | {"augmented": self.augmented}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self.augmented = state.get("augmented", True)  # version 0.1 did not store it
 
     def augmentation(self) -> list[BasicTransform] | None:
         return None if self.augmented else []
@@ -216,3 +240,21 @@ class BraTSMC3Trainer(ZhouTrainer):
 
     architecture, curriculum, data_transfer = ModelCascade, False, False
     network_options = dict(tasks=3)
+
+
+class BraTSOMNetAsWrittenTrainer(BraTSOMNetTrainer):
+    """OM-Net of Zhou et al. 2020 as the text has it: https://arxiv.org/abs/1906.01796."""
+
+    follows = "text"
+
+
+class BraTSOMNetCGAAsWrittenTrainer(BraTSOMNetCGATrainer):
+    """OM-Net with guided attention of Zhou et al. 2020 as the text has it: https://arxiv.org/abs/1906.01796."""
+
+    follows = "text"
+
+
+class BraTSMC3AsWrittenTrainer(BraTSMC3Trainer):
+    """Model cascade of three networks of Zhou et al. 2020 as the text has it: https://arxiv.org/abs/1906.01796."""
+
+    follows = "text"
