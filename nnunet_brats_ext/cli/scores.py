@@ -12,7 +12,7 @@ from rich.table import Table
 from nnunet_brats_ext.evaluation.by_sequences import JOINED, evaluate_by_sequences, save_by_sequences
 from nnunet_brats_ext.evaluation.evaluate import EvaluateOptions, evaluate_models
 from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
-from nnunet_brats_ext.evaluation.results import Results, headline_metrics, save_results, summarise_folds
+from nnunet_brats_ext.evaluation.results import Results, headline_metrics, one_per_region, save_results, summarise_folds
 from nnunet_brats_ext.storage.errors import UserError
 
 if TYPE_CHECKING:  # each verb imports what only it needs: scipy.stats takes half a second
@@ -32,6 +32,7 @@ SHORT_METRICS = {"lesionwise_dice": "LW dice", "lesionwise_hd95": "LW hd95"}  # 
 def evaluate(options: EvaluateOptions) -> None:
     given = dict(vars(options))
     out, reference, predictions = (given.pop(name) for name in ("out", "reference", "prediction"))
+    apart = given.pop("one_per_region")
     if given.pop("by_sequences"):
         if len(predictions) > 1 or given.pop("names") or given["table"]:
             raise UserError("--by-sequences takes one PREDICTION, whose folders are the names, and no --table")
@@ -40,6 +41,9 @@ def evaluate(options: EvaluateOptions) -> None:
         print("written:", *save_by_sequences(by_set, out))
         return
     results = evaluate_models(reference, predictions, **given)
+    if apart:
+        merged = one_per_region(results)
+        results = {merged["model"]: merged}
     print_models(results)
     print("written:", *save_results(results, out))
 

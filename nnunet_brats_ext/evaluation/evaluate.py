@@ -85,6 +85,11 @@ class EvaluateOptions(Options):
         default=False,
         help="PREDICTION is what `predict --by-sequences` wrote: score every set of sequences, in one table",
     )
+    one_per_region: bool = option(
+        default=False,
+        help="one PREDICTION for each region of the preset, in its order: each is scored by its own region, as binary "
+        "models are before they are nested",
+    )
     lesions: bool = option("--no-lesions", default=True, help="write no tables of lesions")
     out: Path = results_option("results.json")
     processes: int | None = processes_option()

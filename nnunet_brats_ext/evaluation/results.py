@@ -57,6 +57,37 @@ def _describe(values: np.ndarray, interval: np.ndarray) -> dict[str, float | Non
     return dict(zip(STATISTICS, (float(values.mean()), *spread, median, q1, q3, len(values)), strict=True))
 
 
+def one_per_region(results: Mapping[str, Results]) -> Results:
+    """The results of several models as those of one: of each the scores of its own region, in the preset's order.
+
+    Of label maps and lesions, which are of no single model, nothing is left.
+    """
+    first, *others = results.values()
+    regions = list(first["summary"])
+    if len(results) != len(regions):
+        raise UserError(f"--one-per-region: {len(results)} predictions; give one for each of {', '.join(regions)}")
+    of_region = dict(zip(regions, results.values(), strict=True))
+    shared = [case for case in first["cases"] if all(case in one["cases"] for one in others)]
+    cases = {case: {region: one["cases"][case][region] for region, one in of_region.items()} for case in shared}
+    empty = {
+        case: {
+            region: one["empty"][case][region]
+            for region, one in of_region.items()
+            if region in one["empty"].get(case, ())
+        }
+        for case in shared
+    }
+    return {
+        **{key: value for key, value in first.items() if key != "lesions"},
+        "model": " + ".join(results),
+        "cases": cases,
+        "empty": {case: found for case, found in empty.items() if found},
+        "summary": summarise_scores(cases),
+        "confusion": {"labels": [], "voxels": {}},
+        "predictions": {"folder": "", "files": {}},
+    }
+
+
 def summarise_folds(results: Results) -> Summary:
     """The mean over folds of each fold's mean, and its standard deviation; nothing where there are not several folds.
 

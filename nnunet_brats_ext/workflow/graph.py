@@ -238,7 +238,7 @@ class Graph(TrainingJobs):
         lacking = any(
             len(self.scored_folds(leaf)) < len(self.every_fold(self.recipe.model_of(leaf))) for leaf in leaves
         )
-        partial = branch == TEST or lacking
+        partial = branch == TEST or lacking or self.scored_data.validation
         folds = self.splits(self.data_of(prediction)) if branch == CROSS_VALIDATION else []
         command += [*self.preset(), *folds, *(["--partial"] if partial else [])]
         command += ["-o", out, "-np", self.needs("evaluate").cpus]

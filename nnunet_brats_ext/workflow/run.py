@@ -164,6 +164,8 @@ def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[s
             raise UserError(f"--also {given}: expected NAME=FOLDER, each name once; {takes}{did_you_mean(name, known)}")
         if not Path(path).is_dir():
             raise UserError(f"--also {given}: {path} is no folder")
+        if not any(Path(path).glob("[!.]*.nii*")):  # where what is to be left out may be label maps or images
+            scan(Path(path))
         found[name] = Path(relative_to(Path(path).resolve(), folder))
     for model in (model for name in recipe.submissions for model in recipe.models_of(name)):
         data = recipe.data[model.data]

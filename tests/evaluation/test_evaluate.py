@@ -17,7 +17,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.evaluation import evaluate, evaluate_folders, label_maps
 from nnunet_brats_ext.evaluation.label_maps import find_label_maps
-from nnunet_brats_ext.evaluation.results import summarise_scores
+from nnunet_brats_ext.evaluation.results import read_models, summarise_scores
 
 REAL_CASE = Path(__file__).parents[3] / "shared" / "real_case"
 
@@ -112,6 +112,28 @@ def test_several_predictions_make_one_table_with_a_column_of_models(folders, tmp
     names = ["--names", "a", "a"]
     assert main([*command, *names, "-o", str(out), "-np", "1"]) == 1
     assert "a is given twice" in capsys.readouterr().err
+
+
+def test_binary_models_before_nesting_are_one_model_of_which_each_scores_its_own_region(tmp_path, capsys):
+    reference, prediction = make_case()
+    prediction[2, 2, 2] = NCR  # core far from any tumour: nesting would remove it
+    binary = {"wt": (ED, (prediction > 0) & (prediction != NCR)), "tc": (NCR, np.isin(prediction, (NCR, ET)))}
+    binary["et"] = (ET, prediction == ET)
+    expected = {}
+    for name, labels in {"reference": reference, **{n: np.where(m, v, 0) for n, (v, m) in binary.items()}}.items():
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "case.nii.gz", labels.astype(np.uint8))
+    command = ["evaluate", *(str(tmp_path / name) for name in ("reference", *binary)), "--labels", "trained"]
+    assert main([*command, "--one-per-region", "-o", str(tmp_path / "r.json"), "-np", "1"]) == 0
+    (scores,) = json.loads((tmp_path / "r.json").read_text())["cases"].values()
+    for region, name in zip(("WT", "TC", "ET"), binary, strict=True):
+        alone = evaluate_folders(tmp_path / "reference", tmp_path / name, labels="trained")
+        expected[region] = alone["cases"]["case"][region]
+    assert scores == expected
+    assert read_models(tmp_path / "r.json")["wt + tc + et"]["model"] == "wt + tc + et"
+    del command[-3]
+    assert main([*command, "--one-per-region", "-o", str(tmp_path / "r.json"), "-np", "1"]) == 1
+    assert "2 predictions; give one for each of WT, TC, ET" in capsys.readouterr().err
 
 
 def test_tables_are_as_wide_as_they_are_when_piped_and_as_asked(folders, tmp_path, capsys, monkeypatch):

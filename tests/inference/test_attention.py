@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_trainers import make_tiny
 from torch import nn
 
 from nnunet_brats_ext import papers, trainers
@@ -460,7 +461,8 @@ def test_the_picture_of_channels_shows_five_largest_and_five_smallest_of_each_we
     assert channels == [11, 10, 9, 8, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 11, 10, 9, 8, 7]
 
 
-def test_the_command_writes_the_weights_of_a_guided_network_per_case_and_slice(world, tmp_path):
+def test_the_command_writes_the_weights_of_a_guided_network_per_case_and_slice(world, tmp_path, monkeypatch):
+    make_tiny(trainers.BraTSOMNetCGATrainer, monkeypatch)
     plans = world.plans | {"plans_name": "AttentionPlans"}
     plans["configurations"]["3d_fullres"] |= {"patch_size": [32, 32, 32], "batch_size": 1}
     given = plans | {"continue_training": False}
@@ -484,9 +486,9 @@ def test_the_command_writes_the_weights_of_a_guided_network_per_case_and_slice(w
         assert set(parts) == {"case", "slice 16"}
         for part in parts.values():
             assert sum(part["m_t"]) == pytest.approx(1, abs=1e-5)
-            assert len(part["m_n"]) == 32
+            assert len(part["m_n"]) == 8
     rows = (out / case / f"{stem}_channels.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * 2 * 32
+    assert len(rows) == 1 + 2 * 2 * 8
     (alone := tmp_path / "alone").mkdir()
     for image in Path(images).glob(f"{case}_*"):
         (alone / image.name).symlink_to(image)

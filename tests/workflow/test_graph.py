@@ -230,6 +230,7 @@ def test_a_student_is_trained_on_all_data_and_once_more_without_what_scores_it()
     jobs = graph_of("lachinov2019")
     students = {name for name in jobs if name.startswith("train/student")}
     assert students == {"train/student/fold_0", "train/student_all/fold_all"}
+    assert "--partial" in jobs["evaluate/student"].command, "cases that are for validation alone are predicted"
     assert "predict/cv/student_all" not in jobs and "train/student_all/fold_all" in jobs["predict/student_all"].after
     with pytest.raises(ValueError, match="--only final: all cases train, so none is left to score"):
         graph_of("lachinov2019", only=("final",))

@@ -246,7 +246,7 @@ submission: two
 @pytest.mark.parametrize(
     ("change", "line", "words"),
     [
-        (("foreign: [more]", "foreign: [mor]"), 5, "'mor' is none of brats, more; did you mean 'more'?"),
+        (("foreign: [more]", "foreign: [more2]"), 5, "'more2' is none of brats, more; did you mean 'more'?"),
         (("unlabelled: [brats, more]", "unlabelled: [distilled]"), 5, "'distilled' is none of brats, more"),
         (("brats: {}", "brats: {foreign: [more]}"), 3, "data.brats: 'distill' is a dependency of 'foreign'"),
         (("brats: {}", "brats: {source: mine}"), 3, "the first data set is that of the source"),

@@ -42,7 +42,8 @@ SMOKE = ["--scale", "smoke", "-device", "cpu"]
         (["baseline", *SMOKE, "-d", "1000"], "-d 1000: expected at least 1 and at most 999"),
         (["henry2020", *SMOKE, "-d", "999"], "-d 1000: data set IDs lie between 1 and 999"),
         (["baseline", *SMOKE, "--also", "earlier=."], "--also earlier=.: expected NAME=FOLDER, each name once; this"),
-        (["lachinov2019", *SMOKE, "--also", "earler=."], "earlier, labelled, evaluated; did you mean 'earlier'?"),
+        (["lachinov2019", *SMOKE, "--also", "earlier2=."], "earlier, labelled, evaluated; did you mean 'earlier'?"),
+        (["lachinov2019", *SMOKE, "--also", "earlier=."], "has no .nii.gz, .nii or .mha file at all"),
         (["lachinov2019", *SMOKE, "--also", "earlier=nowhere"], "--also earlier=nowhere: nowhere is no folder"),
         (["baseline", "--copy", "mine.yaml"], "--copy mine.yaml exists already"),
         (["baseline", "--copy", "mine.txt"], "--copy mine.txt: a recipe's file ends in .yaml"),
@@ -153,9 +154,10 @@ def test_who_learns_from_what_is_submitted_is_named_until_that_is_kept_out(tmp_p
             plan_run(RunOptions("lachinov2019", folder=tmp_path / "run", scale="smoke", device="cpu", also=also))
         return " ".join(str(one.message) for one in found)
 
+    write_case(tmp_path / "other", LAYOUTS["BraTS2018"], LAYOUTS["BraTS2018"].case_name(1))
     assert "student_all learns from the cases without label that it is submitted for" in said()
-    assert "--also evaluated=FOLDER keeps them out" in said(f"earlier={tmp_path}")
-    assert said(f"evaluated={tmp_path}") == (
+    assert "--also evaluated=FOLDER keeps them out" in said(f"earlier={tmp_path / 'other'}")
+    assert said(f"evaluated={tmp_path / 'other'}") == (
         "the recipe can use further folders: --also earlier=FOLDER --also labelled=FOLDER"
     )
 
