@@ -2,6 +2,9 @@
 
     python benchmarks/augmentation.py                     # slices of 240 x 240, four sequences and the labels
     python benchmarks/augmentation.py --size 192 176
+    python benchmarks/augmentation.py --figure warps.png --image CASE_t1.nii.gz --label CASE_seg.nii.gz --slice 75
+
+The last draws the paper's figure 2: a slice and five of its warps, with the outline of the tumour.
 
 composed: `ComposedWarp`, as nnU-Net's loader workers run it. scipy, once: the same coordinates through scipy's filter
 and one `map_coordinates` per channel. scipy, step by step: an interpolation per transform and channel, images of order
@@ -13,15 +16,18 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates, shift
 from threadpoolctl import threadpool_limits
 
+from nnunet_brats_ext.evaluation.pictures import HeadImage, PicturePanel, draw_grid, read_upright
 from nnunet_brats_ext.trainers.hashemi2021 import transforms
 from nnunet_brats_ext.trainers.hashemi2021.transforms import ComposedWarp, random_affine
 
@@ -96,11 +102,34 @@ WARPS: dict[str, Warp] = {
 }
 
 
+def draw_warps(image: Path, labels: Path, number: int, seed: int) -> Figure:
+    """A slice, counted from 1 at the feet, and five warps of it, as the loader's workers make them."""
+    head = HeadImage.read(image.name, image)
+    tumour = read_upright(labels)[0][number - 1] > 0
+    slices = [head.image[number - 1].astype(np.float32)[None], tumour.astype(np.int16)[None]]
+    np.random.seed(seed)
+    warped = [slices]
+    for _ in range(5):
+        found = ComposedWarp()(image=torch.from_numpy(slices[0]), segmentation=torch.from_numpy(slices[1]))
+        warped.append([found["image"].numpy(), found["segmentation"].numpy()])
+    titles = [f"slice {number}", *(f"warp {n}" for n in range(1, 6))]
+    panels = [PicturePanel(head.grey(x[0]), title, y[0]) for title, (x, y) in zip(titles, warped, strict=True)]
+    return draw_grid([panels], [""], {"tumour": (1,)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(240, 240), metavar=("Y", "X"))
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--figure", type=Path, help="draw warps of a slice into this file, and measure nothing")
+    parser.add_argument("--image", type=Path, help="of the figure")
+    parser.add_argument("--label", type=Path, help="of the figure")
+    parser.add_argument("--slice", type=int, default=75, help="of the figure, from 1 at the feet")
+    parser.add_argument("--seed", type=int, default=0, help="of the figure")
     options = parser.parse_args()
+    if options.figure:
+        draw_warps(options.image, options.label, options.slice, options.seed).savefig(options.figure)
+        return
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     image = rng.standard_normal((CHANNELS, *options.size), dtype=np.float32)

@@ -23,8 +23,9 @@ from rich.table import Table
 from torch import Tensor
 
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskNetwork
-from nnunet_brats_ext.inference.tilings import Volume, overlap
+from nnunet_brats_ext.inference.tilings import Volume
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
+from nnunet_brats_ext.trainers.zhou2020.tilings import CENTRAL_PARTS
 from nnunet_brats_ext.training.seams import fastest_memory_format
 
 CHANNELS, CLASSES = 4, 5
@@ -67,7 +68,7 @@ def training_step(network: TaskNetwork, batch: int) -> Callable[[], None]:
     return step
 
 
-def prediction(network: TaskNetwork, data: Tensor, tile: tuple[int, ...], tiles_at_once: int) -> Callable[[], None]:
+def prediction(network: TaskNetwork, data: Tensor, tile: tuple[int, ...]) -> Callable[[], None]:
     """A volume in overlapping tiles; of each, all but the margins of the paper's tile is kept."""
     kept = tuple(length - (patch - keep) for length, patch, keep in zip(tile, PATCH, KEPT, strict=True))
     volume = Volume(data, {}, tile, (8, 8, 8), CHANNELS, regions=(), outputs=3, kept=kept)
@@ -76,7 +77,8 @@ def prediction(network: TaskNetwork, data: Tensor, tile: tuple[int, ...], tiles_
     def predict() -> None:
         network.eval()
         with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
-            overlap(lambda x: network(x.to(device)), volume, tiles_at_once)
+            network.gives_scores = True
+            network.fuse(CENTRAL_PARTS(lambda x: network(x.to(device)), volume)[None])
 
     return predict
 
@@ -113,7 +115,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="patches per task in a training step (the paper: 20)")
     parser.add_argument("--volume", type=int, nargs=3, default=(40, 96, 96), metavar=("Z", "Y", "X"))
     parser.add_argument("--tile", type=int, nargs=3, default=(56, 112, 112), metavar=("Z", "Y", "X"))
-    parser.add_argument("--tiles-at-once", type=int, default=16, help="of the paper's; large ones come one by one")
     parser.add_argument("--predict", nargs="+", choices=("OM-Net", "OM-Net+CGA"), default=["OM-Net", "OM-Net+CGA"])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -127,13 +128,10 @@ def main() -> None:
     show(title, "parameters, patches", take_turns(steps, options.rounds, options.device), parameters, 3 * options.batch)
 
     data = torch.randn(CHANNELS, *options.volume)
-    tiles = {
-        "the paper's": (PATCH, options.tiles_at_once),
-        "large": (tuple(options.tile), 1),
-    }
-    shown = {name: " x ".join(map(str, tile)) for name, (tile, _) in tiles.items()}
+    tiles = {"the paper's": PATCH, "large": tuple(options.tile)}
+    shown = {name: " x ".join(map(str, tile)) for name, tile in tiles.items()}
     for name in options.predict:
-        runs = {each: prediction(networks[name], data, *setting) for each, setting in tiles.items()}
+        runs = {each: prediction(networks[name], data, tile) for each, tile in tiles.items()}
         title = f"{name}: a volume of {' x '.join(map(str, options.volume))} on {options.device}"
         show(title, "tiles", take_turns(runs, max(options.rounds // 2, 1), options.device), shown, 0)
 

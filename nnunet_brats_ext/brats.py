@@ -95,6 +95,16 @@ class LabelScheme:
         """The head of a network that predicts the regions of the cohort."""
         return Head(tuple(self.regions), tuple(self.regions.values()), self.paint)
 
+    @property
+    def predicted(self) -> dict[int, int]:
+        """Value as trained -> what predictions have in its place: that of the innermost region, such as NCR for NET."""
+        return {
+            label: [paint for paint, labels in zip(self.paint, self.regions.values(), strict=True) if label in labels][
+                -1
+            ]
+            for label in self.names
+        }
+
     def nnunet_labels(self) -> dict[str, int | list[int]]:
         """The `labels` entry of a dataset.json: nnU-Net takes a list for a region and an int for a plain label."""
         regions = {name: labels[0] if len(labels) == 1 else list(labels) for name, labels in self.regions.items()}

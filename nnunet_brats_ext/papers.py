@@ -90,7 +90,6 @@ class Configuration:
     base: str = "3d_fullres"
     strides: tuple[Sizes, ...] | None = None
     previous_stage: str | None = None
-    next_stage: str | None = None
     resampled: bool = False
     footprint: Footprint | None = None
     paper: str = ""  # filled in when papers are found
@@ -117,7 +116,7 @@ class TrainerFacts:
     name: of the class. configuration: that it is for. summary: what it changes, for tables. parameters: of its network
     at inference, for four channels (and the previous stage's labels) and three regions; None where plans decide.
     snapshot_epochs: after how many epochs to keep the weights, as checkpoint_epoch_N.pth; the environment may name
-    others. previous_stage: in a cascade, the trainer of the previous stage; None is the trainer itself, as in nnU-Net.
+    more. previous_stage: in a cascade, the trainer of the previous stage; None is the trainer itself, as in nnU-Net.
     starts_from: the trainer whose final weights, of the same fold and configuration, training starts from.
     needs: a package that only an extra of the same name installs.
     attention: what shows where its network looks, as `FILE.py:NAME` beside paper.py; None has nothing to show.
@@ -152,14 +151,37 @@ class Symmetry:
     weight: float = 1.0
 
 
+RegionScores = Mapping[str, Mapping[str, float]]
+"""Region -> metric -> value; metrics as `evaluate` names them, Dice and other shares 0 to 1."""
+
+
 @dataclass(frozen=True)
 class PublishedResult:
-    """Scores that a paper prints. scores: region -> metric -> value, metrics as `evaluate` names them, Dice 0 to 1."""
+    """A row of a paper's tables, and what of the paper's recipe stands beside it.
+
+    scores: means. deviations, medians, ranges: what else the row has; over: of cases, of the means of folds, or of the
+    means of single models. trainer: whose row it is; None of several. prediction: of the recipe, the row's counterpart;
+    over models it is one with `each`. absent: instead, the reason why the recipe has none, as the paper's card says it.
+    """
 
     system: str
     data: str
-    scores: Mapping[str, Mapping[str, float]]
+    scores: RegionScores = field(default_factory=dict)
     trainer: str | None = None
+    table: str = ""
+    prediction: str = ""
+    absent: str = ""
+    deviations: RegionScores = field(default_factory=dict)
+    medians: RegionScores = field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    over: Literal["cases", "folds", "models"] = "cases"
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Region and metric of all that it has."""
+        given: tuple[Mapping[str, Mapping[str, Any]], ...] = (self.scores, self.deviations, self.medians, self.ranges)
+        found = [(region, metric) for one in given for region, metrics in one.items() for metric in metrics]
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -286,6 +308,14 @@ def find_paper(key: str) -> Paper:
 def configurations() -> dict[str, Configuration]:
     """Name -> configuration, of all papers."""
     return {one.name: one for paper in find_papers().values() for one in paper.configurations}
+
+
+def stages_of(name: str) -> dict[str, str | list[str]]:
+    """How nnU-Net's plans link a configuration: `previous_stage`, and `next_stage`, of which there may be several."""
+    every = configurations()
+    after = [one.name for one in every.values() if one.previous_stage == name]
+    stages = {"previous_stage": every[name].previous_stage, "next_stage": after[0] if len(after) == 1 else after}
+    return {key: stage for key, stage in stages.items() if stage}
 
 
 def trainers() -> dict[str, TrainerFacts]:

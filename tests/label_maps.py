@@ -35,6 +35,8 @@ def make_pair(scheme: str) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     if EXTRA not in LABEL_SCHEMES[scheme].names:
         reference, prediction = (np.where(labels == EXTRA, 0, labels) for labels in (reference, prediction))
+    if ET not in LABEL_SCHEMES[scheme].names:
+        reference, prediction = (np.where(labels == ET, NCR, labels) for labels in (reference, prediction))
     if scheme == "radiotherapy_2024":
         reference, prediction = ((labels > 0).astype(np.uint8) for labels in (reference, prediction))
     return reference, prediction

@@ -14,7 +14,7 @@ from nnunet_brats_ext.papers import find_paper
 from nnunet_brats_ext.workflow.engine import engine_options, follow
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
-from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
+from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, restricted
 from nnunet_brats_ext.workflow.resources import Needs
 from nnunet_brats_ext.workflow.state import Job, Run, open_run  # noqa: F401  for a process that imports this module
 
@@ -25,12 +25,13 @@ submission: one
 """
 
 
-def graph_of(recipe: str | Path, **setting) -> dict[str, Job]:
+def graph_of(recipe: str | Path, only: Sequence[str] = (), **setting) -> dict[str, Job]:
     given = dict(
         raw=Path("raw"), preprocessed=Path("pre"), results=Path("res"), dataset_id=137, release="BraTS2020",
         unlabelled=True, source=Path("/release"), gpus=8, cpus=64,
     )  # fmt: skip
-    return build_graph(load_recipe(find_recipe(str(recipe))), Setting(**given | setting))
+    loaded = load_recipe(find_recipe(str(recipe)))
+    return build_graph(restricted(loaded, only) if only else loaded, Setting(**given | setting))
 
 
 def kinds(jobs: dict[str, Job]) -> Counter:

@@ -3,6 +3,7 @@
 Shapes: b batch, c channels, *s the two or three spatial axes.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import ClassVar, Protocol, runtime_checkable
@@ -64,6 +65,24 @@ class SegmentationNetwork(nn.Module):
                 "choose a patch size that is, or other strides"
             )
         return tuple(length // stride for length, stride in zip(size, cumulated, strict=True))
+
+
+class FusingNetwork(SegmentationNetwork):
+    """Base class of networks whose logits are made of scores, those of a voxel out of the scores around it.
+
+    A tiling can then put the scores of all tiles together before they are fused, so that margins count for nothing.
+    """
+
+    gives_scores: bool = False
+    """Whether eval mode stops at the scores (b, k, *s)."""
+
+    @abstractmethod
+    def scores_of_background(self, x: Tensor) -> Tensor:
+        """The scores (b, k, *s) of images (b, c, *s) that hold nothing but background."""
+
+    @abstractmethod
+    def fuse(self, scores: Tensor) -> Tensor:
+        """Scores (b, k, *s) -> logits (b, num_classes, *s)."""
 
 
 @runtime_checkable

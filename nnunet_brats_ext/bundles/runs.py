@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.evaluation.results import read_results
+from nnunet_brats_ext.evaluation.results import read_models
 from nnunet_brats_ext.inference.models import TrainedModel, fold_names, open_model
 from nnunet_brats_ext.predictions.rule_sets import collect_rules
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
@@ -97,7 +97,7 @@ def _ends_of(run: Run) -> dict[str, Path]:
     found = {}
     for kind, at in (("restore", 2), ("evaluate", 3)):
         for job in run.jobs.values():
-            if job.kind == kind:
+            if job.kind == kind and job.command[at + 1].startswith("-"):  # not several single models, scored together
                 found[job.name.split("/", 1)[1]] = Path(job.command[at])
         if found:
             break
@@ -210,7 +210,9 @@ def _scores(run: Run) -> Mapping[str, Mapping[str, Any]]:
     for job in run.jobs.values():
         file = run.folder / job.result
         if job.kind == "evaluate" and file.is_file():
-            results = read_results(file)
+            results, *others = read_models(file).values()
+            if others:
+                continue
             means = {
                 region: {metric: values["mean"] for metric, values in metrics.items()}
                 for region, metrics in results["summary"].items()

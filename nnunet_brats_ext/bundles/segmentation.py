@@ -83,7 +83,7 @@ def segment(bundle: Path | str, *patients: Path | str, out: Path | str, **option
 
 
 def segment_patients(options: SegmentOptions, say: Say = lambda line: None) -> Segmentation:
-    """The same with its options in one object. say: is given a line for each patient."""
+    """The same with its options in one object. say: is given a line first, and one for each patient."""
     begun = time.monotonic()
     with open_bundle(options.bundle) as bundle:  # first, because folders of many patients take longer to look through
         require_trainers(bundle.system)
@@ -145,6 +145,9 @@ class _Work:
             out.mkdir(parents=True, exist_ok=True)
         left = [case for case in cases if self.options.overwrite or not self._is_there(case)]
         self.result.before = [case.name for case in cases if case not in left]
+        if left:
+            passes = self.system.passes_per_case(self.full)
+            self.say(f"to segment: {len(left)}; networks see each case {passes} times, mirror images counted")
         limit = self._limit(len(left))
         queue = list(left)
         while queue:

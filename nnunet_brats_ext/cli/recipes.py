@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from nnunet_brats_ext.workflow.engine import ENGINE_LOG, engine_errors, jobs_left, try_out
 from nnunet_brats_ext.workflow.ownership import shown_owner
-from nnunet_brats_ext.workflow.recipe_parts import Model
+from nnunet_brats_ext.workflow.recipe_parts import Model, Recipe
 from nnunet_brats_ext.workflow.resources import gpu_memory_gb
 from nnunet_brats_ext.workflow.run import RunOptions, copy_recipe, plan_run, run_recipe
 from nnunet_brats_ext.workflow.state import (
@@ -97,9 +97,21 @@ def print_jobs(options: RunOptions, console: Console) -> None:
             table.add_row(model.name, model.trainer, str(len(jobs)), str(gpus), memory)
     console.print(table)
     console.print("GB of each GPU: the estimate of `nnunet_brats plan`, where the network has been counted.")
+    print_rows(recipe, console)
     try_out(run)
     done = len(run.jobs) - len(jobs_left(run))
     console.print(f"jobs run in {run.folder}; {len(run.jobs)} jobs, {done} done already; nothing was started")
+
+
+def print_rows(recipe: Recipe, console: Console) -> None:
+    """The rows of the paper's tables, each with the prediction whose scores the report sets beside it."""
+    if (paper := recipe.published) is None:
+        return
+    table = Table("table", *(Column(name, overflow="fold") for name in ("row", "cases", "prediction")))
+    for row in paper.results:
+        scored = "" if row.prediction in recipe.evaluated else " (not scored in this run)"
+        table.add_row(row.table, row.system, row.data, f"{row.prediction}{scored}" if row.prediction else row.absent)
+    console.print(table)
 
 
 def shown_after(names: Sequence[str]) -> str:

@@ -251,8 +251,8 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
     console = console or wide_console()
     held_out = report["held_out"]
     objective = report["objective"]
-    gain = "gain in mean rank" if objective == "ranking" else f"gain in {facts_of_metric(objective).title}"
-    table = Table("fold", "cases", "rules from the other folds", gain, title=f"objective: {objective}")
+    unit = "mean rank" if objective == "ranking" else facts_of_metric(objective).title
+    table = Table("fold", "cases", "rules from the other folds", f"gain in {unit}", title=f"objective: {objective}")
     for fold, part in report["folds"].items():
         rules = "; ".join(map(describe_rule, part["rules"])) or "no rule"
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
@@ -265,7 +265,7 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
     console.print(scores)
     chosen = "; ".join(map(describe_rule, report["chosen_on_all"])) or "no rule"
     if clustered := report.get("per_cluster"):
-        _print_clusters(clustered, console)
+        _print_clusters(clustered, unit, console)
         if clustered["written"]:
             return
     if report["written"]:
@@ -276,7 +276,7 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
         )
 
 
-def _print_clusters(clustered: Mapping[str, Any], console: Console) -> None:
+def _print_clusters(clustered: Mapping[str, Any], unit: str, console: Console) -> None:
     from nnunet_brats_ext.predictions.rule_sets import describe_rule
 
     table = Table("cluster", "cases", "rules chosen on all its cases")
@@ -284,9 +284,9 @@ def _print_clusters(clustered: Mapping[str, Any], console: Console) -> None:
         table.add_row(str(number), str(cases), "; ".join(map(describe_rule, rules)) or "no rule")
     console.print(table)
     low, high = clustered["interval"]
-    gain = f"{clustered['gain_over_one_set']:+.4f} on held-out cases, 95 % interval {low:+.4f} to {high:+.4f}"
+    gain = f"{clustered['gain_over_one_set']:+.4f} in {unit}, 95 % interval {low:+.4f} to {high:+.4f}"
     verdict = "rules per cluster written" if clustered["written"] else "rules per cluster not written"
-    console.print(f"{verdict}: over one set of rules for all cases they gain {gain}")
+    console.print(f"{verdict}: over one set of rules for all cases they gain {gain}, on held-out cases")
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------

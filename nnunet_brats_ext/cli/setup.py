@@ -67,8 +67,14 @@ def show_papers(options: PapersOptions) -> None:
             console.print(f"  recipe {paper.key}: `nnunet_brats run {paper.key} RELEASE`")
         if options.paper:
             for result in paper.results:
-                scores = ", ".join(f"{region} {values['dice']:.3f}" for region, values in result.scores.items())
-                console.print(f"  published, {escape(result.system)}, {escape(result.data)}: Dice {scores}")
+                means = result.scores or result.deviations
+                dice = ", ".join(
+                    f"{region} {values['dice']:.3f}" for region, values in means.items() if "dice" in values
+                )
+                what = "Dice" if result.scores else f"SD of Dice over {result.over}"
+                here = f"in the recipe {result.prediction}" if result.prediction else f"not here: {result.absent}"
+                words = f"{result.table or 'published'}, {result.system}, {result.data}: {what} {dice}; {here}"
+                console.print(f"  {escape(words)}")
 
 
 def print_configuration(one: papers.Configuration, console: Console) -> None:

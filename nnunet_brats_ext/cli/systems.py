@@ -50,7 +50,7 @@ def run_segment(options: SegmentOptions) -> int:
     from nnunet_brats_ext.inference.predictor import find_device
 
     if find_device(options.device).type == "cpu" and options.device is None:
-        print("torch sees no GPU on this machine: the CPU is used, which takes longer")
+        say("torch sees no GPU on this machine: the CPU is used, which takes longer")
     done = segment_patients(options, say)
     if done.before:
         print(f"in {done.out} already: {len(done.before)}; --overwrite segments them anew")

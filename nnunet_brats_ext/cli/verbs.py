@@ -59,8 +59,8 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "a BraTS release or an own folder -> a data set in nnUNet_raw",
             "dataset_conversion.conversion:ConvertOptions",
             "cli.data:run_convert",
-            "A BraTS release or an own folder becomes a data set in nnUNet_raw. Recognises every release from BraTS "
-            "2012 to 2026, FeTS, MSD Task01, other public data sets, BIDS, and folders like CASE/t1.nii.gz, however "
+            "A BraTS release or an own folder becomes a data set in nnUNet_raw. Recognises BraTS 2012, 2013 and "
+            "2015 to 2026, FeTS, MSD Task01, other public data sets, BIDS, and folders like CASE/t1.nii.gz, however "
             "nested; --layout describes any other. All bad cases are reported at once, before anything is written.",
         ),
         Verb(

@@ -17,6 +17,7 @@ from nnunet_brats_ext.evaluation.label_maps import (
     find_numberings,
     match_cases,
     read_table,
+    with_folds,
 )
 from nnunet_brats_ext.evaluation.lesion_rows import LesionRow, make_rows
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings
@@ -70,6 +71,11 @@ class EvaluateOptions(Options):
         default=None,
         metavar="CSV",
         help="which files belong together: columns reference, prediction and perhaps case, paths within the folders",
+    )
+    splits: Path | None = option(
+        default=None,
+        metavar="FILE",
+        help="splits_final.json, where a cross-validation's predictions lie in one folder: mean and SD over folds, too",
     )
     right_angles: bool = option(
         default=False, help="of headers whose axes are not at right angles, take the nearest ones that are"
@@ -138,6 +144,7 @@ def evaluate_folders(
     processes: int | None = 1,
     nsd_mm: Sequence[float] = (),
     lesions: bool = True,
+    splits: Path | str | None = None,
 ) -> Results:
     """Score all cases of a folder as a BraTS challenge does -> the content of results.json, None for no score.
 
@@ -157,6 +164,7 @@ def evaluate_folders(
     nsd_mm: tolerances of further normalised surface Dice.
     lesions: with "lesions", case -> its `LesionRow`s, where the challenge scores lesions; `save_results` writes them
         into files of their own.
+    splits: a splits_final.json that says which fold each case is of; a trained model says it itself.
 
     Cases that cannot be scored are one UserError that names them all. What looks as if it was numbered otherwise is a
     `Notice`.
@@ -164,7 +172,7 @@ def evaluate_folders(
     files = dict(pattern=pattern, reference_pattern=reference_pattern, table=table)
     reading = dict(labels=labels, channels=channels, right_angles=right_angles)
     options: dict[str, Any] = {**files, **reading, "partial": partial, "processes": processes}
-    options |= {"nsd_mm": nsd_mm, "lesions": lesions}
+    options |= {"nsd_mm": nsd_mm, "lesions": lesions, "splits": splits}
     return next(iter(evaluate_models(reference, [prediction], preset, cohort, **options).values()))
 
 
@@ -184,6 +192,7 @@ def evaluate_models(
     processes: int | None = 1,
     nsd_mm: Sequence[float] = (),
     lesions: bool = True,
+    splits: Path | str | None = None,
 ) -> dict[str, Results]:
     """Score several folders of predictions on the same references -> name -> what `evaluate_folders` gives.
 
@@ -202,6 +211,8 @@ def evaluate_models(
         pairs = {name: read_table(Path(table), Path(reference), path) for name, path in sources.items()}
         references = LabelMaps(Path(reference), _side(pairs.values(), 0))
         maps = {name: LabelMaps(path, _side([pairs[name]], 1)) for name, path in sources.items()}
+    if splits:
+        maps = {name: with_folds(found, Path(splits)) for name, found in maps.items()}
     cases = [
         _Case(case, path, {name: found[case][1] for name, found in pairs.items() if case in found})
         for case, path in _side(pairs.values(), 0).items()

@@ -4,7 +4,7 @@ import csv
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nnunet_brats_ext.brats import LABEL_NAMES, LABEL_SCHEMES
@@ -17,6 +17,7 @@ from nnunet_brats_ext.evaluation.reading import holds_channels
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS, ending
+from nnunet_brats_ext.storage.nnunet import read_splits
 
 _RELEASE_SUFFIX = re.compile(r"[-_.](seg|gtv)$", re.IGNORECASE)  # of the label files of a release
 _SERVER_ID = re.compile(r"\d{5}-\d{3}")  # by which the challenge's server of 2026 knows a case
@@ -77,6 +78,14 @@ def find_label_maps(source: Path, pattern: str | None = None) -> LabelMaps:
     if not cases:
         raise UserError(f"{source} holds no label maps ({', '.join(ENDINGS)}); choose the folder that does")
     return LabelMaps(source, cases)
+
+
+def with_folds(maps: LabelMaps, splits: Path) -> LabelMaps:
+    """The same label maps, each of the fold whose validation case it is; a case of none is an error."""
+    folds = {case: str(fold) for fold, split in enumerate(read_splits(splits)) for case in split["val"]}
+    if unknown := [case for case in maps.files if case not in folds]:
+        raise UserError(f"{splits} holds out none of {shorten(unknown)}, predicted in {maps.source}")
+    return replace(maps, folds={case: folds[case] for case in maps.files})
 
 
 def _label_maps_in(folder: Path) -> list[Path]:

@@ -131,11 +131,12 @@ def _agreement(
     evidence: Sequence[LabelEvidence], numberings: Numberings, preset: Preset, scheme: LabelScheme
 ) -> str | None:
     """What to say where predictions agree clearly better with references when their labels are exchanged."""
-    labels = [label for label in scheme.names if label < LABELS]
+    labels = list(dict.fromkeys(scheme.predicted.values()))
     known = [one for one in evidence if all((one.confusion.sum(axis)[1:] > 0).sum() > 1 for axis in (0, 1))]
     if len(labels) < 2 or not known:
         return None
-    dice = {order: _label_dice(np.stack([one.confusion for one in known]), labels, order) for order in _orders(labels)}
+    confusion = np.stack([_as_predicted(one.confusion, scheme) for one in known])
+    dice = {order: _label_dice(confusion, labels, order) for order in permutations(labels)}
     plain = dice.pop(tuple(labels))
     gains = {order: values - plain for order, values in dice.items()}
     fewest = sorted(gains, key=lambda one: sum(label != other for label, other in zip(labels, one, strict=True)))
@@ -154,8 +155,13 @@ def _agreement(
     )
 
 
-def _orders(labels: Sequence[int]) -> list[tuple[int, ...]]:
-    return list(permutations(labels))
+def _as_predicted(confusion: np.ndarray, scheme: LabelScheme) -> np.ndarray:
+    """The confusion (5, 5) where labels that are predicted as another, such as NET as NCR, count as that one."""
+    place = np.arange(LABELS)
+    place[list(scheme.predicted)] = list(scheme.predicted.values())
+    summed = np.zeros_like(confusion)
+    np.add.at(summed, (place[:, None], place[None]), confusion)
+    return summed
 
 
 def _label_dice(confusion: np.ndarray, labels: Sequence[int], order: Sequence[int]) -> np.ndarray:

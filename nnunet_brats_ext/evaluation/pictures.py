@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from contourpy import contour_generator
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.ndimage import binary_fill_holes
@@ -23,6 +24,8 @@ from nnunet_brats_ext.storage.images import LPS, Grid, read_image, turn
 MARGIN = 3  # voxels around the head
 WINDOW = (1, 99.5)  # percentiles of the head that become black and white
 REGION_COLOURS = ("#4cc9f0", "#ffa01c", "#ff5fa8", "#a3e635", "#c4a5ff", "#fff07a")  # in the order of the regions
+LABEL_COLOURS = ("#2ca02c", "#1f6fe0", "#e63946", "#f2c14e")  # of the labels as trained: ED, NCR, ET, a further one
+FILLED_OPACITY = 0.6
 PANEL_INCHES = 2.3
 
 RegionLabels = Mapping[str, tuple[int, ...]]
@@ -131,6 +134,12 @@ def blend(grey: np.ndarray, colours: np.ndarray, opacity: np.ndarray | float) ->
     """Colours (rows, columns, 3) over grey values (rows, columns), all in [0, 1]."""
     share = np.broadcast_to(opacity, grey.shape)[..., None]
     return (1 - share) * grey[..., None] + share * colours
+
+
+def fill(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A label map as trained, in colours over grey values: (rows, columns) both -> (rows, columns, 3) in [0, 1]."""
+    colours = np.array([to_rgb(colour) for colour in ("black", *LABEL_COLOURS)])[labels]
+    return blend(grey, colours, FILLED_OPACITY * (labels > 0))
 
 
 def find_contours(mask: np.ndarray) -> list[np.ndarray]:

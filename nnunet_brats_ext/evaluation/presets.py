@@ -1,10 +1,12 @@
 """What each BraTS challenge scores, and how: one table per year and cohort, in the numbering as trained.
 
-Sources: 2017-21 CBICA's portal (CaPTk); 2023 and 2024 the official scripts BraTS-2023-Metrics and BraTS-2024-Metrics;
-2025 panoptica's configuration for metastases, and for Africa the lesions of 2024 with the metrics that its teams
-report; 2026 BraTS_evaluation 0.0.10 on panoptica 2.1.7. Their quirks are kept where they move a score a challenge ranks
-by, and named where they are coded. Not kept: for most cohorts the script of 2024 computes the HD95, sensitivity and
-specificity of whole regions on lesion numbers instead of masks, so that they are wrong from the second lesion on.
+Sources: 2012-16 the Virtual Skeleton Database, which listed Dice, PPV and sensitivity (Menze et al. 2015,
+https://doi.org/10.1109/TMI.2014.2377694), here with the distances of 2017; 2017-21 CBICA's portal (CaPTk); 2023 and
+2024 the official scripts BraTS-2023-Metrics and BraTS-2024-Metrics; 2025 panoptica's configuration for metastases, and
+for Africa the lesions of 2024 with the metrics that its teams report; 2026 BraTS_evaluation 0.0.10 on panoptica 2.1.7.
+Their quirks are kept where they move a score a challenge ranks by, and named where they are coded. Not kept: for most
+cohorts the script of 2024 computes the HD95, sensitivity and specificity of whole regions on lesion numbers instead of
+masks, so that they are wrong from the second lesion on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -258,6 +260,11 @@ def _with_lesions(preset: Preset, **rules: DilationRule) -> Preset:
     return replace(preset, lesions={**preset.lesions, **rules}, unscored=unscored)
 
 
+def _preset_2013(scheme: str) -> dict[str, Preset]:
+    regions, ranked = LABEL_SCHEMES[scheme].regions, ("dice", "ppv", "sensitivity")
+    return {"gli": Preset(scheme, regions, _MEASURES_2020, penalty_mm=None, ranked=ranked)}
+
+
 _BRATS_2020 = {"gli": Preset("glioma_2017", _GLIOMA, _MEASURES_2020, penalty_mm=None)}
 _BRATS_2023 = {
     "gli": _preset_2023(dilation=3, min_volume=50),
@@ -310,6 +317,8 @@ _BRATS_2026 = {
 }
 
 _YEARS = {
+    "brats2012": _preset_2013("glioma_2012"),
+    **{f"brats{year}": _preset_2013("glioma_2013") for year in range(2013, 2017)},
     **{f"brats{year}": _BRATS_2020 for year in range(2017, 2022)},
     "brats2023": _BRATS_2023,
     "brats2024": _BRATS_2024,
@@ -340,6 +349,22 @@ def find_preset(preset: str | Preset, cohort: str = "gli") -> Preset:
     if cohort not in PRESETS[preset]:
         raise UserError(f"{preset} has no cohort {cohort!r}; it has {', '.join(PRESETS[preset])}")
     return PRESETS[preset][cohort]
+
+
+def fitting_preset(preset: str, cohort: str, scheme: str | None, release: str) -> tuple[str, str]:
+    """The preset for label maps of a scheme: the one that is given, or that of the release's own challenge.
+
+    The latter where the given one does not know all labels of the scheme, or scores one that the scheme lacks, as
+    brats2020 does with BraTS2015 or BraTS2012. Where there is no such challenge the given one stays.
+    """
+    if scheme is None:
+        return preset, cohort
+    given, names = find_preset(preset, cohort), set(LABEL_SCHEMES[scheme].names)
+    if names <= set(LABEL_SCHEMES[given.scheme].names) and all(names & {*labels} for labels in given.regions.values()):
+        return preset, cohort
+    year, _, patients = release.lower().partition("-")
+    own = PRESETS.get(year, {}).get(patients or "gli")
+    return (own.name, own.cohort) if own and own.scheme == scheme else (preset, cohort)
 
 
 def ranked_metrics(results: Mapping[str, Any]) -> tuple[str, ...] | None:

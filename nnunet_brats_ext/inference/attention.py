@@ -10,6 +10,7 @@ from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases, read_previous
 from nnunet_brats_ext.inference.checkpoints import open_checkpoint, warn_of_code
+from nnunet_brats_ext.inference.choices import SLIDING
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model
 from nnunet_brats_ext.inference.options import AttentionOptions
@@ -28,8 +29,8 @@ def show_attention(
     """Write a folder per case with what each fold and checkpoint of a model attends to; case -> folder.
 
     images: a folder of CASE_0000.nii.gz and so on. model: the folder of a trained model. options: the fields of
-    `AttentionOptions`. Maps lie on the grid of the image files; they are 0 outside the box around the head, beyond
-    which nnU-Net's networks see nothing. Cases that are done stay where a later one fails.
+    `AttentionOptions`. Maps lie on the grid of the image files; they are 0 where no network has looked: outside the box
+    around the head, and of a second stage outside its window. Cases that are done stay where a later one fails.
     """
     named: dict[str, Any] = {"images": images, "out": out, "model": model, **options}
     return attend(AttentionOptions(**named))
@@ -40,7 +41,9 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
     model = chosen_model(options)
     if not options.trusted:
         warn_of_code(model.files)
-    predictor = MapPredictor(find_device(options.device))
+    facts = papers.find_trainer(model.names[0])
+    tiling = papers.find_paper(facts.paper).load(facts.attention).tiling if facts.attention else SLIDING
+    predictor = MapPredictor(find_device(options.device), tiling)
     predictor.load(model)
     attention = find_attention(predictor)
     predictor.show_maps(attention.wrap)

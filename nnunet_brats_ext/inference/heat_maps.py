@@ -41,7 +41,7 @@ class Row:
 class Panel:
     """A map (rows, columns) to be drawn over the image, or the bare image; with the outlines of a label map.
 
-    scale: of the colours; None is that of the whole picture.
+    heat: NaN where there is nothing to show. scale: of the colours; None is that of the whole picture.
     """
 
     title: str = ""
@@ -78,7 +78,7 @@ def draw_rows(
     """
     segmentations = [read_upright(row.segmentation)[0] for row in rows]
     indices = choose_slices(head, numbers, segmentations[::-1])
-    # One volume in memory at a time: [row][map][slice]
+    # One volume in memory at a time: [row][map][slice]; coefficients are above 0 wherever a network has looked.
     maps = [[_cut_each(head, path, indices) for path in row.maps] for row in rows]
     for i, index in enumerate(indices):
         panels = [
@@ -123,17 +123,22 @@ def draw_panels(
 
 def colour_scale(values: Sequence[np.ndarray]) -> Normalize:
     """A scale over all values, its ends rounded outward to tenths, so that pictures of similar maps share it."""
-    filled = [part for part in values if part.size]
+    filled = [part[np.isfinite(part)] for part in values if np.isfinite(part).any()]
     low, high = (min(part.min() for part in filled), max(part.max() for part in filled)) if filled else (0, 1)
     low, high = np.floor(10 * low) / 10, np.ceil(10 * high) / 10
     return Normalize(low, high if high > low else low + 0.1)
 
 
 def heat_over(grey: np.ndarray, heat: np.ndarray, inside: np.ndarray, scale: Normalize) -> np.ndarray:
-    """A map in colour over a grey image: (rows, columns) -> (rows, columns, 3) in [0, 1], black outside the head."""
-    return blend(grey, colormaps[COLOURS](scale(heat))[..., :3], OPACITY) * inside[..., None]
+    """A map in colour over a grey image: (rows, columns) -> (rows, columns, 3) in [0, 1], black outside the head.
+
+    Where the map is NaN, the image is bare.
+    """
+    opacity = np.where(np.isfinite(heat), OPACITY, 0)
+    return blend(grey, colormaps[COLOURS](scale(np.nan_to_num(heat)))[..., :3], opacity) * inside[..., None]
 
 
 def _cut_each(head: HeadImage, path: Path, indices: Sequence[int]) -> list[np.ndarray]:
     volume, _ = read_upright(path)
-    return [head.crop(volume[index]).copy() for index in indices]
+    planes = [head.crop(volume[index]) for index in indices]
+    return [np.where(plane > 0, plane, np.nan) for plane in planes]

@@ -63,11 +63,13 @@ class AttentionMaps(NamedTuple):
     """How to show where one kind of network looks; a paper names its own in `paper.py`.
 
     applies: whether a network is of that kind. wrap: makes it give its maps. show: writes files and pictures of a case.
+    tiling: how cases are cut; `paper` is as the trainer predicts them.
     """
 
     applies: Callable[[nn.Module], bool]
     wrap: Callable[[Any], MapNetwork]
     show: Callable[..., None]
+    tiling: str = SLIDING
 
 
 class MapPredictor(BraTSPredictor):

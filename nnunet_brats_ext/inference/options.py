@@ -157,6 +157,11 @@ class PredictOptions(InferenceOptions):
         help="label maps of all training cases by a first stage, of which the training of the second draws one per "
         "case; by default one map for each checkpoint, by the fold that did not train on the case",
     )
+    next_stages: tuple[str, ...] = option(
+        default=(),
+        metavar="CONFIGURATION",
+        help="with --for-next-stage: the second stages that the maps are for; default: all that follow",
+    )
     in_sample: bool = option(
         default=False, help="with --for-next-stage: a map for each fold and checkpoint, also of cases it trained on"
     )

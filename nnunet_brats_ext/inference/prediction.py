@@ -97,7 +97,7 @@ def required_folders(options: PredictOptions) -> tuple[Path, Path | None]:
 # ---- which options go together -------------------------------------------------------------------------------------
 
 OF_MODEL = {field.name for field in fields(ModelOptions)}
-OF_NEXT_STAGE = {"for_next_stage", "in_sample", "add"}
+OF_NEXT_STAGE = {"for_next_stage", "next_stages", "in_sample", "add"}
 OF_POOL = {"models", "best", "by", "preset", "cohort"}
 
 

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_brats_ext import papers
+from nnunet_brats_ext.architectures.blocks import FusingNetwork
 from nnunet_brats_ext.inference.checkpoints import (
     MIRROR_AXES,
     Weights,
@@ -31,7 +32,7 @@ from nnunet_brats_ext.inference.logits import ModelDescription
 from nnunet_brats_ext.inference.memory import bytes_of_pass, free_bytes
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.profiling import MB, MemoryMeter
-from nnunet_brats_ext.inference.symmetries import average_probabilities, logits_of, predict_each, probabilities_of
+from nnunet_brats_ext.inference.symmetries import average_logits, average_probabilities, logits_of, probabilities_of
 from nnunet_brats_ext.inference.tilings import (
     CERTAIN,
     StoredVolume,
@@ -311,15 +312,37 @@ class BraTSPredictor(nnUNetPredictor):
         self.network: nn.Module = self.network.to(self.device).eval()
         volume = self._volume(input_image)
         if tiling is None or self._fits_memory(tiling, volume):
-            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            with (
+                self._giving_scores(tiling) as fuse,
+                torch.autocast(self.device.type, enabled=self.device.type == "cuda"),
+            ):
                 try:
-                    return predict(self._predict_windows, volume)
+                    return fuse(predict(self._predict_windows, volume))
                 except torch.OutOfMemoryError:
                     if tiling is None or tiling.seen_at_once(volume) is None:
                         raise
         sentence = f"the tiling {self.tiling} does not fit into the memory that is free; sliding windows instead"
         warnings.warn(sentence, Notice, stacklevel=2)
         return super().predict_sliding_window_return_logits(input_image)
+
+    @contextmanager
+    def _giving_scores(self, tiling: Tiling | None) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Where a tiling joins scores, the network gives them; yields what makes logits (k, *s) of what was joined."""
+        network = self.bare_network
+        if tiling is None or not tiling.joins_scores or not isinstance(network, FusingNetwork):
+            yield lambda logits: logits
+            return
+        network.gives_scores = True
+        try:
+            yield lambda scores: network.fuse(scores[None])[0]
+        finally:
+            network.gives_scores = False
+
+    @property
+    def _network_of_scores(self) -> FusingNetwork | None:
+        """The network, while it gives scores."""
+        network = self.bare_network
+        return network if isinstance(network, FusingNetwork) and network.gives_scores else None
 
     def _fits_memory(self, tiling: Tiling, volume: Volume) -> bool:
         """Whether what a network sees at once leaves memory; on a GPU, torch says so when it has tried."""
@@ -363,16 +386,19 @@ class BraTSPredictor(nnUNetPredictor):
         symmetries, at_once = find_symmetries(self.symmetries), self.symmetries_at_once
         if symmetries is None and at_once > 1 and self.use_mirroring and self.allowed_mirroring_axes:
             mirrors = mirrors_along([axis - (x.ndim - 2) for axis in self.allowed_mirroring_axes])
-            logits = list(predict_each(self.network, x, mirrors, at_once))
-            return torch.stack(logits).mean(0)
+            return average_logits(self.network, x, mirrors, at_once)
         if symmetries is None:
             return super()._internal_maybe_mirror_and_predict(x)
         # What a quarter turn has laid along an axis need not be a multiple of that axis's strides.
         predict = partial(predict_padded, self.network, divisor=self.divisor)
+        if self._network_of_scores:  # which are no logits of probabilities, one by one
+            return average_logits(predict, x, symmetries, at_once)
         return average_probabilities(predict, x, symmetries, self.exclusive, at_once)
 
     def _background(self, x: Tensor) -> Tensor:
         """Logits (b, k, *s) of no region, or of the label background, as certain as `logits_of` makes them."""
+        if network := self._network_of_scores:
+            return network.scores_of_background(x)
         logits = x.new_full((len(x), self.label_manager.num_segmentation_heads, *x.shape[2:]), -CERTAIN)
         if self.exclusive:
             logits[:, 0] = CERTAIN

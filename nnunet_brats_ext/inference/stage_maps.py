@@ -35,15 +35,19 @@ def plan_next_stage(options: PredictOptions) -> WorkPlan:
     if CHOSEN in options.checkpoints:
         raise UserError(f"-chk {CHOSEN}: a map has the name of its checkpoint, the same in all folds; name checkpoints")
     model = chosen_model(options)
-    if not model.next_stages:
+    if not (following := model.next_stages):
         raise UserError(f"{model.names[2]} is no first stage: nothing in {model.folder}/plans.json follows it")
+    if unknown := [stage for stage in options.next_stages if stage not in following]:
+        raise UserError(
+            f"--next-stages {unknown[0]}: in {model.folder}/plans.json, {', '.join(following)} follows {model.names[2]}"
+        )
     preprocessed = require_folder("nnUNet_preprocessed") / model.dataset
     jobs = _in_sample(model, preprocessed) if options.in_sample else _out_of_fold(model, preprocessed)
     # Windows as in the trainer's own validation, whose maps these stand beside.
     passes = replace(Passes.from_options(options), tiling=SLIDING)
     networks = Networks(Machine.from_options(options))
     steps: list[PredictionStep] = []
-    for stage in model.next_stages:
+    for stage in options.next_stages or following:
         maps = expanded_folder(model.folder / "predicted_next_stage" / stage)
         others = sorted({path.name for path in maps.glob("[!.]*")} - {name for name, *_ in jobs})
         if others and not options.add:

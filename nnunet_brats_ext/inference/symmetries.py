@@ -63,6 +63,17 @@ def average_probabilities(
     return logits_of(mean, exclusive)
 
 
+def average_logits(
+    predict: Callable[[Tensor], Tensor], x: Tensor, symmetries: Sequence[Symmetry], at_once: int = 1
+) -> Tensor:
+    """The weighted mean of the logits themselves over the symmetries of a volume, (b, c, *s) -> (b, k, *s)."""
+    total = sum(symmetry.weight for symmetry in symmetries)
+    each = predict_each(predict, x, symmetries, at_once)
+    return sum(
+        (logits * (symmetry.weight / total) for symmetry, logits in zip(symmetries, each, strict=True)), x.new_zeros(())
+    )
+
+
 def probabilities_of(logits: Tensor, exclusive: bool, axis: int = 1) -> Tensor:
     """The probability of each region by itself, or of labels along `axis` that exclude each other; fp32."""
     return torch.softmax(logits.float(), axis) if exclusive else torch.sigmoid(logits.float())

@@ -66,6 +66,9 @@ class Tiling(ABC):
     needs_previous_stage: ClassVar[bool] = False
     """Whether it looks at the labels of a previous stage; a model without one is predicted by sliding windows."""
 
+    joins_scores: ClassVar[bool] = False
+    """Whether it puts together the scores of a `FusingNetwork`, which are fused afterwards, in the whole volume."""
+
     def seen_at_once(self, volume: Volume) -> tuple[int, ...] | None:
         """The shape of what the network sees at once, where that may exceed memory; sliding windows take over then."""
         return None

@@ -5,7 +5,7 @@ from copy import deepcopy
 from math import ceil
 from typing import Any
 
-from nnunet_brats_ext.papers import Configuration, configurations
+from nnunet_brats_ext.papers import Configuration, configurations, stages_of
 from nnunet_brats_ext.planning.fitting import Cases, Fit, fit
 from nnunet_brats_ext.planning.topology import Topology
 from nnunet_brats_ext.storage.plans import resolve
@@ -53,10 +53,9 @@ def cases_of(base: Mapping[str, Any], transpose: Sequence[int], fingerprint: Map
 
 def as_configuration(paper: Configuration, chosen: Fit, base: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of the plans: what differs from its base; the rest, preprocessed data included, is inherited."""
-    stages = {"previous_stage": paper.previous_stage, "next_stage": paper.next_stage}
     return {
         "inherits_from": paper.base,
-        **{key: stage for key, stage in stages.items() if stage},
+        **stages_of(paper.name),
         "patch_size": list(chosen.topology.patch_size),
         "batch_size": chosen.batch_size,
         "architecture": rebuild(base["architecture"], chosen.topology),

@@ -21,7 +21,7 @@ from nnunet_brats_ext.predictions.folders import (
     problems_with_heads,
 )
 from nnunet_brats_ext.predictions.heads import convert_head, label_probabilities, paint
-from nnunet_brats_ext.storage.datasets import DatasetDescription
+from nnunet_brats_ext.storage.datasets import AS_TRAINED, DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import read_grid, require_labels, write_label_map
 from nnunet_brats_ext.storage.json_files import write_json
@@ -51,7 +51,7 @@ class EnsembleOptions(Options):
     space: str | None = option(
         default=None,
         choices=SPACES,
-        help="where region heads and label heads meet (mean); default: regions",
+        help="average regions, or labels of which the largest wins (mean); default: what all have, or regions",
     )
     order: tuple[int, ...] | None = option(
         default=None,
@@ -141,18 +141,35 @@ def ensemble(inputs: Sequence[Path | str], out: Path | str, **options: Any) -> d
 def _mean(folders: Sequence[PredictionFolder], options: EnsembleOptions) -> Combination:
     """The mean of probabilities. Folders with one kind of head only are averaged in that head, as nnU-Net does.
 
-    Where both kinds meet, `space` decides: regions (sigmoid probabilities, threshold 0.5) or labels (normalised to one,
-    the largest wins). Sums are float32 whatever is saved.
+    Where both kinds meet, or where it is given, `space` decides: regions (sigmoid probabilities, threshold 0.5) or
+    labels (normalised to one, the largest wins). Sums are float32 whatever is saved.
     """
     mixed = len({folder.head.has_regions for folder in folders if folder.head}) == 2
     regions = (options.space or "regions") == "regions"
     reference = next(one for one in folders if one.head and (not mixed or one.head.has_regions == regions))
-    target = reference.head
-    assert target is not None
+    target, description = reference.head, reference.description
+    assert target is not None and description is not None, "opened with its probabilities"
+    if options.space and target.has_regions != regions:
+        target, description = _other_head(target, description)
     refuse(problems_with_heads(folders, target), f"average with {reference.path}")
     settings = {"weights": options.weights, "space": "regions" if target.has_regions else "labels"}
     function = partial(_mean_of_case, folders, options.weights, target)
-    return Combination(function, reference, reference.description, settings)
+    return Combination(function, reference, description, settings)
+
+
+def _other_head(head: Head, description: DatasetDescription) -> tuple[Head, DatasetDescription]:
+    """The regions of a label head, or the labels of a region head, and the dataset.json of probabilities of these."""
+    if not head.has_regions:
+        if not description.nested:
+            raise UserError(f"--space regions: {description.source} has no regions; leave --space out")
+        return description.head(), description
+    labels = (BACKGROUND, *sorted(head.labels))
+    if set(labels) != description.labels:  # those that are predicted as another, such as NET as NCR, have no channel
+        names = {label: name for name, label in AS_TRAINED.items()}
+        declared = {"background": BACKGROUND, **{names.get(label, str(label)): label for label in labels[1:]}}
+        content = {key: value for key, value in description.content.items() if key != "regions_class_order"}
+        description = DatasetDescription({**content, "labels": declared}, description.source)
+    return description.head(len(labels)), description
 
 
 def _mean_of_case(

@@ -5,7 +5,7 @@ import os
 from nnunet_brats_ext.storage.errors import UserError
 
 EPOCHS, ITERATIONS = "nnUNet_brats_epochs", "nnUNet_brats_iterations"  # a trial run that is shorter
-SNAPSHOTS = "nnUNet_brats_snapshots"  # epochs after which to keep the weights, such as "100 200"
+SNAPSHOTS = "nnUNet_brats_snapshots"  # further epochs after which to keep the weights, "100 200"
 SEED = "nnUNet_brats_seed"
 PRECISION = "nnUNet_brats_precision"  # bf16: mixed precision on a CPU
 START = "nnUNet_brats_start"  # `random`: not from the weights of another trainer

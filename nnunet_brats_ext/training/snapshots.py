@@ -10,7 +10,7 @@ from nnunet_brats_ext.training.seams import PlainTrainer
 
 
 class Snapshots(PlainTrainer):
-    """Mixin: keeps the weights after the epochs that the environment names, else those of the trainer's facts."""
+    """Mixin: keeps the weights after the epochs of the trainer's facts and those that the environment names."""
 
     def on_epoch_end(self) -> None:
         # Before nnU-Net's checkpoint of this epoch, from which an interrupted training would go on without coming here.
@@ -21,7 +21,7 @@ class Snapshots(PlainTrainer):
 
     def snapshot_epochs(self) -> tuple[int, ...]:
         """After how many epochs to keep the weights."""
-        return requested_snapshots() or self.all_facts().snapshot_epochs
+        return tuple(sorted({*self.all_facts().snapshot_epochs, *requested_snapshots()}))
 
     def save_snapshot(self, file: Path, epochs: int) -> None:
         """Write what inference needs of a checkpoint, without the optimiser's state, which is twice as large."""

@@ -63,8 +63,7 @@ def configuration_of_paper(name: str, **changes: Any) -> dict[str, Any]:
     axes = 2 if paper.base == "2d" else 3
     strides = paper.strides or ((1,) * axes, *((2,) * axes,) * paper.poolings)
     patch_size = paper.patch_size or (240,) * axes
-    stages = {key: value for key in ("previous_stage", "next_stage") if (value := getattr(paper, key))}
-    return configuration(patch_size, strides, batch_size=paper.batch_size, **(stages | changes))
+    return configuration(patch_size, strides, batch_size=paper.batch_size, **(papers.stages_of(name) | changes))
 
 
 def plans_of(model: ForeignModel, dataset: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.planning.plan import Planned, folds_of, gpus_of
+from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import MANIFEST, dataset_id, require_folder
@@ -19,8 +20,8 @@ from nnunet_brats_ext.storage.plans import read_plans, resolve
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
 from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
-from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model, Recipe
-from nnunet_brats_ext.workflow.run import datasets_there
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Data, Model, ModelPrediction, Recipe
+from nnunet_brats_ext.workflow.run import datasets_there, scored_as
 from nnunet_brats_ext.workflow.state import Job
 
 RELEASE = "RELEASE"  # what stands for the folder of the release where nobody knows it
@@ -28,7 +29,8 @@ RELEASE = "RELEASE"  # what stands for the folder of the release where nobody kn
 
 def commands_of_paper(paper: str, planned: Planned) -> list[str]:
     """What is left to type for a paper's submission, by its recipe."""
-    return _commands(load_recipe(published_recipes()[paper]), planned, paper)
+    recipe = load_recipe(published_recipes()[paper])
+    return _commands(replace(recipe, evaluated=recipe.submissions), planned, paper)
 
 
 def commands_of_trainer(name: str, planned: Planned) -> list[str]:
@@ -47,12 +49,15 @@ def commands_of_trainer(name: str, planned: Planned) -> list[str]:
     if facts.starts_from:
         models = {"start": replace(models["model"], name="start", trainer=facts.starts_from), **models}
     data = {"brats": Data("brats")}
-    recipe = Recipe(name, data, models, {}, {}, "brats2020", "gli", ("model",), ("model",))
+    predictions = {one: ModelPrediction(one, one) for one in models}
+    recipe = Recipe(name, data, models, predictions, {}, {}, "brats2020", "gli", ("model",), ("model",))
     return _commands(recipe, planned, name)
 
 
 def _commands(recipe: Recipe, planned: Planned, folder: str) -> list[str]:
     dataset = planned.file.parent.name
+    if description := DatasetDescription.find(planned.file.parent):
+        recipe = scored_as(recipe, description.scheme_name, description.release or dataset)
     raw, first = require_folder("nnUNet_raw"), next(iter(recipe.data.values()))
     folds = len(folds_of(dataset, raw / dataset))
     # Other data sets of the recipe follow the first one, whatever the recipe says of its folds.

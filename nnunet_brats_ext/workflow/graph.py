@@ -1,39 +1,48 @@
 """A recipe as a graph of jobs: each one a command line, what it waits for, and what it writes. Free of files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 
 from nnunet_brats_ext.dataset_conversion.splits import number_of_folds
 from nnunet_brats_ext.inference.chosen import CHOSEN
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import SPLITS
 from nnunet_brats_ext.workflow.jobs import CROSS_VALIDATION, SMOKE_EPOCHS, TEST, Setting
-from nnunet_brats_ext.workflow.recipe_parts import Choice, Ensemble, Model, Postprocessing, Recipe
+from nnunet_brats_ext.workflow.recipe import with_folders
+from nnunet_brats_ext.workflow.recipe_parts import (
+    Choice,
+    Data,
+    Ensemble,
+    Model,
+    ModelPrediction,
+    Postprocessing,
+    Recipe,
+)
 from nnunet_brats_ext.workflow.state import Job
 from nnunet_brats_ext.workflow.training_jobs import TrainingJobs
 
 
 def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     """All jobs of a recipe by name, each after those it waits for."""
-    for data in recipe.data.values():
-        if data.distill and not setting.unlabelled:
-            raise UserError(
-                f"the source has no cases without label, which {data.name!r} is to learn from; "
-                "give a release that has some"
-            )
+    recipe = with_folders(recipe, setting.also)
     if setting.patients is not None and not number_of_folds(2, setting.patients):
         count = "1 patient" if setting.patients else "no patient"
         raise UserError(f"the source has {count} with labels; a cross-validation needs two")
     graph = Graph(recipe, setting)
+    for data in recipe.data.values():
+        if data.distill and not data.foreign and not graph.unlabelled_of(data):
+            raise UserError(
+                f"the source has no cases without label, which {data.name!r} is to learn from; "
+                "give a release that has some"
+            )
     for model in recipe.models.values():
         every = graph.every_fold(model)
         if model.on_all:
             continue
         if unknown := sorted(set(setting.folds or ()) - set(every)):
             raise UserError(f"--folds {unknown[0]}: {model.name} has the folds 0 to {every[-1]} here")
-    scores = [graph.evaluate(name) for name in recipe.evaluated]
-    if len(scores) > 1:
-        graph.rank(scores)
-    graph.report(scores)
+    graph.score(recipe.evaluated)
     if setting.unlabelled:
         for name in recipe.submissions:
             graph.restore(name)
@@ -47,77 +56,98 @@ class Graph(TrainingJobs):
 
     def predicted(self, prediction: str, branch: str) -> str:
         recipe = self.recipe
-        if prediction in recipe.models:
-            model = recipe.models[prediction]
-            return self.predict(model, branch)
+        if prediction in recipe.predictions:
+            return self.predict(recipe.predictions[prediction], branch)
         if prediction in recipe.ensembles:
             return self.ensemble(recipe.ensembles[prediction], branch)
         return self.postprocess(recipe.postprocessing[prediction], branch)
 
-    def predict(self, model: Model, branch: str) -> str:
-        """The cases without label by all folds, or each fold's own cases by its models, with the same inference."""
-        folds = self.scored_folds(model) if branch == CROSS_VALIDATION else None
-        after = self.trained(model, folds or ())
+    def predict(self, one: ModelPrediction, branch: str, before: ModelPrediction | None = None) -> str:
+        """The cases without label by all folds, or each fold's own cases by its models, with the same inference.
+
+        before: what it refines; default what the recipe says.
+        """
+        model = self.recipe.model_of(one)
+        folds = self.scored_folds(one) if branch == CROSS_VALIDATION else self.predicting_folds(one)
+        after = self.trained(model, folds)
         command = self.model_words(model, folds)
-        if model.choice:
+        if one.choice:
             command += ["-chk", CHOSEN]
             after.append(self.choose(model))
-        elif model.checkpoints:
-            command += ["-chk", *self.checkpoints(model.checkpoints)]
-        words, before = self.previous(model)
+        elif one.checkpoints:
+            command += ["-chk", *self.checkpoints(one.checkpoints)]
+        words, jobs = self.previous(one, before or self.recipe.refined_by(one))
         command += words
-        after += before
-        if model.name in self.averaged and model.combine != "vote":
+        after += jobs
+        if one.name in self.averaged and one.combine != "vote":
             command.append("--save_probabilities")
-        return self.prediction(model.name, branch, command, model, after)
+        return self.prediction(one.name, branch, command, one, after)
 
-    def previous(self, model: Model) -> tuple[list[object], list[str]]:
+    def members(self, one: ModelPrediction, branch: str) -> list[str]:
+        """Every checkpoint of a prediction, on each of the stage before, as a prediction of its own."""
+        before = self.recipe.refined_by(one)
+        sources: list[ModelPrediction | None] = [before]
+        if before and before.checkpoints:
+            sources = [replace(before, checkpoints=(name,)) for name in self.kept(before.checkpoints)]
+        jobs = []
+        for source, name in product(sources, self.kept(one.checkpoints)):
+            label = ".".join(map(str, (*(source.checkpoints if source else ()), name)))
+            alone = replace(one, name=f"{one.name}.{label}", checkpoints=(name,))
+            jobs.append(self.predict(alone, branch, source))
+        return jobs
+
+    def previous(self, one: ModelPrediction, before: ModelPrediction | None) -> tuple[list[object], list[str]]:
         """How `predict` and `choose` name the stage before, and how they combine; and the jobs to wait for."""
         words: list[object] = []
         after: list[str] = []
-        if model.previous_stage:
-            previous = self.recipe.models[model.previous_stage]
-            words += ["-prev_tr", previous.trainer, "-prev_f", *self.folds(previous)]
-            if previous.choice:
+        if before:
+            model = self.recipe.model_of(before)
+            words += ["-prev_tr", model.trainer, "-prev_f", *self._of(before.folds, self.folds(model))]
+            if before.choice:
                 words += ["-prev_chk", CHOSEN]
-                after.append(self.choose(previous))
-            elif previous.checkpoints:
-                words += ["-prev_chk", *self.checkpoints(previous.checkpoints)]
-        return [*words, *(["--combine", model.combine] if model.combine else [])], after
+                after.append(self.choose(model))
+            elif before.checkpoints:
+                words += ["-prev_chk", *self.checkpoints(before.checkpoints)]
+        return [*words, *(["--combine", one.combine] if one.combine else [])], after
 
     def choose(self, model: Model) -> str:
-        """The checkpoints of each fold that predict its cases best."""
+        """The checkpoints of each fold that predict its cases best, for all predictions that take what is chosen."""
         name = f"choose/{model.name}"
         if name not in self.jobs:
-            assert model.choice is not None
-            words, before = self.previous(model)
-            command = [*self.model_words(model), *words]
-            command += ["-chk", *self.checkpoints(model.choice.of)] if model.choice.of else []
-            after = [*self.trained(model), *before]
-            self.chosen(name, command, model, model.choice, after)
+            every = self.recipe.predictions.values()
+            one, choice = next((one, one.choice) for one in every if one.of == model.name and one.choice)
+            words, before = self.previous(one, self.recipe.refined_by(one))
+            command = [*self.model_words(model, self.folds(model)), *words]
+            command += ["-chk", *self.checkpoints(choice.of)] if choice.of else []
+            if self.setting.smoke:  # a short run keeps few snapshots
+                choice = replace(choice, best=min(choice.best, SMOKE_EPOCHS))
+            self.chosen(name, command, one, choice, [*self.trained(model), *before])
         return name
 
-    def chosen(self, name: str, models: Sequence[object], model: Model, choice: Choice, after: Sequence[str]) -> None:
-        """A job that chooses. models: words that name the candidates. model: the first of them."""
+    def chosen(
+        self, name: str, models: Sequence[object], first: ModelPrediction, choice: Choice, after: Sequence[str]
+    ) -> None:
+        """A job that chooses. models: words that name the candidates. first: how the first of them predicts."""
         out = self.setting.folder / "choices" / f"{name.split('/', 1)[1]}.json"
-        best = min(choice.best, SMOKE_EPOCHS) if self.setting.smoke else choice.best
-        words = ["nnunet_brats", "choose", *models, "--best", best, "--by", choice.by, *self.preset(), "-o", out]
-        words += [*self.seen(model), "-np", self.workers("choose")]
-        self.add(name, words, out, [*after, self.converted(self.base_of(self.recipe.data[model.data]))])
+        words = ["nnunet_brats", "choose", *models, "--best", choice.best, "--by", choice.by, *self.preset(), "-o", out]
+        words += [*self.seen(first), "-np", self.workers("choose")]
+        self.add(name, words, out, [*after, self.converted(self.base_of(self.data_of(first.name)))])
 
-    def seen(self, model: Model) -> list[str]:
+    def seen(self, one: ModelPrediction) -> list[str]:
         """Tiling and symmetries, where the recipe names them."""
-        given = (("--tiling", model.tiling), ("--tta", model.tta))
+        given = (("--tiling", one.tiling), ("--tta", one.tta))
         return [word for option, value in given if value for word in (option, value)]
 
-    def prediction(self, name: str, branch: str, models: Sequence[object], model: Model, after: Sequence[str]) -> str:
-        """A job that predicts cases of a model's data, with its tiling and symmetries. models: words that name them."""
-        out, data = self.folder(name, branch), self.recipe.data[model.data]
+    def prediction(
+        self, name: str, branch: str, models: Sequence[object], first: ModelPrediction, after: Sequence[str]
+    ) -> str:
+        """A job that predicts. models: words that name them. first: of which data, tiling and symmetries are."""
+        out, data = self.folder(name, branch), self.recipe.data[self.recipe.model_of(first).data]
         words = ["nnunet_brats", "predict", "-i", self.images(data, branch), "-o", out, *models]
         words += ["--cross-validation"] if branch == CROSS_VALIDATION else []
-        words += [*self.seen(model), "-np", self.workers("predict")]
+        words += [*self.seen(first), "-np", self.workers("predict")]
         job = f"predict/{name}" if branch == TEST else f"predict/{branch}/{name}"
-        return self.add(job, words, out, [*after, self.converted(self.base_of(data))])
+        return self.add(job, words, out, [*after, self.converted(self.shown(data, branch))])
 
     def ensemble(self, ensemble: Ensemble, branch: str) -> str:
         if ensemble.best:
@@ -136,15 +166,16 @@ class Graph(TrainingJobs):
         """The best models of each fold, which predict anew, as one job after that of the choice."""
         assert ensemble.best is not None
         models = [self.recipe.models[name] for name in ensemble.of]
+        first = self.recipe.predictions[ensemble.of[0]]
         after = [job for model in models for job in self.trained(model)]
         command = ["-d", self.ids[models[0].data], "-p", models[0].plans]
         command += ["--models", *(f"{model.trainer}:{model.configuration}" for model in models)]
-        command += ["-f", *self.scored_folds(models[0]), "-device", self.setting.device]
+        command += ["-f", *self.scored_folds(first), "-device", self.setting.device]
         if (name := f"choose/{ensemble.name}") not in self.jobs:
-            self.chosen(name, command, models[0], Choice(ensemble.best, ensemble.by), after)
+            self.chosen(name, command, first, Choice(ensemble.best, ensemble.by), after)
         command += ["--best", ensemble.best, "--by", ensemble.by, *self.preset()]
         command += ["--save_probabilities"] if ensemble.name in self.averaged else []
-        return self.prediction(ensemble.name, branch, command, models[0], [*after, name])
+        return self.prediction(ensemble.name, branch, command, first, [*after, name])
 
     def postprocess(self, rules: Postprocessing, branch: str) -> str:
         out, before = self.folder(rules.name, branch), self.predicted(rules.of, branch)
@@ -155,8 +186,7 @@ class Graph(TrainingJobs):
             command += ["--rules", self.jobs[after[-1]].result]
         command += ["--rules", *rules.rules] if rules.rules else []
         command += ["--rule", *rules.rule] if rules.rule else []
-        data = self.recipe.data[self.recipe.models_of(rules.of)[0].data]
-        command += ["--images", self.images(data, branch), "-np", self.needs("postprocess").cpus]
+        command += ["--images", self.images(self.data_of(rules.of), branch), "-np", self.needs("postprocess").cpus]
         return self.add(f"postprocess/{branch}/{rules.name}", command, out, after)
 
     def tune(self, rules: Postprocessing) -> str:
@@ -164,10 +194,9 @@ class Graph(TrainingJobs):
         if name not in self.jobs:
             out = self.setting.folder / "rules" / f"{rules.name}.json"
             before = self.predicted(rules.of, CROSS_VALIDATION)
-            data = self.recipe.data[self.recipe.models_of(rules.of)[0].data]
-            splits = self.setting.preprocessed / self.dataset(data.name) / SPLITS
-            labels = self.labels(CROSS_VALIDATION)
-            command = ["nnunet_brats", "tune", labels, self.jobs[before].result, "--splits", splits, "-o", out]
+            data = self.data_of(rules.of)
+            labels = self.labels(data, CROSS_VALIDATION)
+            command = ["nnunet_brats", "tune", labels, self.jobs[before].result, *self.splits(data), "-o", out]
             settings = rules.tune or {}
             command += ["--grid", *settings["grid"]] if "grid" in settings else []
             command += ["--objective", settings["objective"]] if "objective" in settings else []
@@ -181,20 +210,43 @@ class Graph(TrainingJobs):
     def preset(self) -> list[str]:
         return ["--preset", self.recipe.preset, "--cohort", self.recipe.cohort]
 
+    def score(self, names: Sequence[str]) -> None:
+        """The scores of predictions, their ranking, and the report, which has those of `each` as a spread alone."""
+        jobs = {name: self.evaluate(name) for name in names}
+        many = {name for name, one in self.recipe.predictions.items() if one.each}
+        scores = [job for name, job in jobs.items() if name not in many]
+        if len(scores) > 1:
+            self.rank(scores)
+        if scores:
+            self.report(scores, [job for name, job in jobs.items() if name in many])
+
     def evaluate(self, prediction: str) -> str:
         """Scores of the cases that are held out, beside which others are predicted; else of the cross-validation.
 
         Where that lacks folds, of the cases that those have.
         """
         branch = self.scored_branch
-        before = self.predicted(prediction, branch)
+        leaves = self.recipe.leaves_of(prediction)
+        before = self.members(leaves[0], branch) if leaves[0].each else [self.predicted(prediction, branch)]
         out = self.setting.folder / "results" / f"{prediction}.json"
-        command = ["nnunet_brats", "evaluate", self.labels(branch), self.jobs[before].result, *self.preset(), "-o", out]
-        models = self.recipe.models_of(prediction)
-        lacking = any(len(self.scored_folds(model)) < len(self.every_fold(model)) for model in models)
+        command = [
+            "nnunet_brats",
+            "evaluate",
+            self.labels(self.scored_data, branch),
+            *(self.jobs[job].result for job in before),
+        ]
+        lacking = any(
+            len(self.scored_folds(leaf)) < len(self.every_fold(self.recipe.model_of(leaf))) for leaf in leaves
+        )
         partial = branch == TEST or lacking
-        command += (["--partial"] if partial else []) + ["-np", self.needs("evaluate").cpus]
-        return self.add(f"evaluate/{prediction}", command, out, [before])
+        folds = self.splits(self.data_of(prediction)) if branch == CROSS_VALIDATION else []
+        command += [*self.preset(), *folds, *(["--partial"] if partial else [])]
+        command += ["-o", out, "-np", self.needs("evaluate").cpus]
+        return self.add(f"evaluate/{prediction}", command, out, [*before, self.converted(self.scored_data)])
+
+    def splits(self, data: Data) -> list[object]:
+        """How `tune` and `evaluate` learn of which fold a case is."""
+        return ["--splits", self.setting.preprocessed / self.dataset(data.name) / SPLITS]
 
     def rank(self, scores: Sequence[str]) -> str:
         out = self.setting.folder / "ranking.json"
@@ -202,17 +254,22 @@ class Graph(TrainingJobs):
         command += ["--names", *self.names(scores), "-o", out, "-np", self.needs("rank").cpus]
         return self.add("rank/all", command, out, scores)
 
-    def report(self, scores: Sequence[str]) -> str:
+    def report(self, scores: Sequence[str], spreads: Sequence[str]) -> str:
         branch = self.scored_branch
-        out, labels = self.setting.folder / "report.html", self.labels(branch)
+        out, labels = self.setting.folder / "report.html", self.labels(self.scored_data, branch)
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
         command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]
         command += [self.folder(name, branch) for name in self.names(scores)]
         models = {model.name: model for name in self.names(scores) for model in self.recipe.models_of(name)}
         command += ["--models", *(self.model_folder(model) for model in models.values())]
+        if spreads:
+            results = zip(self.names(spreads), (self.jobs[job].result for job in spreads), strict=True)
+            command += ["--spreads", *(f"{name}={result}" for name, result in results)]
+        if published := self.recipe.published:
+            command += ["--paper", published.key]
         command += ["-np", self.needs("report").cpus]
-        return self.add("report/all", command, out, scores)
+        return self.add("report/all", command, out, [*scores, *spreads])
 
     def names(self, scores: Sequence[str]) -> list[str]:
         return [job.split("/", 1)[1] for job in scores]
@@ -221,6 +278,6 @@ class Graph(TrainingJobs):
         before = self.predicted(prediction, TEST)
         several = len(self.recipe.submissions) > 1
         out = self.setting.folder / "submission" / (prediction if several else "")
-        data = self.base_of(self.recipe.data[self.recipe.models_of(prediction)[0].data])
+        data = self.base_of(self.data_of(prediction))
         command = ["nnunet_brats", "restore", self.jobs[before].result, "-o", out, "-d", self.ids[data.name]]
         return self.add(f"restore/{prediction}", [*command, "-np", self.needs("restore").cpus], out, [before])

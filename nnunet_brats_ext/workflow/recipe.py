@@ -1,8 +1,9 @@
 """Recipes as files: published ones and the user's own, read and checked, also those that include others."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nnunet_brats_ext.workflow.recipe_parts import (
     Data,
     Ensemble,
     Model,
+    ModelPrediction,
     Postprocessing,
     Recipe,
     Resources,
@@ -24,6 +26,7 @@ from nnunet_brats_ext.workflow.recipe_text import HERE, NAME, RULE_OF_NAMES, Rec
 
 COMPARE, TODAY = HERE / "compare.yaml", HERE / "today.yaml"  # recipes of several papers
 SUFFIXES = (".yaml", ".yml")
+OF_PREDICTION = ("checkpoints", "combine", "tiling", "tta")  # words of a model that do not concern its training
 
 
 def published_recipes() -> dict[str, Path]:
@@ -63,15 +66,19 @@ def load_recipe(path: Path) -> Recipe:
 
 def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
     data = {name: _data(name, given or {}) for name, given in content.get("data", {"brats": {}}).items()}
-    models = {}
+    models, predictions = {}, {}
     for name, given in content["models"].items():
         resources = Resources(**given.get("resources", {}))
-        given = {"data": next(iter(data)), **given, "resources": resources}
-        if given.get("folds") == ALL:
-            given["folds"] = (ALL,)
-        if isinstance(given.get("checkpoints"), dict):
-            given["choice"] = Choice(**_frozen(given.pop("checkpoints")))
-        models[name] = Model(name, **_frozen(given))
+        training = {key: value for key, value in given.items() if key not in OF_PREDICTION}
+        training = {"data": next(iter(data)), **training, "resources": resources}
+        if training.get("folds") == ALL:
+            training["folds"] = (ALL,)
+        models[name] = Model(name, **_frozen(training))
+        predictions[name] = ModelPrediction(name, name, **_words_of_prediction(given))
+    for name, given in content.get("predictions", {}).items():
+        same = predictions.get(given["of"], ModelPrediction(name, given["of"]))
+        words = {key: given[key] for key in ("folds", "previous_stage", "each") if key in given}
+        predictions[name] = replace(same, name=name, **_words_of_prediction(given), **_frozen(words))
     ensembles = {name: Ensemble(name, **_frozen(given)) for name, given in content.get("ensembles", {}).items()}
     rules = {}
     for name, given in content.get("postprocessing", {}).items():
@@ -80,22 +87,67 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
         rules[name] = Postprocessing(name, **_frozen({**given, "rules": files}))
     evaluation = content.get("evaluation", {})
     return Recipe(
-        content["title"], data, models, ensembles, rules,
+        content["title"], data, models, predictions, ensembles, rules,
         evaluation.get("preset", "brats2020"),
         evaluation.get("cohort", "gli"),
-        tuple(evaluation.get("of", (*models, *ensembles, *rules))),
+        tuple(evaluation.get("of", (*predictions, *ensembles, *rules))),
         (content["submission"],),
         content.get("gpu_memory_gb"),
         content.get("paper", ""),
     )  # fmt: skip
 
 
+def _words_of_prediction(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model or a prediction says of how it predicts; checkpoints that are chosen are its `choice`."""
+    words = {key: given[key] for key in OF_PREDICTION if key in given}
+    if isinstance(chosen := words.get("checkpoints"), dict):
+        words |= {"checkpoints": (), "choice": Choice(**_frozen(chosen))}
+    elif chosen:
+        words["choice"] = None
+    return _frozen(words)
+
+
 def _data(name: str, given: Mapping[str, Any]) -> Data:
-    return Data(name, **{**({"folds": 1} if "validation" in given else {}), **given})
+    return Data(name, **{**({"folds": 1} if "validation" in given else {}), **_frozen(given)})
 
 
 def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+def with_folders(recipe: Recipe, given: Collection[str]) -> Recipe:
+    """A recipe that uses, of its further folders, those that are given; a model that needs another one is an error."""
+    for model in recipe.models.values():
+        if (needed := recipe.data[model.data].source) and needed not in given:
+            raise UserError(f"{model.name} trains on {needed!r}: name its folder with --also {needed}=FOLDER")
+
+    def there(name: str) -> bool:
+        return recipe.data[name].source in (None, *given)
+
+    data = {
+        name: replace(
+            one,
+            unlabelled=one.unlabelled and tuple(filter(there, one.unlabelled)),
+            foreign=tuple(filter(there, one.foreign)),
+            exclude=tuple(folder for folder in one.exclude if folder in given),
+        )
+        for name, one in recipe.data.items()
+    }
+    return replace(recipe, data=data)
+
+
+def restricted(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """A recipe of which only some predictions are scored, and restored where it submits them: `run --only`."""
+    if unknown := [name for name in names if name not in recipe.names]:
+        hint = did_you_mean(unknown[0], recipe.names)
+        raise UserError(f"--only {unknown[0]}: the recipe predicts {', '.join(recipe.names)}{hint}")
+    evaluated = tuple(dict.fromkeys(names))
+    recipe = replace(
+        recipe, evaluated=evaluated, submissions=tuple(one for one in recipe.submissions if one in evaluated)
+    )
+    for _, problem in chain(problems_of_parts(recipe, {}), problems_of_whole(recipe, {})):
+        raise UserError(f"--only {' '.join(names)}: {problem}")
+    return recipe
 
 
 # ---- recipes that include others -----------------------------------------------------------------------------------
@@ -107,7 +159,7 @@ def _load_included(text: RecipeText) -> Recipe:
     evaluation = content.get("evaluation", {})
     whole = Recipe(
         content["title"],
-        {}, {}, {}, {},
+        {}, {}, {}, {}, {},
         evaluation.get("preset", "brats2020"),
         evaluation.get("cohort", "gli"),
         (), (),
@@ -129,7 +181,7 @@ def _load_included(text: RecipeText) -> Recipe:
             whole = _with(whole, load_recipe(path), prefix)
     text.raise_problems(problems)
     whole = replace(whole, evaluated=tuple(evaluation.get("of", whole.submissions)))
-    known = whole.predictions
+    known = whole.names
     unknown = [(("evaluation", "of", i), name) for i, name in enumerate(whole.evaluated) if name not in known]
     text.raise_problems(
         (path, f"{name!r} is none of {', '.join(known)}{did_you_mean(name, known)}") for path, name in unknown
@@ -162,6 +214,10 @@ def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:
         free = name if name not in data else f"{prefix}-{name}"
         renamed[name] = equal[0].name if equal else free
         data.setdefault(renamed[name], replace(one, name=free, distill=distill))
+    for name in (renamed[name] for name in recipe.data if not whole.data.get(renamed[name])):
+        unlabelled, foreign = data[name].unlabelled, data[name].foreign
+        unlabelled = unlabelled and tuple(renamed[other] for other in unlabelled)
+        data[name] = replace(data[name], unlabelled=unlabelled, foreign=tuple(renamed[other] for other in foreign))
 
     def new(name: str) -> str:
         return f"{prefix}.{name}"
@@ -176,6 +232,12 @@ def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:
         )
         for name, one in recipe.models.items()
     }
+    predictions = {
+        new(name): replace(
+            one, name=new(name), of=new(one.of), previous_stage=one.previous_stage and new(one.previous_stage)
+        )
+        for name, one in recipe.predictions.items()
+    }
     ensembles = {
         new(name): replace(one, name=new(name), of=tuple(map(new, one.of))) for name, one in recipe.ensembles.items()
     }
@@ -184,6 +246,7 @@ def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:
         whole,
         data=data,
         models={**whole.models, **models},
+        predictions={**whole.predictions, **predictions},
         ensembles={**whole.ensembles, **ensembles},
         postprocessing={**whole.postprocessing, **rules},
         submissions=(*whole.submissions, *map(new, recipe.submissions)),

@@ -3,6 +3,7 @@
 Each check yields the place in the file and a sentence. `content` is the recipe as it stands in the file.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
-from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, Recipe, base_data
+from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, ModelPrediction, Recipe, base_data
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
 
 Content = Mapping[str, Any]
@@ -27,9 +28,11 @@ Problems = Iterator[tuple[KeyPath, str]]
 
 def problems_of_names(recipe: Recipe, content: Content) -> Problems:
     """Names that are given twice, or stand for nothing, or for what would be made of itself."""
-    for section in ("ensembles", "postprocessing"):
+    sections = ("models", "predictions", "ensembles", "postprocessing")
+    given = Counter(name for section in sections for name in content.get(section, {}))
+    for section in sections[1:]:
         for name in content.get(section, {}):
-            if recipe.predictions.count(name) > 1:
+            if given[name] > 1:
                 yield (section, name), f"{name!r} is the name of two predictions"
     unknown = False
     for path, name, known in _references(recipe, content):
@@ -37,43 +40,59 @@ def problems_of_names(recipe: Recipe, content: Content) -> Problems:
             unknown = True
             yield path, f"{name!r} is none of {', '.join(known)}{did_you_mean(name, known)}"
     if not unknown:
-        for section, names in (("models", recipe.models), ("ensembles", recipe.ensembles),
-                               ("postprocessing", recipe.postprocessing)):  # fmt: skip
-            for name in names:
+        for section in sections:
+            for name in content.get(section, {}):
                 if name in _ancestors(recipe, name, ()):
                     yield (section, name), f"{name!r} would be made of itself"
 
 
 def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str, Sequence[str]]]:
     """Every name that stands for something else: where it is said, and what it may be."""
-    predictions = recipe.predictions
+    predictions = recipe.names
+    of_models = [name for name, one in recipe.predictions.items() if not one.each]
+    single = [*of_models, *recipe.ensembles, *recipe.postprocessing]
     for name, model in recipe.models.items():
         yield ("models", name, "data"), model.data, list(recipe.data)
-        for key, other in (("previous_stage", model.previous_stage), ("filtered", model.filtered)):
-            if other:
-                yield ("models", name, key), other, list(recipe.models)
-        if model.combine:
-            yield ("models", name, "combine"), model.combine, COMBINATIONS
-        if model.tiling:
-            yield ("models", name, "tiling"), model.tiling, [FROM_TRAINER, *tiling_names()]
-        if model.tta:
-            yield ("models", name, "tta"), model.tta, [FROM_TRAINER, *symmetry_names()]
+        if model.previous_stage:
+            yield ("models", name, "previous_stage"), model.previous_stage, of_models
+        if model.filtered:
+            yield ("models", name, "filtered"), model.filtered, list(recipe.models)
+    for one in recipe.predictions.values():
+        here = _place_of(recipe, one)
+        yield (*here, "of"), one.of, list(recipe.models)
+        for key, value, known in (
+            ("previous_stage", one.previous_stage, of_models),
+            ("combine", one.combine, COMBINATIONS),
+            ("tiling", one.tiling, [FROM_TRAINER, *tiling_names()]),
+            ("tta", one.tta, [FROM_TRAINER, *symmetry_names()]),
+        ):
+            if value:
+                yield (*here, key), value, known
     for name, ensemble in recipe.ensembles.items():
         yield ("ensembles", name, "method"), ensemble.method, list(METHODS)
         if ensemble.space:
             yield ("ensembles", name, "space"), ensemble.space, SPACES
         for i, member in enumerate(ensemble.of):
-            yield ("ensembles", name, "of", i), member, predictions
+            yield ("ensembles", name, "of", i), member, single
     for name, rules in recipe.postprocessing.items():
-        yield ("postprocessing", name, "of"), rules.of, predictions
+        yield ("postprocessing", name, "of"), rules.of, single
     for name, data in recipe.data.items():
         if data.normalise:
             yield ("data", name, "normalise"), data.normalise, NORMALISATIONS
+        for key, others in (("unlabelled", data.unlabelled or ()), ("foreign", data.foreign)):
+            own = [one.name for one in recipe.data.values() if not one.distill]
+            for i, other in enumerate(others):
+                yield ("data", name, key, i), other, own
         if data.distill:
-            yield ("data", name, "distill"), data.distill, predictions
+            yield ("data", name, "distill"), data.distill, single
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
         yield ("evaluation", "of", i), name, predictions
-    yield ("submission",), content["submission"], predictions
+    yield ("submission",), content["submission"], single
+
+
+def _place_of(recipe: Recipe, one: ModelPrediction) -> tuple[str, str]:
+    """Where a recipe says how a model predicts; what an entry takes over from its model is said there."""
+    return ("models" if one.name in recipe.models else "predictions", one.name)
 
 
 def _ancestors(recipe: Recipe, prediction: str, below: tuple[str, ...]) -> set[str]:
@@ -98,6 +117,9 @@ def problems_of_parts(recipe: Recipe, content: Content) -> Problems:
             words = f"{model.trainer} starts from the weights of {start}: add a model of that trainer"
             yield ("models", model.name, "trainer"), f"{words} with the same data, plans and configuration"
         yield from _problems_of_model(recipe, model)
+    for one in recipe.predictions.values():
+        yield from _problems_of_prediction(recipe, one)
+    yield from _problems_of_choices(recipe)
     for ensemble in recipe.ensembles.values():
         yield from _problems_of_ensemble(recipe, ensemble)
     for name, rules in recipe.postprocessing.items():
@@ -117,7 +139,7 @@ def _problem_of_trainer(name: str) -> str:
 
 
 def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
-    here, folds = ("models", model.name), recipe.data[model.data].folds
+    here, folds = ("models", model.name), base_data(recipe, model).folds
     if model.on_all:
         yield from _problems_of_whole_data(recipe, model)
     elif (highest := max(map(int, model.folds or ()), default=0)) >= folds:
@@ -127,29 +149,54 @@ def _problems_of_model(recipe: Recipe, model: Model) -> Problems:
     if model.plans == PLANS and model.configuration not in known:
         words = f"{model.configuration!r} is no configuration of {PLANS}, which has {', '.join(known)}"
         yield (*here, "configuration"), words + did_you_mean(model.configuration, known)
-    previous = recipe.models.get(model.previous_stage or "", model)
-    named = model.choice.of if model.choice else model.checkpoints
-    for key, one, epochs in (("checkpoints", model, named), ("maps", previous, model.maps)):
-        for epoch in epochs:
-            if isinstance(epoch, int) and one.epochs and epoch > one.epochs:
-                yield (*here, key), f"epoch {epoch} is beyond the `epochs` of {one.name}, {one.epochs}"
+    before = recipe.refined_by(model)
+    yield from _beyond_the_end((*here, "maps"), recipe.model_of(before) if before else model, model.maps)
 
-    if model.choice:
-        yield from _problems_of_score(recipe, (*here, "checkpoints"), model.choice.by)
-        if (of := model.choice.of) and model.choice.best > len(of):
-            yield (*here, "checkpoints"), f"the best {model.choice.best} of {len(of)} checkpoints; name more in `of`"
+
+def _beyond_the_end(here: KeyPath, model: Model, epochs: Sequence[str | int]) -> Problems:
+    last = max((epoch for epoch in epochs if isinstance(epoch, int)), default=0)
+    if model.epochs and last > model.epochs:
+        yield here, f"epoch {last} is beyond the `epochs` of {model.name}, {model.epochs}"
+
+
+def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
+    here, model = _place_of(recipe, one), recipe.model_of(one)
+    yield from _beyond_the_end((*here, "checkpoints"), model, one.choice.of if one.choice else one.checkpoints)
+    if one.choice:
+        yield from _problems_of_score(recipe, (*here, "checkpoints"), one.choice.by)
+        if (of := one.choice.of) and one.choice.best > len(of):
+            yield (*here, "checkpoints"), f"the best {one.choice.best} of {len(of)} checkpoints; name more in `of`"
+    every = model.folds or range(base_data(recipe, model).folds)
+    if wrong := [fold for fold in one.folds or () if fold not in every]:
+        yield (*here, "folds"), f"fold {wrong[0]} of {model.name}, which has {', '.join(map(str, every))}"
+    before, stage = recipe.refined_by(one), recipe.refined_by(model)
+    if before and (stage is None or before.of != stage.of):
+        first = f"the previous stage of {model.name} is {stage.of}" if stage else f"{model.name} has no previous stage"
+        yield (*here, "previous_stage"), f"{before.name} is a prediction of {before.of}; {first}"
+    if one.each and (one.choice or (before and before.choice)):
+        yield (*here, "each"), "`each` needs checkpoints by name, of the previous stage as well: a choice has none"
+
+
+def _problems_of_choices(recipe: Recipe) -> Problems:
+    """A fold keeps one choice of its checkpoints."""
+    firsts: dict[str, ModelPrediction] = {}
+    for one in recipe.predictions.values():
+        if one.choice and one.choice != (first := firsts.setdefault(one.of, one)).choice:
+            words = f"another choice than that of {first.name}, and a fold of {one.of} keeps one"
+            yield (*_place_of(recipe, one), "checkpoints"), f"{words}; name checkpoints instead"
 
 
 def _problems_of_whole_data(recipe: Recipe, model: Model) -> Problems:
     """What needs cases that a model was not trained on."""
     here = ("models", model.name, "folds")
-    if model.choice:
+    if any(one.choice for one in recipe.predictions.values() if one.of == model.name):
         yield here, "all cases train, so none is left to choose checkpoints by; name those with `checkpoints`"
-    if model.maps and not recipe.models[model.previous_stage or ""].on_all:
+    if model.maps and (before := recipe.refined_by(model)) and not recipe.model_of(before).on_all:
         yield here, "`maps` are of the folds of the previous stage; train that on them, and this on the same"
-    for other in recipe.models.values():
-        if other.previous_stage == model.name and other.maps:
+    for other in recipe.stages_after(model):
+        if other.maps:
             yield here, f"all cases train, so none has `maps` for {other.name} by a model that did not see it"
+    for other in recipe.models.values():
         if other.filtered == model.name:
             yield here, f"`filtered` of {other.name} judges the training cases of folds"
     for name, rules in recipe.postprocessing.items():
@@ -206,10 +253,14 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         if model is None:
             yield (*here, "of", i), f"{name} is no model; `best` chooses among those"
             continue
-        if model.previous_stage or model.checkpoints or model.choice:
+        own = recipe.predictions[name]
+        if model.previous_stage or own.checkpoints or own.choice:
             yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
-        for key in ("data", "plans", "folds", "tiling", "tta"):
-            if (value := getattr(model, key)) != (first := getattr(models[0], key)):
+        first_own = recipe.predictions[models[0].name]
+        pairs: list[tuple[str, Any, Any]] = [(key, model, models[0]) for key in ("data", "plans", "folds")]
+        pairs += [(key, own, first_own) for key in ("tiling", "tta")]
+        for key, this, other in pairs:
+            if (value := getattr(this, key)) != (first := getattr(other, key)):
                 words = f"`{key}` {value} of {name} is not that of {models[0].name}, {first}"
                 yield (*here, "of", i), f"{words}; `best` compares models that have it in common"
 
@@ -219,40 +270,46 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
 
 def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
     """What does not go together, also of recipes that are included in one."""
-    firsts: dict[tuple[str, str], Model] = {}
+    if (data := next(iter(recipe.data.values()))).source:
+        yield ("data", data.name, "source"), "the first data set is that of the source; name the further ones behind it"
+    firsts: dict[tuple[str, str, bool], Model] = {}
     for name, model in recipe.models.items():
         folder = model_name(model.trainer, model.plans, model.configuration)
-        if (first := firsts.setdefault((folder, model.data), model)) != model:
+        if (first := firsts.setdefault((folder, model.data, model.on_all), model)) != model:
             words = f"{name} and {first.name} would both be trained in {folder} of {model.data}"
             yield ("models", name), f"{words}; give one of them another configuration, other plans or other data"
     yield from _problems_of_gpus(recipe)
+    if all(leaf.each for name in recipe.evaluated for leaf in recipe.leaves_of(name)):
+        words = f"{', '.join(recipe.evaluated)} is scored model by model; score another prediction beside it"
+        yield ("evaluation", "of"), words
     try:
         find_preset(recipe.preset, recipe.cohort)
     except UserError as error:
         yield ("evaluation",), str(error)
-    data = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
-    if len(data) > 1:
+    held_out = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
+    if len(held_out) > 1:
         words = "some of what is scored holds out cases to test on, and some does not"
         yield ("evaluation", "of"), f"{words}; a ranking needs the same cases of all"
-    for i, words in _other_folds(recipe, recipe.evaluated) if data == {0} else ():
+    for i, words in _other_folds(recipe, recipe.evaluated) if held_out == {0} else ():
         advice = "give them the same folds, or leave some out of what is scored"
         yield ("evaluation", "of", i), f"{words}; a ranking needs the same cases of all: {advice}"
 
 
 def _other_folds(recipe: Recipe, predictions: Sequence[str]) -> Iterator[tuple[int, str]]:
     """The predictions whose cross-validation holds other cases than that of the first."""
-    models = [(i, model) for i, name in enumerate(predictions) for model in recipe.models_of(name)]
-    for i, model in models:
-        shown, first = (_shown_folds(recipe, one) for one in (model, models[0][1]))
+    leaves = [(i, leaf) for i, name in enumerate(predictions) for leaf in recipe.leaves_of(name)]
+    for i, leaf in leaves:
+        shown, first = (_shown_folds(recipe, one) for one in (leaf, leaves[0][1]))
         if shown != first and not (shown.startswith("all") and first.startswith("all")):
-            yield i, f"{model.name} has folds {shown}, {models[0][1].name} {first}"
+            yield i, f"{leaf.name} has folds {shown}, {leaves[0][1].name} {first}"
 
 
-def _shown_folds(recipe: Recipe, model: Model) -> str:
-    every = recipe.data[model.data].folds
+def _shown_folds(recipe: Recipe, one: ModelPrediction) -> str:
+    model = recipe.model_of(one)
+    every = base_data(recipe, model).folds
     if model.on_all:
         return "all cases"
-    chosen = sorted(model.folds or range(every), key=int)
+    chosen = sorted(one.folds or model.folds or range(every), key=int)
     return f"all {every}" if len(chosen) == every else f"{', '.join(map(str, chosen))} of {every}"
 
 

@@ -1,4 +1,4 @@
-"""What a recipe consists of: data sets, models, ensembles, post-processing, evaluation, submission."""
+"""What a recipe consists of: data sets, models, predictions, ensembles, post-processing, evaluation, submission."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from nnunet_brats_ext import papers
+from nnunet_brats_ext.papers import Paper
 from nnunet_brats_ext.predictions.ensemble import METHODS
 from nnunet_brats_ext.predictions.rule_sets import collect_rules, needs_probabilities, parse_rule
 from nnunet_brats_ext.storage.errors import UserError
@@ -21,7 +22,9 @@ class Data:
     """A data set made of the source; with `distill`, of another one and of what is predicted for unlabelled cases.
 
     hold_out, validation: as of `nnunet_brats convert`, a share or a number of the labelled cases; with validation there
-    is one fold.
+    is one fold. source: instead of the source, a further folder, which `run --also` gives by this name. With `distill`:
+    unlabelled, the data sets whose cases without label are learnt from, by default the one that is extended; foreign,
+    those whose labels are taken as they are; exclude, further folders with cases that must not be learnt from.
     """
 
     name: str
@@ -30,6 +33,10 @@ class Data:
     hold_out: float = 0
     validation: float = 0
     distill: str | None = None
+    source: str | None = None
+    unlabelled: tuple[str, ...] | None = None
+    foreign: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """A trainer on a configuration; `folds`, whose cases are scored, None is every fold of its data, `all` no fold's.
+    """A training: a trainer on a configuration; `folds`, None is every fold of its data, `all` one on all cases.
 
-    filtered: a model of the same data; the cases that it could not learn are left out, by `filter-cases`.
-    maps: epochs whose snapshots of the previous stage each give a map per case. checkpoints: `final`, `best`, epochs;
-    or with `choice`, which a recipe gives in their place, those that are best in each fold.
+    previous_stage: the prediction that it refines, whose model is trained before. filtered: a model of the same data;
+    the cases that it could not learn are left out, by `filter-cases`. maps: epochs whose snapshots of the previous
+    stage each give a map per case.
     """
 
     name: str
@@ -73,17 +80,34 @@ class Model:
     epochs: int | None = None
     gpus: int = 1
     maps: tuple[int, ...] = ()
-    checkpoints: tuple[str | int, ...] = ()
-    choice: Choice | None = None
-    combine: str | None = None
-    tiling: str | None = None
-    tta: str | None = None
     resources: Resources = Resources()
 
     @property
     def on_all(self) -> bool:
         """Whether it trains on all cases, so that none is left for a cross-validation."""
         return self.folds == (ALL,)
+
+
+@dataclass(frozen=True)
+class ModelPrediction:
+    """A trained model and how it predicts. Every model has one of its own name; others share its training.
+
+    folds: whose cases are scored, or which predict cases that are held out; None is those of the model.
+    previous_stage: the prediction that it refines; None is that of the model. checkpoints: `final`, `best`, epochs; or
+    with `choice`, which a recipe gives in their place, those that are best in each fold. each: every checkpoint, on
+    each of the previous stage, is a prediction of its own, and they are scored side by side.
+    """
+
+    name: str
+    of: str
+    folds: tuple[int, ...] | None = None
+    previous_stage: str | None = None
+    checkpoints: tuple[str | int, ...] = ()
+    choice: Choice | None = None
+    combine: str | None = None
+    tiling: str | None = None
+    tta: str | None = None
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,11 +148,15 @@ class Postprocessing:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train, to combine and to score. In a recipe that includes others, their names carry a prefix."""
+    """What to train, to predict, to combine and to score. In one that includes others, their names carry a prefix.
+
+    predictions: of models, those of their own names first. submissions: what is restored to the release's labels.
+    """
 
     title: str
     data: Mapping[str, Data]
     models: Mapping[str, Model]
+    predictions: Mapping[str, ModelPrediction]
     ensembles: Mapping[str, Ensemble]
     postprocessing: Mapping[str, Postprocessing]
     preset: str
@@ -139,19 +167,49 @@ class Recipe:
     paper: str = ""
 
     @property
-    def predictions(self) -> list[str]:
-        """The names of all predictions: a model has one, as an ensemble and post-processing have."""
-        return [*self.models, *self.ensembles, *self.postprocessing]
+    def published(self) -> Paper | None:
+        """The paper whose experiment it is, if its rows are known."""
+        every = papers.find_papers().values()
+        return next((one for one in every if one.results and one.link == self.paper), None)
 
-    def sources_of(self, prediction: str) -> tuple[str, ...]:
-        """The predictions that a prediction is made of; none for a model of its own."""
-        if prediction in self.models:
-            model = self.models[prediction]
+    @property
+    def further_folders(self) -> tuple[str, ...]:
+        """The names that `run --also` gives folders to."""
+        every = self.data.values()
+        sources = [one.source for one in every if one.source]
+        return tuple(dict.fromkeys([*sources, *(name for one in every for name in one.exclude)]))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that is predicted: by models, by ensembles, by post-processing."""
+        return [*self.predictions, *self.ensembles, *self.postprocessing]
+
+    def sources_of(self, name: str) -> tuple[str, ...]:
+        """What a prediction is made of; a model's own is made of the models that it is trained after."""
+        if name in self.models:
+            model = self.models[name]
             start = self.start_of(model)
-            return tuple(name for name in (model.previous_stage, model.filtered, start and start.name) if name)
-        if prediction in self.ensembles:
-            return self.ensembles[prediction].of
-        return (self.postprocessing[prediction].of,)
+            return tuple(one for one in (model.previous_stage, model.filtered, start and start.name) if one)
+        if name in self.predictions:
+            one = self.predictions[name]
+            return tuple(source for source in (one.of, one.previous_stage) if source)
+        if name in self.ensembles:
+            return self.ensembles[name].of
+        return (self.postprocessing[name].of,)
+
+    def model_of(self, prediction: ModelPrediction) -> Model:
+        return self.models[prediction.of]
+
+    def refined_by(self, one: Model | ModelPrediction) -> ModelPrediction | None:
+        """The prediction of the previous stage that a model, or a prediction by it, refines."""
+        name = one.previous_stage
+        if name is None and isinstance(one, ModelPrediction):
+            name = self.models[one.of].previous_stage
+        return self.predictions[name] if name else None
+
+    def stages_after(self, model: Model) -> list[Model]:
+        """The models that refine what a model predicts."""
+        return [one for one in self.models.values() if (before := self.refined_by(one)) and before.of == model.name]
 
     def paper_configuration(self, model: Model) -> str | None:
         """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
@@ -165,17 +223,21 @@ class Recipe:
         models = self.models.values()
         return next((one for one in models if (one.trainer, one.data, one.plans, one.configuration) == wanted), None)
 
-    def models_of(self, prediction: str) -> tuple[Model, ...]:
-        """The models whose probabilities end up in a prediction."""
-        if prediction in self.models:
-            return (self.models[prediction],)
-        return tuple(model for source in self.sources_of(prediction) for model in self.models_of(source))
+    def leaves_of(self, name: str) -> tuple[ModelPrediction, ...]:
+        """The predictions by models that end up in a prediction."""
+        if name in self.predictions:
+            return (self.predictions[name],)
+        return tuple(leaf for source in self.sources_of(name) for leaf in self.leaves_of(source))
 
-    def has_probabilities(self, prediction: str) -> bool:
+    def models_of(self, name: str) -> tuple[Model, ...]:
+        """The models whose probabilities end up in a prediction."""
+        return tuple(self.models[leaf.of] for leaf in self.leaves_of(name))
+
+    def has_probabilities(self, name: str) -> bool:
         """Whether a prediction can have more than label maps."""
-        if prediction in self.models:
-            return self.models[prediction].combine != "vote"
-        return prediction in self.ensembles and self.ensembles[prediction].averages
+        if name in self.predictions:
+            return self.predictions[name].combine != "vote"
+        return name in self.ensembles and self.ensembles[name].averages
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from nnunet_brats_ext.training.environment import SNAPSHOTS
 from nnunet_brats_ext.workflow.state import Job
 
 NOTE = "nnunet_brats_run.json"
+NEXT_STAGE = "next_stage"  # of a configuration; which stages follow does not change its own training
 
 
 def commands_left(job: Job) -> list[list[str]]:
@@ -64,6 +65,7 @@ def _training_left(job: Job) -> list[list[str]]:
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The settings that differ; one that another version of this package did not note is no difference."""
+    before.get("configuration", {}).pop(NEXT_STAGE, None)  # which version 0.1 has noted
     return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
 
 
@@ -71,6 +73,7 @@ def training_settings(job: Job) -> dict[str, Any]:
     """What decides the result of a training: its configuration, cases, length, and what the previous stage said."""
     plans_file, fold = Path(str(job.facts["plans"])), str(job.facts["fold"])
     configuration = find_configuration(read_plans(plans_file), str(job.facts["configuration"]), plans_file)
+    configuration = {key: value for key, value in configuration.items() if key != NEXT_STAGE}
     splits = read_splits(splits_file := plans_file.with_name(configuration.get(SPLITS_FILE, SPLITS)))
     if fold == ALL:
         cases: Any = sorted({case for split in splits for part in split.values() for case in part})

@@ -4,15 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.dataset_conversion.splits import count_patients
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.evaluation.presets import fitting_preset
+from nnunet_brats_ext.storage.errors import Notice, UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
@@ -22,7 +25,7 @@ from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, releas
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import SMOKE_CASES, Setting
 from nnunet_brats_ext.workflow.ownership import only_one
-from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe
+from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe, restricted
 from nnunet_brats_ext.workflow.recipe_parts import Recipe
 from nnunet_brats_ext.workflow.state import GRAPH, Run, older_states, relative_to
 
@@ -40,6 +43,12 @@ class RunOptions(Options):
         default=None, metavar="FILE", writes="file", help="write the recipe there to edit it, and run nothing"
     )
     dataset_id: int = dataset_id_option("first ID of data sets", 137)
+    also: tuple[str, ...] = option(
+        metavar="NAME=FOLDER",
+        repeat=True,
+        default=(),
+        help="a further release, by the name that the recipe has for it (repeatable)",
+    )
     folder: Path | None = option(
         "-o", default=None, metavar="FOLDER", writes="folder", help="of the run; default: runs/RECIPE"
     )
@@ -54,6 +63,11 @@ class RunOptions(Options):
     gpu_memory_gb: float | None = gpu_memory_option()
     folds: tuple[int, ...] | None = option(
         default=None, metavar="FOLD", at_least=0, help="only these, but for stages before others"
+    )
+    only: tuple[str, ...] = option(
+        default=(),
+        metavar="PREDICTION",
+        help="score these alone, do only what they need, and submit what is among them",
     )
     device: str = device_option("cuda")
 
@@ -77,16 +91,20 @@ def copy_recipe(name: str, target: str | Path) -> Path:
 def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     """A recipe and its jobs for this source, machine and folder; nothing is written."""
     recipe = load_recipe(find_recipe(options.recipe))
+    if options.only:
+        recipe = restricted(recipe, options.only)
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)
-    source, release, unlabelled, patients = source_of_run(options, folder)
+    source, layout, unlabelled, patients = source_of_run(options, folder)
+    recipe = scored_as(recipe, layout.scheme_name, layout.name)
+    also = further_folders(options, recipe, folder)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
     datasets = datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))])
     setting = Setting(
-        raw, preprocessed, results, options.dataset_id, release, unlabelled,
+        raw, preprocessed, results, options.dataset_id, layout.title, unlabelled,
         source=source,
         smoke=options.smoke,
         device=options.device,
@@ -97,6 +115,7 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
         patients=patients,
         datasets=datasets,
         splits=splits_there(datasets, [folder / preprocessed, folder / raw]),
+        also=also,
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
@@ -111,19 +130,53 @@ def folder_of_run(options: RunOptions) -> Path:
     return folder
 
 
-def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, str, bool, int | None]:
-    """The release as jobs see it, its name, whether it has cases without label, and how many patients with labels.
+def scored_as(recipe: Recipe, scheme: str | None, release: str) -> Recipe:
+    """The recipe with a preset that knows the labels of the source; another one than it names is a `Notice`."""
+    preset, cohort = fitting_preset(recipe.preset, recipe.cohort, scheme, release)
+    if (preset, cohort) != (recipe.preset, recipe.cohort):
+        words = f"the labels of {release} are scored by {preset} {cohort}, not by {recipe.preset} {recipe.cohort}"
+        warnings.warn(f"{words} as the recipe says", Notice, stacklevel=2)
+    return replace(recipe, preset=preset, cohort=cohort)
+
+
+def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, Layout, bool, int | None]:
+    """The release as jobs see it, its layout, whether it has cases without label, and how many patients with labels.
 
     Without one, that of phantoms.
     """
     if options.source is not None:
         found = scan(options.source)
-        name, unlabelled = found.layout.title, any(not case.labelled for case in found.cases)
         source = Path(relative_to(options.source.resolve(), folder))
-        return source, name, unlabelled, count_patients(found.cases)
+        unlabelled = any(not case.labelled for case in found.cases)
+        return source, found.layout, unlabelled, count_patients(found.cases)
     if options.smoke:
-        return None, PHANTOM_RELEASE, True, SMOKE_CASES
+        return None, LAYOUTS[PHANTOM_RELEASE], True, SMOKE_CASES
     raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
+
+
+def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """Name -> the folder that `--also` gives, as jobs see it; what else the recipe could use is a `Notice`."""
+    known, found = recipe.further_folders, {}
+    for given in options.also:
+        name, _, path = given.partition("=")
+        if name not in known or name in found or not path:
+            takes = f"this recipe takes {', '.join(known)}" if known else "this recipe takes no further folder"
+            raise UserError(f"--also {given}: expected NAME=FOLDER, each name once; {takes}{did_you_mean(name, known)}")
+        if not Path(path).is_dir():
+            raise UserError(f"--also {given}: {path} is no folder")
+        found[name] = Path(relative_to(Path(path).resolve(), folder))
+    for model in (model for name in recipe.submissions for model in recipe.models_of(name)):
+        data = recipe.data[model.data]
+        own = data.distill and any(not recipe.data[one].source for one in data.unlabelled or [next(iter(recipe.data))])
+        if own and not found.keys() & set(data.exclude):
+            words = f"{model.name} learns from the cases without label that it is submitted for, which is no fair test"
+            advice = f"; --also {data.exclude[0]}=FOLDER keeps them out" if data.exclude else ""
+            warnings.warn(words + advice, Notice, stacklevel=2)
+    if left := [name for name in known if name not in found]:
+        warnings.warn(
+            f"the recipe can use further folders: --also {'=FOLDER --also '.join(left)}=FOLDER", Notice, stacklevel=2
+        )
+    return found
 
 
 def nnunet_folders(options: RunOptions, folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnunet_brats_ext.planning.plan import PLANNERS
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, SNAPSHOTS
@@ -35,19 +36,18 @@ class TrainingJobs(Jobs):
         setting, number, folder = self.setting, self.ids[data.name], self.dataset(data.name)
         words: list[object] = ["-d", number, "--name", folder.split("_", 1)[1], "-np", self.needs("convert").cpus]
         if data.distill:
-            base = self.base_of(data)
-            pseudo = self.predicted(data.distill, TEST)
-            labelled = ["--labelled", self.ids[base.name]]
-            images = ["--pseudo", self.jobs[pseudo].result, self.images(base, TEST)]
-            command = ["nnunet_brats", "distill", *words, *labelled, *images]
-            return self.add(name, command, setting.raw / folder, [pseudo, self.converted(base)])
-        source, after = setting.source, []
+            return self.distilled(name, data, words)
+        normalised = ["--normalise", data.normalise] if data.normalise else []
+        if data.source:
+            command = ["nnunet_brats", "convert", setting.also[data.source], *words, *normalised]
+            return self.add(name, command, setting.raw / folder)
+        source: Path | None = setting.source
+        after: list[str] = []
         if source is None:
             source, after = setting.folder / "release", [self.phantoms()]
         words += ["--folds", SMOKE_FOLDS if setting.smoke else data.folds] if not data.validation else []
-        if data.normalise:
-            words += ["--normalise", data.normalise]
-        first = next(one for one in self.recipe.data.values() if not one.distill)
+        words += normalised
+        first = next(one for one in self.recipe.data.values() if not one.distill and not one.source)
         if data != first and (data.folds, data.hold_out, data.validation) == (
             first.folds, first.hold_out, first.validation
         ):  # fmt: skip
@@ -57,6 +57,27 @@ class TrainingJobs(Jobs):
             for option, asked in (("--hold-out", data.hold_out), ("--validation", data.validation)):
                 words += [option, 1 if setting.smoke else f"{asked:g}"] if asked else []
         return self.add(name, ["nnunet_brats", "convert", source, *words], setting.raw / folder, after)
+
+    def distilled(self, name: str, data: Data, words: list[object]) -> str:
+        """A data set of labels, those of others, and pseudo-labels of the cases without."""
+        assert data.distill is not None
+        base = self.base_of(data)
+        command, after = ["nnunet_brats", "distill", *words, "--labelled", self.ids[base.name]], [self.converted(base)]
+        for other in self.unlabelled_of(data):
+            branch = TEST if other == base else f"{TEST}-{other.name}"
+            after.append(self.predicted(data.distill, branch))
+            command += ["--pseudo", self.jobs[after[-1]].result, self.images(base, branch)]
+        for foreign in data.foreign:
+            after.append(self.converted(self.recipe.data[foreign]))
+            command += ["--foreign", self.ids[foreign]]
+        command += [word for folder in data.exclude for word in ("--exclude", self.setting.also[folder])]
+        return self.add(name, command, self.setting.raw / self.dataset(data.name), after)
+
+    def unlabelled_of(self, data: Data) -> list[Data]:
+        """The data sets with cases without label that a distilled one learns from."""
+        names = (self.base_of(data).name,) if data.unlabelled is None else data.unlabelled
+        every = [self.recipe.data[name] for name in names]
+        return [one for one in every if one.source or self.setting.unlabelled]
 
     def phantoms(self) -> str:
         out = self.setting.folder / "release"
@@ -133,8 +154,8 @@ class TrainingJobs(Jobs):
             "configuration": model.configuration,
             "fold": fold,
         }
-        if model.previous_stage:
-            previous = self.recipe.models[model.previous_stage]
+        if before := self.recipe.refined_by(model):
+            previous = self.recipe.model_of(before)
             after += self.trained(previous)
             facts["previous"] = [str(self.jobs[job].result) for job in self.trained(previous)]
             if model.maps:
@@ -167,13 +188,13 @@ class TrainingJobs(Jobs):
             short = {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: str(SMOKE_ITERATIONS), SNAPSHOTS: "1 2"}
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
-        later = [one.maps for one in self.recipe.models.values() if one.previous_stage == model.name]
-        candidates = model.choice.of if model.choice else ()
-        every = (model.checkpoints, candidates, *later)
+        every: list[tuple[str | int, ...]] = [one.maps for one in self.recipe.stages_after(model)]
+        for one in self.recipe.predictions.values():
+            if one.of == model.name:
+                every += [one.checkpoints, one.choice.of if one.choice else ()]
         wanted = {epoch for epochs in every for epoch in epochs if isinstance(epoch, int)}
-        own = self.trainer(model).snapshot_epochs
-        if wanted - {*own}:  # the variable stands for the trainer's own epochs, which predictions by hand may name
-            environment[SNAPSHOTS] = " ".join(map(str, sorted({*own, *wanted})))
+        if more := wanted - {*self.trainer(model).snapshot_epochs}:
+            environment[SNAPSHOTS] = " ".join(map(str, sorted(more)))
         return environment
 
     def filter_cases(self, model: Model) -> str:
@@ -186,8 +207,8 @@ class TrainingJobs(Jobs):
 
     def maps(self, model: Model, previous: Model) -> str:
         """Several stage-1 maps per training case, of which stage 2 draws."""
-        out = self.model_folder(previous) / "predicted_next_stage"
-        chosen = ["-chk", *self.checkpoints(model.maps)]
-        command = ["nnunet_brats", "predict", "--for-next-stage", *self.model_words(previous), *chosen]
-        command += ["-np", self.workers("maps")]
-        return self.add(f"maps/{previous.name}", command, out, self.trained(previous))
+        out = self.model_folder(previous) / "predicted_next_stage" / f"{model.configuration}.maps"
+        chosen = ["-chk", *self.checkpoints(model.maps), "--next-stages", model.configuration]
+        command = ["nnunet_brats", "predict", "--for-next-stage", *self.model_words(previous, self.folds(previous))]
+        command += [*chosen, "-np", self.workers("maps")]
+        return self.add(f"maps/{model.name}", command, out, self.trained(previous))

@@ -12,6 +12,7 @@ from conftest import FOLDERS
 from distillation_bench import SURE, UNSURE, Bench, digest, load, make_bench, read, save
 from scipy.ndimage import gaussian_filter, zoom
 
+from nnunet_brats_ext.brats import NCR
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.dataset_folder import RawDataset
 from nnunet_brats_ext.dataset_conversion.distillation.fingerprints import content_hash, pattern, similar_pairs
@@ -23,6 +24,7 @@ from nnunet_brats_ext.dataset_conversion.distillation.sources import (
     excluded,
 )
 from nnunet_brats_ext.dataset_conversion.distillation.targets import confidence
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 
 
@@ -311,6 +313,27 @@ def test_the_decathlon_adds_its_own_labels_but_none_of_its_copies_of_brats(bench
     assert {case for case, kind in kinds.items() if kind == "foreign"} == {"BRATS_003", "BRATS_004"}
     assert np.array_equal(read(dataset / "imagesTr" / "BRATS_004_0003.nii.gz"), cases["BRATS_004"][3]), "FLAIR is last"
     assert all("BRATS_004" in fold["train"] for fold in load(dataset / "splits_final.json"))
+
+
+def test_labels_of_2015_become_those_of_the_labelled_data_set_where_net_joins_ncr(bench):
+    layout = LAYOUTS["BraTS2015"]
+    shape = read(next((bench.labelled / "labelsTr").iterdir())).shape
+    for number in (1, 2):
+        case, source = layout.case_name(number), bench.root / "BraTS2015"
+        for channel, role in enumerate(layout.sequences):
+            path = source / layout.path(case, role)
+            sitk.WriteImage(sitk.GetImageFromArray(brain(10 * number + channel, shape)), str(_made(path)))
+        label = np.zeros(shape, np.uint8)
+        label[8:16, 8:16, 8:16] = np.arange(8) % 5  # with all of 0 to 4, as released
+        sitk.WriteImage(sitk.GetImageFromArray(label), str(_made(source / layout.path(case, LABEL))))
+    assert main(["convert", str(source), "-d", "970", "-np", "1"]) == 0
+    foreign = bench.raw / "Dataset970_BraTS2015"
+    dataset = bench.distill("--foreign", 970)
+    for path in (foreign / "labelsTr").iterdir():
+        before, after = read(path), read(dataset / "labelsTr" / path.name)
+        assert 4 in before
+        np.testing.assert_array_equal(after, np.where(before == 4, NCR, before))
+        assert load(dataset / "manifest.json")["cases"][path.name.removesuffix(".nii.gz")]["labels"] == [0, 1, 2, 3]
 
 
 def test_a_near_duplicate_that_is_kept_never_trains_the_fold_that_validates_its_original(bench):

@@ -72,6 +72,22 @@ def test_the_command_writes_what_the_function_returns(folders, tmp_path, capsys)
     assert "0.900 ± 0.000 (0.900)" in shown
 
 
+def test_a_cross_validation_in_one_folder_is_of_the_folds_of_a_splits_file(folders, tmp_path, capsys):
+    reference, prediction = folders
+    folds = [{"train": [], "val": ["case_0", "case_2"]}, {"train": [], "val": ["case_1"]}]
+    (splits := tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    command = ["evaluate", str(reference), str(prediction), "--splits", str(splits), "-o", str(tmp_path / "r.json")]
+    assert main([*command, "-np", "1"]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["folds"] == {"case_0": "0", "case_1": "1", "case_2": "0"}
+    assert "folds_std" in (tmp_path / "r_summary.csv").read_text()
+    splits.write_text(json.dumps(folds[:1]))
+    assert main([*command, "-np", "1"]) == 1
+    assert "holds out none of case_1, predicted in" in capsys.readouterr().err
+    (prediction / "case_1.nii.gz").unlink()
+    assert main([*command, "-np", "1"]) == 1
+    assert "1 cases in" in capsys.readouterr().err, "one that lacks a prediction is missed as ever"
+
+
 def test_several_predictions_make_one_table_with_a_column_of_models(folders, tmp_path, monkeypatch, capsys):
     reference, prediction = folders
     shutil.copytree(reference, tmp_path / "exact")

@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_quoted():
         lesionwise(CUBE, CUBE, SPACING_MM, "brats2020")
 
 
-@pytest.mark.parametrize("year", ["brats2020", "brats2024"])
+@pytest.mark.parametrize("year", ["brats2015", "brats2020", "brats2024"])
 def test_a_case_may_be_numbered_as_released_on_either_side(year):
     preset = find_preset(year)
     pair = make_pair(preset.scheme)

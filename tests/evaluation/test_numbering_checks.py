@@ -81,6 +81,16 @@ def test_a_poor_prediction_is_no_other_numbering():
         evaluate_case(reference, np.where(prediction > 0, ED, 0).astype(np.uint8))
 
 
+def test_a_label_that_is_predicted_as_another_is_no_other_numbering():
+    reference, prediction = make_pair("glioma_2013")
+    net = np.where(reference == NCR, EXTRA, reference)  # a core of NET alone, which is predicted as NCR
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        scores = evaluate_case(net, np.where(prediction == EXTRA, NCR, prediction), preset="brats2015")
+        assert scores == evaluate_case(reference, prediction, preset="brats2015")
+    assert scores["TC"]["ppv"] < 1
+
+
 def test_files_of_2020_are_not_scored_as_those_of_2024(tmp_path):
     """Where 4 is ET, a preset whose 4 is the cavity gave ET 1.000 and scored ET as RC."""
     pair = [released(labels, "glioma_2017") for labels in make_pair("glioma_2017")]

@@ -22,8 +22,8 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation.report.charts import MAX_POINTS, box_plots, line_chart, linear_scale, log_scale
 from nnunet_brats_ext.evaluation.report.inputs import find_sequence_files, match_predictions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile, draw_case, trace
-from nnunet_brats_ext.evaluation.report.page import write_report
-from nnunet_brats_ext.evaluation.report.published import published_table
+from nnunet_brats_ext.evaluation.report.page import training_charts, write_report
+from nnunet_brats_ext.evaluation.report.published import published_tables
 from nnunet_brats_ext.evaluation.report.tables import case_table, cases_to_draw, count_empty, summarise_metric
 from nnunet_brats_ext.evaluation.report.training import read_fold, read_log, read_model
 from nnunet_brats_ext.evaluation.results import summarise_scores
@@ -206,6 +206,8 @@ LOG = """
 2026-11-21 11:07:33.182396: val_loss nan
 2026-11-21 11:07:33.182463: Pseudo dice [np.float32(0.1781), np.float32(1e-04), np.float64(1.0)]
 2026-11-21 11:07:33.425750: Epoch 1
+2026-11-21 11:07:43.182158: train_loss, of which task 1 0.25
+2026-11-21 11:07:43.182158: train_loss, of which task 3 0.75
 2026-11-21 11:07:43.182159: train_loss 0.5
 2026-11-21 11:07:43.182463: Pseudo dice [0.25, nan, 0.0]
 2026-11-21 11:07:43.425750: Epoch 2
@@ -216,6 +218,7 @@ def test_a_log_gives_losses_and_dice_in_either_of_numpys_spellings_and_may_break
     epochs = read_log(LOG)
     assert list(epochs) == [0, 1, 2]
     assert epochs[0].train_loss == -0.9812 and np.isnan(epochs[0].val_loss)
+    assert epochs[0].terms == {"kl": 7.0} and epochs[1].terms == {"task 1": 0.25, "task 3": 0.75}
     assert epochs[0].pseudo_dice == [0.1781, 1e-4, 1.0]
     np.testing.assert_equal(epochs[1].pseudo_dice, [0.25, np.nan, 0.0])
     assert np.isnan(epochs[2].train_loss) and epochs[2].pseudo_dice == []
@@ -253,6 +256,16 @@ def test_settings_of_a_model_include_what_its_configuration_inherits(tmp_path):
         read_model(tmp_path)
 
 
+def test_every_term_of_a_loss_has_a_curve_which_begins_when_it_is_trained(tmp_path):
+    losses, terms, _ = training_charts(read_model(model_folder(tmp_path)))
+    assert [text for _, text in losses.legend] == ["training", "validation"]
+    assert (terms.title, [text for _, text in terms.legend]) == (
+        "Terms of the training loss",
+        ["kl", "task 1", "task 3"],
+    )
+    assert [line.name for line in terms.lines] == ["fold 0"] * 3
+
+
 def test_predictions_belong_to_models_by_name_or_by_order():
     assert match_predictions(["x", "y"], ["a", "b"]) == {"a": Path("x"), "b": Path("y")}
     assert match_predictions(["b=y"], ["a", "b"]) == {"b": Path("y")}
@@ -270,6 +283,10 @@ def test_images_are_found_as_nnunet_or_as_a_release_names_them(world):
     described = {"channel_names": {str(i): "noNorm" for i in range(4)}, "file_ending": ".nii.gz"}
     save(world / "dataset.json", described | {"brats_sequences": ["T1", "T1ce", "T2", "FLAIR"]})
     assert list(find_sequence_files(world / "imagesTs")["a"]) == ["FLAIR", "T1ce"]
+    four = ("T1ce", "T1", "T2", "FLAIR")
+    assert tuple(find_sequence_files(world / "imagesTs", wanted=four)["a"]) == four
+    with pytest.raises(ValueError, match=r"--sequences T1c: .* has T1, T1ce, T2, FLAIR; did you mean 'T1ce'\?"):
+        find_sequence_files(world / "imagesTs", wanted=("T1c",))
     release = world / "MICCAI_BraTS2020_TrainingData"
     for kind in ("t1", "t1ce", "t2", "flair", "seg"):
         write_volume(release / "BraTS20_Training_001" / f"BraTS20_Training_001_{kind}.nii.gz", tumour())
@@ -352,22 +369,50 @@ def test_results_alone_make_a_page_that_says_what_it_lacks(world):
 
 def test_published_scores_of_a_trainers_paper_and_of_papers_asked_for_stand_beside_ours(world):
     results = {"mine": results_of({"a": 0.9, "b": 0.7})}
-    found = published_table(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
-    assert found.columns[:2] == ["WT Dice", "TC Dice"]
-    (ours,) = found.ours
-    assert (ours.system, ours.data, ours.scores[0]) == ("mine", "2 cases", "0.800")
-    systems = [row.system for row in found.papers]
-    assert all(name.startswith("Henry et al. 2020: ") for name in systems)
-    assert "Henry et al. 2020: U-Net" not in systems, "it is another trainer's"
-    by_key = published_table(results, REGIONS, [], ["henry2020", "lyu2020"])
-    assert {row.system.partition(":")[0] for row in by_key.papers} == {"Henry et al. 2020", "Lyu & Shu 2020"}
-    assert published_table(results, ("RC",), [], ["henry2020"]) is None
-    assert published_table(results, REGIONS, ["SomeTrainer"], []) is None
+    tables = published_tables(results, REGIONS, ["BraTSDeepSupervisionCBAMTrainer", "SomeTrainer"], [])
+    assert [table.title for table in tables] == [f"Henry et al. 2020, Table {i}" for i in (1, 2, 3)]
+    assert tables[0].columns[:2] == ["WT Dice", "TC Dice"]
+    assert "0.80585" in tables[0].rows[1].scores, "with the digits of the paper"
+    for table in tables:
+        ours, *others = table.rows
+        assert (ours.system, ours.data, float(ours.scores[0]), ours.ours) == ("mine", "2 cases", 0.8, True)
+        assert others and not any(row.ours for row in others), "no prediction is called as in the recipe"
+    assert "U-Net" not in [row.system for row in tables[2].rows], "it is another trainer's"
+    by_key = published_tables(results, REGIONS, [], ["henry2020", "lyu2020"])
+    assert {table.title.partition(",")[0] for table in by_key} == {"Henry et al. 2020", "Lyu & Shu 2020"}
+    assert published_tables(results, ("RC",), [], ["henry2020"]) == []
+    assert published_tables(results, REGIONS, ["SomeTrainer"], []) == []
     write_report([world / "one.json"], world / "page.html", paper=["lyu2020"])
     text, page = page_of(world / "page.html")
     assert "published" in page.ids and "other splits" in text
     with pytest.raises(ValueError, match="--paper lyu: expected one of"):
         write_report([world / "one.json"], world / "page.html", paper=["lyu"])
+
+
+def test_below_a_published_row_stands_the_prediction_of_its_name_by_the_same_statistics(world):
+    of_folds = results_of({"a": 0.9, "b": 0.7, "c": 0.6}) | {"folds": {"a": "0", "b": "0", "c": "1"}}
+    results = {"henry2020.a_unet": of_folds, "final": of_folds}
+    (table,) = [one for one in published_tables(results, ("WT",), [], ["henry2020"]) if one.title.endswith("Table 3")]
+    published, ours = table.rows[:2]
+    assert (published.system, published.scores) == ("U-Net", ["0.9070 (0.0060)"])
+    assert (ours.system, ours.data, ours.scores) == ("henry2020.a_unet", "3 cases, over 2 folds", ["0.7000 (0.1414)"])
+    assert [row.ours for row in table.rows] == [False, True, False, False]
+
+    models = {name: results_of({"a": value, "b": value}) for name, value in (("57", 0.9), ("66", 0.8), ("67", 0.7))}
+    spreads = {"stage2_each": models}
+    tables = published_tables(results, ("ET", "WT"), [], ["lyu2020"], spreads)
+    (table,) = [one for one in tables if one.title.endswith("Table 2")]
+    assert [row.scores[table.columns.index("WT Dice")] for row in table.rows] == [
+        "SD 0.0013; 0.8940 to 0.8990", "SD 0.0012; 0.8980 to 0.9020", "SD 0.1000; 0.7000 to 0.9000"
+    ]  # fmt: skip
+    assert table.rows[-1].data == "2 cases, over 3 models"
+    (world / "each.json").write_text(json.dumps({"models": models}))
+    write_report(
+        [world / "one.json"], world / "page.html", paper=["lyu2020"], spreads=[f"stage2_each={world}/each.json"]
+    )
+    assert "over 3 models" in page_of(world / "page.html")[0]
+    with pytest.raises(ValueError, match=r"--spreads each\.json: expected NAME=RESULTS"):
+        write_report([world / "one.json"], world / "page.html", spreads=["each.json"])
 
 
 def test_what_is_missing_of_a_case_is_noted_and_the_rest_drawn(world):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.evaluation.pictures import fill
 from nnunet_brats_ext.evaluation.ranking import Comparison, rank_entries
 from nnunet_brats_ext.evaluation.report.curves import (
     MeanRow,
@@ -216,14 +217,21 @@ def test_what_changed_since_it_was_scored_is_refused_and_what_is_gone_is_noted(w
 def test_figures_are_written_as_vectors_and_as_pictures(world):
     figures = world / "figures"
     command = ["report", str(world / "results.json"), "-o", str(world / "page.html"), "--figures", str(figures)]
-    assert main([*command, "-np", "1", "--cases", "2"]) == 0
+    assert main([*command, "-np", "1", "--cases", "2", "--filled", "--sequences", "FLAIR"]) == 0
     names = {path.stem for path in figures.iterdir()}
     assert names >= {f"{kind}_dice" for kind in ("boxes", "intervals", "spread", "sizes", "tests")}
-    assert names >= {"stability", "confusion", "cases"}
+    assert names >= {"stability", "confusion", "cases", "sequences", "overlays"}
     assert {path.name for path in figures.iterdir()} == {f"{name}{end}" for name in names for end in (".pdf", ".png")}
     for name in names:
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert min(Image.open(figures / f"{name}.png").size) > 200
+
+
+def test_filled_labels_have_the_colours_of_figure_7_and_leave_the_rest_grey():
+    grey, labels = np.full((1, 4), 0.5), np.array([[0, ED, NCR, ET]])
+    (background, oedema, core, enhancing), *_ = fill(grey, labels)
+    np.testing.assert_allclose(background, 0.5)
+    assert [int(colour.argmax()) for colour in (enhancing, oedema, core)] == [0, 1, 2], "red, green, blue"
 
 
 def test_the_same_chart_gives_the_same_file(tmp_path):

@@ -333,7 +333,7 @@ def test_the_command_reports_clusters_and_writes_them_only_where_they_gain(model
     command = ["tune", str(tmp_path / "ref"), str(model), "-o", str(tmp_path / "rules.json"), "-np", "1"]
     assert main([*command, "--grid", "small-et=10,30,41,50,200", "--per-cluster", "2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "rules per cluster not written: over one set of rules for all cases they gain +0.0000" in said
+    assert "rules per cluster not written: over one set of rules for all cases they gain +0.0000 in mean rank" in said
     assert read_rules(tmp_path / "rules.json").rules == ({"rule": "small-et", "min_voxels": 41},)
     clustered = json.loads((tmp_path / "rules_report.json").read_text())["per_cluster"]
     assert (sum(clustered["cases"]), clustered["interval"], clustered["written"]) == (6, [0, 0], False)

@@ -256,6 +256,14 @@ def test_a_series_of_checkpoints_of_a_second_stage_is_shown_on_the_images_grid(m
         if name in maps:
             assert array.dtype == np.float32
             assert 0 <= array.min() < array.max() <= 1
+    reference = read_image(world.raw / "labelsTr" / f"{case}.nii.gz").array
+    gate = read_image(out / case / f"{stems[0]}_gate0.nii.gz").array
+    seen = tuple(slice(side.min(), side.max() + 1) for side in np.nonzero(gate))
+    assert gate[seen].all() and max(gate[seen].shape) <= 32, "what the window on the tumour shows"
+    outside = np.ones_like(reference, bool)
+    outside[seen] = False
+    segmented = read_image(out / case / f"{stems[0]}_segmentation.nii.gz").array
+    assert outside.any() and (segmented[outside] == reference[outside]).all(), "the previous stage's labels"
     for level in range(2):
         early, late = (means[f"{stem}_gate{level}.nii.gz"] for stem in stems)
         assert early < 0.4 < 0.6 < late, "each checkpoint shows its own gates"
@@ -373,6 +381,9 @@ def test_high_is_red_low_is_blue_and_outside_the_head_is_black():
     assert low[2] > low[0]
     assert high[0] > high[2]
     assert not outside.any()
+    heat[0, 0] = np.nan
+    bare, *_ = heat_over(np.full((1, 3), 0.5), heat, np.ones((1, 3), bool), colour_scale([heat]))[0]
+    assert (bare == 0.5).all(), "where nothing is to be shown"
 
 
 def test_a_picture_has_a_row_per_checkpoint_a_column_per_map_and_one_bar():
@@ -409,8 +420,9 @@ def test_the_channels_that_the_view_shows_are_those_that_the_network_weighs(guid
     network, x = guided(guidance), torch.randn(1, 4, 16, 16, 16)
     logits = network(x)
     shown = ChannelMaps(network)(x)[0]
-    assert shown.shape[0] == 3 + 2 + 8
-    assert torch.equal(shown[:3], logits[0])
+    assert shown.shape[0] == 12 + 2 + 8
+    assert torch.equal(network.fuse(shown[None, :12]), logits)
+    shown = shown[9:]  # as if three regions were in front of the guides
     features = network.backbone(x)
     assert torch.allclose(shown[5:], features[0], atol=1e-6)
     tumour = network.heads[0](features).softmax(1)[0, [1, 2, 3]].sum(0)
@@ -475,3 +487,12 @@ def test_the_command_writes_the_weights_of_a_guided_network_per_case_and_slice(w
             assert len(part["m_n"]) == 32
     rows = (out / case / f"{stem}_channels.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2 * 32
+    (alone := tmp_path / "alone").mkdir()
+    for image in Path(images).glob(f"{case}_*"):
+        (alone / image.name).symlink_to(image)
+    assert main(["predict", "-i", str(alone), "-o", str(tmp_path / "p"), "-c", "3d_fullres", *words, "-np", "0"]) == 0
+    drawn, predicted = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for path in (out / case / f"{stem}_segmentation.nii.gz", tmp_path / "p" / f"{case}.nii.gz")
+    )
+    np.testing.assert_array_equal(drawn, predicted, "from the same tiles")

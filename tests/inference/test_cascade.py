@@ -22,6 +22,7 @@ pytestmark = pytest.mark.end_to_end
 CPU = torch.device("cpu")
 STAGE_1 = ("-d", "901", "-tr", "BraTSVAETrainer", "-c", "lyu_stage1", "-p", "BraTSPlans", "-device", "cpu")
 STAGE_2 = ("-d", "901", "-tr", "BraTSAttentionVAETrainer", "-c", "lyu_stage2", "-p", "BraTSPlans", "-device", "cpu")
+FOR_STAGE_2 = ("--for-next-stage", "--next-stages", "lyu_stage2")
 SNAPSHOT_NAMES = ("checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth")
 
 
@@ -57,7 +58,7 @@ def recipe(world_on_disk, tmp_path_factory):
         patch.setenv(SNAPSHOTS, "1 2")
         for fold in (0, 1):
             train("BraTSVAETrainer", "lyu_stage1", fold)
-        assert main(["predict", "--for-next-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
+        assert main(["predict", *FOR_STAGE_2, *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]) == 0
         patch.delenv(ITERATIONS)
         train("BraTSAttentionVAETrainer", "lyu_stage2", 0)
         yield folder
@@ -248,15 +249,17 @@ def test_maps_out_of_fold_need_all_folds_and_no_other_maps_beside_them(recipe, c
     assert "already holds checkpoint_epoch_1, checkpoint_epoch_2" in capsys.readouterr().err
     assert main(["predict", "--for-next-stage", *STAGE_2, "-np", "0"]) == 1
     assert "no first stage" in capsys.readouterr().err
+    assert main(["predict", *FOR_STAGE_2, "lyu_stage1", *STAGE_1, "-np", "0"]) == 1
+    assert "--next-stages lyu_stage1: in " in capsys.readouterr().err
 
 
 def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):
-    command = ["predict", "--for-next-stage", *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
+    command = ["predict", *FOR_STAGE_2, *STAGE_1, "-chk", *SNAPSHOT_NAMES, "-np", "0"]
     maps = stage_1(recipe) / "predicted_next_stage" / "lyu_stage2.maps"
     before = {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")}
-    for words in (command, ["predict", "--for-next-stage", *command[1:]]):
-        assert main(words) == 0
-        assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in maps.glob("*/*.b2nd")} == before
+    assert not maps.with_name("lyu_stage2_single.maps").exists(), "another second stage, which was not asked for"
     os.utime(stage_1(recipe) / "fold_1" / SNAPSHOT_NAMES[0])
     capsys.readouterr()
     assert main(command) == 0

@@ -216,10 +216,14 @@ def test_nnunet_resolves_it_as_we_do_and_reads_the_preprocessed_data_of_its_base
     assert len(given["n_conv_per_stage_decoder"]) == given["n_stages"] - 1
 
 
-def test_stages_name_each_other():
-    for name, row in ROWS.items():
-        assert row.next_stage is None or ROWS[row.next_stage].previous_stage == name
-        assert row.previous_stage is None or ROWS[row.previous_stage].next_stage == name
+def test_stages_name_each_other(plans):
+    manager = PlansManager(add_configurations(plans, "BraTSPlans", FINGERPRINT)[0])
+    for name in ROWS:
+        found = manager.get_configuration(name)
+        for stage in found.next_stage_names or ():
+            assert manager.get_configuration(stage).previous_stage_name == name
+        if found.previous_stage_name:
+            assert name in manager.get_configuration(found.previous_stage_name).next_stage_names
 
 
 @pytest.mark.parametrize("name", VOLUMES)
@@ -514,7 +518,8 @@ def test_both_stages_meet_on_plans_of_nnunet_itself(world, capsys):
     plain = BraTSBaselineTrainer(deepcopy(plans), "lyu_stage1", 0, world.dataset_json, device)
 
     # nnU-Net writes here after the validation of stage 1, and stage 2 reads there.
-    (stage,) = first.configuration_manager.next_stage_names
+    assert "lyu_stage2_single" in first.configuration_manager.next_stage_names
+    (stage,) = set(first.configuration_manager.next_stage_names) & {second.configuration_name}
     written = Path(first.output_folder_base, "predicted_next_stage", stage)
     assert Path(second.folder_with_segs_from_previous_stage) == written
     assert Path(first.preprocessed_dataset_folder) == Path(second.preprocessed_dataset_folder)

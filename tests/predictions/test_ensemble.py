@@ -277,6 +277,32 @@ def test_members_with_both_heads_meet_in_one_space(space, region_members, tmp_pa
     assert declared == {"regions": REGIONS, "labels": PLAIN}[space]["labels"], "the output declares its own head"
 
 
+def test_labels_are_averaged_and_the_largest_wins_where_every_member_has_regions(tmp_path):
+    rng = np.random.default_rng(0)
+    head, labels = head_of(REGIONS, 3), head_of(REGIONS, 4)
+    probabilities = [rng.random((3, 16, 20, 10), dtype=np.float32) for _ in range(2)]
+    folders = [write_member(tmp_path / name, {"a": p}, REGIONS) for name, p in zip("xy", probabilities, strict=True)]
+    maps = {}
+    for space in ("regions", "labels"):
+        assert ensemble(folders, tmp_path / space, space=space, save_probabilities=True)["space"] == space
+        maps[space] = read_label_map(tmp_path / space / "a.nii.gz")[0]
+    mean = np.mean([convert_head(p, head, labels) for p in probabilities], axis=0)
+    np.testing.assert_array_equal(maps["labels"], mean.argmax(0))
+    assert (maps["regions"] != maps["labels"]).sum() > 500
+    saved = read_probabilities(tmp_path / "labels" / "a.npz", labels)
+    np.testing.assert_allclose(saved, mean, atol=1e-6)
+    ensemble([tmp_path / "labels", tmp_path / "regions"], tmp_path / "again")  # what was saved can be read
+
+
+def test_labels_that_are_predicted_as_another_have_no_channel_where_labels_are_averaged(tmp_path, rng):
+    scheme = LABEL_SCHEMES["glioma_2013"]  # NET is predicted as NCR
+    description = {"labels": scheme.nnunet_labels(), "regions_class_order": list(scheme.paint)}
+    folder = write_member(tmp_path / "x", {"a": rng.random((3, *SHAPE), dtype=np.float32)}, description)
+    ensemble([folder], tmp_path / "out", space="labels", save_probabilities=True)
+    assert len(np.load(tmp_path / "out" / "a.npz")["probabilities"]) == 4
+    ensemble([tmp_path / "out"], tmp_path / "again")
+
+
 def test_half_precision_halves_the_saved_probabilities(region_members, tmp_path):
     for dtype in ("float32", "float16"):
         ensemble(region_members, tmp_path / dtype, save_probabilities=True, dtype=dtype, processes=1)

@@ -110,10 +110,12 @@ def test_a_patch_is_cut_to_its_size_and_its_labels_stay_labels(world):
 
 def test_the_recipe_is_the_authors_ensemble_with_their_thresholds_of_et():
     recipe = load_recipe(PAPER.recipe)
-    (three,) = recipe.ensembles.values()
+    three, ranked = recipe.ensembles["three"], recipe.ensembles["ranked"]
     assert {recipe.models[name].trainer for name in three.of} == {f"BraTSIsensee2020{v}Trainer" for v in (
         "DA3BNBD", "DA4BN", "DA4BNBD"
     )}  # fmt: skip
+    assert {recipe.models[name].trainer for name in ranked.of} == set(NAMES)
+    assert (ranked.best, ranked.by) == (3, "ranking")
     ((step,),) = [parse_grid(one.tune["grid"]) for one in recipe.postprocessing.values()]
     assert [rule["min_voxels"] for rule in step] == list(range(25, 751, 25))
     assert recipe.postprocessing["final"].tune["objective"] == "ranking"

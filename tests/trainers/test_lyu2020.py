@@ -8,10 +8,11 @@ import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from tiny_trainers import build, make_tiny, random_batch
 
-from nnunet_brats_ext.trainers import BraTSBaselineTrainer, BraTSVAETrainer
+from nnunet_brats_ext.papers import find_trainer
+from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSBaselineTrainer, BraTSVAETrainer
 from nnunet_brats_ext.trainers.lyu2020.transforms import ShiftIntensity
 from nnunet_brats_ext.training.branches import NetworkWithBranch
-from nnunet_brats_ext.training.environment import EPOCHS
+from nnunet_brats_ext.training.environment import EPOCHS, SNAPSHOTS
 
 
 def test_stage_1_stores_no_vae(world, monkeypatch):
@@ -25,6 +26,15 @@ def test_stage_1_stores_no_vae(world, monkeypatch):
     assert isinstance(trainer.network, NetworkWithBranch)
     optimised = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
     assert optimised > 18_802_115, "the branch is not trained"
+
+
+def test_further_epochs_are_kept_beside_those_of_the_trainer(world, monkeypatch):
+    make_tiny(BraTSAttentionVAETrainer, monkeypatch)
+    trainer = build(world, BraTSAttentionVAETrainer)
+    own = trainer.snapshot_epochs()
+    assert own == find_trainer("BraTSAttentionVAETrainer").snapshot_epochs
+    monkeypatch.setenv(SNAPSHOTS, "20 3 57")
+    assert trainer.snapshot_epochs() == (3, 20, *own)
 
 
 def test_stage_1_trains_as_the_paper_states(world, monkeypatch):

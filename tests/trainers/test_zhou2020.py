@@ -24,14 +24,18 @@ from nnunet_brats_ext.architectures.omnet.backbone import FusionNet
 from nnunet_brats_ext.architectures.omnet.fusion import DILATION, fuse_regions
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, channel_importance
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskOutput
-from nnunet_brats_ext.architectures.omnet.tasks import CORE, OUTSIDE, TUMOUR
+from nnunet_brats_ext.architectures.omnet.tasks import CLASSES, CORE, OUTSIDE, TUMOUR
 from nnunet_brats_ext.brats import ED, ET, NCR
+from nnunet_brats_ext.inference.choices import find_symmetries
+from nnunet_brats_ext.inference.predictor import BraTSPredictor
+from nnunet_brats_ext.inference.symmetries import predict_each
 from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
 from nnunet_brats_ext.predictions.rule_sets import find_rules
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import BraTSMC2Trainer, BraTSMC3Trainer, BraTSOMNetCGATrainer, BraTSOMNetTrainer
 from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
+from nnunet_brats_ext.trainers.zhou2020.tilings import CENTRAL_PARTS
 from nnunet_brats_ext.trainers.zhou2020.trainers import curriculum_phase
 from nnunet_brats_ext.trainers.zhou2020.transforms import TaskTargets
 from nnunet_brats_ext.training.averaging import StochasticWeightAveraging
@@ -286,6 +290,49 @@ def test_regions_stay_nested_in_nnunets_predictor(world):
     )
     wt, tc, et = predictor.predict_logits_from_preprocessed_data(images(1, (13, 20, 19))[0]).float()
     assert ((wt >= tc) & (tc >= et)).all()
+
+
+@pytest.mark.parametrize(("symmetries", "normal"), [("none", 5), ("mirror8", 1)])
+def test_the_papers_tiles_join_the_tasks_before_the_coarse_mask_grows(symmetries, normal, world):
+    trainer = build(world, BraTSOMNetTrainer, **TINY)
+    network = small(strides=trainer.configuration_manager.pool_op_kernel_sizes).eval()
+    data = images(1, (24, 24, 24))[0]
+    with torch.no_grad():
+        for head, scores in zip(network.heads, network.all_scores(data[None]), strict=True):
+            spread, middle = scores.std((0, 2, 3, 4)), scores.mean((0, 2, 3, 4))
+            classifier = head.layers[-1]
+            classifier.weight.mul_((2 / spread).view(-1, 1, 1, 1, 1))
+            classifier.bias.copy_((classifier.bias - middle) * 2 / spread)
+        network.heads[0].layers[-1].bias[0] += normal  # little enough tumour that its dilation leaves something out
+    predictor = BraTSPredictor("overlap", symmetries, device=torch.device("cpu"))
+    managers = trainer.plans_manager, trainer.configuration_manager
+    predictor.manual_initialization(
+        network, *managers, [network.state_dict()], world.dataset_json, "BraTSOMNetTrainer", None
+    )
+    predicted = predictor.predict_sliding_window_return_logits(data)[None]
+
+    def scores_of(x: torch.Tensor) -> torch.Tensor:
+        maps = find_symmetries(symmetries)
+        with torch.no_grad():
+            each = list(predict_each(lambda x: torch.cat(network.all_scores(x), 1), x, maps))
+        return torch.stack(each).mean(0)
+
+    joined = CENTRAL_PARTS(scores_of, predictor._volume(data))[None]
+    labels = paper_rule(list(joined.split(CLASSES, 1)))
+    assert len(np.unique(labels)) == 4
+    np.testing.assert_array_equal(paint(predicted), labels)
+    assert network(data[None, :, :8, :16, :16]).shape[1] == 3, "the network gives regions again"
+
+
+def test_a_tile_of_nothing_is_normal_tissue_for_every_task(world):
+    trainer = build(world, BraTSOMNetTrainer, **TINY)
+    network = small(strides=trainer.configuration_manager.pool_op_kernel_sizes)
+    predictor = BraTSPredictor("overlap", "none", skip_empty=True, device=torch.device("cpu"))
+    managers = trainer.plans_manager, trainer.configuration_manager
+    predictor.manual_initialization(
+        network, *managers, [network.state_dict()], world.dataset_json, "BraTSOMNetTrainer", None
+    )
+    assert (predictor.predict_sliding_window_return_logits(torch.zeros(4, 8, 16, 16)) < 0).all()
 
 
 # --- loss (4) ------------------------------------------------------------------------------------------------------

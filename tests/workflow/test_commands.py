@@ -11,6 +11,8 @@ from nnunet_brats_ext import papers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.planning.plan import Planned, plan
 from nnunet_brats_ext.workflow.commands import commands_of_paper, commands_of_trainer
+from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe_parts import base_data
 
 FOLDS = 3
 WITH_RECIPES = [key for key, paper in papers.find_papers().items() if paper.recipe]
@@ -44,7 +46,14 @@ def test_a_papers_commands_lead_from_the_plans_to_a_submission_with_the_folds_th
     assert commands[-1].startswith(f"nnunet_brats restore {paper}/predictions/test/")
     trainings = of_verb(commands, "train")
     assert trainings
-    assert all(one.startswith(f"for fold in {' '.join(map(str, range(FOLDS)))}; do ") for one in trainings)
+    recipe = load_recipe(published_recipes()[paper])
+    first = next(iter(recipe.data.values())).folds
+    for model in _models(paper):
+        own = base_data(recipe, model).folds
+        folds = " ".join(map(str, model.folds or range(FOLDS if own == first else own)))
+        assert [
+            one for one in trainings if f"-tr {model.trainer} " in one and one.startswith(f"for fold in {folds}; do")
+        ]
     assert {one.trainer for one in _models(paper)} == {re.search(r"-tr (\w+)", one)[1] for one in trainings}
     assert not of_verb(commands, "evaluate")
     assert not [one for one in commands if " convert " in one and " -d 901 " in one], "the data set is there"
@@ -53,8 +62,6 @@ def test_a_papers_commands_lead_from_the_plans_to_a_submission_with_the_folds_th
 
 
 def _models(paper: str):
-    from nnunet_brats_ext.workflow.recipe import load_recipe, published_recipes
-
     recipe = load_recipe(published_recipes()[paper])
     return [model for name in recipe.submissions for model in _all_models(recipe, name)]
 

@@ -16,7 +16,7 @@ from nnunet_brats_ext.workflow.run import RunOptions, plan_run
 from nnunet_brats_ext.workflow.state import open_run, states_of
 
 FILES = Path(__file__).parents[1] / "data" / "version_0_1" / "run"
-OPTIONS = ("--scale", "smoke", "-device", "cpu")
+OPTIONS = ("--scale", "smoke", "-device", "cpu", "--only", "stage1", "stage2", "final")  # of what there was then
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from workflow_runs import graph_of, kinds
 
-from nnunet_brats_ext.workflow.recipe import COMPARE, find_recipe, load_recipe, published_recipes
+from nnunet_brats_ext.papers import stages_of
+from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
+from nnunet_brats_ext.workflow.recipe_parts import base_data
 
 
 @pytest.mark.parametrize("recipe", published_recipes())
@@ -25,10 +27,21 @@ def test_every_fold_of_every_model_that_is_scored_is_trained_once(name):
     recipe, jobs = load_recipe(find_recipe(name)), graph_of(name)
     trained = {one for one in jobs if one.startswith("train/")}
     scored = [model for prediction in recipe.evaluated for model in recipe.models_of(prediction)]
-    assert trained >= {f"train/{model.name}/fold_{k}" for model in scored for k in range(recipe.data[model.data].folds)}
-    every = {f"train/{one.name}/fold_{k}" for one in recipe.models.values() for k in range(recipe.data[one.data].folds)}
-    assert trained <= every
-    assert name == COMPARE.stem or trained == every
+
+    def of(models) -> set[str]:
+        folds = {one.name: one.folds or range(base_data(recipe, one).folds) for one in models}
+        return {f"train/{model}/fold_{fold}" for model, numbers in folds.items() for fold in numbers}
+
+    assert trained >= of(scored)
+    asked_for = {one for name in (*recipe.evaluated, *recipe.submissions) for one in needed(recipe, name)}
+    assert trained == of(model for model in recipe.models.values() if model.name in asked_for)
+
+
+def needed(recipe, name):
+    """A prediction and all that it is made of; other models of a recipe are for `--only`."""
+    taught = recipe.data[recipe.models[name].data].distill if name in recipe.models else None
+    sources = (*recipe.sources_of(name), *([taught] if taught else []))
+    return {name, *(one for source in sources for one in needed(recipe, source))}
 
 
 def test_models_that_share_data_share_their_preprocessing():
@@ -44,14 +57,63 @@ def test_models_that_share_data_share_their_preprocessing():
 def test_a_second_stage_waits_for_every_fold_of_the_first_and_for_its_maps():
     jobs = graph_of("lyu2020", folds=(0,))
     stage1 = {f"train/stage1/fold_{fold}" for fold in range(5)}
-    assert stage1 | {"maps/stage1"} <= set(jobs["train/stage2/fold_0"].after)
-    assert not [name for name in jobs if name.startswith("train/stage2") and name != "train/stage2/fold_0"]
+    assert stage1 | {"maps/stage2"} <= set(jobs["train/stage2/fold_0"].after)
+    assert not [name for name in jobs if name.startswith("train/stage2/") and name != "train/stage2/fold_0"]
     for name in ("stage1", "stage2"):  # a ranking wants both on the same cases
         job = jobs[f"predict/cv/{name}"]
         assert job.after[:2] == (f"train/{name}/fold_0", f"choose/{name}")
         assert "--cross-validation" in job.command
         assert "-f 0 -device" in " ".join(job.command)
         assert "--partial" in jobs[f"evaluate/{name}"].command
+
+
+def test_two_second_stages_of_one_first_have_maps_and_folders_of_their_own():
+    jobs = graph_of("lyu2020", only=("ensemble_21", "single_190"))
+    single, multiple = jobs["maps/stage2_single"], jobs["maps/stage2"]
+    assert single.result != multiple.result
+    assert "-chk checkpoint_epoch_190.pth --next-stages lyu_stage2_single " in " ".join(single.command)
+    assert "checkpoint_epoch_294.pth --next-stages lyu_stage2 " in " ".join(multiple.command)
+    trainings = [jobs[f"train/{name}/fold_0"] for name in ("stage2", "stage2_single")]
+    assert "maps/stage2" in trainings[0].after and "maps/stage2_single" in trainings[1].after
+    assert len({one.result for one in trainings}) == 2
+    assert stages_of("lyu_stage1") == {"next_stage": ["lyu_stage2", "lyu_stage2_single"]}
+
+
+def test_predictions_of_one_model_share_its_training_and_say_what_differs():
+    jobs = graph_of("lyu2020", only=("multiple_190", "ensemble_21"))
+    assert {name.split("/")[1] for name in jobs if name.startswith("train/")} == {"stage1", "stage2"}
+    one, many = (" ".join(jobs[f"predict/cv/{name}"].command) for name in ("stage2_on_190", "stage2_21"))
+    assert "-chk checkpoint_epoch_100.pth -prev_tr BraTSVAETrainer " in one
+    assert "-prev_chk checkpoint_epoch_190.pth --combine vote" in one, "combined as the model's own prediction"
+    assert "-prev_chk checkpoint_epoch_190.pth checkpoint_epoch_254.pth checkpoint_epoch_289.pth --combine vote" in many
+    assert not [name for name in jobs if name.startswith("choose/")], "nothing here is chosen"
+    assert "restore/final" not in jobs and "restore/final" in graph_of("lyu2020", only=("final",))
+
+
+def test_only_what_is_asked_for_is_trained():
+    jobs = graph_of("lyu2020", only=("model_254",))
+    assert {name.split("/")[1] for name in jobs if name.startswith("train/")} == {"stage1"}
+    assert [name for name in jobs if name.startswith("evaluate/")] == ["evaluate/model_254"]
+    with pytest.raises(ValueError, match=r"--only model254: the recipe predicts .*did you mean 'model_254'"):
+        graph_of("lyu2020", only=("model254",))
+    with pytest.raises(ValueError, match="--only stage1_each: stage1_each is scored model by model"):
+        graph_of("lyu2020", only=("stage1_each",))
+
+
+def test_each_checkpoint_on_each_source_is_scored_alone_and_beside_the_report():
+    jobs = graph_of("lyu2020", only=("final", "stage2_each"))
+    members = [name for name in jobs if name.startswith("predict/cv/stage2_each.")]
+    assert len(members) == 27
+    assert jobs["evaluate/stage2_each"].after == (*members, "convert/brats")
+    for name in ("rank/all", "report/all"):
+        assert "stage2_each" not in " ".join(jobs.get(name, jobs["report/all"]).command).split("--spreads")[0]
+    report = " ".join(jobs["report/all"].command)
+    assert "--spreads stage2_each=results/stage2_each.json --paper lyu2020 " in report
+    one = " ".join(jobs["predict/cv/stage2_each.254.best"].command)
+    assert "-chk checkpoint_best.pth " in one and "-prev_chk checkpoint_epoch_254.pth " in one
+    smoke = graph_of("lyu2020", only=("final", "stage1_each"), smoke=True)
+    found = [" ".join(job.command) for name, job in smoke.items() if name.startswith("predict/cv/stage1_each.")]
+    assert ["epoch_1.pth" in one for one in found] == [True, False]
 
 
 @pytest.mark.parametrize(("smoke", "fold"), [(False, 5), (True, 2), (False, -1)])
@@ -78,8 +140,8 @@ def test_a_training_keeps_the_snapshots_that_are_asked_for(tmp_path):
     )
     jobs = graph_of(mine)
     epochs = jobs["train/stage1/fold_0"].environment["nnUNet_brats_snapshots"]
-    assert epochs == "100 165 184 190 205 244 254 261 271 289 294"
-    assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9 57 66 67 69 77 100 115"}
+    assert epochs == "100", "beside those that its trainer keeps"
+    assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9"}
 
 
 def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
@@ -120,9 +182,9 @@ def test_checkpoints_are_chosen_once_the_folds_are_trained_and_before_they_predi
     assert "-chk chosen" in " ".join(jobs["predict/cv/stage1"].command)
     assert jobs["choose/stage1"].needs.gpus == 1
     zhou = graph_of("zhou2020")
-    assert "-chk checkpoint_epoch_500.pth " in " ".join(zhou["choose/cga"].command)
-    assert zhou["train/cga/fold_9"].environment == {"nnUNet_brats_snapshots": "500 600 700 800 900"}
-    smoke = " ".join(graph_of("zhou2020", smoke=True)["choose/cga"].command)
+    assert "-chk checkpoint_epoch_500.pth " in " ".join(zhou["choose/cga_10"].command)
+    assert zhou["train/cga_10/fold_9"].environment == {"nnUNet_brats_snapshots": "500 600 700 800 900"}
+    smoke = " ".join(graph_of("zhou2020", smoke=True)["choose/cga_10"].command)
     assert "-chk checkpoint_epoch_1.pth checkpoint_epoch_2.pth checkpoint_final.pth --best 1 " in smoke
 
 
@@ -132,6 +194,45 @@ def test_data_sets_of_one_recipe_keep_patients_in_their_folds():
     assert command[command.index("--same-patients-as") + 1] == "137"
     assert "percentile-minmax" in command
     assert "convert/zscore" in jobs["convert/minmax"].after
+
+
+def test_scores_wait_for_the_label_maps_that_they_are_measured_by():
+    jobs = graph_of("zhou2020", only=("final",))
+    assert "convert/brats" not in jobs, "nothing is trained on it"
+    assert {"convert/ten"} < set(jobs["evaluate/final"].after)
+    assert "raw/Dataset138_BraTS2020_ten/labelsTs" in jobs["evaluate/final"].command
+    both = graph_of("zhou2020", only=("omnet", "final"))
+    assert "convert/brats" in both["evaluate/final"].after
+    assert "raw/Dataset137_BraTS2020/labelsTs" in both["evaluate/final"].command
+
+
+def test_a_student_learns_from_further_folders_where_they_are_given():
+    alone = graph_of("lachinov2019")
+    assert "--foreign" not in alone["distill/distilled"].command
+    assert "convert/earlier" not in alone and "convert/labelled" not in alone
+    also = {name: Path(f"/{name}") for name in ("earlier", "labelled", "evaluated")}
+    jobs = graph_of("lachinov2019", also=also)
+    command = " ".join(jobs["distill/distilled"].command)
+    assert "--pseudo predictions/test/teachers raw/Dataset137_BraTS2020/imagesTs" in command
+    assert "--pseudo predictions/test-earlier/teachers raw/Dataset139_BraTS2020_earlier/imagesTs" in command
+    assert command.endswith("--foreign 140 --exclude /evaluated")
+    assert jobs["convert/labelled"].command[:3] == ("nnunet_brats", "convert", "/labelled")
+    predicted = jobs["predict/test-earlier/no_new_net"]
+    assert {"convert/earlier", "train/no_new_net/fold_0"} <= set(predicted.after)
+    assert predicted.command[3] == "raw/Dataset139_BraTS2020_earlier/imagesTs"
+    assert graph_of("lachinov2019", also=also, unlabelled=False)["distill/distilled"].command.count("--pseudo") == 1
+    assert [alone[name].command for name in alone if name.startswith("train/")] == [
+        jobs[name].command for name in jobs if name.startswith("train/")
+    ], "the same data sets have the same numbers"
+
+
+def test_a_student_is_trained_on_all_data_and_once_more_without_what_scores_it():
+    jobs = graph_of("lachinov2019")
+    students = {name for name in jobs if name.startswith("train/student")}
+    assert students == {"train/student/fold_0", "train/student_all/fold_all"}
+    assert "predict/cv/student_all" not in jobs and "train/student_all/fold_all" in jobs["predict/student_all"].after
+    with pytest.raises(ValueError, match="--only final: all cases train, so none is left to score"):
+        graph_of("lachinov2019", only=("final",))
 
 
 def test_a_student_needs_unlabelled_cases():
@@ -148,7 +249,9 @@ def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():
 
 def test_the_batch_of_each_configuration_is_fitted_to_its_own_number_of_gpus():
     plans = graph_of("compare", gpu_memory_gb=24)["configure/brats"].command
-    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4,lyu_stage2=4",), "the others train on one"
+    assert plans[plans.index("--gpus") + 1 :] == ("lyu_stage1=4,lyu_stage2=4,lyu_stage2_single=4",), (
+        "the others train on one"
+    )
     assert "--gpus" not in graph_of("compare", gpu_memory_gb=24, gpus=1)["configure/brats"].command
     assert "--gpus" not in graph_of("compare")["configure/brats"].command, "without a budget all is as published"
 

@@ -48,7 +48,7 @@ def test_todays_systems_are_averaged_and_tuned_by_lesion_wise_ranking():
     members = recipe.ensembles["together"].of
     by = {papers.trainers()[recipe.models[name].trainer].paper for name in members}
     assert by == {"isensee2020", "luu2021", "roy2023", "baseline"}
-    assert {recipe.models[name].checkpoints for name in members} == {("best", "final")}
+    assert {recipe.predictions[name].checkpoints for name in members} == {("best", "final")}
     assert find_preset(recipe.preset, recipe.cohort).lesions
     regions = [step.split(":")[1].split("=")[0] for step in recipe.postprocessing["final"].tune["grid"]]
     assert sorted(regions) == ["ET", "TC", "WT"]
@@ -215,7 +215,7 @@ P = "p: {of: one, rules: [lyu2020]}"
             (P, "p: {of: vote, rule: ['unlikely-components:ET=0.6']}"), 12,
             "the rules need probabilities, and vote has only label maps",
         ),
-        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2017"),
+        (("brats2023", "brats2022"), 13, "no preset 'brats2022'; there are brats2012"),
         (("brats2023", "brats2023, cohort: goat"), 13, "brats2023 has no cohort 'goat'"),
     ],
 )  # fmt: skip
@@ -229,6 +229,89 @@ def test_what_a_job_would_refuse_is_refused_in_the_recipe(tmp_path, change, line
     with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         load_recipe(file)
     assert f"{file}:{line}: {words}" in str(error.value)
+
+
+STUDENT = """title: a student
+data:
+  brats: {}
+  more: {source: more}
+  distilled: {distill: one, unlabelled: [brats, more], foreign: [more], exclude: [evaluated]}
+models:
+  one: {trainer: BraTSBaselineTrainer, configuration: 3d_fullres, plans: nnUNetPlans}
+  two: {trainer: BraTSBaselineTrainer, configuration: 3d_fullres, plans: nnUNetPlans, data: distilled}
+submission: two
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("foreign: [more]", "foreign: [mor]"), 5, "'mor' is none of brats, more; did you mean 'more'?"),
+        (("unlabelled: [brats, more]", "unlabelled: [distilled]"), 5, "'distilled' is none of brats, more"),
+        (("brats: {}", "brats: {foreign: [more]}"), 3, "data.brats: 'distill' is a dependency of 'foreign'"),
+        (("brats: {}", "brats: {source: mine}"), 3, "the first data set is that of the source"),
+        (("[evaluated]", "['e v']"), 5, "name 'e v': a letter, then letters"),
+    ],
+)
+def test_a_student_names_data_sets_and_folders_that_there_are(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDENT)
+    assert load_recipe(file).further_folders == ("more", "evaluated")
+    assert change[0] in STUDENT
+    file.write_text(STUDENT.replace(*change))
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
+
+
+TWO_WAYS = """title: two ways
+models:
+  one: {trainer: BraTSVAETrainer, configuration: lyu_stage1, checkpoints: {best: 2}}
+  two: {trainer: BraTSAttentionVAETrainer, configuration: lyu_stage2, previous_stage: early, tta: none, epochs: 100}
+predictions:
+  early: {of: one, checkpoints: [190]}
+  late: {of: two, checkpoints: [57], folds: [0, 1, 2, 3, 4]}
+  all: {of: one, checkpoints: [165, final], each: true}
+submission: late
+"""
+LATE = "late: {of: two, checkpoints: [57], folds: [0, 1, 2, 3, 4]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("of: one, checkpoints: [190]", "of: onne, checkpoints: [190]"), 6, "'onne' is none of one, two; did you"),
+        (("  early:", "  two:"), 6, "'two' is the name of two predictions"),
+        (("[57]", "[157]"), 7, "epoch 157 is beyond the `epochs` of two, 100"),
+        (("folds: [0,", "folds: [7,"), 7, "fold 7 of two, which has 0, 1, 2, 3, 4"),
+        ((LATE, "late: {of: two, previous_stage: two}"), 7, "prediction of two; the previous stage of two is one"),
+        ((LATE, "late: {of: one, previous_stage: one}"), 7, "one is a prediction of one; one has no previous stage"),
+        ((LATE, "late: {of: two, tta: miror}"), 7, "'miror' is none of paper"),
+        ((LATE, "late: {of: one, checkpoints: {best: 3}}"), 7, "another choice than that of one, and a fold"),
+        ((LATE, "late: {of: one, tta: none}"), None, ""),
+        (("previous_stage: early", "previous_stage: all"), 4, "'all' is none of one, two, early, late"),
+        (("submission: late", "submission: all"), 9, "'all' is none of one, two, early, late"),
+        (("[165, final], each", "{best: 1}, each"), 8, "`each` needs checkpoints by name"),
+        (("checkpoints: [165, final], each", "each"), 8, "predictions.all: 'checkpoints' is a dependency of 'each'"),
+        (("two, checkpoints", "two, trainer: X, checkpoints"), 7, "unknown key 'trainer'"),
+    ],
+)  # fmt: skip
+def test_a_prediction_is_a_trained_model_and_how_it_predicts(tmp_path, change, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(TWO_WAYS)
+    recipe = load_recipe(file)
+    assert recipe.predictions["late"].tta == "none", "what it does not say is as the model's own"
+    assert recipe.refined_by(recipe.predictions["late"]).name == "early"
+    assert change[0] in TWO_WAYS
+    file.write_text(TWO_WAYS.replace(*change))
+    if line is None:
+        load_recipe(file)
+        return
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_recipe(file)
+    assert f"{file}:{line}: " in str(error.value)
+    assert words in str(error.value)
 
 
 def test_all_cases_train_and_those_that_are_held_out_are_scored(tmp_path):

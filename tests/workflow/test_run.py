@@ -2,7 +2,9 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from release_folders import write_case
@@ -16,6 +18,7 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
 from nnunet_brats_ext.workflow import run as run_module
 from nnunet_brats_ext.workflow.ownership import only_one
+from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
 from nnunet_brats_ext.workflow.run import RunOptions, plan_run
 
 SMOKE = ["--scale", "smoke", "-device", "cpu"]
@@ -38,6 +41,9 @@ SMOKE = ["--scale", "smoke", "-device", "cpu"]
         (["baseline", *SMOKE, "--folds", "2"], "--folds 2: plain has the folds 0 to 1 here"),
         (["baseline", *SMOKE, "-d", "1000"], "-d 1000: expected at least 1 and at most 999"),
         (["henry2020", *SMOKE, "-d", "999"], "-d 1000: data set IDs lie between 1 and 999"),
+        (["baseline", *SMOKE, "--also", "earlier=."], "--also earlier=.: expected NAME=FOLDER, each name once; this"),
+        (["lachinov2019", *SMOKE, "--also", "earler=."], "earlier, labelled, evaluated; did you mean 'earlier'?"),
+        (["lachinov2019", *SMOKE, "--also", "earlier=nowhere"], "--also earlier=nowhere: nowhere is no folder"),
         (["baseline", "--copy", "mine.yaml"], "--copy mine.yaml exists already"),
         (["baseline", "--copy", "mine.txt"], "--copy mine.txt: a recipe's file ends in .yaml"),
     ],
@@ -77,8 +83,8 @@ def test_the_recipe_in_the_folder_of_a_run_runs_there(tmp_path, monkeypatch):
 def test_a_recipe_can_be_copied_edited_and_named_by_its_path(tmp_path, capsys):
     mine = tmp_path / "mine.yaml"
     assert main(["run", "lyu2020", "--copy", str(mine)]) == 0
-    mine.write_text(mine.read_text().replace("    combine: vote\n", "    combine: vote\n    epochs: 7\n"))
-    assert graph_of(mine)["train/stage2/fold_0"].environment == {"nnUNet_brats_epochs": "7"}
+    mine.write_text(mine.read_text().replace("    combine: vote\n", "    combine: vote\n    epochs: 250\n"))
+    assert graph_of(mine)["train/stage2/fold_0"].environment == {"nnUNet_brats_epochs": "250"}
 
 
 def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypatch):
@@ -92,7 +98,7 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     ]
     assert not [word for word in words if str(tmp_path) in word]
     assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
-    monkeypatch.setattr(run_module, "scan", lambda _: type("Found", (), {"layout": Layout(), "cases": CASES}))
+    monkeypatch.setattr(run_module, "scan", lambda _: SimpleNamespace(layout=LAYOUTS["BraTS2020"], cases=CASES))
     _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
     assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
     assert run.environment["nnUNet_results"] == "nnUNet_results"
@@ -121,16 +127,44 @@ def test_the_folds_of_a_run_are_those_that_its_conversion_makes(patients, folds,
     assert planned_folds() == 1, "nnU-Net trains the folds that it finds there"
 
 
+@pytest.mark.parametrize(
+    ("release", "scored"),
+    [
+        ("BraTS2012", "brats2012 gli"),
+        ("BraTS2015", "brats2015 gli"),
+        ("BraTS2023-GLI", "brats2020 gli"),
+        ("BraTS2024-PED", "brats2024 ped"),
+        ("MU-Glioma-Post", "brats2020 gli"),
+    ],
+)
+def test_labels_that_the_recipes_preset_does_not_know_are_scored_as_their_challenge_did(release, scored, recwarn):
+    recipe = run_module.scored_as(load_recipe(find_recipe("baseline")), LAYOUTS[release].scheme_name, release)
+    assert f"{recipe.preset} {recipe.cohort}" == scored
+    noticed = [str(one.message) for one in recwarn]
+    assert noticed == [f"the labels of {release} are scored by {scored}, not by brats2020 gli as the recipe says"] * (
+        scored != "brats2020 gli"
+    )
+
+
+def test_who_learns_from_what_is_submitted_is_named_until_that_is_kept_out(tmp_path):
+    def said(*also: str) -> str:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            plan_run(RunOptions("lachinov2019", folder=tmp_path / "run", scale="smoke", device="cpu", also=also))
+        return " ".join(str(one.message) for one in found)
+
+    assert "student_all learns from the cases without label that it is submitted for" in said()
+    assert "--also evaluated=FOLDER keeps them out" in said(f"earlier={tmp_path}")
+    assert said(f"evaluated={tmp_path}") == (
+        "the recipe can use further folders: --also earlier=FOLDER --also labelled=FOLDER"
+    )
+
+
 def test_a_run_on_one_patient_is_refused(tmp_path):
     layout = LAYOUTS["BraTS2020"]
     write_case(tmp_path / "source", layout, layout.case_name(1))
     with pytest.raises(UserError, match="the source has 1 patient with labels; a cross-validation needs two"):
         plan_run(RunOptions("baseline", tmp_path / "source", folder=tmp_path / "run", device="cpu"))
-
-
-class Layout:
-    title = "BraTS2020"
-    name = "BraTS-2020"
 
 
 CASES = [SourceCase(f"case{i}", LAYOUTS["BraTS2020"], files={LABEL: Path()}, patient=f"patient{i}") for i in range(5)]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunet_brats_ext.architectures.blocks import ConvOp, SegmentationNetwork, Strides
+from nnunet_brats_ext.architectures.blocks import ConvOp, FusingNetwork, Strides
 from nnunet_brats_ext.architectures.omnet.backbone import FusionNet, initialise
-from nnunet_brats_ext.architectures.omnet.fusion import fuse_regions
+from nnunet_brats_ext.architectures.omnet.fusion import LIMIT, fuse_regions
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, TaskHead
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES, CORE, REGIONS, TUMOUR
 from nnunet_brats_ext.storage.errors import UserError
@@ -32,7 +32,7 @@ class TaskOutput(NamedTuple):
     scores: dict[int, Tensor]
 
 
-class TaskNetwork(SegmentationNetwork):
+class TaskNetwork(FusingNetwork):
     """Base class of OM-Net and the model cascade; the classes are WT, TC, ET.
 
     Train mode gives a TaskOutput of the `active_tasks`.
@@ -82,11 +82,22 @@ class TaskNetwork(SegmentationNetwork):
         idle = [module for task, module in enumerate(self.task_modules) if task not in self.active_tasks]
         return [parameter for module in idle for parameter in module.parameters()]
 
+    def fuse(self, scores: Tensor) -> Tensor:
+        return fuse_regions(scores.split(CLASSES[: self.tasks], 1))
+
+    def scores_of_background(self, x: Tensor) -> Tensor:
+        scores = [x.new_zeros((len(x), classes, *x.shape[2:])) for classes in CLASSES[: self.tasks]]
+        for task in scores:
+            task[:, 0] = LIMIT
+        return torch.cat(scores, 1)
+
     def forward(self, x: Tensor) -> TaskOutput | Tensor:
         rows = len(x) // self.tasks
         if self.training:
             return TaskOutput(None, _all_in_the_graph(self.training_scores(x, rows), self.idle_parameters()))
         scores = self.all_scores(x)
+        if self.gives_scores:
+            return torch.cat(scores, 1)
         regions = fuse_regions(scores)
         if not self.deep_supervision:
             return regions

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_brats_ext.brats import Head, derive_channel
+from nnunet_brats_ext.brats import Head, derive_channel, remap
 from nnunet_brats_ext.dataset_conversion.cases import LINKS, link_file
 from nnunet_brats_ext.dataset_conversion.dataset_folder import (
     RawDataset,
@@ -43,7 +43,7 @@ from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds, group_pat
 from nnunet_brats_ext.predictions.heads import check_convertible
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import read_grid, read_image, write_image
+from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_map, write_image, write_label_map
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import (
     MANIFEST,
@@ -79,7 +79,7 @@ class DistillOptions(Options):
         at_least=1,
         at_most=999,
         default=(),
-        help="data set with labels of others, such as a converted MSD Task01 (repeatable)",
+        help="data set with labels of others, such as a converted MSD Task01 or BraTS 2015 (repeatable)",
     )
     name: str | None = option(
         metavar="NAME",
@@ -361,8 +361,12 @@ def write_candidate(
             write_image(place, derive_channel(arrays, weights), read_grid(case.images[0]))
     assert case.label is not None, "only excluded cases have none"
     target = folder / "labelsTr" / f"{key}{ending}"
-    with writing(target):
-        shutil.copyfile(case.label, target)
+    if case.joined:
+        labels, grid = read_label_map(case.label)
+        write_label_map(target, remap(labels, {label: label for label in description.labels} | {**case.joined}), grid)
+    else:
+        with writing(target):
+            shutil.copyfile(case.label, target)
     if soft_regions and case.kind == PSEUDO:
         write_soft_target(folder / SOFT_TARGETS / f"{key}.npz", region_probabilities(case, soft_regions))
 

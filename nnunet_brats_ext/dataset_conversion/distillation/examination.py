@@ -56,12 +56,13 @@ def examine_case(cases: Mapping[str, Candidate], labels: frozenset[int], regions
     if difference := image.grid.difference(grid):
         raise UserError(f"{case.label} and its images differ in {difference}; leave it out with --exclude")
     present, counts = np.unique(to_labels(image.array, case.label), return_counts=True)
+    present = np.array([case.joined.get(label, label) for label in present.tolist()])
     if unknown := sorted(set(present.tolist()) - labels):
         raise UserError(f"{case.label} holds the labels {unknown}; the data set has {sorted(labels)}")
     return replace(
         found,
         sha256={**found.sha256, case.label: image.sha256},
-        labels=present.tolist(),
+        labels=sorted(set(present.tolist())),
         tumour_voxels=int(counts[present > 0].sum()),
         confidence=confidence(region_probabilities(case, regions)) if case.npz and regions else None,
     )

@@ -27,7 +27,8 @@ class Candidate:
     """A case that may enter the new data set, or whose images must stay out of it.
 
     case: its name at the source. images: in the order of the labelled data set's channels. head: of `npz`.
-    identities: the names of its patient. described: what the manifest of its data set says of it.
+    identities: the names of its patient. described: what the manifest of its data set says of it. joined: label of its
+    label map -> that of the labelled data set, where it is another.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Candidate:
     head: Head | None = None
     identities: frozenset[str] = frozenset()
     described: Mapping[str, Any] = field(default_factory=dict)
+    joined: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
@@ -100,10 +102,11 @@ def channel_order(present: Sequence[str], wanted: Sequence[str]) -> list[int]:
 def labelled_cases(dataset: RawDataset, kind: str, wanted: RawDataset) -> list[Candidate]:
     """The training cases of a data set, their channels in the order of `wanted`."""
     here, there = dataset.description, wanted.description
+    joined = joined_labels(here, there)
     problems = [
         f"{what} {getattr(here, attribute)} differs from {getattr(there, attribute)} of {wanted.folder.name}"
         for what, attribute in (("labels", "declared"), ("regions_class_order", "paint"), ("file_ending", "ending"))
-        if getattr(here, attribute) != getattr(there, attribute)
+        if getattr(here, attribute) != getattr(there, attribute) and not (joined and attribute == "declared")
     ]
     order: list[int] = []
     try:
@@ -113,11 +116,18 @@ def labelled_cases(dataset: RawDataset, kind: str, wanted: RawDataset) -> list[C
     if problems:
         raise UserError(f"{dataset.folder}: {'; '.join(problems)}; convert both with `nnunet_brats convert`")
     cases = [
-        _candidate(case, kind, dataset.folder, [images[i] for i in order], dataset.cases, label=label)
+        _candidate(case, kind, dataset.folder, [images[i] for i in order], dataset.cases, label=label, joined=joined)
         for case, (images, label) in training_files(dataset).items()
     ]
     _require_files(cases)
     return cases
+
+
+def joined_labels(here: DatasetDescription, there: DatasetDescription) -> dict[int, int]:
+    """The labels that join others where data sets differ in these alone, as NET of BraTS 2015 joins NCR; else none."""
+    joined = {label: other for label, other in (here.scheme.predicted if here.scheme else {}).items() if label != other}
+    regions = {name: {joined.get(label, label) for label in labels} for name, labels in here.declared.items()}
+    return joined if regions == {name: {*labels} for name, labels in there.declared.items()} else {}
 
 
 def training_files(dataset: RawDataset) -> dict[str, tuple[list[Path], Path]]:

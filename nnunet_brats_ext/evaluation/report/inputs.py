@@ -13,9 +13,9 @@ from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, LabelFile
 from nnunet_brats_ext.evaluation.report.published import papers_with_results
 from nnunet_brats_ext.evaluation.report.tables import ModelResults
-from nnunet_brats_ext.evaluation.results import Results
+from nnunet_brats_ext.evaluation.results import Results, read_models
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.shared_options import processes_option
 
@@ -48,6 +48,9 @@ class ReportOptions(Options):
         metavar="DIR",
         help="imagesTr or imagesTs, or a BraTS release; without them label maps alone are drawn",
     )
+    sequences: tuple[str, ...] = option(
+        default=(), metavar="SEQUENCE", help="of the images to draw, such as T1ce T1 T2 FLAIR; default: FLAIR T1ce"
+    )
     release: str | None = option(
         default=None, metavar="NAME", help="which release the images are, where their names do not say"
     )
@@ -60,9 +63,17 @@ class ReportOptions(Options):
     paper: tuple[str, ...] = option(
         default=(), choices=papers_with_results, help="papers whose published scores are set beside these"
     )
+    spreads: tuple[str, ...] = option(
+        default=(),
+        metavar="NAME=RESULTS",
+        help="results of several models each, for published rows that are over models, such as a standard deviation",
+    )
     uncertainty: Path | None = option(default=None, metavar="DIR", help="what `nnunet_brats uncertainty` wrote")
     figures: Path | None = option(
         default=None, metavar="DIR", writes="folder", help="write every chart as PDF and PNG into this folder, too"
+    )
+    filled: bool = option(
+        default=False, help="in the figures of cases, label maps in colour (ED green, NCR blue, ET red), not outlined"
     )
     processes: int | None = processes_option()
 
@@ -78,7 +89,7 @@ def find_case_files(
 
     failing: case -> the region to look at. Label maps are those that the options name, else those that the results do.
     """
-    images = find_sequence_files(options.images, options.release) if options.images else {}
+    images = find_sequence_files(options.images, options.release, options.sequences) if options.images else {}
     references, predictions = _label_maps(results, options, notes)
     first = next(iter(results.values()))
     preset = find_preset(first["preset"], first["cohort"])
@@ -170,7 +181,9 @@ def _there(files: Maps) -> Maps:
     return {case: file for case, file in files.items() if file.path.is_file()}
 
 
-def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, dict[str, Path]]:
+def find_sequence_files(
+    folder: Path, release: str | None = None, wanted: Sequence[str] = ()
+) -> dict[str, dict[str, Path]]:
     """Case -> sequence -> file, of the sequences to show, from nnU-Net's images (CASE_0000...) or a BraTS release.
 
     The dataset.json above nnU-Net's images says what each channel shows; without it they are T1, T1ce, T2, FLAIR.
@@ -195,12 +208,23 @@ def find_sequence_files(folder: Path, release: str | None = None) -> dict[str, d
                 cases[case.name] = files
     if not cases:
         raise UserError(f"{folder} keeps its sequences in 4-D files; convert it, and give imagesTr or imagesTs")
-    return {case: _to_show(files) for case, files in cases.items()}
+    there = list(dict.fromkeys(name for files in cases.values() for name in files))
+    if unknown := [name for name in wanted if name not in there]:
+        raise UserError(f"--sequences {unknown[0]}: {folder} has {', '.join(there)}{did_you_mean(unknown[0], there)}")
+    return {case: _to_show(files, wanted or SHOWN) for case, files in cases.items()}
 
 
-def _to_show(files: Mapping[str, Path]) -> dict[str, Path]:
-    wanted = [name for name in SHOWN if name in files] or list(files)[: len(SHOWN)]
-    return {name: files[name] for name in wanted}
+def _to_show(files: Mapping[str, Path], wanted: Sequence[str]) -> dict[str, Path]:
+    names = [name for name in wanted if name in files] or list(files)[: len(SHOWN)]
+    return {name: files[name] for name in names}
+
+
+def find_spreads(given: Sequence[str]) -> dict[str, ModelResults]:
+    """Name -> the models of a results.json, from NAME=RESULTS."""
+    pairs = [(name, path) for name, _, path in (text.partition("=") for text in given)]
+    if wrong := [text for text, (name, path) in zip(given, pairs, strict=True) if not (name and path)]:
+        raise UserError(f"--spreads {wrong[0]}: expected NAME=RESULTS, such as stage1_each=results/stage1_each.json")
+    return {name: read_models(Path(path)) for name, path in pairs}
 
 
 def match_predictions(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:

@@ -76,7 +76,10 @@ class RegionOutline(NamedTuple):
 
 @dataclass(frozen=True)
 class SlicePicture:
-    """One slice: pictures as data URIs, and contours over them. panels: the same for a file, by model."""
+    """One slice: pictures as data URIs, and contours over them.
+
+    panels, sequences: the same for a file, by model and without contours by sequence.
+    """
 
     name: str
     sides: tuple[str, str]  # what lies on its left and on its right
@@ -89,6 +92,7 @@ class SlicePicture:
     predictions: dict[str, list[RegionOutline]]
     uncertainty: str | None
     panels: Mapping[str, PicturePanel] = field(default_factory=dict)
+    sequences: Mapping[str, PicturePanel] = field(default_factory=dict)
 
 
 def draw_case(files: CaseFiles, with_panels: bool = False) -> list[SlicePicture]:
@@ -141,6 +145,7 @@ def draw_case(files: CaseFiles, with_panels: bool = False) -> list[SlicePicture]
             {name: outline(labels) for name, labels in maps.items()},
             encode(_colour_uncertainty(first_grey, cut(uncertainty))) if uncertainty is not None else None,
             panels if with_panels else {},
+            {name: PicturePanel(grey, name, None, plane.sides) for name, grey in greys.items()} if with_panels else {},
         )
 
     return [draw_plane(plane, index) for plane, index in zip(PLANES, indices, strict=True)]

@@ -14,17 +14,17 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from nnunet_brats_ext.evaluation.pictures import REGION_COLOURS, PicturePanel, draw_grid
+from nnunet_brats_ext.evaluation.pictures import REGION_COLOURS, PicturePanel, draw_grid, fill
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.ranking import Ranking, load_results, rank_entries
 from nnunet_brats_ext.evaluation.report import tables
 from nnunet_brats_ext.evaluation.report.charts import BoxPlot, Curve, LineChart, box_plots, line_chart
 from nnunet_brats_ext.evaluation.report.curves import draw_curves
 from nnunet_brats_ext.evaluation.report.figures import draw_boxes, draw_charts, save_figures
-from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files
+from nnunet_brats_ext.evaluation.report.inputs import ReportOptions, find_case_files, find_spreads
 from nnunet_brats_ext.evaluation.report.lesion_charts import draw_lesions, read_lesions
 from nnunet_brats_ext.evaluation.report.overlays import CaseFiles, SlicePicture, draw_case
-from nnunet_brats_ext.evaluation.report.published import published_table
+from nnunet_brats_ext.evaluation.report.published import published_tables
 from nnunet_brats_ext.evaluation.report.shapes import Chart
 from nnunet_brats_ext.evaluation.report.training import TrainingRecord, read_model
 from nnunet_brats_ext.evaluation.results import CaseScores, headline_metrics
@@ -64,9 +64,11 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
     }
     pictures = _pictures(failing, results, asked, notes)
     models = _models(asked, notes)
-    published = published_table(results, regions, [model.trainer for model in models], asked.paper)
+    published = published_tables(
+        results, regions, [model.trainer for model in models], asked.paper, find_spreads(asked.spreads)
+    )
     if asked.paper and not published:
-        notes.append(f"{', '.join(asked.paper)} published no Dice or HD95 of these regions.")
+        notes.append(f"{', '.join(asked.paper)} published no such scores of these regions.")
     ranking = _ranking(entries, headline, notes)
     curves = draw_curves(results, headline, regions, ranking)
     curves |= draw_lesions(read_lesions(asked.sources, list(results)), regions)
@@ -106,7 +108,7 @@ def write_report(sources: Sequence[Path | str], out: Path | str, **options: Any)
         "chosen_metric": asked.metric,
         "chosen_by": f"{asked.region or 'mean'} {tables.title_of(asked.metric)}",
         "predicted": list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].predictions)),
-        "models": [(model, _training_charts(model)) for model in models],
+        "models": [(model, training_charts(model)) for model in models],
         "uncertainty": uncertainty,
         "regions": regions,
         "region_colours": REGION_COLOURS,
@@ -202,30 +204,63 @@ def _figures(
     for name, charts in curves.items():
         yield name, draw_charts(charts)
     if pictures:
-        yield "cases", _case_figure(results, pictures, failing, options.metric)
+        yield "cases", _case_figure(results, pictures, failing, options)
+        yield "sequences", _sequence_figure(results, pictures)
+        if options.sequences:
+            yield "overlays", _overlay_figure(results, pictures, options)
 
 
 def _case_figure(
     results: tables.ModelResults,
     pictures: Mapping[str, Sequence[SlicePicture]],
     failing: Mapping[str, str],
-    metric: str,
+    options: ReportOptions,
 ) -> Figure:
     """Cases in rows, the reference and the models in columns, with the score of the region that fails."""
-    first = next(iter(results.values()))
-    regions = find_preset(first["preset"], first["cohort"]).regions
-    shown = {region: labels for region, labels in regions.items() if region in tables.regions_of(results)}
     columns = list(dict.fromkeys(name for planes in pictures.values() for name in planes[0].panels))
     rows = []
     for case, (axial, *_) in pictures.items():
         empty = PicturePanel(np.ones_like(next(iter(axial.panels.values())).picture))
-        row = [axial.panels.get(name, empty) for name in columns]
+        row = [_with_labels(axial.panels.get(name, empty), options) for name in columns]
         for number, name in enumerate(columns):
-            score = results[name]["cases"][case][failing[case]][metric] if name in results else None
-            text = f"{name} {tables.format_score(metric, score)}" if name in results else name
+            score = results[name]["cases"][case][failing[case]][options.metric] if name in results else None
+            text = f"{name} {tables.format_score(options.metric, score)}" if name in results else name
             row[number] = replace(row[number], title=text)
         rows.append(row)
-    return draw_grid(rows, [f"{case}\n{region}" for case, region in failing.items() if case in pictures], shown)
+    labels = [f"{case}\n{region}" for case, region in failing.items() if case in pictures]
+    return draw_grid(rows, labels, _labels_of_regions(results))
+
+
+def _sequence_figure(results: tables.ModelResults, pictures: Mapping[str, Sequence[SlicePicture]]) -> Figure:
+    """Cases in rows, their sequences in columns; behind them the reference, or else a prediction, over the first."""
+    rows = [[*axial.sequences.values(), next(iter(axial.panels.values()))] for axial, *_ in pictures.values()]
+    return draw_grid(rows, list(pictures), _labels_of_regions(results))
+
+
+def _overlay_figure(
+    results: tables.ModelResults, pictures: Mapping[str, Sequence[SlicePicture]], options: ReportOptions
+) -> Figure:
+    """The reference and the models of every case in rows, over each of the sequences in columns."""
+    rows, labels = [], []
+    for case, (axial, *_) in pictures.items():
+        for name, panel in axial.panels.items():
+            over = [replace(one, labels=panel.labels) for one in axial.sequences.values()]
+            rows.append([_with_labels(one, options) for one in over])
+            labels.append(f"{case}\n{name}")
+    return draw_grid(rows, labels, _labels_of_regions(results))
+
+
+def _with_labels(panel: PicturePanel, options: ReportOptions) -> PicturePanel:
+    """A panel whose label map is outlined, or with `filled` in colour."""
+    if not options.filled or panel.labels is None:
+        return panel
+    return replace(panel, picture=fill(panel.picture, panel.labels), labels=None)
+
+
+def _labels_of_regions(results: tables.ModelResults) -> dict[str, tuple[int, ...]]:
+    first = next(iter(results.values()))
+    regions = find_preset(first["preset"], first["cohort"]).regions
+    return {region: labels for region, labels in regions.items() if region in tables.regions_of(results)}
 
 
 def _choose(
@@ -276,21 +311,28 @@ def _models(options: ReportOptions, notes: list[str]) -> list[TrainingRecord]:
     return models
 
 
-def _training_charts(model: TrainingRecord) -> list[LineChart]:
-    """The losses, and the pseudo Dice that nnU-Net measures on patches; a line per fold."""
+def training_charts(model: TrainingRecord) -> list[LineChart]:
+    """Losses, terms of the training loss, and the pseudo Dice that nnU-Net measures on patches; a line per fold."""
     losses: list[Curve] = []
+    terms: list[Curve] = []
     dice: list[Curve] = []
     for fold, epochs in model.folds.items():
         numbers, name = np.array(list(epochs), dtype=float), f"fold {fold}"
         losses.append(("training", name, numbers, np.array([epoch.train_loss for epoch in epochs.values()])))
         losses.append(("validation", name, numbers, np.array([epoch.val_loss for epoch in epochs.values()])))
+        for term in dict.fromkeys(term for epoch in epochs.values() for term in epoch.terms):
+            terms.append((term, name, numbers, np.array([epoch.terms.get(term, np.nan) for epoch in epochs.values()])))
         columns = list(zip_longest(*(epoch.pseudo_dice for epoch in epochs.values()), fillvalue=np.nan))
         fitting = len(model.regions) == len(columns)
         regions = model.regions if fitting else [f"channel {i}" for i in range(len(columns))]
         dice += [(region, name, numbers, np.array(column)) for region, column in zip(regions, columns, strict=True)]
     return [
         line_chart(title, "epoch", curves, top)
-        for title, curves, top in (("Loss", losses, None), ("Pseudo Dice on validation patches", dice, 1.0))
+        for title, curves, top in (
+            ("Loss", losses, None),
+            ("Terms of the training loss", terms, None),
+            ("Pseudo Dice on validation patches", dice, 1.0),
+        )
         if any(np.isfinite(y).any() for *_, y in curves)
     ]
 

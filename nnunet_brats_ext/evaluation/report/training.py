@@ -1,6 +1,7 @@
 """What nnU-Net left beside a trained model: its settings, and the curves in its training logs. No checkpoint is opened.
 
-A log has, per epoch, the lines `Epoch 7`, `train_loss 0.1`, `val_loss 0.2`, `Pseudo dice [...]`, each behind a time.
+A log has, per epoch, the lines `Epoch 7`, `train_loss 0.1`, `val_loss 0.2`, `Pseudo dice [...]`, each behind a time,
+and `train_loss, of which task 3 0.1` where a loss has terms.
 """
 
 import re
@@ -16,15 +17,18 @@ from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import JsonEntry
 
 _NUMBER = r"nan|-?inf|-?\d+(?:\.\d*)?(?:e[-+]?\d+)?"
-_LINE = re.compile(rf"^[-\d]+ [:.\d]+: (?:Epoch (\d+)|(train_loss|val_loss) ({_NUMBER})|Pseudo dice (\[.*\])) *$")
+_LINE = re.compile(
+    rf"^[-\d]+ [:.\d]+: (?:Epoch (\d+)|(train_loss|val_loss)(?:, of which (.+))? ({_NUMBER})|Pseudo dice (\[.*\])) *$"
+)
 
 
 @dataclass
 class LoggedEpoch:
-    """What was logged of one epoch; NaN or nothing where the log breaks off."""
+    """What was logged of one epoch; NaN or nothing where the log breaks off. terms: of the training loss, by name."""
 
     train_loss: float = np.nan
     val_loss: float = np.nan
+    terms: dict[str, float] = field(default_factory=dict)
     pseudo_dice: list[float] = field(default_factory=list)  # of regions or labels, in the order of the data set
 
 
@@ -45,9 +49,11 @@ def read_log(text: str) -> dict[int, LoggedEpoch]:
     for line in text.splitlines():
         if not (match := _LINE.match(line)):
             continue
-        number, loss, value, dice = match.groups()
+        number, loss, term, value, dice = match.groups()
         if number:
             current = epochs[int(number)] = LoggedEpoch()
+        elif term:
+            current.terms[term] = float(value)
         elif loss:
             setattr(current, loss, float(value))
         else:

@@ -47,8 +47,10 @@ PAPER = Paper(
         *_binary(augmented=True),
     ),
     results=(
-        PublishedResult("U-Net 3C", OWN_TEST, _dice(0.884, 0.867, 0.813), trainer="BraTS2DTrainer"),
-        PublishedResult("U-Net 2C", OWN_TEST, _dice(0.900, 0.877, 0.813)),
-        PublishedResult("U-Net 2C AU", OWN_TEST, _dice(0.905, 0.903, 0.822)),
+        PublishedResult(
+            "U-Net 3C", OWN_TEST, _dice(0.884, 0.867, 0.813), trainer="BraTS2DTrainer", prediction="three_class"
+        ),
+        PublishedResult("U-Net 2C", OWN_TEST, _dice(0.900, 0.877, 0.813), prediction="nested_2c"),
+        PublishedResult("U-Net 2C AU", OWN_TEST, _dice(0.905, 0.903, 0.822), prediction="nested"),
     ),
 )

@@ -46,7 +46,8 @@ PAPER = Paper(
         PublishedResult(
             "ensemble of three",
             "test cases of BraTS 2020",
-            {
+            prediction="final",
+            scores={
                 "WT": {"dice": 0.8895, "hd95": 8.498},
                 "TC": {"dice": 0.8506, "hd95": 17.337},
                 "ET": {"dice": 0.8203, "hd95": 17.805},

@@ -11,11 +11,15 @@ from nnunet_brats_ext.papers import (
 )
 
 WHOLE_BRAIN = Prediction(tiling="brain", symmetries="inplane-mirror")
-VALIDATION = "125 validation cases of BraTS 2019"
+CASES = {"Table 1": "26 training cases of BraTS 2019", "Table 2": "125 validation cases of BraTS 2019"}
 
 
-def _dice(wt: float, tc: float, et: float) -> dict[str, dict[str, float]]:
-    return {"WT": {"dice": wt}, "TC": {"dice": tc}, "ET": {"dice": et}}
+def _row(
+    table: str, system: str, trainer: str | None, prediction: str, wt: float, tc: float, et: float
+) -> PublishedResult:
+    scores = {"WT": {"dice": wt}, "TC": {"dice": tc}, "ET": {"dice": et}}
+    named = f"BraTS{trainer}Trainer" if trainer else None
+    return PublishedResult(system, CASES[table], scores, named, table, prediction)
 
 
 PAPER = Paper(
@@ -91,10 +95,14 @@ PAPER = Paper(
         "mirror-y": (Symmetry(), Symmetry((-2,))),
     },
     results=(
-        PublishedResult("U-Net", VALIDATION, _dice(0.8974, 0.8349, 0.7402), trainer="BraTSNoNewNetTrainer"),
-        PublishedResult("residual U-Net", VALIDATION, _dice(0.9018, 0.8278, 0.7424), trainer="BraTSResUNetVAETrainer"),
-        PublishedResult("cascade", VALIDATION, _dice(0.8997, 0.8335, 0.7307), trainer="BraTSCascadedUNetTrainer"),
-        PublishedResult("ensemble", VALIDATION, _dice(0.9072, 0.8435, 0.7562)),
-        PublishedResult("student", VALIDATION, _dice(0.9045, 0.8420, 0.7563), trainer="BraTSStudentTrainer"),
+        _row("Table 1", "U-Net", "NoNewNet", "no_new_net", 0.9152, 0.8743, 0.7836),
+        _row("Table 1", "residual U-Net", "ResUNetVAE", "resunet_vae", 0.9204, 0.8754, 0.7392),
+        _row("Table 1", "cascade", "CascadedUNet", "cascaded", 0.8925, 0.8719, 0.9235),
+        _row("Table 1", "student", "Student", "student", 0.9218, 0.8835, 0.7440),
+        _row("Table 2", "U-Net", "NoNewNet", "no_new_net", 0.8974, 0.8349, 0.7402),
+        _row("Table 2", "residual U-Net", "ResUNetVAE", "resunet_vae", 0.9018, 0.8278, 0.7424),
+        _row("Table 2", "cascade", "CascadedUNet", "cascaded", 0.8997, 0.8335, 0.7307),
+        _row("Table 2", "ensemble", None, "teachers", 0.9072, 0.8435, 0.7562),
+        _row("Table 2", "student", "Student", "student", 0.9045, 0.8420, 0.7563),
     ),
 )

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from nnunet_brats_ext.architectures.residual_unet import AttentionGate, AttentionGatedResidualUNet
 from nnunet_brats_ext.evaluation.pictures import HeadImage
+from nnunet_brats_ext.inference.choices import FROM_TRAINER
 from nnunet_brats_ext.inference.heat_maps import Row, check_slices, draw_rows
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapNetwork, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.storage.images import read_grid, write_image, write_label_map
@@ -88,4 +89,4 @@ def show_gates(
     draw_rows(head, rows, [f"{case.sequence}, {outlined}", *view.titles], predictor.regions, out, slices)
 
 
-ATTENTION = AttentionMaps(has_gates, GateMaps, show_gates)
+ATTENTION = AttentionMaps(has_gates, GateMaps, show_gates, FROM_TRAINER)

@@ -48,7 +48,10 @@ def previous_labels(volume: Volume) -> Tensor:
 
 
 def paste(predict: Predict, volume: Volume, start: Sequence[int]) -> Tensor:
-    """The logits of one window over those that say what the previous stage has decided."""
+    """The logits of one window over those that say what the previous stage has decided.
+
+    Further maps, which a network may give behind its logits, are 0 outside the window.
+    """
     labels = previous_labels(volume)
     decided = torch.stack([labels[list(region)].any(0) for region in volume.regions])
     if volume.outputs > len(decided):  # the background is a label of its own
@@ -63,6 +66,8 @@ def paste(predict: Predict, volume: Volume, start: Sequence[int]) -> Tensor:
         slice(None),
         *(slice(low, extent - high) for (low, high), (_, extent, _) in zip(padding, sides, strict=True)),
     )
+    more = len(predicted) - len(logits)
+    logits = torch.cat([logits, logits.new_zeros(more, *logits.shape[1:])]) if more else logits
     logits[inside] = predicted[back]
     return logits
 

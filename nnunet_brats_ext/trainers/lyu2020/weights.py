@@ -22,7 +22,10 @@ def open_model(given: Given) -> ForeignModel | None:
         trainer="BraTSAttentionVAETrainer" if second else "BraTSVAETrainer",
         plans_name="Lyu2020Plans",
         configuration=configuration,
-        configurations={name: configuration_of_paper(name) for name in ("lyu_stage1", "lyu_stage2")},
+        configurations={
+            "lyu_stage1": configuration_of_paper("lyu_stage1", next_stage="lyu_stage2"),
+            "lyu_stage2": configuration_of_paper("lyu_stage2"),
+        },
         inputs=(*LABELS, *SEQUENCES) if second else SEQUENCES,
         outputs=REGIONS,
         folds={"": lambda: renamed(state, key_map, RELEASED_UNUSED)},

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from nnunet_brats_ext.architectures.omnet.heads import CrossTaskGuidedAttention, channel_importance
 from nnunet_brats_ext.architectures.omnet.networks import OMNet
+from nnunet_brats_ext.architectures.omnet.tasks import CLASSES
 from nnunet_brats_ext.evaluation.pictures import HeadImage, RegionLabels, read_upright, upright
+from nnunet_brats_ext.inference.choices import FROM_TRAINER
 from nnunet_brats_ext.inference.heat_maps import Panel, check_slices, choose_slices, draw_panels
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapNetwork, MapPredictor, ShownCase, ShownCheckpoint
 from nnunet_brats_ext.storage.csv_files import to_csv
@@ -30,26 +32,28 @@ Weights = dict[str, np.ndarray]  # name of WEIGHTS -> (channels,), summing to 1
 
 
 class ChannelMaps(MapNetwork):
-    """The logits of a guided OM-Net; behind them, per module, the probability that guides it; then the shared features.
+    """The scores of a guided OM-Net; behind them, per module, the probability that guides it; then the shared features.
 
-    (b, c, *s) -> (b, 3 + modules + channels, *s).
+    (b, c, *s) -> (b, scores + modules + channels, *s). `parts` are these three numbers.
     """
 
     network: OMNet
 
     def __init__(self, network: OMNet):
         super().__init__(network)
+        network.gives_scores = True  # fused when those of all tiles are together, as in prediction
         guided = [head for head in network.heads if isinstance(head, CrossTaskGuidedAttention)]
         self.modules_shown = MODULES[: len(guided)]
-        self.num_maps = 3 + len(guided) + network.backbone.output_channels
+        self.parts = [sum(CLASSES[: network.tasks]), len(guided), network.backbone.output_channels]
+        self.num_maps = sum(self.parts)
         self.guides: list[Tensor] = []  # of the latest forward
         for head in guided:
             head.register_forward_hook(self._keep)
 
     def forward(self, x: Tensor) -> Tensor:
         self.guides.clear()
-        logits = self.network(x)
-        return torch.cat([logits, *self.guides, self.features.float()], dim=1)
+        scores = self.network(x)
+        return torch.cat([scores, *self.guides, self.features.float()], dim=1)
 
     def _keep(self, head: CrossTaskGuidedAttention, inputs: tuple[Tensor, Tensor], output: Any) -> None:
         self.features, previous = inputs
@@ -75,6 +79,8 @@ def show_channels(
 ) -> None:
     """Write, for every checkpoint, CHECKPOINT_channels.json, .csv and .png (bars), and a picture per slice and module.
 
+    Maps are joined from the paper's tiles.
+
     The weights are those of the whole case and, as in the paper's figure, those of each slice that is drawn.
     """
     head = HeadImage.read(case.name, case.image)
@@ -83,7 +89,8 @@ def show_channels(
     modules = predictor.network.modules_shown
     for checkpoint, maps in checkpoints:
         titled = replace(head, name=f"{case.name}, {checkpoint.label}")
-        logits, guides, features = maps.float().split([3, len(modules), len(maps) - 3 - len(modules)])
+        scores, guides, features = maps.float().split(predictor.network.parts)
+        logits = predictor.network.network.fuse(scores[None])[0]
         weights = {
             module: {"case": weigh_channels(features, guide)} for module, guide in zip(modules, guides, strict=True)
         }
@@ -94,7 +101,10 @@ def show_channels(
         indices = choose_slices(head, slices, [labels])
         # (slices, maps, rows, columns), with one volume in image space at a time
         sliced = np.stack(
-            [upright(predictor.to_image_space(one[None], case.properties)[0], geometry)[indices] for one in maps[3:]],
+            [
+                upright(predictor.to_image_space(one[None], case.properties)[0], geometry)[indices]
+                for one in (*guides, *features)
+            ],
             axis=1,
         )
         for index, planes in zip(indices, sliced, strict=True):
@@ -176,4 +186,4 @@ def _feature_panel(features: np.ndarray, title: str) -> Panel:
     return Panel(title, features, scale=Normalize(0, max(float(features.max()), 1e-6)))
 
 
-ATTENTION = AttentionMaps(has_guidance, ChannelMaps, show_channels)
+ATTENTION = AttentionMaps(has_guidance, ChannelMaps, show_channels, FROM_TRAINER)
