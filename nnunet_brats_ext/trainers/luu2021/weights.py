@@ -44,6 +44,7 @@ def open_model(given: Given) -> ForeignModel | None:
         planned={number: {"strides": STRIDES} for number in range(len(v1.stages))},
         converted=_converted,
         input_layers=("encoder_stages.0.0.0.weight",),
+        plans_name="Luu2021Plans",
         output_layers=("output.weight", *(f"heads.{level}.weight" for level in range(POOLINGS - 1))),
         trained_on="1251 training cases of BraTS 2021",
         notes=(

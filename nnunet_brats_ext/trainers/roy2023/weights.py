@@ -36,6 +36,7 @@ def open_model(given: Given) -> ForeignModel | None:
         planned={number: {"strides": STRIDES} for number in range(len(v1.stages))},
         converted=_converted,
         input_layers=(STEM,),
+        plans_name="Roy2023Plans",
         output_layers=tuple(
             f"{head}.{kind}" for head in ("output", *(f"heads.{n}" for n in range(4))) for kind in ("weight", "bias")
         ),
