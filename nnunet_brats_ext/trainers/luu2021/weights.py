@@ -39,12 +39,12 @@ def open_model(given: Given) -> ForeignModel | None:
     network = NetworkOfV1(
         name=f"Generic_UNet of Luu & Park 2021, {name}",
         trainer=trainer,
+        plans_name="Luu2021Plans",
         inputs=state[STEM].shape[1],
         outputs=state[HEAD].shape[0],
         planned={number: {"strides": STRIDES} for number in range(len(v1.stages))},
         converted=_converted,
         input_layers=("encoder_stages.0.0.0.weight",),
-        plans_name="Luu2021Plans",
         output_layers=("output.weight", *(f"heads.{level}.weight" for level in range(POOLINGS - 1))),
         trained_on="1251 training cases of BraTS 2021",
         notes=(

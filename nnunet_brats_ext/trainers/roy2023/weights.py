@@ -31,18 +31,17 @@ def open_model(given: Given) -> ForeignModel | None:
     network = NetworkOfV1(
         name=f"MedNeXt, size {size} with kernel {kernel}",
         trainer=f"BraTSMedNeXt{size}{'Kernel5' if kernel == 5 else ''}Trainer",
+        plans_name="Roy2023Plans",
         inputs=state[STEM].shape[1],
         outputs=state[HEAD].shape[1],
         planned={number: {"strides": STRIDES} for number in range(len(v1.stages))},
         converted=_converted,
         input_layers=(STEM,),
-        plans_name="Roy2023Plans",
         output_layers=tuple(
             f"{head}.{kind}" for head in ("output", *(f"heads.{n}" for n in range(4))) for kind in ("weight", "bias")
         ),
         unused=names_left_out(state, RELEASED_UNUSED),
         initial=("heads.",),
-        trained_on="what its task says",
         notes=("v1 averages probabilities over windows: predict with --tiling gaussian",),
     )
     return describe(given, v1, network)
