@@ -25,9 +25,10 @@ def open_model(given: Given) -> ForeignModel | None:
     if v1 is None or not {STEM, HEAD, BLOCKS.format(3, 0, 1)} <= v1.state.keys():
         return None
     state = v1.state
+    v1.require_kernels(r"stem\.weight|.*conv(\d|_out)\.weight")
     size, kernel = size_of(state), state[BLOCKS.format(3, 0, 1)].shape[-1]
-    if size is None or kernel not in (3, 5) or state[STEM].ndim != 5:
-        raise UserError(f"{given.path}: a MedNeXt of another size than S, B, M and L, with kernel {kernel}")
+    if size is None or kernel not in (3, 5) or v1.axes != 3:
+        raise UserError(f"{given.path}: a MedNeXt in 2-D, or of another size than S, B, M and L, with kernel {kernel}")
     network = NetworkOfV1(
         name=f"MedNeXt, size {size} with kernel {kernel}",
         trainer=f"BraTSMedNeXt{size}{'Kernel5' if kernel == 5 else ''}Trainer",
