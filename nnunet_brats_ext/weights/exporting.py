@@ -128,12 +128,11 @@ def describe(model: TrainedModel, patch_size: tuple[int, ...]) -> dict[str, Any]
             "crop": "to the box around all voxels that are not zero in any channel",
             "spacing_mm": planned["spacing"],
             "resampling": {"order": planned.get("resampling_fn_data_kwargs", {}).get("order", 3)},
-            "normalisation": [
+            "normalisation": planned.get(NORMALISATION_KEY)
+            or [
                 {"scheme": scheme, "within_the_brain_only": bool(within)}
                 for scheme, within in zip(planned["normalization_schemes"], masked, strict=False)
-            ]
-            if NORMALISATION_KEY not in planned
-            else planned[NORMALISATION_KEY],
+            ],
         },
         "windows": {
             "tiling": facts.tiling,

@@ -3,6 +3,7 @@
 A folder with plans.pkl and fold_*/model_final_checkpoint.model, each with a .model.pkl that names the trainer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,12 @@ class ModelOfV1:
     def state(self) -> dict[str, Tensor]:
         """The weights of the first fold, from which the network is recognised."""
         return weights_in(next(iter(self.folds.values())))
+
+    def require_kernels(self, names: str) -> None:
+        """A UserError where weights whose names match a regular expression are not kernels over the planned axes."""
+        for name, value in self.state.items():
+            if re.fullmatch(names, name) and (value.ndim != self.axes + 2 or not value.numel()):
+                raise UserError(f"{self.path}: {name} is of shape {tuple(value.shape)}, which is none of its network's")
 
 
 def read_model(path: Path) -> ModelOfV1 | None:

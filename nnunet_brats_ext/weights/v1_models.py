@@ -25,7 +25,7 @@ LINKS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class NetworkOfV1:
-    """The network of a model. name: what it is, in words. trainer: ours.
+    """The network of a model. name: what it is, in words. trainer: ours. plans_name: None is that of v1's plans.
 
     inputs, outputs: how many channels it has. planned: of each stage by its number, the network as the arguments
     `strides`, `network`, `arguments` and `imports` of `weights.plans.configuration`. converted: weights of the file ->
@@ -40,6 +40,7 @@ class NetworkOfV1:
     converted: Callable[[State], State]
     input_layers: tuple[str, ...]
     output_layers: tuple[str, ...]
+    plans_name: str | None = None
     unused: tuple[str, ...] = ()
     initial: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -73,7 +74,7 @@ def describe(given: Given, v1: ModelOfV1, network: NetworkOfV1) -> ForeignModel:
         system=f"nnU-Net v1, {v1.trainer or 'unnamed trainer'}, {key}: {network.name}, "
         f"{'regions' if outputs == REGIONS else 'labels'}",
         trainer=network.trainer,
-        plans_name=v1.plans_name,
+        plans_name=network.plans_name or v1.plans_name,
         configuration=key,
         configurations={
             name: configuration(

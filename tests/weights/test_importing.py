@@ -370,7 +370,7 @@ def test_other_files_are_named_in_one_sentence(make, words, tmp_path, capsys):
 
 
 def test_every_source_says_where_its_weights_are_and_what_they_were_trained_on():
-    assert len(find_sources()) >= 6
+    assert len(find_sources()) >= 8
     for source in find_sources():
         assert all((source.title, source.published, source.licence, source.trained_on))
 

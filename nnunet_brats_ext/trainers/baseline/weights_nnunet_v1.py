@@ -41,9 +41,7 @@ def open_model(given: Given) -> ForeignModel | None:
             f"{given.path}: the network of {v1.trainer or 'this model'} is no Generic_UNet, the only one of v1 that "
             f"can be imported; its weights are {shorten(list(state), 2)}"
         )
-    for name, value in state.items():
-        if re.fullmatch(KERNELS, name) and (value.ndim != v1.axes + 2 or not value.numel()):
-            raise UserError(f"{given.path}: {name} of a Generic_UNet is of shape {tuple(value.shape)}; get it again")
+    v1.require_kernels(KERNELS)
     try:
         network = _network(given, v1, state)
     except KeyError as error:

@@ -33,12 +33,14 @@ def open_model(given: Given) -> ForeignModel | None:
             )
         return None
     state = v1.state
-    if not {STEM, HEAD} <= state.keys() or f"tu.{POOLINGS}.weight" in state or state[STEM].ndim != 5:
-        raise UserError(f"{given.path}: {v1.trainer} with another number of poolings than {POOLINGS}")
+    v1.require_kernels(r".*conv\.weight|seg_outputs\.\d\.weight")
+    if not {STEM, HEAD} <= state.keys() or f"tu.{POOLINGS}.weight" in state or v1.axes != 3:
+        raise UserError(f"{given.path}: {v1.trainer} in 2-D, or with another number of poolings than {POOLINGS}")
     name, trainer = TRAINERS[variant[1]]
     network = NetworkOfV1(
         name=f"Generic_UNet of Luu & Park 2021, {name}",
         trainer=trainer,
+        plans_name="Luu2021Plans",
         inputs=state[STEM].shape[1],
         outputs=state[HEAD].shape[0],
         planned={number: {"strides": STRIDES} for number in range(len(v1.stages))},

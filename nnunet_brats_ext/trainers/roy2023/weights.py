@@ -25,12 +25,14 @@ def open_model(given: Given) -> ForeignModel | None:
     if v1 is None or not {STEM, HEAD, BLOCKS.format(3, 0, 1)} <= v1.state.keys():
         return None
     state = v1.state
+    v1.require_kernels(r"stem\.weight|.*conv(\d|_out)\.weight")
     size, kernel = size_of(state), state[BLOCKS.format(3, 0, 1)].shape[-1]
-    if size is None or kernel not in (3, 5) or state[STEM].ndim != 5:
-        raise UserError(f"{given.path}: a MedNeXt of another size than S, B, M and L, with kernel {kernel}")
+    if size is None or kernel not in (3, 5) or v1.axes != 3:
+        raise UserError(f"{given.path}: a MedNeXt in 2-D, or of another size than S, B, M and L, with kernel {kernel}")
     network = NetworkOfV1(
         name=f"MedNeXt, size {size} with kernel {kernel}",
         trainer=f"BraTSMedNeXt{size}{'Kernel5' if kernel == 5 else ''}Trainer",
+        plans_name="Roy2023Plans",
         inputs=state[STEM].shape[1],
         outputs=state[HEAD].shape[1],
         planned={number: {"strides": STRIDES} for number in range(len(v1.stages))},
@@ -41,7 +43,6 @@ def open_model(given: Given) -> ForeignModel | None:
         ),
         unused=names_left_out(state, RELEASED_UNUSED),
         initial=("heads.",),
-        trained_on="what its task says",
         notes=("v1 averages probabilities over windows: predict with --tiling gaussian",),
     )
     return describe(given, v1, network)
