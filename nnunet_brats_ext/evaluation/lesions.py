@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import cc3d
 import numpy as np
 
-from nnunet_brats_ext.evaluation.boxes import Box, cut_box, join_boxes, share_boxes
+from nnunet_brats_ext.evaluation.boxes import Box, cut_box, share_boxes
 from nnunet_brats_ext.evaluation.presets import DilationRule, MatchingRule
 
 MetricValues = Mapping[str, float]  # metric -> value
@@ -38,40 +38,28 @@ class Numbered:
     """An array of lesion numbers, looked through once. present: the numbers, without 0. voxels: how many by number."""
 
     def __init__(self, numbers: np.ndarray):
-        flat = np.flatnonzero(numbers != 0)
-        found = numbers.ravel()[flat]
-        order = np.argsort(found, kind="stable")
         self.numbers = numbers
-        self.voxels = np.bincount(found, minlength=1)
+        self._flat = np.flatnonzero(numbers != 0)
+        self._numbers = numbers.ravel()[self._flat]
+        self.voxels = np.bincount(self._numbers, minlength=1)
         self.present = np.flatnonzero(self.voxels)
-        self._starts = np.cumsum(self.voxels[self.present]) - self.voxels[self.present]
-        self._places = np.unravel_index(flat[order], numbers.shape)  # number by number
 
     @cached_property
-    def boxes(self) -> dict[int, Box]:
-        """The smallest box of each number."""
-        lows, highs = (
-            [reduce.reduceat(axis, self._starts).tolist() for axis in self._places]
-            for reduce in (np.minimum, np.maximum)
-        )
-        sides = (map(slice, low, [last + 1 for last in high]) for low, high in zip(lows, highs, strict=True))
-        return dict(zip(self.present.tolist(), zip(*sides, strict=True), strict=True))
-
-    @cached_property
-    def centroids(self) -> dict[int, np.ndarray]:
-        """The mean voxel of each number, in the order of the axes."""
-        sums = np.stack([np.add.reduceat(axis, self._starts) for axis in self._places], axis=1)
-        return dict(zip(self.present.tolist(), sums / self.voxels[self.present][:, None], strict=True))
+    def centroids(self) -> np.ndarray:
+        """The mean voxel of each that is present, in the order of the axes -> (lesion, axis)."""
+        places = np.unravel_index(self._flat, self.numbers.shape)
+        sums = np.stack([np.bincount(self._numbers, axis, minlength=1) for axis in places], axis=1)
+        return sums[self.present] / self.voxels[self.present, None]
 
 
 class LesionScoring(NamedTuple):
     """How lesions of a case are scored.
 
-    pair: the scores of a reference lesion and its prediction, two masks. agreed: those where there is nothing to score.
-    missed: those of a false negative or positive.
+    measure: the measures of the surfaces of a reference lesion and its prediction, by their numbers. agreed: the scores
+    where there is nothing to score. missed: those of a false negative or positive.
     """
 
-    pair: Callable[[np.ndarray, np.ndarray], MetricValues]
+    measure: Callable[[int, Sequence[int]], MetricValues]
     agreed: MetricValues
     missed: MetricValues
     voxel_mm3: float
@@ -162,15 +150,18 @@ def score_by_dilation(
     touch them.
     """
     numbered, components_of = Numbered(reference.numbers), Numbered(prediction)
-    claims = _overlaps(reference.reach, prediction)
-    pair_masks = _PairMasks(numbered, components_of)
+    claims, overlaps = _overlaps(reference.reach, prediction), _overlaps(reference.numbers, prediction)
     lesions = []
     for lesion in numbered.present.tolist():
         counts = bool(numbered.voxels[lesion] * scoring.voxel_mm3 > rule.min_volume)
-        components = sorted(claims.get(lesion, ()))
-        scores = scoring.pair(*pair_masks(lesion, components)) if components else scoring.missed
-        outcome: Outcome = "found" if components else "missed"
-        lesions.append(ScoredLesion(lesion, tuple(components), outcome, "large" if counts else "small", counts, scores))
+        size: Size = "large" if counts else "small"
+        if components := tuple(sorted(claims.get(lesion, ()))):
+            shared = sum(overlaps.get(lesion, {}).get(component, 0) for component in components)
+            voxels = int(numbered.voxels[lesion] + components_of.voxels[list(components)].sum())
+            scores = {"dice": 2 * shared / voxels, **scoring.measure(lesion, components)}
+            lesions.append(ScoredLesion(lesion, components, "found", size, counts, scores))
+        else:
+            lesions.append(ScoredLesion(lesion, (), "missed", size, counts, scoring.missed))
     claimed = set().union(*claims.values())
     alone = [one for one in components_of.present.tolist() if one not in claimed]
     lesions += _only_predicted(alone, rule.false_positives_count, scoring)
@@ -183,10 +174,13 @@ def score_by_dilation(
 def score_by_matching(
     reference: np.ndarray, prediction: np.ndarray, rule: MatchingRule, scoring: LesionScoring
 ) -> ScoredLesions:
-    """Score one-to-one matched components of two boolean masks, and count those that have no match."""
+    """Score one-to-one matched components, and count those that have no match.
+
+    reference, prediction: component numbers without gaps.
+    """
     from scipy.optimize import linear_sum_assignment  # which takes a fifth of a second
 
-    numbered, components_of = (Numbered(find_components(mask)) for mask in (reference, prediction))
+    numbered, components_of = Numbered(reference), Numbered(prediction)
     sizes, predicted_sizes = numbered.voxels[1:], components_of.voxels[1:]
     dice = np.full((len(sizes), len(predicted_sizes)), -1e-6)  # panoptica's price of a pair that shares nothing
     for lesion, components in _overlaps(numbered.numbers, components_of.numbers).items():
@@ -194,13 +188,13 @@ def score_by_matching(
             dice[lesion - 1, component - 1] = 2 * shared / (sizes[lesion - 1] + predicted_sizes[component - 1])
     matched = {i: j for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True) if dice[i, j] > 0}
     large = sizes * scoring.voxel_mm3 >= rule.min_volume
-    pair_masks = _PairMasks(numbered, components_of)
     lesions = []
     for i, is_large in enumerate(large.tolist()):
         size: Size | None = None if not rule.min_volume else "large" if is_large else "small"
         if i in matched:
-            scores = scoring.pair(*pair_masks(i + 1, [matched[i] + 1]))
-            lesions.append(ScoredLesion(i + 1, (int(matched[i]) + 1,), "found", size, is_large, scores))
+            component = int(matched[i]) + 1
+            scores = {"dice": float(dice[i, matched[i]]), **scoring.measure(i + 1, (component,))}
+            lesions.append(ScoredLesion(i + 1, (component,), "found", size, is_large, scores))
         else:
             counts = rule.unmatched_count and is_large
             lesions.append(ScoredLesion(i + 1, (), "missed", size, counts, scoring.missed))
@@ -294,21 +288,6 @@ def _touching_pairs(lesions: Lesions, others: Lesions) -> set[tuple[int, int]]:
         for one, found in _overlaps(own[tuple((voxels - 1).T)], around[tuple((voxels + step).T)]).items()
         for two in found
     }
-
-
-class _PairMasks:
-    """Cuts a lesion and its predicted components out of their arrays, on the smallest box that holds them."""
-
-    def __init__(self, reference: Numbered, prediction: Numbered):
-        self.reference, self.prediction = reference, prediction
-
-    def __call__(self, lesion: int, components: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        boxes = [self.reference.boxes[lesion], *(self.prediction.boxes[component] for component in components)]
-        box = join_boxes(boxes)
-        predicted = self.prediction.numbers[box]
-        if len(components) == 1:
-            return self.reference.numbers[box] == lesion, predicted == components[0]
-        return self.reference.numbers[box] == lesion, np.isin(predicted, components)
 
 
 def _mean(lesions: Sequence[ScoredLesion]) -> dict[str, float]:

@@ -7,7 +7,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nnunet_brats_ext.evaluation.boxes import find_box
-from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, surfel_surface_distances, voxel_surface_distances
+from nnunet_brats_ext.evaluation.surfaces import (
+    SurfaceDistances,
+    SurfaceKind,
+    Surfaces,
+    surfel_surface,
+    voxel_surface,
+)
 from nnunet_brats_ext.storage.errors import UserError
 
 # ---- metrics of two masks -------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ def _count(name: str, reference: np.ndarray, prediction: np.ndarray) -> "Overlap
 
 def _measure(
     name: str,
-    variants: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]],
+    variants: Mapping[str, tuple[SurfaceKind, Callable[..., float]]],
     variant: str,
     reference: np.ndarray,
     prediction: np.ndarray,
@@ -108,15 +114,15 @@ def _measure(
     spacing = tuple(map(float, spacing_mm))
     if len(spacing) != reference.ndim or not all(0 < size < inf for size in spacing):
         raise UserError(f"{name}: spacing_mm {spacing} should be {reference.ndim} positive numbers, one for each axis")
-    surfaces, reduce = variants[variant]
-    if surfaces is surfel_surface_distances and reference.ndim != 3:
+    kind, reduce = variants[variant]
+    if kind is surfel_surface and reference.ndim != 3:
         raise UserError(f"{name}: surfels need masks of three axes, these have {reference.ndim}")
     box = find_box(reference | prediction)
     reference, prediction = reference[box], prediction[box]
     filled = reference.any(), prediction.any()
     if not all(filled):
         return missed if any(filled) else agreed
-    return reduce(surfaces(reference, prediction, spacing), **parameters)
+    return reduce(Surfaces(kind(reference), kind(prediction), spacing).whole, **parameters)
 
 
 def check_masks(name: str, reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,13 +234,13 @@ def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None
     return float(np.mean(near[0]) + np.mean(near[1])) / 2
 
 
-HD95: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]] = {
-    "directed": (voxel_surface_distances, directed_hd95),
-    "pooled": (voxel_surface_distances, pooled_hd95),
-    "surfels": (surfel_surface_distances, surfel_hd95),
+HD95: Mapping[str, tuple[SurfaceKind, Callable[..., float]]] = {
+    "directed": (voxel_surface, directed_hd95),
+    "pooled": (voxel_surface, pooled_hd95),
+    "surfels": (surfel_surface, surfel_hd95),
 }
-NSD: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]] = {
-    "surfels": (surfel_surface_distances, surfel_dice),
-    "voxels": (voxel_surface_distances, border_dice),
-    "balanced": (voxel_surface_distances, balanced_border_dice),
+NSD: Mapping[str, tuple[SurfaceKind, Callable[..., float]]] = {
+    "surfels": (surfel_surface, surfel_dice),
+    "voxels": (voxel_surface, border_dice),
+    "balanced": (voxel_surface, balanced_border_dice),
 }
