@@ -14,9 +14,10 @@ from math import inf, nan
 from typing import Any
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES, NCR
+from nnunet_brats_ext.evaluation.distances import SurfaceDistances
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE
 from nnunet_brats_ext.evaluation.metrics import HD95, NSD, Overlap
-from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, SurfaceKind
+from nnunet_brats_ext.evaluation.surfaces import SurfaceKind
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import option
 
@@ -42,7 +43,7 @@ class Measure:
     """A reduction of surface distances, and what stands for it where there is no surface to measure.
 
     agreed: its value where both masks are empty. missed: where one is; infinity stands for the preset's penalty.
-    spacing: how far apart voxels are taken to be, of the case's spacing. within_mm: larger distances are all the same.
+    spacing: how far apart voxels are taken to be, of the case's spacing.
     """
 
     surface: SurfaceKind
@@ -50,7 +51,6 @@ class Measure:
     agreed: float
     missed: float
     spacing: Callable[[Spacing], Spacing] = in_mm
-    within_mm: float = inf
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _with_nsd(measures: Mapping[str, Measure], tolerances_mm: Sequence[float]) -
     further = {}
     for tolerance in tolerances_mm:
         reduce = partial(own.reduce.func, tolerance_mm=float(tolerance))  # type: ignore[attr-defined]  # of `_nsd`
-        further[nsd_name(tolerance)] = replace(own, reduce=reduce, spacing=in_mm, within_mm=float(tolerance))
+        further[nsd_name(tolerance)] = replace(own, reduce=reduce, spacing=in_mm)
     return {**measures, **{name: measure for name, measure in further.items() if name not in measures}}
 
 
@@ -164,8 +164,7 @@ def _hd95(variant: str) -> Measure:
 
 def _nsd(variant: str, tolerance_mm: float | None) -> Measure:
     surface, reduce = NSD[variant]
-    reduce = partial(reduce, tolerance_mm=tolerance_mm)
-    return Measure(surface, reduce, agreed=1.0, missed=0.0, within_mm=inf if tolerance_mm is None else tolerance_mm)
+    return Measure(surface, partial(reduce, tolerance_mm=tolerance_mm), agreed=1.0, missed=0.0)
 
 
 # NSD was no metric of a challenge before 2024; up to then it is measured on the surface of the year's own HD95.

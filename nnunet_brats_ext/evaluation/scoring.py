@@ -1,6 +1,6 @@
 """From two label maps to the scores of one case: cut out each region, score it as a whole and by its lesions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf, prod, sqrt
@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box, join_boxes, shift_box
+from nnunet_brats_ext.evaluation.distances import Surfaces
 from nnunet_brats_ext.evaluation.lesions import (
     Lesions,
     LesionScoring,
@@ -34,7 +35,7 @@ from nnunet_brats_ext.evaluation.presets import (
     Spacing,
     find_preset,
 )
-from nnunet_brats_ext.evaluation.surfaces import Surface, SurfaceKind, Surfaces
+from nnunet_brats_ext.evaluation.surfaces import Surface, SurfaceKind
 from nnunet_brats_ext.storage.errors import UserError
 
 
@@ -242,9 +243,8 @@ def _score_region(
         numbers = find_components(region.reference), find_components(region.prediction)
     else:
         numbers = region.reference, region.prediction
-    measures = case.preset.measures
-    of_lesions = rule.measures if isinstance(rule, MatchingRule) else measures
-    surfaces = _RegionSurfaces(*numbers, case.spacing_mm, [*measures.values(), *of_lesions.values()])
+    of_lesions = rule.measures if isinstance(rule, MatchingRule) else case.preset.measures
+    surfaces = _RegionSurfaces(*numbers, case.spacing_mm)
     whole = {**_score_whole(region, surfaces, case), **volumes}
     if rule is None:
         return RegionScores(whole, None, region.box)
@@ -288,15 +288,11 @@ def _score_whole(region: RegionMasks, surfaces: "_RegionSurfaces", case: CaseCon
 class _RegionSurfaces:
     """The measures of a region and of its lesions, none of them empty: what several of them need is made once.
 
-    reference, prediction: lesion numbers. measures: all that will be asked for.
+    reference, prediction: lesion numbers.
     """
 
-    def __init__(self, reference: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing, measures: Iterable[Measure]):
+    def __init__(self, reference: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing):
         self.numbers, self.spacing_mm = (reference, prediction), spacing_mm
-        self.within_mm: dict[tuple[SurfaceKind, Spacing], float] = {}
-        for measure in measures:
-            kind = self._kind(measure)
-            self.within_mm[kind] = max(measure.within_mm, self.within_mm.get(kind, 0))
         self.surfaces: dict[SurfaceKind, tuple[Surface, Surface]] = {}
         self.measured: dict[tuple[SurfaceKind, Spacing], Surfaces] = {}
 
@@ -318,5 +314,5 @@ class _RegionSurfaces:
             box = find_box((self.numbers[0] != 0) | (self.numbers[1] != 0))
             self.surfaces[surface] = surface(self.numbers[0][box]), surface(self.numbers[1][box])
         if kind not in self.measured:
-            self.measured[kind] = Surfaces(*self.surfaces[surface], spacing_mm, self.within_mm[kind])
+            self.measured[kind] = Surfaces(*self.surfaces[surface], spacing_mm)
         return self.measured[kind]

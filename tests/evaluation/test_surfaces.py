@@ -6,10 +6,10 @@ from label_maps import make_pair
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, generate_binary_structure
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, to_regions
+from nnunet_brats_ext.evaluation.distances import Surfaces
 from nnunet_brats_ext.evaluation.lesions import dilate_mask, find_components
 from nnunet_brats_ext.evaluation.metrics import border_dice, directed_hd95, pooled_hd95, surfel_dice, surfel_hd95
 from nnunet_brats_ext.evaluation.surfaces import (
-    Surfaces,
     neighbour_codes,
     surfel_areas_mm2,
     surfel_surface,
