@@ -268,10 +268,13 @@ def _overlaps(first: np.ndarray, second: np.ndarray) -> dict[int, dict[int, int]
     """Number in `first` -> number in `second` -> places where they coincide; 0 is no number."""
     both = np.flatnonzero((first != 0) & (second != 0))
     base = int(second.max(initial=0)) + 1
-    pairs, counts = np.unique(first.ravel()[both].astype(np.int64) * base + second.ravel()[both], return_counts=True)
+    places = first.ravel()[both].astype(np.int64) * base + second.ravel()[both]
+    runs = np.flatnonzero(np.diff(places, prepend=-1))  # neighbours in a row mostly are the same pair: less to sort
+    pairs, pair = np.unique(places[runs], return_inverse=True)
+    counts = np.bincount(pair, np.diff(runs, append=len(places))).astype(int)
     overlaps: dict[int, dict[int, int]] = {}
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        overlaps.setdefault(pair // base, {})[pair % base] = count
+    for one, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        overlaps.setdefault(one // base, {})[one % base] = count
     return overlaps
 
 

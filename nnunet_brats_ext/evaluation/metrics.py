@@ -215,15 +215,15 @@ def _area_quantile(distances: Distances, areas: np.ndarray | None, share: float 
 def surfel_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """Surface Dice: the share of both surfaces' area within the tolerance of the other (Nikolov et al. 2021)."""
     assert distances.reference_areas is not None and distances.prediction_areas is not None
-    near = distances.reference_areas[distances.reference.within(tolerance_mm)].sum()
-    near += distances.prediction_areas[distances.prediction.within(tolerance_mm)].sum()
+    near = distances.reference_areas[distances.reference.known_to(tolerance_mm) <= tolerance_mm].sum()
+    near += distances.prediction_areas[distances.prediction.known_to(tolerance_mm) <= tolerance_mm].sum()
     return float(near / (distances.reference_areas.sum() + distances.prediction_areas.sum()))
 
 
 def border_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """Surface Dice over border voxels: the share of both borders within the tolerance of the other (MONAI)."""
-    near = distances.reference.within(tolerance_mm), distances.prediction.within(tolerance_mm)
-    return float(np.mean(np.hstack(near)))
+    sides = distances.reference, distances.prediction
+    return float(np.mean(np.hstack([side.known_to(tolerance_mm) for side in sides]) <= tolerance_mm))
 
 
 def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None) -> float:
@@ -232,7 +232,7 @@ def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None
     A tolerance of None is the finest spacing.
     """
     tolerance_mm = min(distances.spacing_mm) if tolerance_mm is None else tolerance_mm
-    near = distances.reference.within(tolerance_mm), distances.prediction.within(tolerance_mm)
+    near = [side.known_to(tolerance_mm) <= tolerance_mm for side in (distances.reference, distances.prediction)]
     return float(np.mean(near[0]) + np.mean(near[1])) / 2
 
 

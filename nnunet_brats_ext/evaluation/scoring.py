@@ -295,15 +295,23 @@ class _RegionSurfaces:
         self.numbers, self.spacing_mm = (reference, prediction), spacing_mm
         self.surfaces: dict[SurfaceKind, tuple[Surface, Surface]] = {}
         self.measured: dict[tuple[SurfaceKind, Spacing], Surfaces] = {}
+        self.whole: dict[Measure, float] = {}
 
     def of_whole(self, measures: Mapping[str, Measure]) -> dict[str, float]:
-        return {name: measure.reduce(self._measured(self._kind(measure)).whole) for name, measure in measures.items()}
+        for measure in measures.values():
+            self.whole[measure] = measure.reduce(self._measured(self._kind(measure)).whole)
+        return {name: self.whole[measure] for name, measure in measures.items()}
 
     def of_lesion(self, measures: Mapping[str, Measure], lesion: int, components: Sequence[int]) -> dict[str, float]:
         """Of a reference lesion and its prediction."""
         kinds = {name: self._kind(measure) for name, measure in measures.items()}
         distances = {kind: self._measured(kind).of_parts([lesion], components) for kind in set(kinds.values())}
-        return {name: measure.reduce(distances[kinds[name]]) for name, measure in measures.items()}
+        return {
+            name: self.whole[measure]
+            if measure in self.whole and distances[kinds[name]] is self._measured(kinds[name]).whole
+            else measure.reduce(distances[kinds[name]])
+            for name, measure in measures.items()
+        }
 
     def _kind(self, measure: Measure) -> tuple[SurfaceKind, Spacing]:
         return measure.surface, measure.spacing(self.spacing_mm)
