@@ -97,9 +97,9 @@ class Distances:
 
 
 def distances_for_quantile(sides: Sequence[Distances], weights: np.ndarray, share: float) -> np.ndarray:
-    """All distances in one list, of which the quantile of this share is right, however it lies between two points.
+    """All distances in one list, exact as far as their quantile of this share, interpolated or not, depends on them.
 
-    weights: of all points. Where those that are known reach the quantile alone, others are only known to lie above.
+    weights: of all points. Where the known distances reach the quantile by themselves, the others only lie above it.
     """
     known = np.hstack([side.part for side in sides]) != 0
     most = np.hstack([side.bounds for side in sides])[known].max(initial=0)

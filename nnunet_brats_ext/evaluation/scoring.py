@@ -303,15 +303,15 @@ class _RegionSurfaces:
         return {name: self.whole[measure] for name, measure in measures.items()}
 
     def of_lesion(self, measures: Mapping[str, Measure], lesion: int, components: Sequence[int]) -> dict[str, float]:
-        """Of a reference lesion and its prediction."""
+        """Of a reference lesion and its prediction; what is all of the region is not reduced a second time."""
         kinds = {name: self._kind(measure) for name, measure in measures.items()}
         distances = {kind: self._measured(kind).of_parts([lesion], components) for kind in set(kinds.values())}
-        return {
-            name: self.whole[measure]
-            if measure in self.whole and distances[kinds[name]] is self._measured(kinds[name]).whole
-            else measure.reduce(distances[kinds[name]])
-            for name, measure in measures.items()
-        }
+        values = {}
+        for name, measure in measures.items():
+            kind = kinds[name]
+            known = measure in self.whole and distances[kind] is self.measured[kind].whole
+            values[name] = self.whole[measure] if known else measure.reduce(distances[kind])
+        return values
 
     def _kind(self, measure: Measure) -> tuple[SurfaceKind, Spacing]:
         return measure.surface, measure.spacing(self.spacing_mm)
