@@ -82,10 +82,12 @@ def find_lesions(mask: np.ndarray, box: Box, dilation: int) -> Lesions:
 
 def drop_small(lesions: Lesions, max_voxels: float) -> Lesions:
     """The lesions of more than `max_voxels` voxels."""
-    large = np.bincount(lesions.numbers[lesions.numbers > 0], minlength=1) > max_voxels
-    if large[1:].all():
-        return lesions
-    return replace(lesions, numbers=np.where(large[lesions.numbers], lesions.numbers, 0))
+    places = np.flatnonzero(lesions.numbers != 0)
+    found = lesions.numbers.ravel()[places]
+    small = np.bincount(found, minlength=1) <= max_voxels
+    numbers = lesions.numbers.copy()
+    numbers.ravel()[places[small[found]]] = 0
+    return replace(lesions, numbers=numbers)
 
 
 def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
@@ -284,13 +286,10 @@ def _touching_pairs(lesions: Lesions, others: Lesions) -> set[tuple[int, int]]:
     own, other = (cut_box(found.numbers, found.box, box) for found in (lesions, others))
     voxels = np.argwhere((own != 0) & dilate_mask(other != 0, 1)) + 1
     around = np.pad(other, 1)
-    return {
-        (one, two)
-        for step in product((-1, 0, 1), repeat=3)
-        if np.abs(step).sum() < 3
-        for one, found in _overlaps(own[tuple((voxels - 1).T)], around[tuple((voxels + step).T)]).items()
-        for two in found
-    }
+    steps = [step for step in product((-1, 0, 1), repeat=3) if np.abs(step).sum() < 3]
+    near = np.stack([around[tuple((voxels + step).T)] for step in steps])
+    numbers = np.broadcast_to(own[tuple((voxels - 1).T)], near.shape)
+    return {(one, two) for one, found in _overlaps(numbers, near).items() for two in found}
 
 
 def _mean(lesions: Sequence[ScoredLesion]) -> dict[str, float]:
