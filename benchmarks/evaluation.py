@@ -168,7 +168,8 @@ def compare_cores(pair: tuple[np.ndarray, np.ndarray], rounds: int, console: Con
 
 # ---- whole commands -------------------------------------------------------------------------------------------------
 
-COHORTS = {"gli": ("GoAT", 3), "met": ("mets", 1)}  # the configuration of 2026, and the dilation of 2023
+# The configuration of 2026, which scores the same regions as our preset, and the cohort and the dilation of 2023.
+COHORTS = {"gli": ("gli", "gli", 3), "goat": ("GoAT", "gli", 3), "met": ("mets", "met", 1)}
 SCRIPT_2023 = """
 import os, sys
 import numpy
@@ -187,7 +188,8 @@ from panoptica.metrics import Metric
 from panoptica.utils.edge_case_handling import EdgeCaseHandler, EdgeCaseResult, MetricZeroTPEdgeCaseHandling
 from panoptica.utils.label_group import LabelMergeGroup
 from panoptica.utils.segmentation_class import SegmentationClassGroups
-groups = {"et": [3], "tc": [1, 3], "wt": [1, 2, 3]} | ({"rc": [4]} if sys.argv[3] == "met" else {})
+groups = {"et": [3], "tc": [1, 3], "wt": [1, 2, 3]} | ({} if sys.argv[3] == "goat" else {"rc": [4]})
+groups |= {"netc": [1], "snfh": [2]} if sys.argv[3] == "gli" else {}
 measures = [Metric.DSC, Metric.NSD, Metric.HD95]
 nothing = MetricZeroTPEdgeCaseHandling(EdgeCaseResult.ZERO)
 evaluator = Panoptica_Evaluator(
@@ -224,7 +226,7 @@ def compare_commands(
     console: Console,
 ) -> None:
     """The first case with the start-up of the command, and each further one."""
-    configuration, dilation = COHORTS[cohort]
+    configuration, cohort_2023, dilation = COHORTS[cohort]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for number, (reference, prediction, grid) in enumerate(cases.values()):
@@ -248,8 +250,11 @@ def compare_commands(
                 "-np",
                 "1",
             ]
-            ours += ["--cohort", cohort, "-o", str(root / "results.json")]
-            found = {f"ours, {year}": [*ours, "--preset", year] for year in ("brats2023", "brats2026")}
+            ours += ["-o", str(root / "results.json")]
+            found = {
+                f"ours, {year}": [*ours, "--preset", year, "--cohort", own]
+                for year, own in (("brats2023", cohort_2023), ("brats2026", cohort))
+            }
             if script_2023:
                 script = [str(peers), "-c", SCRIPT_2023, str(script_2023.absolute())]
                 found["script of 2023"] = [*script, *sides, str(dilation)]

@@ -9,12 +9,11 @@ Box = tuple[slice, ...]
 
 def find_box(labels: np.ndarray) -> Box:
     """The smallest box around everything that is not zero; an empty box where nothing is."""
-    box: list[slice] = []
-    for axis in range(labels.ndim):
-        part = labels[tuple(box)]  # each axis found makes the search along the next one cheaper
-        filled = np.flatnonzero(part.any(axis=tuple(other for other in range(labels.ndim) if other != axis)))
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, 0))
-    return tuple(box)
+    if not labels.ndim:
+        return ()
+    filled = np.flatnonzero(labels.any(axis=tuple(range(1, labels.ndim))))
+    side = slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, 0)
+    return side, *find_box(np.logical_or.reduce(labels[side], axis=0))  # the other axes, in the shadow along this one
 
 
 def join_boxes(boxes: Sequence[Box]) -> Box:

@@ -15,7 +15,7 @@ from nnunet_brats_ext.evaluation.lesions import MetricValues, Numbered, ScoredLe
 from nnunet_brats_ext.evaluation.scoring import RegionScores
 from nnunet_brats_ext.storage.csv_files import csv_lines
 
-Place = Callable[[np.ndarray], np.ndarray]  # a voxel in (x, y, z) -> its position in mm
+Place = Callable[[np.ndarray], np.ndarray]  # voxels (n, 3) in (x, y, z) -> their positions in mm
 
 
 class LesionRow(NamedTuple):
@@ -65,7 +65,8 @@ def _rows_of_region(
     rows = []
     for one in found.lesions:
         parts = sorted(prediction.rank[part] for part in one.predicted)
-        where = prediction.of(one.predicted[0]) if one.reference is None else reference.of(one.reference)
+        alone = one.reference is None
+        where = prediction.positions[one.predicted[0]] if alone else reference.positions[one.reference]
         rows.append(
             LesionRow(
                 region,
@@ -89,12 +90,8 @@ class _Places:
     def __init__(self, lesions: Numbered, corner: Sequence[int], place: Place):
         by_size = lesions.present[np.argsort(-lesions.voxels[lesions.present], kind="stable")].tolist()
         self.rank = {number: rank for rank, number in enumerate(by_size, 1)}
-        self.lesions, self.corner, self.place = lesions, np.asarray(corner), place
-
-    def of(self, number: int) -> tuple[float, float, float]:
-        voxel = self.lesions.centroids[number] + self.corner
-        x, y, z = np.round(self.place(voxel[::-1]), 3).tolist()
-        return x, y, z
+        positions = np.round(place((lesions.centroids + corner)[:, ::-1]), 3).tolist()
+        self.positions = dict(zip(lesions.present.tolist(), map(tuple, positions), strict=True))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

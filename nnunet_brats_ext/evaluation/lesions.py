@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import cc3d
 import numpy as np
 
-from nnunet_brats_ext.evaluation.boxes import Box, cut_box, join_boxes, share_boxes
+from nnunet_brats_ext.evaluation.boxes import Box, cut_box, share_boxes
 from nnunet_brats_ext.evaluation.presets import DilationRule, MatchingRule
 
 MetricValues = Mapping[str, float]  # metric -> value
@@ -38,40 +38,28 @@ class Numbered:
     """An array of lesion numbers, looked through once. present: the numbers, without 0. voxels: how many by number."""
 
     def __init__(self, numbers: np.ndarray):
-        flat = np.flatnonzero(numbers != 0)
-        found = numbers.ravel()[flat]
-        order = np.argsort(found, kind="stable")
         self.numbers = numbers
-        self.voxels = np.bincount(found, minlength=1)
+        self._flat = np.flatnonzero(numbers != 0)
+        self._numbers = numbers.ravel()[self._flat]
+        self.voxels = np.bincount(self._numbers, minlength=1)
         self.present = np.flatnonzero(self.voxels)
-        self._starts = np.cumsum(self.voxels[self.present]) - self.voxels[self.present]
-        self._places = np.unravel_index(flat[order], numbers.shape)  # number by number
 
     @cached_property
-    def boxes(self) -> dict[int, Box]:
-        """The smallest box of each number."""
-        lows, highs = (
-            [reduce.reduceat(axis, self._starts).tolist() for axis in self._places]
-            for reduce in (np.minimum, np.maximum)
-        )
-        sides = (map(slice, low, [last + 1 for last in high]) for low, high in zip(lows, highs, strict=True))
-        return dict(zip(self.present.tolist(), zip(*sides, strict=True), strict=True))
-
-    @cached_property
-    def centroids(self) -> dict[int, np.ndarray]:
-        """The mean voxel of each number, in the order of the axes."""
-        sums = np.stack([np.add.reduceat(axis, self._starts) for axis in self._places], axis=1)
-        return dict(zip(self.present.tolist(), sums / self.voxels[self.present][:, None], strict=True))
+    def centroids(self) -> np.ndarray:
+        """The mean voxel of each that is present, in the order of the axes -> (lesion, axis)."""
+        places = np.unravel_index(self._flat, self.numbers.shape)
+        sums = np.stack([np.bincount(self._numbers, axis, minlength=1) for axis in places], axis=1)
+        return sums[self.present] / self.voxels[self.present, None]
 
 
 class LesionScoring(NamedTuple):
     """How lesions of a case are scored.
 
-    pair: the scores of a reference lesion and its prediction, two masks. agreed: those where there is nothing to score.
-    missed: those of a false negative or positive.
+    measure: the measures of the surfaces of a reference lesion and its prediction, by their numbers. agreed: the scores
+    where there is nothing to score. missed: those of a false negative or positive.
     """
 
-    pair: Callable[[np.ndarray, np.ndarray], MetricValues]
+    measure: Callable[[int, Sequence[int]], MetricValues]
     agreed: MetricValues
     missed: MetricValues
     voxel_mm3: float
@@ -94,10 +82,12 @@ def find_lesions(mask: np.ndarray, box: Box, dilation: int) -> Lesions:
 
 def drop_small(lesions: Lesions, max_voxels: float) -> Lesions:
     """The lesions of more than `max_voxels` voxels."""
-    large = np.bincount(lesions.numbers[lesions.numbers > 0], minlength=1) > max_voxels
-    if large[1:].all():
-        return lesions
-    return replace(lesions, numbers=np.where(large[lesions.numbers], lesions.numbers, 0))
+    places = np.flatnonzero(lesions.numbers != 0)
+    found = lesions.numbers.ravel()[places]
+    small = np.bincount(found, minlength=1) <= max_voxels
+    numbers = lesions.numbers.copy()
+    numbers.ravel()[places[small[found]]] = 0
+    return replace(lesions, numbers=numbers)
 
 
 def join_touching(lesions: Lesions, others: Lesions) -> Lesions:
@@ -162,15 +152,18 @@ def score_by_dilation(
     touch them.
     """
     numbered, components_of = Numbered(reference.numbers), Numbered(prediction)
-    claims = _overlaps(reference.reach, prediction)
-    pair_masks = _PairMasks(numbered, components_of)
+    claims, overlaps = _overlaps(reference.reach, prediction), _overlaps(reference.numbers, prediction)
     lesions = []
     for lesion in numbered.present.tolist():
         counts = bool(numbered.voxels[lesion] * scoring.voxel_mm3 > rule.min_volume)
-        components = sorted(claims.get(lesion, ()))
-        scores = scoring.pair(*pair_masks(lesion, components)) if components else scoring.missed
-        outcome: Outcome = "found" if components else "missed"
-        lesions.append(ScoredLesion(lesion, tuple(components), outcome, "large" if counts else "small", counts, scores))
+        size: Size = "large" if counts else "small"
+        if components := tuple(sorted(claims.get(lesion, ()))):
+            shared = sum(overlaps.get(lesion, {}).get(component, 0) for component in components)
+            voxels = int(numbered.voxels[lesion] + components_of.voxels[list(components)].sum())
+            scores = {"dice": 2 * shared / voxels, **scoring.measure(lesion, components)}
+            lesions.append(ScoredLesion(lesion, components, "found", size, counts, scores))
+        else:
+            lesions.append(ScoredLesion(lesion, (), "missed", size, counts, scoring.missed))
     claimed = set().union(*claims.values())
     alone = [one for one in components_of.present.tolist() if one not in claimed]
     lesions += _only_predicted(alone, rule.false_positives_count, scoring)
@@ -183,10 +176,13 @@ def score_by_dilation(
 def score_by_matching(
     reference: np.ndarray, prediction: np.ndarray, rule: MatchingRule, scoring: LesionScoring
 ) -> ScoredLesions:
-    """Score one-to-one matched components of two boolean masks, and count those that have no match."""
+    """Score one-to-one matched components, and count those that have no match.
+
+    reference, prediction: component numbers without gaps.
+    """
     from scipy.optimize import linear_sum_assignment  # which takes a fifth of a second
 
-    numbered, components_of = (Numbered(find_components(mask)) for mask in (reference, prediction))
+    numbered, components_of = Numbered(reference), Numbered(prediction)
     sizes, predicted_sizes = numbered.voxels[1:], components_of.voxels[1:]
     dice = np.full((len(sizes), len(predicted_sizes)), -1e-6)  # panoptica's price of a pair that shares nothing
     for lesion, components in _overlaps(numbered.numbers, components_of.numbers).items():
@@ -194,13 +190,13 @@ def score_by_matching(
             dice[lesion - 1, component - 1] = 2 * shared / (sizes[lesion - 1] + predicted_sizes[component - 1])
     matched = {i: j for i, j in zip(*linear_sum_assignment(dice, maximize=True), strict=True) if dice[i, j] > 0}
     large = sizes * scoring.voxel_mm3 >= rule.min_volume
-    pair_masks = _PairMasks(numbered, components_of)
     lesions = []
     for i, is_large in enumerate(large.tolist()):
         size: Size | None = None if not rule.min_volume else "large" if is_large else "small"
         if i in matched:
-            scores = scoring.pair(*pair_masks(i + 1, [matched[i] + 1]))
-            lesions.append(ScoredLesion(i + 1, (int(matched[i]) + 1,), "found", size, is_large, scores))
+            component = int(matched[i]) + 1
+            scores = {"dice": float(dice[i, matched[i]]), **scoring.measure(i + 1, (component,))}
+            lesions.append(ScoredLesion(i + 1, (component,), "found", size, is_large, scores))
         else:
             counts = rule.unmatched_count and is_large
             lesions.append(ScoredLesion(i + 1, (), "missed", size, counts, scoring.missed))
@@ -274,10 +270,13 @@ def _overlaps(first: np.ndarray, second: np.ndarray) -> dict[int, dict[int, int]
     """Number in `first` -> number in `second` -> places where they coincide; 0 is no number."""
     both = np.flatnonzero((first != 0) & (second != 0))
     base = int(second.max(initial=0)) + 1
-    pairs, counts = np.unique(first.ravel()[both].astype(np.int64) * base + second.ravel()[both], return_counts=True)
+    places = first.ravel()[both].astype(np.int64) * base + second.ravel()[both]
+    runs = np.flatnonzero(np.diff(places, prepend=-1))  # neighbours in a row mostly are the same pair: less to sort
+    pairs, pair = np.unique(places[runs], return_inverse=True)
+    counts = np.bincount(pair, np.diff(runs, append=len(places))).astype(int)
     overlaps: dict[int, dict[int, int]] = {}
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        overlaps.setdefault(pair // base, {})[pair % base] = count
+    for one, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        overlaps.setdefault(one // base, {})[one % base] = count
     return overlaps
 
 
@@ -287,28 +286,10 @@ def _touching_pairs(lesions: Lesions, others: Lesions) -> set[tuple[int, int]]:
     own, other = (cut_box(found.numbers, found.box, box) for found in (lesions, others))
     voxels = np.argwhere((own != 0) & dilate_mask(other != 0, 1)) + 1
     around = np.pad(other, 1)
-    return {
-        (one, two)
-        for step in product((-1, 0, 1), repeat=3)
-        if np.abs(step).sum() < 3
-        for one, found in _overlaps(own[tuple((voxels - 1).T)], around[tuple((voxels + step).T)]).items()
-        for two in found
-    }
-
-
-class _PairMasks:
-    """Cuts a lesion and its predicted components out of their arrays, on the smallest box that holds them."""
-
-    def __init__(self, reference: Numbered, prediction: Numbered):
-        self.reference, self.prediction = reference, prediction
-
-    def __call__(self, lesion: int, components: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        boxes = [self.reference.boxes[lesion], *(self.prediction.boxes[component] for component in components)]
-        box = join_boxes(boxes)
-        predicted = self.prediction.numbers[box]
-        if len(components) == 1:
-            return self.reference.numbers[box] == lesion, predicted == components[0]
-        return self.reference.numbers[box] == lesion, np.isin(predicted, components)
+    steps = [step for step in product((-1, 0, 1), repeat=3) if np.abs(step).sum() < 3]
+    near = np.stack([around[tuple((voxels + step).T)] for step in steps])
+    numbers = np.broadcast_to(own[tuple((voxels - 1).T)], near.shape)
+    return {(one, two) for one, found in _overlaps(numbers, near).items() for two in found}
 
 
 def _mean(lesions: Sequence[ScoredLesion]) -> dict[str, float]:

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nnunet_brats_ext.evaluation.boxes import find_box
-from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances, surfel_surface_distances, voxel_surface_distances
+from nnunet_brats_ext.evaluation.distances import Distances, SurfaceDistances, Surfaces, distances_for_quantile
+from nnunet_brats_ext.evaluation.surfaces import SurfaceKind, surfel_surface, voxel_surface
 from nnunet_brats_ext.storage.errors import UserError
 
 # ---- metrics of two masks -------------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ def _count(name: str, reference: np.ndarray, prediction: np.ndarray) -> "Overlap
 
 def _measure(
     name: str,
-    variants: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]],
+    variants: Mapping[str, tuple[SurfaceKind, Callable[..., float]]],
     variant: str,
     reference: np.ndarray,
     prediction: np.ndarray,
@@ -108,15 +109,15 @@ def _measure(
     spacing = tuple(map(float, spacing_mm))
     if len(spacing) != reference.ndim or not all(0 < size < inf for size in spacing):
         raise UserError(f"{name}: spacing_mm {spacing} should be {reference.ndim} positive numbers, one for each axis")
-    surfaces, reduce = variants[variant]
-    if surfaces is surfel_surface_distances and reference.ndim != 3:
+    kind, reduce = variants[variant]
+    if kind is surfel_surface and reference.ndim != 3:
         raise UserError(f"{name}: surfels need masks of three axes, these have {reference.ndim}")
     box = find_box(reference | prediction)
     reference, prediction = reference[box], prediction[box]
     filled = reference.any(), prediction.any()
     if not all(filled):
         return missed if any(filled) else agreed
-    return reduce(surfaces(reference, prediction, spacing), **parameters)
+    return reduce(Surfaces(kind(reference), kind(prediction), spacing).whole, **parameters)
 
 
 def check_masks(name: str, reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,40 +183,47 @@ class Overlap(NamedTuple):
 
 def directed_hd95(distances: SurfaceDistances) -> float:
     """The larger of the two directed 95th percentiles, linearly interpolated (MONAI, MetricsReloaded)."""
-    return float(max(np.percentile(distances.from_reference, 95), np.percentile(distances.from_prediction, 95)))
+    return max(_percentile(distances.reference), _percentile(distances.prediction))
 
 
 def pooled_hd95(distances: SurfaceDistances) -> float:
     """The 95th percentile of both directions in one list, linearly interpolated (MedPy, panoptica, nnU-Net v1)."""
-    return float(np.percentile(np.hstack((distances.from_prediction, distances.from_reference)), 95))
+    return _percentile(distances.prediction, distances.reference)
 
 
 def surfel_hd95(distances: SurfaceDistances) -> float:
     """The larger of the two distances within which 95 % of a surface's area lies (DeepMind, BraTS 2023-25)."""
     return max(
-        _area_quantile(distances.from_reference, distances.reference_areas),
-        _area_quantile(distances.from_prediction, distances.prediction_areas),
+        _area_quantile(distances.reference, distances.reference_areas),
+        _area_quantile(distances.prediction, distances.prediction_areas),
     )
 
 
-def _area_quantile(distances: np.ndarray, areas: np.ndarray | None, share: float = 0.95) -> float:
+def _percentile(*sides: Distances, share: float = 0.95) -> float:
+    weights = np.ones(sum(len(side.points) for side in sides))
+    return float(np.percentile(distances_for_quantile(sides, weights, share), 100 * share))
+
+
+def _area_quantile(distances: Distances, areas: np.ndarray | None, share: float = 0.95) -> float:
     assert areas is not None, "voxel borders have no areas"
-    order = np.argsort(distances)
+    mm = distances_for_quantile([distances], areas, share)
+    order = np.argsort(mm)
     cumulative = np.cumsum(areas[order])
-    return float(distances[order[np.searchsorted(cumulative / cumulative[-1], share)]])
+    return float(mm[order[np.searchsorted(cumulative / cumulative[-1], share)]])
 
 
 def surfel_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """Surface Dice: the share of both surfaces' area within the tolerance of the other (Nikolov et al. 2021)."""
     assert distances.reference_areas is not None and distances.prediction_areas is not None
-    near = distances.reference_areas[distances.from_reference <= tolerance_mm].sum()
-    near += distances.prediction_areas[distances.from_prediction <= tolerance_mm].sum()
+    near = distances.reference_areas[distances.reference.known_to(tolerance_mm) <= tolerance_mm].sum()
+    near += distances.prediction_areas[distances.prediction.known_to(tolerance_mm) <= tolerance_mm].sum()
     return float(near / (distances.reference_areas.sum() + distances.prediction_areas.sum()))
 
 
 def border_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """Surface Dice over border voxels: the share of both borders within the tolerance of the other (MONAI)."""
-    return float(np.mean(np.hstack((distances.from_reference, distances.from_prediction)) <= tolerance_mm))
+    sides = distances.reference, distances.prediction
+    return float(np.mean(np.hstack([side.known_to(tolerance_mm) for side in sides]) <= tolerance_mm))
 
 
 def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None) -> float:
@@ -224,17 +232,17 @@ def balanced_border_dice(distances: SurfaceDistances, tolerance_mm: float | None
     A tolerance of None is the finest spacing.
     """
     tolerance_mm = min(distances.spacing_mm) if tolerance_mm is None else tolerance_mm
-    near = [distances.from_reference <= tolerance_mm, distances.from_prediction <= tolerance_mm]
+    near = [side.known_to(tolerance_mm) <= tolerance_mm for side in (distances.reference, distances.prediction)]
     return float(np.mean(near[0]) + np.mean(near[1])) / 2
 
 
-HD95: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]] = {
-    "directed": (voxel_surface_distances, directed_hd95),
-    "pooled": (voxel_surface_distances, pooled_hd95),
-    "surfels": (surfel_surface_distances, surfel_hd95),
+HD95: Mapping[str, tuple[SurfaceKind, Callable[..., float]]] = {
+    "directed": (voxel_surface, directed_hd95),
+    "pooled": (voxel_surface, pooled_hd95),
+    "surfels": (surfel_surface, surfel_hd95),
 }
-NSD: Mapping[str, tuple[Callable[..., SurfaceDistances], Callable[..., float]]] = {
-    "surfels": (surfel_surface_distances, surfel_dice),
-    "voxels": (voxel_surface_distances, border_dice),
-    "balanced": (voxel_surface_distances, balanced_border_dice),
+NSD: Mapping[str, tuple[SurfaceKind, Callable[..., float]]] = {
+    "surfels": (surfel_surface, surfel_dice),
+    "voxels": (voxel_surface, border_dice),
+    "balanced": (voxel_surface, balanced_border_dice),
 }

@@ -16,9 +16,10 @@ from math import inf, nan
 from typing import Any
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES, NCR
+from nnunet_brats_ext.evaluation.distances import SurfaceDistances
 from nnunet_brats_ext.evaluation.metric_facts import LESIONWISE, WHOLE
 from nnunet_brats_ext.evaluation.metrics import HD95, NSD, Overlap
-from nnunet_brats_ext.evaluation.surfaces import SurfaceDistances
+from nnunet_brats_ext.evaluation.surfaces import SurfaceKind
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.options import option
 
@@ -47,7 +48,7 @@ class Measure:
     spacing: how far apart voxels are taken to be, of the case's spacing.
     """
 
-    surfaces: Callable[..., SurfaceDistances]
+    surface: SurfaceKind
     reduce: Callable[[SurfaceDistances], float]
     agreed: float
     missed: float
@@ -164,8 +165,8 @@ def _hd95(variant: str) -> Measure:
 
 
 def _nsd(variant: str, tolerance_mm: float | None) -> Measure:
-    surfaces, reduce = NSD[variant]
-    return Measure(surfaces, partial(reduce, tolerance_mm=tolerance_mm), agreed=1.0, missed=0.0)
+    surface, reduce = NSD[variant]
+    return Measure(surface, partial(reduce, tolerance_mm=tolerance_mm), agreed=1.0, missed=0.0)
 
 
 # NSD was no metric of a challenge before 2024; up to then it is measured on the surface of the year's own HD95.

@@ -1,6 +1,6 @@
 """From two label maps to the scores of one case: cut out each region, score it as a whole and by its lesions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf, prod, sqrt
@@ -10,10 +10,10 @@ import numpy as np
 
 from nnunet_brats_ext.brats import ED, LABEL_SCHEMES
 from nnunet_brats_ext.evaluation.boxes import Box, find_box, grow_box, join_boxes, shift_box
+from nnunet_brats_ext.evaluation.distances import Surfaces
 from nnunet_brats_ext.evaluation.lesions import (
     Lesions,
     LesionScoring,
-    MetricValues,
     ScoredLesions,
     drop_small,
     find_components,
@@ -26,7 +26,16 @@ from nnunet_brats_ext.evaluation.metric_facts import DETECTION
 from nnunet_brats_ext.evaluation.metrics import Overlap, check_masks
 from nnunet_brats_ext.evaluation.numbering import TRAINED, Numberings, renumber
 from nnunet_brats_ext.evaluation.numbering_checks import check_numbering, gather_evidence
-from nnunet_brats_ext.evaluation.presets import PRESETS, DilationRule, MatchingRule, Measure, Preset, find_preset
+from nnunet_brats_ext.evaluation.presets import (
+    PRESETS,
+    DilationRule,
+    MatchingRule,
+    Measure,
+    Preset,
+    Spacing,
+    find_preset,
+)
+from nnunet_brats_ext.evaluation.surfaces import Surface, SurfaceKind
 from nnunet_brats_ext.storage.errors import UserError
 
 
@@ -223,24 +232,34 @@ def _score_region(
     volumes = volumes_ml(
         int(np.count_nonzero(region.reference)), int(np.count_nonzero(region.prediction)), case.spacing_mm
     )
-    if isinstance(rule, DilationRule) and rule.filter_prediction:
-        region = region._replace(prediction=lesions[name][1].numbers > 0)
-    whole = _score_whole(region, case)
-    if rule is None:
-        return RegionScores({**whole, **volumes}, None, region.box)
-    if isinstance(rule, MatchingRule):
-        measures = rule.measures
-        pair = partial(_score_pair, spacing_mm=case.spacing_mm, measures=measures)
-        scored = score_by_matching(region.reference, region.prediction, rule, _lesion_scoring(pair, measures, case))
-    else:
-        measures = case.preset.measures
-        pair = partial(_score_part, region=region, whole=whole, case=case)
-        reference, prediction = lesions[name]
+    if isinstance(rule, DilationRule):
+        found = lesions[name]
+        if rule.filter_prediction:
+            region = region._replace(prediction=found[1].numbers > 0)
         for other in rule.joined_by:
-            reference, prediction = map(join_touching, (reference, prediction), lesions[other])
-        scored = score_by_dilation(reference, prediction.numbers, rule, _lesion_scoring(pair, measures, case))
+            found = join_touching(found[0], lesions[other][0]), join_touching(found[1], lesions[other][1])
+        numbers = found[0].numbers, found[1].numbers
+    elif isinstance(rule, MatchingRule):
+        numbers = find_components(region.reference), find_components(region.prediction)
+    else:
+        numbers = region.reference, region.prediction
+    of_lesions = rule.measures if isinstance(rule, MatchingRule) else case.preset.measures
+    surfaces = _RegionSurfaces(*numbers, case.spacing_mm)
+    whole = {**_score_whole(region, surfaces, case), **volumes}
+    if rule is None:
+        return RegionScores(whole, None, region.box)
+    scoring = LesionScoring(
+        partial(surfaces.of_lesion, of_lesions),
+        case.agreed(of_lesions),
+        case.missed(of_lesions),
+        voxel_mm3=prod(case.spacing_mm),
+    )
+    if isinstance(rule, MatchingRule):
+        scored = score_by_matching(*numbers, rule, scoring)
+    else:
+        scored = score_by_dilation(found[0], numbers[1], rule, scoring)
     means = {f"lesionwise_{name}": score for name, score in scored.means.items()}
-    return RegionScores({**whole, **volumes, **means, **scored.detection}, scored, region.box)
+    return RegionScores({**whole, **means, **scored.detection}, scored, region.box)
 
 
 def volumes_ml(reference: int, prediction: int, spacing_mm: Sequence[float]) -> dict[str, float]:
@@ -255,13 +274,7 @@ def volumes_ml(reference: int, prediction: int, spacing_mm: Sequence[float]) -> 
     }
 
 
-def _lesion_scoring(
-    pair: Callable[[np.ndarray, np.ndarray], MetricValues], measures: Mapping[str, Measure], case: CaseContext
-) -> LesionScoring:
-    return LesionScoring(pair, case.agreed(measures), case.missed(measures), voxel_mm3=prod(case.spacing_mm))
-
-
-def _score_whole(region: RegionMasks, case: CaseContext) -> dict[str, float]:
+def _score_whole(region: RegionMasks, surfaces: "_RegionSurfaces", case: CaseContext) -> dict[str, float]:
     preset = case.preset
     overlap = Overlap.of(region.reference, region.prediction, case.voxels)
     scores = {name: count(overlap) for name, count in preset.overlaps.items()}
@@ -269,33 +282,45 @@ def _score_whole(region: RegionMasks, case: CaseContext) -> dict[str, float]:
         return {**scores, **case.agreed(preset.measures)}
     if overlap.empty or (preset.disjoint_is_missed and not overlap.tp):
         return {**scores, **case.missed(preset.measures)}
-    box = find_box(region.reference | region.prediction)
-    return {**scores, **_measure(region.reference[box], region.prediction[box], case.spacing_mm, preset.measures)}
+    return {**scores, **surfaces.of_whole(preset.measures)}
 
 
-def _score_pair(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], measures: Mapping[str, Measure]
-) -> MetricValues:
-    """Dice and all measures of a lesion and its prediction."""
-    overlap = Overlap.of(reference, prediction, reference.size)
-    return {"dice": overlap.dice(), **_measure(reference, prediction, spacing_mm, measures)}
+class _RegionSurfaces:
+    """The measures of a region and of its lesions, none of them empty: what several of them need is made once.
 
+    reference, prediction: lesion numbers.
+    """
 
-def _score_part(
-    lesion: np.ndarray, prediction: np.ndarray, region: RegionMasks, whole: Mapping[str, float], case: CaseContext
-) -> MetricValues:
-    """As `_score_pair`, but what is all of its region is not measured a second time."""
-    parts, wholes = (lesion, prediction), (region.reference, region.prediction)
-    if all(np.count_nonzero(one) == np.count_nonzero(all_) for one, all_ in zip(parts, wholes, strict=True)):
-        return {name: whole[name] for name in ("dice", *case.preset.measures)}
-    return _score_pair(lesion, prediction, case.spacing_mm, case.preset.measures)
+    def __init__(self, reference: np.ndarray, prediction: np.ndarray, spacing_mm: Spacing):
+        self.numbers, self.spacing_mm = (reference, prediction), spacing_mm
+        self.surfaces: dict[SurfaceKind, tuple[Surface, Surface]] = {}
+        self.measured: dict[tuple[SurfaceKind, Spacing], Surfaces] = {}
+        self.whole: dict[Measure, float] = {}
 
+    def of_whole(self, measures: Mapping[str, Measure]) -> dict[str, float]:
+        for measure in measures.values():
+            self.whole[measure] = measure.reduce(self._measured(self._kind(measure)).whole)
+        return {name: self.whole[measure] for name, measure in measures.items()}
 
-def _measure(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], measures: Mapping[str, Measure]
-) -> MetricValues:
-    """All measures of two non-empty masks; those that share a kind of surface share its distances."""
-    spacing = tuple(spacing_mm)
-    kinds = {name: (measure.surfaces, measure.spacing(spacing)) for name, measure in measures.items()}
-    distances = {kind: kind[0](reference, prediction, kind[1]) for kind in dict.fromkeys(kinds.values())}
-    return {name: measure.reduce(distances[kinds[name]]) for name, measure in measures.items()}
+    def of_lesion(self, measures: Mapping[str, Measure], lesion: int, components: Sequence[int]) -> dict[str, float]:
+        """Of a reference lesion and its prediction; what is all of the region is not reduced a second time."""
+        kinds = {name: self._kind(measure) for name, measure in measures.items()}
+        distances = {kind: self._measured(kind).of_parts([lesion], components) for kind in set(kinds.values())}
+        values = {}
+        for name, measure in measures.items():
+            kind = kinds[name]
+            known = measure in self.whole and distances[kind] is self.measured[kind].whole
+            values[name] = self.whole[measure] if known else measure.reduce(distances[kind])
+        return values
+
+    def _kind(self, measure: Measure) -> tuple[SurfaceKind, Spacing]:
+        return measure.surface, measure.spacing(self.spacing_mm)
+
+    def _measured(self, kind: tuple[SurfaceKind, Spacing]) -> Surfaces:
+        surface, spacing_mm = kind
+        if surface not in self.surfaces:
+            box = find_box((self.numbers[0] != 0) | (self.numbers[1] != 0))
+            self.surfaces[surface] = surface(self.numbers[0][box]), surface(self.numbers[1][box])
+        if kind not in self.measured:
+            self.measured[kind] = Surfaces(*self.surfaces[surface], spacing_mm)
+        return self.measured[kind]

@@ -1,20 +1,18 @@
-"""Directed distances between the surfaces of two masks.
+"""The surface points of masks: every distance metric is a reduction of the distances between these.
 
-Every distance metric of every preset is a reduction of these arrays (see `metrics`). A surface is a set of lattice
-points, under one of two conventions that give different numbers for the same masks:
+A surface is a set of lattice points, under one of two conventions that give different numbers for the same masks:
 
 voxels: the voxels of the mask that touch the outside with a face (MedPy, MONAI, panoptica).
 surfels: the corners at which the eight voxels around disagree, each weighted by the area of the marching-cubes surface
     through it (Nikolov et al. 2021, https://doi.org/10.2196/26151; DeepMind's `surface-distance`; BraTS 2023-25).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import permutations, product
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 # Marching cubes by symmetry. Bit 4i + 2j + k of a pattern is corner (i, j, k) of a cube; each pattern stands for its
 # rotations, reflections and complement. Its triangles are given by the absolute components of their normals, in
@@ -35,70 +33,93 @@ _TRIANGLES: dict[int, tuple[tuple[int, int, int], ...]] = {
     0b01101001: ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
 }
 _FULL = 255
-_NEAR = 3  # voxels: within this radius a nearest point is looked up directly, farther away it is searched
+_FIRST_VOXEL = np.array([(0, 0, 0)] * 256)  # of each pattern, the first corner that is filled
+for _bit, _corner in reversed(list(enumerate(product((0, 1), repeat=3)))):
+    _FIRST_VOXEL[[pattern for pattern in range(256) if pattern >> _bit & 1]] = _corner
+MARGIN = 3  # voxels of background around a lattice, so that what is that near is looked up without a check
 
 
 @dataclass(frozen=True)
-class SurfaceDistances:
-    """Distances in mm from each surface point of one mask to the surface of the other, in both directions.
+class Surface:
+    """The surface points of a mask whose parts are numbered.
 
-    If a mask is empty, it has no points, and the distances to it are infinite. Areas are mm² per point (surfels only).
+    parts: at each surface point the number of its part, 0 elsewhere; the mask's lattice with a margin of `MARGIN`.
+    points: where they are, as flat indices into `parts`, in array order. codes: of each (surfels only), as of
+    `neighbour_codes`.
     """
 
-    from_reference: np.ndarray
-    from_prediction: np.ndarray
-    spacing_mm: tuple[float, ...]
-    reference_areas: np.ndarray | None = None
-    prediction_areas: np.ndarray | None = None
+    parts: np.ndarray
+    points: np.ndarray
+    codes: np.ndarray | None = None
+
+    def places(self, numbers: Collection[int]) -> np.ndarray:
+        """Which of the points belong to some parts, in array order."""
+        return np.sort(np.concatenate([self._places_by_part[number] for number in numbers]), kind="stable")
+
+    def at(self, places: np.ndarray) -> "Surface":
+        """The surface of only these points."""
+        return replace(self, points=self.points[places], codes=None if self.codes is None else self.codes[places])
+
+    def areas_mm2(self, spacing_mm: Sequence[float]) -> np.ndarray | None:
+        """The area of the surface at each point (surfels only)."""
+        return None if self.codes is None else surfel_areas_mm2(spacing_mm)[self.codes]
+
+    @cached_property
+    def _places_by_part(self) -> list[np.ndarray]:
+        numbers = self.parts.ravel()[self.points]
+        return np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
 
 
-def voxel_surface_distances(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
-) -> SurfaceDistances:
-    """Surface distances between the border voxels of two boolean masks (z, y, x); beyond the array lies background.
+SurfaceKind = Callable[[np.ndarray], Surface]
+"""The surface of numbered parts (z, y, x); beyond the array lies background.
 
-    The distances equal those of SciPy's Euclidean distance transform, bit for bit where `spacing_mm` is 1.
-    """
-    borders = voxel_border(reference), voxel_border(prediction)
-    return SurfaceDistances(*_directed_distances(*borders, spacing_mm), tuple(spacing_mm))
+Two parts never have voxels that touch, not even in a corner. A boolean mask is one part, with the number 1.
+"""
 
 
-def surfel_surface_distances(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
-) -> SurfaceDistances:
-    """Surface distances between the surface elements of two boolean masks (z, y, x), with the elements' areas."""
-    codes = neighbour_codes(reference), neighbour_codes(prediction)
-    borders = [(code != 0) & (code != _FULL) for code in codes]
-    areas = surfel_areas_mm2(spacing_mm)
-    return SurfaceDistances(
-        *_directed_distances(borders[0], borders[1], spacing_mm),
-        tuple(spacing_mm),
-        *(areas[code[border]] for code, border in zip(codes, borders, strict=True)),
-    )
+def voxel_surface(numbers: np.ndarray) -> Surface:
+    """The voxels that have a face on the outside; a `SurfaceKind`."""
+    padded = np.pad(numbers, MARGIN)
+    mask = padded != 0
+    inside, flat = mask.copy(), mask.ravel()
+    for step in flat_steps(padded.shape):
+        inside.ravel()[step:] &= flat[:-step]  # what lies behind the end of a row is the margin of the next one
+        inside.ravel()[:-step] &= flat[step:]
+    points = np.flatnonzero(mask ^ inside)
+    return Surface(_at(points, padded.ravel()[points], padded.shape), points)
 
 
-def voxel_border(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a boolean mask that have a face on the outside; beyond the array lies background."""
-    inside = mask.copy()
-    for axis in range(mask.ndim):
-        part, whole = inside.swapaxes(0, axis), mask.swapaxes(0, axis)
-        part[1:] &= whole[:-1]
-        part[:-1] &= whole[1:]
-        part[0] = part[-1] = False
-    return mask ^ inside
+def surfel_surface(numbers: np.ndarray) -> Surface:
+    """The corners at which voxels disagree, each at the place of the voxel before it; a `SurfaceKind` of three axes."""
+    padded = np.pad(numbers, MARGIN)
+    codes = neighbour_codes(padded != 0).ravel()
+    points = np.flatnonzero((codes != 0) & (codes != _FULL))
+    codes = codes[points]
+    filled = points + (_FIRST_VOXEL @ flat_steps(padded.shape))[codes]
+    return Surface(_at(points, padded.ravel()[filled], padded.shape), points, codes)
+
+
+def _at(points: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.zeros(shape, values.dtype)
+    array.ravel()[points] = values
+    return array
+
+
+def flat_steps(shape: tuple[int, ...]) -> np.ndarray:
+    """How far apart neighbours along each axis are in a flat array."""
+    return np.cumprod((1, *shape[:0:-1]))[::-1]
 
 
 def neighbour_codes(mask: np.ndarray) -> np.ndarray:
-    """Which of the eight voxels around each corner belong to a boolean mask, as one bit each.
+    """Which of the eight voxels around the corner behind each voxel belong to a boolean mask, as one bit each.
 
-    (z, y, x) -> uint8 (z + 1, y + 1, x + 1). Beyond the array lies background. Doubling the pattern along one axis
-    after the other takes three passes instead of eight.
+    (z, y, x) -> uint8 (z, y, x). The mask has a margin of background. Bit 4i + 2j + k is the voxel that is i, j, k
+    steps ahead. Doubling the pattern along one axis after the other takes three passes instead of eight.
     """
-    codes = np.zeros([size + 2 for size in mask.shape], np.uint8)
-    codes[1:-1, 1:-1, 1:-1] = mask
-    for axis, weight in ((2, 2), (1, 4), (0, 16)):
-        near, far = (np.moveaxis(codes, axis, 0)[side] for side in (slice(None, -1), slice(1, None)))
-        codes = np.moveaxis(near | far * np.uint8(weight), 0, axis)
+    codes = mask.astype(np.uint8)
+    flat = codes.ravel()
+    for step, shift in zip(flat_steps(mask.shape), (4, 2, 1), strict=True):
+        flat[:-step] |= flat[step:] << np.uint8(shift)
     return codes
 
 
@@ -120,53 +141,3 @@ def _surfel_normals() -> np.ndarray:
             code = int((1 << ((filled[:, axes] ^ mirror) @ (4, 2, 1))).sum())
             normals[[code, _FULL - code], : len(triangles)] = np.array(triangles)[:, axes] / 8
     return normals
-
-
-def _directed_distances(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm from each point of one border to the nearest of the other, both ways, in array order; exact."""
-    borders = [np.pad(border, _NEAR) for border in (reference, prediction)]
-    points = [np.flatnonzero(border) for border in borders]
-    spacing_mm = tuple(spacing_mm)
-    return (
-        _nearest_distances(points[0], borders[1], points[1], spacing_mm),
-        _nearest_distances(points[1], borders[0], points[0], spacing_mm),
-    )
-
-
-def _nearest_distances(
-    points: np.ndarray, border: np.ndarray, border_points: np.ndarray, spacing_mm: tuple[float, ...]
-) -> np.ndarray:
-    """Distance in mm from each of `points` to the nearest point of `border`; flat indices into that padded array.
-
-    Most points of two segmentations of one tumour lie within a few voxels of each other, so the neighbourhood is tried
-    in shells of equal distance, from the nearest on; a k-d tree finds the rest. On a tumour's crop this is some five
-    times faster than a distance transform, which measures all voxels where only the surface is asked for.
-    """
-    distances = np.full(len(points), np.inf)
-    if not len(points) or not len(border_points):
-        return distances
-    hits, left = border.ravel(), np.arange(len(points))
-    for distance, offsets in _near_shells(spacing_mm, border.shape):
-        found = hits[offsets[:, None] + points[left]].any(axis=0)
-        distances[left[found]] = distance
-        left = left[~found]
-        if not len(left):
-            return distances
-    away, candidates = (
-        np.stack(np.unravel_index(some, border.shape), axis=1) for some in (points[left], border_points)
-    )
-    tree = cKDTree(candidates * np.asarray(spacing_mm), leafsize=32, balanced_tree=False, compact_nodes=False)
-    nearest = candidates[tree.query(away * np.asarray(spacing_mm))[1]]
-    distances[left] = np.sqrt((((nearest - away) * np.asarray(spacing_mm)) ** 2).sum(axis=1))
-    return distances
-
-
-@lru_cache
-def _near_shells(spacing_mm: tuple[float, ...], shape: tuple[int, ...]) -> list[tuple[float, np.ndarray]]:
-    """Lattice offsets within `_NEAR` times the finest spacing: each distance in mm, and its steps in a flat array."""
-    steps = np.array(list(product(range(-_NEAR, _NEAR + 1), repeat=len(shape))))
-    distances = np.sqrt(((steps * np.asarray(spacing_mm)) ** 2).sum(axis=1))
-    offsets = steps @ np.cumprod((1, *shape[:0:-1]))[::-1]
-    return [(float(d), offsets[distances == d]) for d in np.unique(distances[distances <= _NEAR * min(spacing_mm)])]

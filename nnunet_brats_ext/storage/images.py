@@ -21,6 +21,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from isal import isal_zlib
 
 from nnunet_brats_ext.brats import BACKGROUND, Head
 from nnunet_brats_ext.storage.errors import UserError
@@ -407,11 +408,11 @@ MOST_PACKED = 1032  # times smaller than its content can a file be
 
 
 def _decompress(content: bytes) -> bytes:
-    """As `gzip.decompress`, a fifth faster for a file of one member, which ends with the size of its content."""
+    """As `gzip.decompress`, several times as fast for a file of one member, which ends with the size of its content."""
     size = int.from_bytes(content[-4:], "little")
     if 0 < size <= MOST_PACKED * len(content):
-        with suppress(zlib.error):
-            unpacked = zlib.decompress(content, zlib.MAX_WBITS | 16, size)  # checks the content's CRC as well
+        with suppress(isal_zlib.error):  # type: ignore[arg-type]  # a class, whatever its stub says
+            unpacked = isal_zlib.decompress(content, zlib.MAX_WBITS | 16, size)  # checks the content's CRC as well
             if len(unpacked) == size:
                 return unpacked
     return gzip.decompress(content)

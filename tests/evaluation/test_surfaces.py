@@ -6,14 +6,14 @@ from label_maps import make_pair
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, generate_binary_structure
 
 from nnunet_brats_ext.brats import LABEL_SCHEMES, to_regions
+from nnunet_brats_ext.evaluation.distances import Surfaces
 from nnunet_brats_ext.evaluation.lesions import dilate_mask, find_components
 from nnunet_brats_ext.evaluation.metrics import border_dice, directed_hd95, pooled_hd95, surfel_dice, surfel_hd95
 from nnunet_brats_ext.evaluation.surfaces import (
     neighbour_codes,
     surfel_areas_mm2,
-    surfel_surface_distances,
-    voxel_border,
-    voxel_surface_distances,
+    surfel_surface,
+    voxel_surface,
 )
 
 SPACINGS = [(1.0, 1.0, 1.0), (3.0, 1.0, 1.0), (0.5, 2.0, 0.75)]
@@ -34,7 +34,7 @@ def random_masks(seed: int, density: float) -> tuple[np.ndarray, np.ndarray]:
 def test_distances_are_those_of_a_distance_transform(spacing_mm, density):
     reference, prediction = random_masks(0, density)
     borders = [mask & ~binary_erosion(mask) for mask in (reference, prediction)]
-    distances = voxel_surface_distances(reference, prediction, spacing_mm)
+    distances = Surfaces(voxel_surface(reference), voxel_surface(prediction), spacing_mm).whole
     for found, here, there in (
         (distances.from_reference, *borders),
         (distances.from_prediction, *borders[::-1]),
@@ -45,8 +45,8 @@ def test_distances_are_those_of_a_distance_transform(spacing_mm, density):
 def test_distances_to_an_empty_mask_are_infinite_and_an_empty_mask_has_none():
     mask = np.zeros((4, 5, 6), bool)
     mask[1, 2, 3] = True
-    for measure, points in ((voxel_surface_distances, 1), (surfel_surface_distances, 8)):
-        distances = measure(mask, np.zeros_like(mask), (1, 1, 1))
+    for kind, points in ((voxel_surface, 1), (surfel_surface, 8)):
+        distances = Surfaces(kind(mask), kind(np.zeros_like(mask)), (1, 1, 1)).whole
         assert distances.from_reference.tolist() == [np.inf] * points
         assert distances.from_prediction.size == 0
 
@@ -54,16 +54,16 @@ def test_distances_to_an_empty_mask_are_infinite_and_an_empty_mask_has_none():
 @pytest.mark.parametrize("density", [0.9, 0.3])
 def test_the_border_is_what_erosion_takes_also_at_the_wall(density):
     mask, _ = random_masks(1, density)
-    np.testing.assert_array_equal(voxel_border(mask), mask & ~binary_erosion(mask))
-    slab = np.ones((1, 3, 3), bool)
-    assert voxel_border(slab).all()
+    for one in (mask, np.ones((1, 3, 3), bool)):
+        border = voxel_surface(one).parts
+        np.testing.assert_array_equal(border[3:-3, 3:-3, 3:-3], one & ~binary_erosion(one))
 
 
 def test_neighbour_codes_hold_one_bit_per_voxel_around_a_corner():
-    mask = np.zeros((2, 2, 2), bool)
-    mask[1, 0, 1] = True
+    mask = np.zeros((4, 4, 4), bool)
+    mask[2, 1, 2] = True
     codes = neighbour_codes(mask)
-    assert codes.shape == (3, 3, 3)
+    assert codes.shape == (4, 4, 4)
     # The corner before the voxel sees it at (1, 1, 1), bit 7; the corner behind it at (0, 0, 0), bit 0.
     assert (codes[1, 0, 1], codes[2, 1, 2]) == (1 << 7, 1)
     assert sorted(codes[codes > 0].tolist()) == [1 << bit for bit in range(8)]
@@ -86,7 +86,7 @@ def test_areas_of_the_surface_elements():
 
 def test_a_box_has_the_surface_of_a_box_but_for_its_rounded_edges():
     mask = np.ones((20, 30, 40), bool)
-    distances = surfel_surface_distances(mask, mask, (1, 1, 1))
+    distances = Surfaces(surfel_surface(mask), surfel_surface(mask), (1, 1, 1)).whole
     faces = 2 * (19 * 29 + 29 * 39 + 19 * 39)  # corners inside a face see a plane
     edges = 4 * (19 + 29 + 39) * np.sqrt(2) / 2  # along an edge a 45 degree cut
     corners = 8 * np.sqrt(3) / 8
@@ -113,9 +113,7 @@ LIBRARIES = {
 def test_reductions_equal_medpy_monai_and_surface_distance(spacing_mm):
     for region, masks in regions().items():
         medpy, monai, deepmind = LIBRARIES[spacing_mm][region]
-        voxels, surfels = (
-            measure(*masks, spacing_mm) for measure in (voxel_surface_distances, surfel_surface_distances)
-        )
+        voxels, surfels = (Surfaces(*map(kind, masks), spacing_mm).whole for kind in (voxel_surface, surfel_surface))
         assert pooled_hd95(voxels) == medpy  # bit for bit
         assert (directed_hd95(voxels), border_dice(voxels, 1.0)) == pytest.approx(monai, abs=5e-6)
         assert (surfel_hd95(surfels), surfel_dice(surfels, 1.0)) == pytest.approx(deepmind, abs=1e-6)
@@ -126,7 +124,7 @@ def test_pooled_hd95_equals_an_installed_medpy(spacing_mm):
     medpy = pytest.importorskip("medpy.metric.binary")
     for reference, prediction in [*regions().values(), random_masks(2, 0.01)]:
         expected = medpy.hd95(prediction, reference, spacing_mm)
-        assert pooled_hd95(voxel_surface_distances(reference, prediction, spacing_mm)) == expected
+        assert pooled_hd95(Surfaces(voxel_surface(reference), voxel_surface(prediction), spacing_mm).whole) == expected
 
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
@@ -134,7 +132,7 @@ def test_surfel_metrics_equal_an_installed_surface_distance(spacing_mm):
     deepmind = pytest.importorskip("surface_distance")
     for reference, prediction in [*regions().values(), random_masks(2, 0.01)]:
         theirs = deepmind.compute_surface_distances(reference, prediction, spacing_mm)
-        ours = surfel_surface_distances(reference, prediction, spacing_mm)
+        ours = Surfaces(surfel_surface(reference), surfel_surface(prediction), spacing_mm).whole
         assert surfel_hd95(ours) == pytest.approx(deepmind.compute_robust_hausdorff(theirs, 95), abs=1e-6)
         for tolerance_mm in (0.5, 1.0, 2.0):
             expected = deepmind.compute_surface_dice_at_tolerance(theirs, tolerance_mm)
