@@ -12,7 +12,6 @@ from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import ALL
 from nnunet_brats_ext.workflow.recipe_checks import problems_of_names, problems_of_parts, problems_of_whole
 from nnunet_brats_ext.workflow.recipe_parts import (
-    DEFAULT_FOLDS,
     Choice,
     Data,
     Ensemble,
@@ -94,6 +93,7 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
         (content["submission"],),
         content.get("gpu_memory_gb"),
         content.get("paper", ""),
+        evaluation.get("compared", ""),
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def restricted(recipe: Recipe, names: Sequence[str]) -> Recipe:
 
 
 def _load_included(text: RecipeText) -> Recipe:
-    """The included recipes as one: names prefixed, equal data sets only once, what they submit scored."""
+    """The included recipes as one: names prefixed, equal data sets only once, what stands for them scored."""
     content = text.content
     evaluation = content.get("evaluation", {})
     whole = Recipe(
@@ -178,7 +178,8 @@ def _load_included(text: RecipeText) -> Recipe:
             problems.append((("include", i), f"{name}: {RULE_OF_NAMES}; rename the file"))
         else:
             prefixes[prefix] = name
-            whole = _with(whole, load_recipe(path), prefix)
+            recipe = load_recipe(path)
+            whole = _with(whole, _on_folds(recipe, content["folds"]) if "folds" in content else recipe, prefix)
     text.raise_problems(problems)
     whole = replace(whole, evaluated=tuple(evaluation.get("of", whole.submissions)))
     known = whole.names
@@ -191,9 +192,9 @@ def _load_included(text: RecipeText) -> Recipe:
 
 
 def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]:
-    """Names and files of recipes. `all`: every paper's that scores the cross-validation of the default folds."""
+    """Names and files of recipes. `all`: every paper's."""
     if names == ALL:
-        return [(key, path) for key, path in _recipes_of_papers().items() if _has_default_folds(path)]
+        return list(_recipes_of_papers().items())
     own = {name: including.parent / name for name in names}  # a path is meant from the recipe that includes it
     return [
         (name, own[name] if own[name].suffix in SUFFIXES and own[name].is_file() else find_recipe(name))
@@ -201,8 +202,10 @@ def _included(names: str | list[str], including: Path) -> list[tuple[str, Path]]
     ]
 
 
-def _has_default_folds(path: Path) -> bool:
-    return all(data.folds == DEFAULT_FOLDS and not data.hold_out for data in load_recipe(path).data.values())
+def _on_folds(recipe: Recipe, folds: int) -> Recipe:
+    """A recipe whose data sets are cross-validated in so many folds, whatever else it does with their cases."""
+    data = {name: replace(one, folds=folds, hold_out=0, validation=0) for name, one in recipe.data.items()}
+    return replace(recipe, data=data)
 
 
 def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:
@@ -249,6 +252,6 @@ def _with(whole: Recipe, recipe: Recipe, prefix: str) -> Recipe:
         predictions={**whole.predictions, **predictions},
         ensembles={**whole.ensembles, **ensembles},
         postprocessing={**whole.postprocessing, **rules},
-        submissions=(*whole.submissions, *map(new, recipe.submissions)),
+        submissions=(*whole.submissions, *map(new, [recipe.compared] if recipe.compared else recipe.submissions)),
         gpu_memory_gb=whole.gpu_memory_gb or recipe.gpu_memory_gb,
     )

@@ -87,6 +87,8 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
             yield ("data", name, "distill"), data.distill, single
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
         yield ("evaluation", "of", i), name, predictions
+    if recipe.compared:
+        yield ("evaluation", "compared"), recipe.compared, single
     yield ("submission",), content["submission"], single
 
 

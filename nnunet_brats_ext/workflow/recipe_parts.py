@@ -151,6 +151,7 @@ class Recipe:
     """What to train, to predict, to combine and to score. In one that includes others, their names carry a prefix.
 
     predictions: of models, those of their own names first. submissions: what is restored to the release's labels.
+    compared: what stands for the recipe where it is included; empty is what it submits.
     """
 
     title: str
@@ -165,6 +166,7 @@ class Recipe:
     submissions: tuple[str, ...]
     gpu_memory_gb: float | None = None
     paper: str = ""
+    compared: str = ""
 
     @property
     def published(self) -> Paper | None:

@@ -33,14 +33,17 @@ def test_neither_the_schema_nor_the_comparison_lists_names():
     assert not names & set(re.findall(r"[\w-]+", comparison))
 
 
-def test_the_comparison_takes_every_recipe_with_the_usual_folds():
+def test_the_comparison_takes_every_recipe_in_the_same_folds():
     compared = load_recipe(COMPARE)
+    expected = []
     for name, path in published_recipes().items():
         if path not in (COMPARE, TODAY):
             recipe = load_recipe(path)
-            usual = {data.folds for data in recipe.data.values()} == {DEFAULT_FOLDS}
-            assert {f"{name}.{one}" for one in recipe.submissions if usual} <= set(compared.evaluated)
-            assert usual or not any(one.startswith(f"{name}.") for one in compared.models)
+            expected += [f"{name}.{one}" for one in ([recipe.compared] if recipe.compared else recipe.submissions)]
+    assert list(compared.evaluated) == expected == list(compared.submissions)
+    data = [compared.data[model.data] for one in expected for model in compared.models_of(one)]
+    assert {(one.folds, one.hold_out, one.validation) for one in data} == {(DEFAULT_FOLDS, 0, 0)}
+    assert not any(model.on_all for one in expected for model in compared.models_of(one))
 
 
 def test_todays_systems_are_averaged_and_tuned_by_lesion_wise_ranking():
