@@ -4,7 +4,6 @@ import gzip
 import json
 import signal
 import struct
-import zlib
 from collections import Counter
 from pathlib import Path
 
