@@ -55,7 +55,8 @@ def set_environment(folder: Path, threads: int) -> None:
     (folder / "own").mkdir()
     (folder / "own" / "narrow.py").write_text(NARROW)
     os.environ["nnUNet_extTrainer"] = str(folder / "own")
-    os.environ |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": str(threads)}
+    # nnU-Net's predictor computes with no more threads than it would start processes.
+    os.environ |= {"nnUNet_def_n_proc": str(threads), "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": str(threads)}
     os.environ["nnUNet_compile"] = "f"
 
 
