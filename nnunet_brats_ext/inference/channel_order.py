@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nnunet_brats_ext.brats import SEQUENCES
 
@@ -76,6 +75,8 @@ def _sequences_by_contrast(values: np.ndarray, named: Mapping[str, int]) -> dict
         found[sequence] = best if score[best] > score[own] + clear else own
         left.remove(found[sequence])
         return found[sequence]
+
+    from scipy.stats import rankdata  # which takes half a second
 
     t2 = find("T2", np.log(np.maximum(tail, tiny)), np.log(CLEAR_TAIL))
     find("FLAIR", np.corrcoef(rankdata(values, axis=1))[t2], CLEAR_CORRELATION)
