@@ -146,8 +146,7 @@ class _Work:
         left = [case for case in cases if self.options.overwrite or not self._is_there(case)]
         self.result.before = [case.name for case in cases if case not in left]
         if left:
-            passes = self.system.passes_per_case(self.full)
-            self.say(f"to segment: {len(left)}; networks see each case {passes} times, mirror images counted")
+            self.say(f"to segment: {len(left)}")
         limit = self._limit(len(left))
         queue = list(left)
         while queue:

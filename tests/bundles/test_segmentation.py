@@ -283,14 +283,14 @@ def test_a_case_that_fails_stops_no_other_and_what_is_done_is_not_done_again(sin
     words = ["segment", str(single), str(patients), "-o", str(tmp_path / "out"), "-device", "cpu"]
     assert main(words) == 1
     shown = capsys.readouterr()
-    assert "to segment: 2; networks see each case" in shown.out
+    assert "to segment: 2\n" in shown.out
     assert f"{CASE}: WT" in shown.out and "BraTS20_Validation_008: failed" in shown.out and "truncated" in shown.out
     done = tmp_path / "out" / f"{CASE}.nii.gz"
     written = done.stat().st_mtime_ns
     broken.write_bytes(whole)
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "to segment: 1;" in shown and "already: 1" in shown
+    assert "to segment: 1\n" in shown and "already: 1" in shown
     assert done.stat().st_mtime_ns == written
     assert "BraTS20_Validation_008" in (tmp_path / "out" / "index.html").read_text()
     assert main([*words, "--labels", "trained"]) == 1, "not continued with other settings"
