@@ -355,3 +355,9 @@ def test_elastic_deformations_are_as_often_as_the_text_says_on_request(world):
 
     spatial = [build(world, one).augmentation()[0] for one in (BraTSIsensee2020DA4BNTrainer, AsWritten)]
     assert [transform.p_elastic_deform for transform in spatial] == [0.2, 0.3]
+
+
+@pytest.mark.parametrize("name", ["BraTSAttentionVAETrainer", "BraTSDeepSupervisionTrainer", "BraTSOMNetTrainer"])
+def test_a_network_of_a_users_own_gets_no_option_of_a_text(name):
+    options = getattr(trainers, name).all_network_options()
+    assert not {"pointwise_gates", "three_heads", "sum_last"} & set(options)

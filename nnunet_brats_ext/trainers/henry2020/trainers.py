@@ -45,7 +45,8 @@ class HenryTrainer(BraTSTrainer):
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
-        return {"three_heads": cls.follows_text("heads"), **super().all_network_options()}
+        written = {"three_heads": True} if cls.follows_text("heads") else {}  # a user's own network may not know it
+        return written | super().all_network_options()
 
     def region_loss(self) -> MeanOverOutputs:
         over_outputs = SumOverOutputs if self.follows_text("auxiliary_losses") else MeanOverOutputs

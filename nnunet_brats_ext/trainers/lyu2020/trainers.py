@@ -84,7 +84,8 @@ class BraTSAttentionVAETrainer(LyuTrainer):
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
-        return {"pointwise_gates": cls.follows_text("gates"), **super().all_network_options()}
+        written = {"pointwise_gates": True} if cls.follows_text("gates") else {}  # a user's own network may not know it
+        return written | super().all_network_options()
 
     def adapt_hyperparameters(self) -> None:
         if not self.is_cascaded:

@@ -68,7 +68,10 @@ class ZhouTrainer(BraTSTrainer):
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
-        return {"sum_last": cls.follows_text("residual_blocks"), **super().all_network_options()}
+        written = (
+            {"sum_last": True} if cls.follows_text("residual_blocks") else {}
+        )  # a user's own network may not know it
+        return written | super().all_network_options()
 
     @property
     def tasks(self) -> int:
