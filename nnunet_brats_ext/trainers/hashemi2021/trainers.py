@@ -174,50 +174,36 @@ class BraTS2DEnhancingTumorAugmentedTrainer(WarpedCopies, BraTS2DEnhancingTumorT
     """U-Net 2C AU of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) for ET."""
 
 
-class BraTS2DAsWrittenTrainer(BraTS2DTrainer):
+class AsWritten(HashemiTrainer):
+    """Mixin, listed first: as the text of Hashemi et al. 2021 has it, https://github.com/Nima-Hs/BraTS."""
+
+    follows = "text"
+    normalise = "zscore-volume"
+
+
+class BraTS2DAsWrittenTrainer(AsWritten, BraTS2DTrainer):
     """U-Net 3C of Hashemi et al. 2021 as the text has it: https://github.com/Nima-Hs/BraTS."""
 
-    follows = "text"
-    normalise = "zscore-volume"
 
-
-class BraTS2DWholeTumorAsWrittenTrainer(BraTS2DWholeTumorTrainer):
+class BraTS2DWholeTumorAsWrittenTrainer(AsWritten, BraTS2DWholeTumorTrainer):
     """U-Net 2C of Hashemi et al. 2021 for WT as the text has it: https://github.com/Nima-Hs/BraTS."""
 
-    follows = "text"
-    normalise = "zscore-volume"
 
-
-class BraTS2DWholeTumorAugmentedAsWrittenTrainer(BraTS2DWholeTumorAugmentedTrainer):
+class BraTS2DWholeTumorAugmentedAsWrittenTrainer(AsWritten, BraTS2DWholeTumorAugmentedTrainer):
     """U-Net 2C AU of Hashemi et al. 2021 for WT as the text has it: https://github.com/Nima-Hs/BraTS."""
 
-    follows = "text"
-    normalise = "zscore-volume"
 
-
-class BraTS2DTumorCoreAsWrittenTrainer(BraTS2DTumorCoreTrainer):
+class BraTS2DTumorCoreAsWrittenTrainer(AsWritten, BraTS2DTumorCoreTrainer):
     """U-Net 2C of Hashemi et al. 2021 for TC as the text has it: https://github.com/Nima-Hs/BraTS."""
 
-    follows = "text"
-    normalise = "zscore-volume"
 
-
-class BraTS2DTumorCoreAugmentedAsWrittenTrainer(BraTS2DTumorCoreAugmentedTrainer):
+class BraTS2DTumorCoreAugmentedAsWrittenTrainer(AsWritten, BraTS2DTumorCoreAugmentedTrainer):
     """U-Net 2C AU of Hashemi et al. 2021 for TC as the text has it: https://github.com/Nima-Hs/BraTS."""
 
-    follows = "text"
-    normalise = "zscore-volume"
 
-
-class BraTS2DEnhancingTumorAsWrittenTrainer(BraTS2DEnhancingTumorTrainer):
+class BraTS2DEnhancingTumorAsWrittenTrainer(AsWritten, BraTS2DEnhancingTumorTrainer):
     """U-Net 2C of Hashemi et al. 2021 for ET as the text has it: https://github.com/Nima-Hs/BraTS."""
 
-    follows = "text"
-    normalise = "zscore-volume"
 
-
-class BraTS2DEnhancingTumorAugmentedAsWrittenTrainer(BraTS2DEnhancingTumorAugmentedTrainer):
+class BraTS2DEnhancingTumorAugmentedAsWrittenTrainer(AsWritten, BraTS2DEnhancingTumorAugmentedTrainer):
     """U-Net 2C AU of Hashemi et al. 2021 for ET as the text has it: https://github.com/Nima-Hs/BraTS."""
-
-    follows = "text"
-    normalise = "zscore-volume"

@@ -239,32 +239,27 @@ class MXNetParity:
     follows: ClassVar[dict[str, Source]] = dict.fromkeys(("cascade_rate", "cascade_scales", "cascade_noise"), "release")
 
 
-class BraTSNoNewNetAsWrittenTrainer(BraTSNoNewNetTrainer):
+class AsWritten(LachinovTrainer):
+    """Mixin, listed first: as the text of Lachinov et al. 2019 has it, https://arxiv.org/abs/2002.03688."""
+
+    follows = "text"
+    normalise = "zscore-nonzero"
+
+
+class BraTSNoNewNetAsWrittenTrainer(AsWritten, BraTSNoNewNetTrainer):
     """First teacher of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
 
-    follows = "text"
-    normalise = "zscore-nonzero"
 
-
-class BraTSResUNetVAEAsWrittenTrainer(BraTSResUNetVAETrainer):
+class BraTSResUNetVAEAsWrittenTrainer(AsWritten, BraTSResUNetVAETrainer):
     """Second teacher of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
 
-    follows = "text"
-    normalise = "zscore-nonzero"
 
-
-class BraTSCascadedUNetAsWrittenTrainer(BraTSCascadedUNetTrainer):
+class BraTSCascadedUNetAsWrittenTrainer(AsWritten, BraTSCascadedUNetTrainer):
     """Third teacher of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
 
-    follows = "text"
-    normalise = "zscore-nonzero"
 
-
-class BraTSStudentAsWrittenTrainer(BraTSStudentTrainer):
+class BraTSStudentAsWrittenTrainer(AsWritten, BraTSStudentTrainer):
     """The student of Lachinov et al. 2019 as the text has it: https://arxiv.org/abs/2002.03688."""
-
-    follows = "text"
-    normalise = "zscore-nonzero"
 
 
 def require_more_than_one_voxel(planned: PlannedNetwork, halvings: int) -> None:

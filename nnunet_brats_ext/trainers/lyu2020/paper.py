@@ -16,8 +16,6 @@ from nnunet_brats_ext.papers import (
 )
 
 VALIDATION = "125 validation cases of BraTS 2020"
-
-
 TESTING = "166 test cases of BraTS 2020"
 COLUMNS = [(region, metric) for metric in ("dice", "hd95") for region in ("ET", "WT", "TC")]  # of all tables
 

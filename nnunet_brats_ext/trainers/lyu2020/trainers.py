@@ -107,18 +107,19 @@ class BraTSAttentionVAETrainer(LyuTrainer):
         return SoftDiceLoss(weights=(0.10, *[0.90 / inner] * inner))
 
 
-class BraTSVAEAsWrittenTrainer(BraTSVAETrainer):
-    """Stage 1 of Lyu & Shu 2020 as the text has it: https://arxiv.org/abs/2011.02881."""
+class AsWritten(LyuTrainer):
+    """Mixin, listed first: as the text of Lyu & Shu 2020 has it, https://arxiv.org/abs/2011.02881."""
 
     follows = "text"
     normalise = "zscore-nonzero"
 
 
-class BraTSAttentionVAEAsWrittenTrainer(BraTSAttentionVAETrainer):
+class BraTSVAEAsWrittenTrainer(AsWritten, BraTSVAETrainer):
+    """Stage 1 of Lyu & Shu 2020 as the text has it: https://arxiv.org/abs/2011.02881."""
+
+
+class BraTSAttentionVAEAsWrittenTrainer(AsWritten, BraTSAttentionVAETrainer):
     """Stage 2 of Lyu & Shu 2020 as the text has it: https://arxiv.org/abs/2011.02881.
 
     Its maps are those of `BraTSVAEAsWrittenTrainer`, and label maps, where the text may mean probabilities.
     """
-
-    follows = "text"
-    normalise = "zscore-nonzero"
