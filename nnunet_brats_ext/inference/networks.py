@@ -204,7 +204,8 @@ def vote(system: System, members: Iterable[Logits]) -> Segmentation:
     for member, logits in zip(system.members, members, strict=True):
         if votes is None:
             votes = fusion.Votes(logits.in_box.shape[1:], logits.model.description.paint, member.passes.ties)
-        box, head = logits.box_of_labels(), logits.model.head
+        head = logits.model.head
+        box = () if votes.by_text else logits.box_of_labels()
         probabilities = logits.probabilities(box)
         of_labels = label_probabilities(probabilities, head)[[head.labels.index(label) for label in votes.labels]]
         votes.add(logits.labels(probabilities), of_labels, member.weight, box)

@@ -63,14 +63,16 @@ class Votes:
         """Count one member. A label outside `labels` is an error.
 
         probabilities: of each of `labels`, (label, z, y, x), where they are known. box: the part of the volume that
-        both are of, where everything outside it is background.
+        both are of, where the label map is background everywhere outside it. By the text's rule a member's doubts count
+        there as well, so that it takes whole volumes only.
         """
+        assert not (box and self.by_text), "the text's rule needs the probabilities of whole volumes"
         part = (slice(None), *box)
         votes, support = self._votes[part], self._support[part]
-        for background in (self._votes[0], self._support[0]):  # certain outside the box
-            inside = background[box].copy()
-            background += weight
-            background[box] = inside
+        outside = self._votes[0]
+        inside = outside[box].copy()
+        outside += weight
+        outside[box] = inside
         known = 0
         for channel, label in enumerate((BACKGROUND, *self.labels)):
             voted = label_map == label

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
@@ -22,10 +24,15 @@ from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
 from nnunet_brats_ext.inference import predictor as predictor_module
 from nnunet_brats_ext.inference.case_files import check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
+from nnunet_brats_ext.inference.logits import Logits, ModelDescription
 from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.networks import vote
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
+from nnunet_brats_ext.inference.systems import Passes
 from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
 from nnunet_brats_ext.inference.workers import Workers
+from nnunet_brats_ext.predictions import fusion
+from nnunet_brats_ext.predictions.heads import label_probabilities
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.images import (
     read_grid,
@@ -783,6 +790,30 @@ def test_votes_and_means_are_turned_back(combine, models, world, images, tmp_pat
     expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *words)
     turn_files(images.glob("*.nii.gz"), "RAS")
     assert_same_after_turning(expected, predicted(images, tmp_path / "found", *words), "RAS")
+
+
+@pytest.mark.parametrize("ties", ["release", "text"])
+def test_a_vote_case_by_case_is_the_vote_of_whole_label_maps_and_probabilities(ties, world):
+    """Whose labels lie in boxes of their own, beside members that doubt there."""
+    rng, plans = np.random.default_rng(0), PlansManager(world.plans)
+    model = ModelDescription(plans, plans.get_configuration("3d_fullres"), world.dataset_json)
+    shape = (6, 7, 8)
+    properties = {
+        "spacing": [model.configuration.spacing[axis] for axis in plans.transpose_backward],
+        "shape_after_cropping_and_before_resampling": shape,
+    }
+    for count in (2, 4):
+        members = []
+        for number in range(count):
+            values = rng.uniform(-2, 0, (model.label_manager.num_segmentation_heads, *shape)).astype(np.float32)
+            values[:, number : number + 3, 2:5] += 2
+            members.append(Logits(values, properties, model))
+        passes = Passes(combine="vote", ties=ties)
+        system = SimpleNamespace(members=[SimpleNamespace(passes=passes, weight=1.0)] * count)
+        whole = [(one.labels(p := one.probabilities()), label_probabilities(p, model.head)) for one in members]
+        order = [model.head.labels.index(label) for label in model.description.paint]
+        expected = fusion.majority([(labels, p[order]) for labels, p in whole], model.description.paint, ties=ties)
+        assert np.array_equal(vote(system, members).labels, expected)
 
 
 def test_one_sequence_with_other_axes_is_turned_onto_the_others(models, world, images, tmp_path, recwarn):
