@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nnunet_brats_ext.training.cpu_memory import return_freed_memory
+
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -57,6 +59,7 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     import psutil  # here, so that counting needs torch alone
 
+    return_freed_memory()
     return min([psutil.virtual_memory().available, *_left_in_control_groups()])
 
 

@@ -24,6 +24,7 @@ from nnunet_brats_ext.papers import Difference, Source, TrainerFacts, facts_of_c
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch
+from nnunet_brats_ext.training.cpu_memory import keep_freed_memory
 from nnunet_brats_ext.training.planned_network import PlannedNetwork
 from nnunet_brats_ext.training.preconditions import (
     limit_loaders,
@@ -91,6 +92,8 @@ class PlainTrainer(ResumableTrainer):
         self.set_hyperparameters()
         self.warn_of_data()
         limit_threads(device)
+        if device.type == "cpu":
+            keep_freed_memory()
         # nnU-Net builds for training through the instance and for inference through the class, where branches that
         # only training needs must not exist.
         self.build_network_architecture = self.build_training_network  # type: ignore[method-assign]
