@@ -1,6 +1,6 @@
 """Whether training and inference belong together: each system learns one patient by heart and predicts it.
 
-    python benchmarks/overfit.py OUT PATIENT [--systems baseline lyu2020 ...] [--epochs 1.0] [--bf16]
+    python benchmarks/overfit.py OUT PATIENT [--systems baseline lyu2020 ...] [--epochs 1.0] [--bf16] [--threads 2]
 
 PATIENT is the folder of one patient of BraTS 2021 (CASE_t1.nii.gz and so on). Its images are brought to 2 mm; each
 system is trained on it as the paper trains, with a batch that suits a CPU, and predicts it by the paper's inference. A
@@ -11,7 +11,8 @@ Every command is logged in OUT/log.txt. A system that is done is not done again 
 that the command can be stopped and given anew at any time. A step of a 3-D network takes 12 to 19 s of one core, 300 of
 them about 40 minutes on two, and all systems some eight hours. --epochs multiplies the number of epochs of all
 trainings, for losses that are not flat; such a run needs an OUT of its own. --bf16 trains in bfloat16, about twice as
-fast on a processor that computes in it; prediction is in fp32 in any case.
+fast on a processor that computes in it; prediction is in fp32 in any case. Two runs with --threads 1, each with some
+of the systems and an OUT of its own, are faster than one with two threads.
 """
 
 import argparse
@@ -31,7 +32,6 @@ from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, PRECISION,
 
 SPACING_MM = 2.0
 STEPS = 10  # per epoch
-THREADS = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
 ZSCORE, MINMAX = "940", "941"
 SMALL = {  # batches for a CPU; patches are as planned, no larger than the patient
     "3d_fullres": dict(batch_size=1),
@@ -113,8 +113,9 @@ SYSTEMS = {
 class Overfit:
     """One patient, and what the systems make of it."""
 
-    def __init__(self, bench: Workbench, share: float, bf16: bool):
+    def __init__(self, bench: Workbench, share: float, bf16: bool, threads: int):
         self.bench, self.share, self.precision = bench, share, "bf16" if bf16 else ""
+        self.threads = {"OMP_NUM_THREADS": str(threads)}
 
     def prepare(self, patient: Path) -> None:
         """The patient at 2 mm, as a release, as two data sets, planned and preprocessed."""
@@ -165,8 +166,8 @@ class Overfit:
             ITERATIONS: str(STEPS),
             SEED: "1",
             PRECISION: self.precision,
-            "nnUNet_n_proc_DA": "1",
-            **THREADS,
+            "nnUNet_n_proc_DA": "0" if self.threads["OMP_NUM_THREADS"] == "1" else "1",
+            **self.threads,
         }
         words = [model.data, model.configuration, "all", "-tr", model.trainer, "-p", model.plans, "-device", "cpu"]
         begun = any((fold / f"checkpoint_{name}.pth").is_file() for name in ("latest", "best"))
@@ -184,7 +185,7 @@ class Overfit:
         images = str(self.folder("nnUNet_raw", model.data) / "imagesTr")
         place = ("-i", images, "-o", out, "-f", "all", "-device", "cpu", "-np", "0")
         wanted = ("--save_probabilities",) if system.ensemble else ()
-        self.bench.run("nnunet_brats", "predict", *place, *model.words, *system.options, *wanted, **THREADS)
+        self.bench.run("nnunet_brats", "predict", *place, *model.words, *system.options, *wanted, **self.threads)
         return out
 
     def folder(self, kind: str, data: str) -> Path:
@@ -230,11 +231,12 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM")
     parser.add_argument("--epochs", type=float, default=1.0, metavar="FACTOR", help="(default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     bench = Workbench(options.out)
     precision = ", bf16" if options.bf16 else ""
     bench.keep_to(f"overfit, {options.patient.name}, {options.epochs:g} times the epochs{precision}")
-    overfit = Overfit(bench, options.epochs, options.bf16)
+    overfit = Overfit(bench, options.epochs, options.bf16, options.threads)
     overfit.prepare(options.patient)
     noted = bench.folder / "overfit.json"
     for name in options.systems:
