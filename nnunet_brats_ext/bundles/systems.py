@@ -26,7 +26,7 @@ from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.networks import Networks as LoadedNetworks
 from nnunet_brats_ext.inference.outputs import PredictionTarget
 from nnunet_brats_ext.inference.parts import Part, plan_steps
-from nnunet_brats_ext.inference.systems import Member, Passes, System, pooled, system_of
+from nnunet_brats_ext.inference.systems import Passes, System, pooled, system_of
 from nnunet_brats_ext.inference.work import Outcome
 from nnunet_brats_ext.predictions.ensemble import ensemble
 from nnunet_brats_ext.predictions.postprocess import apply_rules
@@ -109,15 +109,9 @@ class SystemAtWork:
         return model
 
     def passes_per_case(self, system: BundledSystem) -> int:
-        """How many times networks see a case, test-time augmentation included: what its time is proportional to."""
-        count = 0
-        for one in system.predictions.values():
-            if isinstance(one, NetworkPrediction):
-                members = self.system_of(one)
-                every: list[Member] = [*members.sources, *members.members]
-                networks = sum(len(member.model.files) for member in every)
-                count += networks * (1 if one.passes.get("symmetries") == "none" else MIRRORED)
-        return count
+        """How many times networks see a case."""
+        found = [self.system_of(one) for one in system.predictions.values() if isinstance(one, NetworkPrediction)]
+        return sum(member.passes_per_case for one in found for member in (*one.sources, *one.members))
 
 
 def require_trainers(system: BundledSystem) -> None:
@@ -135,7 +129,6 @@ def require_trainers(system: BundledSystem) -> None:
 
 
 PACKAGE = "nnunet-brats-ext"
-MIRRORED = 8  # images of a volume that is mirrored along three axes, as most trainers do
 
 
 def passes_of(content: Mapping[str, Any]) -> Passes:

@@ -93,6 +93,11 @@ class TrainedModel:
         named = self._configuration.get("next_stage") or ()
         return (named,) if isinstance(named, str) else tuple(named)
 
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Of training, in voxels, along two or three axes."""
+        return tuple(self._configuration["patch_size"])
+
     @cached_property
     def _configuration(self) -> dict[str, Any]:
         """Its configuration in the plans, with what it inherits."""

@@ -11,10 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE
+from nnunet_brats_ext.inference.choices import FROM_TRAINER, NONE, find_symmetries
 from nnunet_brats_ext.inference.models import Previous, TrainedModel
 from nnunet_brats_ext.inference.options import InferenceOptions
-from nnunet_brats_ext.papers import Source
+from nnunet_brats_ext.papers import Source, find_trainer
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,16 @@ class Member:
         if self.previous is None:
             return self.model.label
         return f"{self.model.label}__on__{self.previous.name}"
+
+    @property
+    def passes_per_case(self) -> int:
+        """How many times networks see a case, its mirror images and turns included: what its time goes with."""
+        name = self.passes.symmetries
+        if name == FROM_TRAINER:
+            name = find_trainer(self.model.names[0]).prediction.symmetries
+        symmetries = find_symmetries(name)
+        images = len(symmetries) if symmetries else 2 ** len(self.model.patch_size)
+        return images * len(self.model.files)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from nnunet_brats_ext.inference.logits import Logits, ModelDescription
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.networks import vote
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
-from nnunet_brats_ext.inference.systems import Passes
+from nnunet_brats_ext.inference.systems import Member, Passes
 from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
 from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.predictions import fusion
@@ -560,6 +560,20 @@ def test_mirror_images_in_one_batch_give_the_same(models, world, tmp_path):
         assert main([*command, "--symmetries-at-once", number, "-o", str(tmp_path / number)]) == 0
     one, other = label_maps(tmp_path / "1"), label_maps(tmp_path / "8")
     assert all(np.mean(one[name] == other[name]) > 0.999 for name in one)
+
+
+@pytest.mark.parametrize("trainer", ["BraTSBaselineTrainer", "BraTSNoNewNetTrainer"])
+@pytest.mark.parametrize("symmetries", ["paper", "mirror", "dihedral16", "none"])
+def test_the_passes_of_a_case_are_counted_before_it_is_predicted(trainer, symmetries, models, world, monkeypatch):
+    model = TrainedModel.of(folder_of(models, trainer=trainer), (0, 1), (FINAL,))
+    predictor = BraTSPredictor("brain", symmetries, device=CPU)
+    predictor.load(model)
+    predictor.allowed_mirroring_axes = (0, 1, 2)  # what a training leaves in a checkpoint
+    seen = []
+    predictor.network.register_forward_hook(lambda network, images, logits: seen.append(logits.device.type))
+    shape = (len(model.description.channel_names), *model.patch_size)
+    predictor.predict_average(torch.rand(shape), {})
+    assert seen.count("cpu") == Member(model, Passes("brain", symmetries)).passes_per_case
 
 
 def test_without_a_gpu_the_cpu_is_used_unless_one_was_asked_for(models, world, tmp_path, capsys, monkeypatch):
