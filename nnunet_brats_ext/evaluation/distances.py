@@ -43,7 +43,7 @@ class Target:
 
     @cached_property
     def _tree(self) -> cKDTree:
-        return cKDTree(self._candidates * self.scale, leafsize=32, balanced_tree=False, compact_nodes=False)
+        return cKDTree(self._candidates * self.scale, leafsize=64, balanced_tree=False, compact_nodes=False)
 
 
 class Distances:
