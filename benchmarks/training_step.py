@@ -25,8 +25,11 @@ def ours(size: tuple[int, ...], device: torch.device) -> nn.Module:
     from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
     from nnunet_brats_ext.architectures.vae import VAEBranch
     from nnunet_brats_ext.training.branches import NetworkWithBranch, VAERegularisation
+    from nnunet_brats_ext.training.cpu_memory import keep_freed_memory
     from nnunet_brats_ext.training.seams import fastest_memory_format
 
+    if device.type == "cpu":
+        keep_freed_memory()  # as our trainers do
     network = PreActivationResidualUNet(CHANNELS, REGIONS)
     branch = VAERegularisation(VAEBranch(CHANNELS, network.endpoint_size(size)), CHANNELS)
     return NetworkWithBranch(network, branch).to(memory_format=fastest_memory_format(device, len(size), network))

@@ -104,7 +104,7 @@ def describe(one: NetworkPrediction | EnsemblePrediction | RulesPrediction) -> s
     )
     options = "".join(
         f", {name} {one.passes[key]}"
-        for key, name in (("tiling", "tiling"), ("symmetries", "test-time augmentation"))
+        for key, name in (("ties", "ties by the"), ("tiling", "tiling"), ("symmetries", "test-time augmentation"))
         if key in one.passes
     )
     return (f"{how} of {words}" if several else words) + options

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from nnunet_brats_ext.bundles.challenges import CHALLENGES, PLAIN
 from nnunet_brats_ext.inference.options import COMBINATIONS, PRECISIONS
+from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.storage.nnunet import FINAL
 from nnunet_brats_ext.storage.options import Options, argument, option
-from nnunet_brats_ext.storage.shared_options import device_option, overwrite_option
+from nnunet_brats_ext.storage.shared_options import device_option, overwrite_option, ties_option
 
 BRATS, BRATS_BEFORE_2023, TRAINED = LABELS = ("brats", "brats-before-2023", "trained")
 
@@ -44,6 +45,7 @@ class BundleOptions(Options):
     combine: str = option(
         default="logits", choices=COMBINATIONS, help="of models: folds and checkpoints of each, as in predict"
     )
+    ties: Source = ties_option("(--combine vote)")
     weights: tuple[float, ...] = option(
         default=(), at_least=0, metavar="X", help="of several models: of the mean of their probabilities, one each"
     )

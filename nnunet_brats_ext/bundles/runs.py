@@ -132,8 +132,7 @@ def _add(run: Run, made: Mapping[str, Job], result: Path, predictions: dict[str,
         options: dict[str, Any] = {}
         if "--weights" in given:
             options["weights"] = [float(word) for word in given["--weights"]]
-        if "--space" in given:
-            options["space"] = given["--space"][0]
+        options |= {name: given[f"--{name}"][0] for name in ("space", "ties") if f"--{name}" in given}
         kept = "--save_probabilities" in given
         predictions[name] = Combined(of, given.get("--method", ["mean"])[0], options, kept)
     else:
@@ -165,11 +164,7 @@ def _leaf(run: Run, given: Given) -> Leaf:
     results = run.folder / run.environment["nnUNet_results"]
     dataset = find_dataset(given["-d"][0], results)
     plans = given.get("-p", ["nnUNetPlans"])[0]
-    passes = {
-        name: given[flag][0]
-        for name, flag in (("tiling", "--tiling"), ("symmetries", "--tta"), ("combine", "--combine"))
-        if flag in given
-    }
+    passes = {name: given[flag][0] for name, flag in PASSES.items() if flag in given}
     kept = "--save_probabilities" in given
     if "--models" in given:
         return Leaf(pool_of(run.folder / given["-o"][0], dataset, plans), POOLED | passes, kept)
@@ -184,6 +179,7 @@ def _leaf(run: Run, given: Given) -> Leaf:
     return Leaf((NamedNetworks(model, previous),), passes, kept)
 
 
+PASSES = {"tiling": "--tiling", "symmetries": "--tta", "combine": "--combine", "ties": "--ties"}
 POOLED = {"combine": "probabilities"}
 
 

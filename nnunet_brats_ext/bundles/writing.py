@@ -95,6 +95,11 @@ def bundle_sources(options: BundleOptions) -> WrittenBundle:
 # ---- what it is made of ---------------------------------------------------------------------------------------------
 
 
+OF_MODELS = (
+    "folds", "checkpoints", "previous_folds", "previous_checkpoints", "combine", "ties", "weights", "rules"
+)  # fmt: skip
+
+
 def plan_of(options: BundleOptions) -> Plan:
     """The models and how they are combined: as a run did it, or as the options say."""
     runs = [source for source in options.sources if is_run(source)]
@@ -104,9 +109,8 @@ def plan_of(options: BundleOptions) -> Plan:
         return plan_of_models(options)
     if len(options.sources) > 1:
         raise UserError(f"{runs[0]} is a run, which makes a bundle by itself; leave out the others")
-    of_models = ("folds", "checkpoints", "previous_folds", "previous_checkpoints", "combine", "weights", "rules")
     defaults = {one.name: one.default for one in options.__dataclass_fields__.values()}
-    if given := [name for name in of_models if getattr(options, name) != defaults[name]]:
+    if given := [name for name in OF_MODELS if getattr(options, name) != defaults[name]]:
         raise UserError(f"{runs[0]} is a run, which says this itself: leave out --{given[0].replace('_', '-')}")
     return plan_of_run(runs[0], options.prediction)
 
@@ -120,6 +124,9 @@ def plan_of_models(options: BundleOptions) -> Plan:
         raise UserError(f"--weights: {len(options.weights)} numbers for {len(options.sources)} models; give one each")
     if several and options.combine == "vote":
         raise UserError("--combine vote: a mean of several models needs their probabilities, which a vote has not")
+    if options.ties != "release" and options.combine != "vote":
+        raise UserError(f"--ties {options.ties}: has no meaning without --combine vote")
+    passes = {"combine": options.combine, **({"ties": options.ties} if options.ties != "release" else {})}
     for source in options.sources:
         model = open_model(source.absolute(), folds, options.checkpoints)
         previous = None
@@ -128,7 +135,7 @@ def plan_of_models(options: BundleOptions) -> Plan:
             previous = model.previous_model(None, chosen, options.previous_checkpoints)
         name = f"{model.names[0]}_{model.names[2]}"
         name = f"{name}_{len(leaves)}" if name in leaves else name
-        leaves[name] = Leaf((NamedNetworks(model, previous),), {"combine": options.combine}, several)
+        leaves[name] = Leaf((NamedNetworks(model, previous),), passes, several)
     last = next(reversed(leaves))
     if several:
         weights = {"weights": list(options.weights)} if options.weights else {}

@@ -108,7 +108,8 @@ class Graph(TrainingJobs):
                 after.append(self.choose(model))
             elif before.checkpoints:
                 words += ["-prev_chk", *self.checkpoints(before.checkpoints)]
-        return [*words, *(["--combine", one.combine] if one.combine else [])], after
+        words += ["--combine", one.combine] if one.combine else []
+        return [*words, *(["--ties", one.ties] if one.ties else [])], after
 
     def choose(self, model: Model) -> str:
         """The checkpoints of each fold that predict its cases best, for all predictions that take what is chosen."""
@@ -158,6 +159,7 @@ class Graph(TrainingJobs):
         command += ["--method", ensemble.method, "-np", self.needs("ensemble").cpus]
         command += ["--weights", *ensemble.weights] if ensemble.weights else []
         command += ["--space", ensemble.space] if ensemble.space else []
+        command += ["--ties", ensemble.ties] if ensemble.ties else []
         if ensemble.averages and ensemble.name in self.averaged:
             command.append("--save_probabilities")
         return self.add(f"ensemble/{branch}/{ensemble.name}", command, out, after)

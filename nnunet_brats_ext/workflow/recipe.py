@@ -25,7 +25,7 @@ from nnunet_brats_ext.workflow.recipe_text import HERE, NAME, RULE_OF_NAMES, Rec
 
 COMPARE, TODAY = HERE / "compare.yaml", HERE / "today.yaml"  # recipes of several papers
 SUFFIXES = (".yaml", ".yml")
-OF_PREDICTION = ("checkpoints", "combine", "tiling", "tta")  # words of a model that do not concern its training
+OF_PREDICTION = ("checkpoints", "combine", "ties", "tiling", "tta")  # words of a model that do not concern its training
 
 
 def published_recipes() -> dict[str, Path]:
@@ -77,6 +77,8 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
     for name, given in content.get("predictions", {}).items():
         same = predictions.get(given["of"], ModelPrediction(name, given["of"]))
         words = {key: given[key] for key in ("folds", "previous_stage", "each") if key in given}
+        if given.get("combine", "vote") != "vote":
+            same = replace(same, ties=None)
         predictions[name] = replace(same, name=name, **_words_of_prediction(given), **_frozen(words))
     ensembles = {name: Ensemble(name, **_frozen(given)) for name, given in content.get("ensembles", {}).items()}
     rules = {}

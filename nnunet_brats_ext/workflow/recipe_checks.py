@@ -5,7 +5,7 @@ Each check yields the place in the file and a sentence. `content` is the recipe 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.dataset_conversion.normalisation import NORMALISATIONS
@@ -13,6 +13,7 @@ from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.evaluation.tune import columns_to_choose_by
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.inference.options import COMBINATIONS
+from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
@@ -63,6 +64,7 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
         for key, value, known in (
             ("previous_stage", one.previous_stage, of_models),
             ("combine", one.combine, COMBINATIONS),
+            ("ties", one.ties, get_args(Source)),
             ("tiling", one.tiling, [FROM_TRAINER, *tiling_names()]),
             ("tta", one.tta, [FROM_TRAINER, *symmetry_names()]),
         ):
@@ -72,6 +74,8 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
         yield ("ensembles", name, "method"), ensemble.method, list(METHODS)
         if ensemble.space:
             yield ("ensembles", name, "space"), ensemble.space, SPACES
+        if ensemble.ties:
+            yield ("ensembles", name, "ties"), ensemble.ties, get_args(Source)
         for i, member in enumerate(ensemble.of):
             yield ("ensembles", name, "of", i), member, single
     for name, rules in recipe.postprocessing.items():
@@ -175,6 +179,8 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
     if before and (stage is None or before.of != stage.of):
         first = f"the previous stage of {model.name} is {stage.of}" if stage else f"{model.name} has no previous stage"
         yield (*here, "previous_stage"), f"{before.name} is a prediction of {before.of}; {first}"
+    if one.ties and one.combine != "vote":
+        yield (*here, "ties"), "`ties` are those of a vote; add `combine: vote`, or leave it out"
     if one.each and (one.choice or (before and before.choice)):
         yield (*here, "each"), "`each` needs checkpoints by name, of the previous stage as well: a choice has none"
 
@@ -220,7 +226,7 @@ def _problems_of_score(recipe: Recipe, here: KeyPath, by: str) -> Problems:
 
 def _problems_of_ensemble(recipe: Recipe, ensemble: Ensemble) -> Problems:
     here, method, number = ("ensembles", ensemble.name), ensemble.method, len(ensemble.of)
-    for key in ("weights", "space"):
+    for key in ("weights", "space", "ties"):
         if getattr(ensemble, key) and key not in METHODS[method].takes:
             yield (*here, key), f"method {method} takes no `{key}`"
     if ensemble.weights and len(ensemble.weights) != number:
@@ -246,7 +252,7 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         yield (*here, "best"), f"`best` is of method mean, not of {pool.method}"
     if best >= len(pool.of):
         yield (*here, "best"), f"the best {best} of {len(pool.of)} members are all of them"
-    for key in ("weights", "space"):
+    for key in ("weights", "space", "ties"):
         if getattr(pool, key):
             yield (*here, key), f"`{key}` does not go with `best`: all that are chosen have the same weight"
     models = [recipe.models[name] for name in pool.of if name in recipe.models]

@@ -105,6 +105,7 @@ class ModelPrediction:
     checkpoints: tuple[str | int, ...] = ()
     choice: Choice | None = None
     combine: str | None = None
+    ties: str | None = None
     tiling: str | None = None
     tta: str | None = None
     each: bool = False
@@ -119,6 +120,7 @@ class Ensemble:
     method: str
     weights: tuple[float, ...] = ()
     space: str | None = None
+    ties: str | None = None
     best: int | None = None
     by: str = "dice"
 

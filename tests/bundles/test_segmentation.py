@@ -16,12 +16,14 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 from untrained_models import save_untrained, small_plans
 
+from nnunet_brats_ext import bundles
 from nnunet_brats_ext.brats import LABEL_SCHEMES, remap
 from nnunet_brats_ext.bundles import bundle, segment, segmentation
 from nnunet_brats_ext.bundles.archive import open_bundle
 from nnunet_brats_ext.bundles.challenges import CHALLENGES, table
 from nnunet_brats_ext.bundles.containers import pinned, write_wheel
 from nnunet_brats_ext.bundles.patients import find_patients, make_ready
+from nnunet_brats_ext.bundles.runs import PASSES
 from nnunet_brats_ext.bundles.systems import SystemAtWork
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.checking import CheckedPatient
@@ -37,6 +39,7 @@ from nnunet_brats_ext.storage import shared_memory
 from nnunet_brats_ext.storage.errors import Notice, UserError
 from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_map, turn, write_image
 from nnunet_brats_ext.training.preconditions import LOADERS, limit_loaders
+from nnunet_brats_ext.workflow.recipe import OF_PREDICTION
 
 CASE = "BraTS20_Validation_007"
 SHARED = Path(__file__).parents[3] / "shared"
@@ -111,13 +114,41 @@ def segmented(path: Path, *folders: Path, out: Path, **options):
 # ---- from models to a file -----------------------------------------------------------------------------------------
 
 
-def test_a_bundled_cascade_with_votes_and_rules_gives_what_predict_gives(voted, models, patients, world, tmp_path):
-    options = dict(combine="vote", rules=["lyu2020"], device="cpu", processes=0, trusted=True)
-    predict(world.raw / "imagesTs", tmp_path / "expected", folder_of(models, "second"), **options)
+@pytest.mark.parametrize("ties", ["release", "text"])
+def test_a_bundled_cascade_with_votes_and_rules_gives_what_predict_gives(
+    ties, voted, models, patients, world, tmp_path
+):
+    votes = dict(combine="vote", ties=ties, rules=["lyu2020"], trusted=True)
+    predict(
+        world.raw / "imagesTs", tmp_path / "expected", folder_of(models, "second"), device="cpu", processes=0, **votes
+    )
+    if ties == "text":
+        voted = tmp_path / "by the text.zip"
+        bundle(folder_of(models, "second"), out=voted, **votes)
     found = segmented(voted, patients, out=tmp_path / "out", labels="trained")
     assert len(found.patients) == 2
     for case, one in found.patients.items():
         assert np.array_equal(labels_of(one.label_map), labels_of(tmp_path / "expected" / f"{case}.nii.gz"))
+    if ties == "text":
+        from_release = tmp_path / "expected release"
+        votes["ties"] = "release"
+        predict(world.raw / "imagesTs", from_release, folder_of(models, "second"), device="cpu", processes=0, **votes)
+        files = [path.name for path in from_release.glob("*.nii.gz")]
+        assert any(
+            not np.array_equal(labels_of(from_release / name), labels_of(tmp_path / "expected" / name))
+            for name in files
+        ), "else this test cannot fail"
+
+
+def test_what_a_recipe_says_of_a_prediction_reaches_the_bundle():
+    schema = json.loads((Path(bundles.__file__).parent / "bundle.schema.json").read_text())
+    words = {{"tta": "symmetries"}.get(word, word) for word in OF_PREDICTION} - {"checkpoints"}
+    assert words == set(PASSES)
+    (networks,) = (
+        one for one in schema["properties"]["predictions"]["additionalProperties"]["oneOf"]
+        if "passes" in one["properties"]
+    )  # fmt: skip
+    assert words <= set(networks["properties"]["passes"]["properties"])
 
 
 def test_a_mean_of_models_gives_what_ensemble_gives(models, patients, world, tmp_path, monkeypatch):

@@ -144,6 +144,18 @@ def test_a_training_keeps_the_snapshots_that_are_asked_for(tmp_path):
     assert jobs["train/stage2/fold_0"].environment == {"nnUNet_brats_snapshots": "9"}
 
 
+def test_ties_are_settled_as_the_recipe_says(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    text = (
+        find_recipe("lyu2020").read_text().replace("combine: vote\n    gpus", "combine: vote\n    ties: text\n    gpus")
+    )
+    mine.write_text(text.replace("100], combine: vote}", "100], combine: probabilities}"))
+    jobs = graph_of(mine)
+    for name in ("predict/stage2", "predict/cv/stage2", "predict/cv/stage2_on_190", "choose/stage2"):
+        assert "--combine vote --ties text" in " ".join(jobs[name].command)
+    assert "--ties" not in " ".join(jobs["predict/cv/stage1_9"].command)
+
+
 def test_a_filtered_model_waits_for_the_one_that_judges_the_cases():
     jobs = graph_of("henry2020")
     assert "filter/a_unet" in jobs["train/a_filtered/fold_0"].after
