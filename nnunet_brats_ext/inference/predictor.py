@@ -86,6 +86,7 @@ class BraTSPredictor(nnUNetPredictor):
     average: `logits`, as nnU-Net does over folds, or `probabilities`.
     patch_size: of windows, where it is not that of training.
     memory_budget_mb: keep one set of weights in memory, while it predicts, and as many slices of a 2-D network as fit.
+    Without a budget, a process that predicts on a CPU keeps freed memory for the next pass (`training.cpu_memory`).
     precision: `default`, as nnU-Net; or `bf16`, networks under autocast to bfloat16, their logits in fp32. A UserError
     where the device does not compute in it.
     skip_empty: what holds nothing but background is background, and no network sees it.
