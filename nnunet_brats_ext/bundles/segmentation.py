@@ -123,7 +123,7 @@ class _Work:
         self.bundle, self.options, self.say = bundle, options, say
         self.full = bundle.system.with_probabilities() if options.probabilities else bundle.system
         machine = Machine(find_device(options.device).type, processes=0, trusted=True)
-        self.machine, self.system = machine, SystemAtWork(bundle, machine)
+        self.machine, self.system = machine, SystemAtWork(bundle, machine, options.precision)
         self.description = self.system.description
         self.numbers = numbers_written(bundle.system, options.labels, options.challenge)
         self.names = {int(label): name for label, name in bundle.system.about["labels"].items()}

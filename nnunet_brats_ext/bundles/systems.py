@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from io import StringIO
@@ -45,10 +45,14 @@ class SystemOutput:
 
 @dataclass(frozen=True)
 class SystemAtWork:
-    """A system whose weights are in a bundle, and the machine that it runs on."""
+    """A system whose weights are in a bundle, and the machine that it runs on.
+
+    precision: of its networks, instead of what the bundle says; `default` is that.
+    """
 
     bundle: Bundle
     machine: Machine
+    precision: str = "default"
 
     @cached_property
     def loaded(self) -> LoadedNetworks:
@@ -91,6 +95,8 @@ class SystemAtWork:
     def system_of(self, one: NetworkPrediction) -> System:
         """The members of a prediction, as `predict` makes them of its options."""
         passes = passes_of(one.passes)
+        if self.precision != "default":
+            passes = replace(passes, precision=self.precision)
         if len(one.networks) == 1:
             (networks,), (previous,) = one.networks, one.previous
             return system_of(self._model(networks), self._model(previous) if previous else None, passes)

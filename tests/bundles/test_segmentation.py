@@ -27,7 +27,7 @@ from nnunet_brats_ext.bundles.runs import PASSES
 from nnunet_brats_ext.bundles.systems import SystemAtWork
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.dataset_conversion.checking import CheckedPatient
-from nnunet_brats_ext.inference import predict
+from nnunet_brats_ext.inference import predict, predictor
 from nnunet_brats_ext.inference.checkpoints import open_checkpoint
 from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.options import PredictOptions
@@ -346,6 +346,21 @@ def test_sessions_of_a_patient_give_a_table_and_a_curve(single, patients, tmp_pa
     volumes = [float(row["volume_ml"]) for row in rows if row["name"] == "WT"]
     expected = 100 * (volumes[1] - volumes[0]) / volumes[0]
     assert float(rows[-3]["change_since_baseline_percent"]) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("precision", ["default", "bf16"])
+def test_the_precision_that_was_asked_for_is_that_of_every_network(precision, voted, patients, tmp_path, monkeypatch):
+    used = []
+    own = predictor.BraTSPredictor.predict_average
+
+    def noted(self, *arguments):
+        used.append(self.precision)
+        return own(self, *arguments)
+
+    monkeypatch.setattr(predictor, "require_bf16", lambda device: None)  # a processor may have to emulate it
+    monkeypatch.setattr(predictor.BraTSPredictor, "predict_average", noted)
+    segmented(voted, patients / CASE, out=tmp_path / "out", precision=precision)
+    assert used == [precision] * 6, "two of stage 1, and two of stage 2 on each of them"
 
 
 def test_a_time_limit_leaves_out_networks_and_says_so(voted, patients, tmp_path):
