@@ -38,11 +38,9 @@ def passes(before: str) -> list[int]:
 
 def test_a_pass_takes_the_memory_of_those_before_it():
     faults, returned = passes("keep_freed_memory()")
-    assert faults < 1000
-    assert returned > 200, "and it can be given back"
-    faults, returned = passes("")
-    assert faults > 50_000, "256 MiB in pages of 4 KiB: else this test cannot fail"
-    assert returned < 50
+    assert faults < 1000, "of 65,536 pages, where they are of 4 KiB"
+    assert returned > 200, "what was kept can be given back"
+    assert passes("")[1] < 50, "else nothing needs to be kept"
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(None, True), (1000.0, False)])
