@@ -54,12 +54,13 @@ SMALL = {  # what suits a CPU; all else is as planned
 
 @dataclass(frozen=True)
 class Trained:
-    """A trainer on a configuration, for so many epochs."""
+    """A trainer on a configuration, for so many epochs. bf16: whether a CPU can train it in bfloat16."""
 
     trainer: str
     configuration: str
     epochs: int
     data: str = ZSCORE
+    bf16: bool = True
     plans: str = PLANS
 
     @property
@@ -98,7 +99,7 @@ SYSTEMS = {
     "lachinov2019 residual U-Net": System((Trained("BraTSResUNetVAETrainer", "lachinov_144", 30),)),
     "lachinov2019 cascade": System((Trained("BraTSCascadedUNetTrainer", "lachinov_brain", 50),)),
     "lachinov2019 student": System((Trained("BraTSStudentTrainer", "lachinov_144", 30),)),
-    "zhou2020": System((Trained("BraTSOMNetCGATrainer", "omnet", 60),)),
+    "zhou2020": System((Trained("BraTSOMNetCGATrainer", "omnet", 60, bf16=False),)),
     "hashemi2021": System(
         tuple(
             Trained(f"BraTS2D{name}Trainer", "hashemi_2d", 40) for name in ("WholeTumor", "TumorCore", "EnhancingTumor")
@@ -167,7 +168,7 @@ class Overfit:
             EPOCHS: str(max(2, round(model.epochs * self.share))),
             ITERATIONS: str(STEPS),
             SEED: "1",
-            PRECISION: self.precision,
+            PRECISION: self.precision if model.bf16 else "",
             "nnUNet_n_proc_DA": "0" if self.threads["OMP_NUM_THREADS"] == "1" else "1",
             **self.threads,
         }

@@ -34,6 +34,9 @@ class CPUPrecision(PlainTrainer):
         super().initialize()
         if requested_bf16():
             self.network.register_forward_hook(in_fp32)
+            for module in self.network.modules():
+                if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+                    module.register_forward_pre_hook(refuse_two_slices)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast("cpu", torch.bfloat16) if requested_bf16() else nullcontext()
@@ -45,6 +48,18 @@ class CPUPrecision(PlainTrainer):
     def validation_step(self, batch: dict) -> dict:
         with self.autocast():
             return super().validation_step(batch)
+
+
+def refuse_two_slices(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A forward pre-hook: an error where gradients would be wrong.
+
+    torch 2.14 with oneDNN leaves a part of the gradient of the weights unset, so that it is whatever lies in memory.
+    """
+    if convolution.training and inputs[0].shape[-3] == 2:
+        raise UserError(
+            f"{PRECISION}=bf16: this network has volumes of 2 slices, {tuple(inputs[0].shape[-3:])}, whose gradients "
+            "torch computes wrongly in bfloat16 on a CPU; unset it"
+        )
 
 
 def in_fp32(network: nn.Module, inputs: Any, output: Any) -> Any:

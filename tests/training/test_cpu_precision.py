@@ -1,5 +1,6 @@
 """Training in bfloat16 on a CPU, where the environment asks for it."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_trainers import build, random_batch
@@ -41,6 +42,21 @@ def test_networks_compute_in_bf16_and_losses_and_weights_stay_in_fp32(name, worl
     for term, loss in losses.items():
         assert loss.dtype == "float32"
         assert float(loss) == pytest.approx(float(expected[term]), rel=0.05, abs=1e-3), term
+
+
+def test_it_is_refused_where_gradients_would_be_wrong(world, monkeypatch):
+    """The 2 slices of OM-Net's patches at their coarsest: torch takes a part of the gradient from freed memory."""
+    monkeypatch.setenv(PRECISION, "bf16")
+    monkeypatch.setattr(cpu_precision, "computes_bf16", lambda: True)
+    poolings = build(world, "BraTSOMNetTrainer").configuration_manager.pool_op_kernel_sizes
+    coarsest = 2, 4, 4
+    trainer = build(world, "BraTSOMNetTrainer", patch_size=(np.prod(poolings, axis=0) * coarsest).tolist())
+    trainer.initialize()
+    with pytest.raises(UserError, match=rf"{PRECISION}=bf16: this network has volumes of 2 slices, \(2, "):
+        trainer.network(random_batch(trainer)["data"])
+    trainer.network.eval()
+    with torch.no_grad():
+        trainer.network(random_batch(trainer)["data"])
 
 
 def test_it_is_refused_where_it_would_be_emulated(world, monkeypatch):
