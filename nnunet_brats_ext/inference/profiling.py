@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.training.cpu_memory import return_freed_memory
 
 MB = 2**20
 SAMPLING_S = 0.005
@@ -21,6 +22,8 @@ class MemoryMeter:
 
     def __init__(self, device: torch.device):
         self.device, self.process = device, psutil.Process()
+        if device.type == "cpu":
+            return_freed_memory()  # of an earlier prediction, which this one would take without a trace
         self.baseline = 0 if device.type == "cuda" else self._resident()
 
     def _resident(self) -> int:

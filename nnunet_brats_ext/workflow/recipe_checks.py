@@ -252,7 +252,7 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         yield (*here, "best"), f"`best` is of method mean, not of {pool.method}"
     if best >= len(pool.of):
         yield (*here, "best"), f"the best {best} of {len(pool.of)} members are all of them"
-    for key in ("weights", "space", "ties"):
+    for key in ("weights", "space"):
         if getattr(pool, key):
             yield (*here, key), f"`{key}` does not go with `best`: all that are chosen have the same weight"
     models = [recipe.models[name] for name in pool.of if name in recipe.models]

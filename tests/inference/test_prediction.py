@@ -564,7 +564,7 @@ def test_mirror_images_in_one_batch_give_the_same(models, world, tmp_path):
 
 @pytest.mark.parametrize("trainer", ["BraTSBaselineTrainer", "BraTSNoNewNetTrainer"])
 @pytest.mark.parametrize("symmetries", ["paper", "mirror", "dihedral16", "none"])
-def test_the_passes_of_a_case_are_counted_before_it_is_predicted(trainer, symmetries, models, world, monkeypatch):
+def test_the_passes_of_a_case_are_counted_before_it_is_predicted(trainer, symmetries, models, world):
     model = TrainedModel.of(folder_of(models, trainer=trainer), (0, 1), (FINAL,))
     predictor = BraTSPredictor("brain", symmetries, device=CPU)
     predictor.load(model)

@@ -84,6 +84,8 @@ def test_outside_the_box_of_a_member_all_is_background():
     votes.add(np.array([[[0, 1]]], np.uint8), np.array([[0.3, 0.9], [0, 0], [0, 0]]).reshape(3, 1, 1, 2))
     votes.add(np.array([[[0]]], np.uint8), np.array([0.1, 0, 0]).reshape(3, 1, 1, 1), box=inside)
     assert votes.winners().tolist() == [[[0, 0]]]
+    with pytest.raises(AssertionError, match="whole volumes"):  # by the text, doubts count there as well
+        fusion.Votes((1, 1, 2), LABELS, "text").add(np.array([[[1]]], np.uint8), box=inside)
 
 
 def test_without_probabilities_the_innermost_of_the_tied_labels_wins():

@@ -68,9 +68,8 @@ class ZhouTrainer(BraTSTrainer):
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
-        written = (
-            {"sum_last": True} if cls.follows_text("residual_blocks") else {}
-        )  # a user's own network may not know it
+        # Only where it is followed: a user's own network may not know the option.
+        written = {"sum_last": True} if cls.follows_text("residual_blocks") else {}
         return written | super().all_network_options()
 
     @property
