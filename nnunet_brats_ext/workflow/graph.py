@@ -229,7 +229,11 @@ class Graph(TrainingJobs):
         """
         branch = self.scored_branch
         leaves = self.recipe.leaves_of(prediction)
-        before = self.members(leaves[0], branch) if leaves[0].each else [self.predicted(prediction, branch)]
+        apart = self.recipe.one_per_region.get(prediction, ())
+        if leaves[0].each:
+            before = self.members(leaves[0], branch)
+        else:
+            before = [self.predicted(name, branch) for name in apart or (prediction,)]
         out = self.setting.folder / "results" / f"{prediction}.json"
         command = [
             "nnunet_brats",
@@ -243,6 +247,7 @@ class Graph(TrainingJobs):
         partial = branch == TEST or lacking or self.scored_data.validation
         folds = self.splits(self.data_of(prediction)) if branch == CROSS_VALIDATION else []
         command += [*self.preset(), *folds, *(["--partial"] if partial else [])]
+        command += ["--one-per-region"] if apart else []
         command += ["-o", out, "-np", self.needs("evaluate").cpus]
         return self.add(f"evaluate/{prediction}", command, out, [*before, self.converted(self.scored_data)])
 
@@ -262,7 +267,8 @@ class Graph(TrainingJobs):
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
         command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]
-        command += [self.folder(name, branch) for name in self.names(scores)]
+        drawn = [name for name in self.names(scores) if name not in self.recipe.one_per_region]
+        command += [f"{name}={self.folder(name, branch)}" for name in drawn]
         models = {model.name: model for name in self.names(scores) for model in self.recipe.models_of(name)}
         command += ["--models", *(self.model_folder(model) for model in models.values())]
         if spreads:

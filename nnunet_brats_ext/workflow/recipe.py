@@ -87,15 +87,17 @@ def _read(content: Mapping[str, Any], folder: Path) -> Recipe:
         files = [str(file.resolve()) if (file := folder / one).is_file() else one for one in given.get("rules", ())]
         rules[name] = Postprocessing(name, **_frozen({**given, "rules": files}))
     evaluation = content.get("evaluation", {})
+    one_per_region = _frozen(evaluation.get("one_per_region", {}))
     return Recipe(
         content["title"], data, models, predictions, ensembles, rules,
         evaluation.get("preset", "brats2020"),
         evaluation.get("cohort", "gli"),
-        tuple(evaluation.get("of", (*predictions, *ensembles, *rules))),
+        (*evaluation.get("of", (*predictions, *ensembles, *rules)), *one_per_region),
         (content["submission"],),
         content.get("gpu_memory_gb"),
         content.get("paper", ""),
         evaluation.get("compared", ""),
+        one_per_region,
     )  # fmt: skip
 
 
@@ -140,9 +142,10 @@ def with_folders(recipe: Recipe, given: Collection[str]) -> Recipe:
 
 def restricted(recipe: Recipe, names: Sequence[str]) -> Recipe:
     """A recipe of which only some predictions are scored, and restored where it submits them: `run --only`."""
-    if unknown := [name for name in names if name not in recipe.names]:
-        hint = did_you_mean(unknown[0], recipe.names)
-        raise UserError(f"--only {unknown[0]}: the recipe predicts {', '.join(recipe.names)}{hint}")
+    known = [*recipe.names, *recipe.one_per_region]
+    if unknown := [name for name in names if name not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"--only {unknown[0]}: the recipe predicts {', '.join(known)}{hint}")
     evaluated = tuple(dict.fromkeys(names))
     recipe = replace(
         recipe, evaluated=evaluated, submissions=tuple(one for one in recipe.submissions if one in evaluated)

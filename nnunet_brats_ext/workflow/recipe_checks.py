@@ -30,7 +30,11 @@ Problems = Iterator[tuple[KeyPath, str]]
 def problems_of_names(recipe: Recipe, content: Content) -> Problems:
     """Names that are given twice, or stand for nothing, or for what would be made of itself."""
     sections = ("models", "predictions", "ensembles", "postprocessing")
-    given = Counter(name for section in sections for name in content.get(section, {}))
+    rows = content.get("evaluation", {}).get("one_per_region", {})
+    given = Counter([*rows, *(name for section in sections for name in content.get(section, {}))])
+    for name in rows:
+        if given[name] > 1:
+            yield ("evaluation", "one_per_region", name), f"{name!r} is the name of a prediction as well"
     for section in sections[1:]:
         for name in content.get(section, {}):
             if given[name] > 1:
@@ -91,6 +95,9 @@ def _references(recipe: Recipe, content: Content) -> Iterator[tuple[KeyPath, str
             yield ("data", name, "distill"), data.distill, single
     for i, name in enumerate(content.get("evaluation", {}).get("of", ())):
         yield ("evaluation", "of", i), name, predictions
+    for row, members in recipe.one_per_region.items():
+        for i, name in enumerate(members):
+            yield ("evaluation", "one_per_region", row, i), name, single
     if recipe.compared:
         yield ("evaluation", "compared"), recipe.compared, single
     yield ("submission",), content["submission"], single
@@ -291,9 +298,14 @@ def problems_of_whole(recipe: Recipe, content: Content) -> Problems:
         words = f"{', '.join(recipe.evaluated)} is scored model by model; score another prediction beside it"
         yield ("evaluation", "of"), words
     try:
-        find_preset(recipe.preset, recipe.cohort)
+        regions = find_preset(recipe.preset, recipe.cohort).regions
     except UserError as error:
         yield ("evaluation",), str(error)
+    else:
+        for name, members in recipe.one_per_region.items():
+            if len(members) != len(regions):
+                words = f"{len(members)} predictions; {recipe.preset} scores {', '.join(regions)}: give one for each"
+                yield ("evaluation", "one_per_region", name), words
     held_out = {base_data(recipe, model).hold_out for name in recipe.evaluated for model in recipe.models_of(name)}
     if len(held_out) > 1:
         words = "some of what is scored holds out cases to test on, and some does not"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -153,7 +153,8 @@ class Recipe:
     """What to train, to predict, to combine and to score. In one that includes others, their names carry a prefix.
 
     predictions: of models, those of their own names first. submissions: what is restored to the release's labels.
-    compared: what stands for the recipe where it is included; empty is what it submits.
+    compared: what stands for the recipe where it is included; empty is what it submits. one_per_region: name -> a
+    prediction per region of the preset, scored as one, each by its own region; they are among `evaluated`.
     """
 
     title: str
@@ -169,6 +170,7 @@ class Recipe:
     gpu_memory_gb: float | None = None
     paper: str = ""
     compared: str = ""
+    one_per_region: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def published(self) -> Paper | None:
@@ -189,7 +191,7 @@ class Recipe:
         return [*self.predictions, *self.ensembles, *self.postprocessing]
 
     def sources_of(self, name: str) -> tuple[str, ...]:
-        """What a prediction is made of; a model's own is made of the models that it is trained after."""
+        """What a prediction or a row of scores is made of; a model's own, of the models that it is trained after."""
         if name in self.models:
             model = self.models[name]
             start = self.start_of(model)
@@ -199,6 +201,8 @@ class Recipe:
             return tuple(source for source in (one.of, one.previous_stage) if source)
         if name in self.ensembles:
             return self.ensembles[name].of
+        if name in self.one_per_region:
+            return self.one_per_region[name]
         return (self.postprocessing[name].of,)
 
     def model_of(self, prediction: ModelPrediction) -> Model:

@@ -116,6 +116,27 @@ def test_each_checkpoint_on_each_source_is_scored_alone_and_beside_the_report():
     assert ["epoch_1.pth" in one for one in found] == [True, False]
 
 
+def test_one_prediction_per_region_is_a_row_of_its_own(tmp_path):
+    jobs = graph_of("hashemi2021")
+    members = [f"predict/cv/{name}_2c" for name in ("whole_tumor", "tumor_core", "enhancing_tumor")]
+    row = jobs["evaluate/binary_2c"]
+    assert row.after == (*members, "convert/brats")
+    folders = [str(jobs[name].result) for name in members]
+    start = row.command.index(folders[0])
+    assert list(row.command[start : start + 3]) == folders and "--one-per-region" in row.command
+    assert "--one-per-region" not in jobs["evaluate/nested_2c"].command
+    for name in ("rank/all", "report/all"):
+        assert str(row.result) in jobs[name].command
+    report = jobs["report/all"].command
+    drawn = [word for word in report if word.endswith("=predictions/cv/nested_2c") or word.startswith("binary")]
+    assert drawn == ["binary_2c", "binary", "nested_2c=predictions/cv/nested_2c"], "nothing to draw of a row"
+    only = graph_of("hashemi2021", only=("binary",))
+    assert {name.split("/")[1] for name in only if name.startswith("train/")} == {
+        "whole_tumor", "tumor_core", "enhancing_tumor",
+    }  # fmt: skip
+    assert "evaluate/binary_2c" not in graph_of("hashemi2021", only=("nested",))
+
+
 @pytest.mark.parametrize(("smoke", "fold"), [(False, 5), (True, 2), (False, -1)])
 def test_a_fold_that_is_not_there_is_refused(smoke, fold):
     with pytest.raises(ValueError, match=f"--folds {fold}: .* has the folds 0 to {1 if smoke else 4}"):

@@ -212,6 +212,10 @@ P = "p: {of: one, rules: [lyu2020]}"
         ((E, "e: {method: majority, of: [one, two], space: labels}"), 10, "method majority takes no `space`"),
         ((E, "e: {method: mean, of: [one, two], ties: text}"), 10, "method mean takes no `ties`"),
         ((E, "e: {method: majority, of: [one, two], ties: text}"), None, ""),
+        (("brats2023}", "brats2023, one_per_region: {r: [one, two, three]}}"), None, ""),
+        (("brats2023}", "brats2023, one_per_region: {r: [one, two]}}"), 13, "2 predictions; brats2023 scores WT, TC,"),
+        (("brats2023}", "brats2023, one_per_region: {r: [one, two, tree]}}"), 13, "'tree' is none of one, two, three,"),
+        (("brats2023}", "brats2023, one_per_region: {e: [one, two, three]}}"), 13, "'e' is the name of a prediction"),
         (("henry}", "henry, combine: vote, ties: paper}"), 5, "'paper' is none of text, release"),
         (("henry}", "henry, ties: text}"), 5, "`ties` are those of a vote; add `combine: vote`, or leave it out"),
         ((E, "e: {method: two-pass, of: [one, two, three]}"), 10, "two-pass takes 2 members, not 3"),
@@ -331,7 +335,7 @@ def test_all_cases_train_and_those_that_are_held_out_are_scored(tmp_path):
     assert "predict/one" in jobs and not [name for name in jobs if name.startswith("predict/cv")]
     words = " ".join(jobs["evaluate/one"].command)
     assert "/labelsTs predictions/test/one " in words and "--partial" in words
-    assert "imagesTs --predictions predictions/test/one" in " ".join(jobs["report/all"].command)
+    assert "imagesTs --predictions one=predictions/test/one" in " ".join(jobs["report/all"].command)
     assert graph_of(file, smoke=True)["convert/brats"].command[-2:] == ("--hold-out", "1")
 
 
