@@ -36,6 +36,7 @@ from nnunet_brats_ext.bundles.runs import Combined, Leaf, NamedNetworks, Plan, R
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
 from nnunet_brats_ext.inference.checkpoints import check_checkpoint, open_checkpoint, warn_of_code, write_safetensors
 from nnunet_brats_ext.inference.models import TrainedModel, fold_names, open_model
+from nnunet_brats_ext.inference.options import check_ties
 from nnunet_brats_ext.inference.training_sizes import FINGERPRINT
 from nnunet_brats_ext.predictions.rule_sets import collect_rules
 from nnunet_brats_ext.storage.datasets import DERIVED_KEY, DatasetDescription
@@ -124,8 +125,7 @@ def plan_of_models(options: BundleOptions) -> Plan:
         raise UserError(f"--weights: {len(options.weights)} numbers for {len(options.sources)} models; give one each")
     if several and options.combine == "vote":
         raise UserError("--combine vote: a mean of several models needs their probabilities, which a vote has not")
-    if options.ties != "release" and options.combine != "vote":
-        raise UserError(f"--ties {options.ties}: has no meaning without --combine vote")
+    check_ties(options.ties, options.combine)
     passes = {"combine": options.combine, **({"ties": options.ties} if options.ties != "release" else {})}
     for source in options.sources:
         model = open_model(source.absolute(), folds, options.checkpoints)

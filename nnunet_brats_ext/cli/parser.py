@@ -130,5 +130,6 @@ def described(field: Field) -> str:
     default = field.default
     if default is MISSING or default in (None, (), "") or isinstance(default, bool) or "default" in text:
         return text.replace("%", "%%")
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    values = default if isinstance(default, tuple) else (default,)
+    shown = " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
     return f"{text} (default: {shown})".replace("%", "%%")

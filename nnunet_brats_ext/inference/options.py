@@ -6,6 +6,7 @@ from pathlib import Path
 from nnunet_brats_ext.evaluation.presets import cohort_option, preset_option
 from nnunet_brats_ext.inference.choices import FROM_TRAINER, symmetry_names, tiling_names
 from nnunet_brats_ext.papers import Source
+from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.nnunet import FINAL
 from nnunet_brats_ext.storage.options import Options, option
 from nnunet_brats_ext.storage.shared_options import device_option, ties_option
@@ -14,6 +15,12 @@ COMBINATIONS = ("logits", "probabilities", "vote")
 PRECISIONS = ("default", "bf16")
 LOW_MEMORY_MB = 630.0  # what Hashemi et al. 2021 predict with
 OF_PREVIOUS_STAGE = {"previous", "previous_trainer", "previous_folds", "previous_checkpoints"}  # fields
+
+
+def check_ties(ties: Source, combine: str | None) -> None:
+    """A rule for ties goes with a vote alone."""
+    if ties != "release" and combine != "vote":
+        raise UserError(f"--ties {ties}: has no meaning without --combine vote")
 
 
 @dataclass(frozen=True, kw_only=True)

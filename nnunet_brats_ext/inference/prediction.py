@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_brats_ext.evaluation.by_sequences import sets_of
 from nnunet_brats_ext.inference.models import Previous, TrainedModel, chosen_model, find_previous
 from nnunet_brats_ext.inference.networks import Machine, Networks
-from nnunet_brats_ext.inference.options import OF_PREVIOUS_STAGE, ModelOptions, PredictOptions
+from nnunet_brats_ext.inference.options import OF_PREVIOUS_STAGE, ModelOptions, PredictOptions, check_ties
 from nnunet_brats_ext.inference.outputs import BEFORE_RULES, PredictionTarget, RunSettings
 from nnunet_brats_ext.inference.parts import (
     Part,
@@ -120,8 +120,7 @@ def refuse_other_options(options: PredictOptions) -> None:
         raise UserError(f"{', '.join(others)}: has no meaning {form}")
     if options.half_probabilities and not options.save_probabilities:
         raise UserError("--half-probabilities: has no meaning without --save_probabilities")
-    if options.ties != "release" and options.combine != "vote":
-        raise UserError(f"--ties {options.ties}: has no meaning without --combine vote")
+    check_ties(options.ties, options.combine)
     if options.combine == "vote" and options.save_probabilities:
         raise UserError("--save_probabilities: a vote has none; choose --combine probabilities")
 
