@@ -2,9 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +125,15 @@ class CasePrediction:
     ):
         self.case, self.networks, self.folder, self.seen = case, networks, folder, seen
         self._left = Counter(self._images(one) for one in all_networks(systems))
-        self._sources: dict[Member, np.ndarray] = {}
+        self._sources: dict[Member | Path | None, np.ndarray] = {}  # as long as members are left that refine them
+        self._refining = Counter(member.previous for system in systems for member in system.members)
         self._latest: tuple[Any, Tensor, dict[str, Any]] | None = None
 
     def system(self, system: System) -> Logits | Segmentation:
         """What a system makes of the case: the logits of a single member, else what all members come to."""
         if len(system.members) == 1:
             return self.logits(system.members[0])
-        return vote(system, self.each(system)) if system.vote else mean(system, self.each(system))
-
-    def each(self, system: System) -> Iterator[Logits]:
-        return (self.logits(member) for member in system.members)
+        return vote(system, self.logits) if system.vote else mean(system, self.logits)
 
     def logits(self, member: Member) -> Logits:
         """The average over the folds and checkpoints of a member."""
@@ -144,6 +141,9 @@ class CasePrediction:
         data, properties = self._seen_by(member)
         values = predictor.predict_average(data, properties, member.model.files).numpy()
         logits = Logits(values, properties, predictor.description)
+        self._refining[member.previous] -= 1
+        if not self._refining[member.previous]:
+            self._sources.pop(member.previous, None)
         self.seen(member, logits)
         return logits
 
@@ -188,20 +188,28 @@ def all_networks(systems: Collection[System]) -> list[Member]:
 # ---- several members into one --------------------------------------------------------------------------------------
 
 
-def mean(system: System, members: Iterable[Logits]) -> Segmentation:
+# `predict` gives the logits of a member. Of those nothing is left in memory while the next member predicts.
+
+
+def mean(system: System, predict: Callable[[Member], Logits]) -> Segmentation:
     """The weighted mean of probabilities, in the regions or labels of the first member."""
-    others = iter(members)
-    first = next(others)
-    head = first.model.head
-    probabilities = (convert_head(one.probabilities(), one.model.head, head) for one in chain([first], others))
-    averaged = fusion.mean(probabilities, [member.weight for member in system.members])
-    return Segmentation(paint(averaged, head), averaged, first.properties, first.model)
+    first: list[tuple[dict[str, Any], ModelDescription]] = []
+
+    def probabilities(logits: Logits) -> np.ndarray:
+        first.extend([] if first else [(logits.properties, logits.model)])
+        return convert_head(logits.probabilities(), logits.model.head, first[0][1].head)
+
+    of_each = (probabilities(predict(member)) for member in system.members)
+    averaged = fusion.mean(of_each, [member.weight for member in system.members])
+    properties, model = first[0]
+    return Segmentation(paint(averaged, model.head), averaged, properties, model)
 
 
-def vote(system: System, members: Iterable[Logits]) -> Segmentation:
+def vote(system: System, predict: Callable[[Member], Logits]) -> Segmentation:
     """The vote of label maps, with the rule of `fusion.Votes` for ties."""
     votes = None
-    for member, logits in zip(system.members, members, strict=True):
+    for member in system.members:
+        logits = predict(member)
         if votes is None:
             votes = fusion.Votes(logits.in_box.shape[1:], logits.model.description.paint, member.passes.ties)
         head = logits.model.head
@@ -209,5 +217,7 @@ def vote(system: System, members: Iterable[Logits]) -> Segmentation:
         probabilities = logits.probabilities(box)
         of_labels = label_probabilities(probabilities, head)[[head.labels.index(label) for label in votes.labels]]
         votes.add(logits.labels(probabilities), of_labels, member.weight, box)
+        properties, model = logits.properties, logits.model
+        del logits, probabilities, of_labels
     assert votes is not None
-    return Segmentation(votes.winners(), None, logits.properties, logits.model)
+    return Segmentation(votes.winners(), None, properties, model)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -20,13 +21,12 @@ from untrained_models import CPU, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation import evaluate_folders
-from nnunet_brats_ext.inference import BraTSPredictor, outputs, predict
+from nnunet_brats_ext.inference import BraTSPredictor, networks, outputs, predict
 from nnunet_brats_ext.inference import predictor as predictor_module
 from nnunet_brats_ext.inference.case_files import check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription
 from nnunet_brats_ext.inference.models import TrainedModel
-from nnunet_brats_ext.inference.networks import vote
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
 from nnunet_brats_ext.inference.systems import Member, Passes
 from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
@@ -276,7 +276,7 @@ def test_an_interrupted_vote_in_cross_validation_goes_on(models, tmp_path, monke
 
 
 def test_a_case_is_read_and_preprocessed_once_for_all_members(models, world, tmp_path, monkeypatch):
-    """Four sources, four members on each; and memory holds one member at a time."""
+    """Four sources, four members on each."""
     read, preprocessed = [], []
     read_images, run_case = SimpleITKIO.read_images, DefaultPreprocessor.run_case_npy
 
@@ -294,6 +294,26 @@ def test_a_case_is_read_and_preprocessed_once_for_all_members(models, world, tmp
     assert main(command) == 0
     assert preprocessed.count(True) == 2, "the images of both cases"
     assert len(read) == len(preprocessed)
+
+
+def test_nothing_of_a_member_is_in_memory_while_the_next_predicts(models, world, tmp_path, monkeypatch):
+    made, alive = [], []
+    predict_average = BraTSPredictor.predict_average
+
+    def noted_logits(*arguments):
+        one = Logits(*arguments)
+        made.append(ref(one))
+        return one
+
+    def noted(*arguments):
+        alive.append(sum(one() is not None for one in made))
+        return predict_average(*arguments)
+
+    monkeypatch.setattr(networks, "Logits", noted_logits)
+    monkeypatch.setattr(BraTSPredictor, "predict_average", noted)
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *CASCADE, *VOTE[:-2]]
+    assert main([*command, "-np", "0"]) == 0
+    assert len(alive) == len(made) > 2 and not any(alive)
 
 
 # ---- what is refused, before anything is written -------------------------------------------------------------------
@@ -827,7 +847,8 @@ def test_a_vote_case_by_case_is_the_vote_of_whole_label_maps_and_probabilities(t
         whole = [(one.labels(p := one.probabilities()), label_probabilities(p, model.head)) for one in members]
         order = [model.head.labels.index(label) for label in model.description.paint]
         expected = fusion.majority([(labels, p[order]) for labels, p in whole], model.description.paint, ties=ties)
-        assert np.array_equal(vote(system, members).labels, expected)
+        logits = iter(members)
+        assert np.array_equal(networks.vote(system, lambda member, logits=logits: next(logits)).labels, expected)
 
 
 def test_one_sequence_with_other_axes_is_turned_onto_the_others(models, world, images, tmp_path, recwarn):
