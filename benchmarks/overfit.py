@@ -1,17 +1,21 @@
 """Whether training and inference belong together: each system learns one patient by heart and predicts it.
 
-    python benchmarks/overfit.py OUT PATIENT [--systems baseline lyu2020 ...] [--epochs 1.0] [--bf16] [--threads 2]
+    python benchmarks/overfit.py OUT PATIENT [--systems baseline lyu2020 ...] [--epochs 1.0] [--seed 1] [--bf16]
+        [--threads 2]
 
 PATIENT is the folder of one patient of BraTS 2021 (CASE_t1.nii.gz and so on). Its images are brought to 2 mm; each
 system is trained on it as the paper trains, with batch and patch for a CPU, and predicts it by the paper's inference. A
 Dice of 0.9 for WT, TC and ET says that what training sees and what prediction sees are the same; less has a reason to
-be found. OUT/overfit.md is the table, with the loss of the last tenth of the epochs beside that of the tenth before it.
+be found. Systems whose learning rate is too low for some hundred steps train at ten times of it, by the trainers of
+benchmarks/studies/trainers/overfit.py. OUT/overfit.md is the table, with the loss of the last tenth of the epochs
+beside that of the tenth before it.
 
 Every command is logged in OUT/log.txt. A system that is done is not done again and an interrupted training goes on, so
 that the command can be stopped and given anew at any time. --epochs multiplies the number of epochs of all trainings,
-for losses that are not flat; such a run needs an OUT of its own. --bf16 trains in bfloat16, about twice as fast on a
-processor that computes in it; prediction is in fp32 in any case. With --epochs 0.7 and --bf16, a 3-D model trains in 13
-to 21 minutes on one core; with --threads 1, two runs share two cores, each with some of the systems and its own OUT.
+for losses that are not flat; such a run needs an OUT of its own, and so does another --seed. --bf16 trains in bfloat16,
+about twice as fast on a processor that computes in it; prediction is in fp32 in any case. With --epochs 0.7 and --bf16,
+a 3-D model trains in 13 to 21 minutes on one core; with --threads 1, two runs share two cores, each with some of the
+systems and its own OUT.
 """
 
 import argparse
@@ -89,16 +93,16 @@ SYSTEMS = {
     ),
     "henry2020": System(
         (
-            Trained("BraTSDeepSupervisionTrainer", "henry", 30, MINMAX),
-            Trained("BraTSDeepSupervisionBTrainer", "henry_b", 30),
+            Trained("QuickHenryATrainer", "henry", 30, MINMAX),
+            Trained("QuickHenryBTrainer", "henry_b", 30),
         ),
         ensemble=("--method", "two-pass"),
     ),
-    "lachinov2019 U-Net": System((Trained("BraTSNoNewNetTrainer", "lachinov_128", 30),)),
-    "lachinov2019 residual U-Net": System((Trained("BraTSResUNetVAETrainer", "lachinov_144", 30),)),
+    "lachinov2019 U-Net": System((Trained("QuickNoNewNetTrainer", "lachinov_128", 30),)),
+    "lachinov2019 residual U-Net": System((Trained("QuickResUNetVAETrainer", "lachinov_144", 30),)),
     "lachinov2019 cascade": System((Trained("BraTSCascadedUNetTrainer", "lachinov_brain", 50),)),
-    "lachinov2019 student": System((Trained("BraTSStudentTrainer", "lachinov_144", 30),)),
-    "zhou2020": System((Trained("BraTSOMNetCGATrainer", "omnet", 60, bf16=False),)),
+    "lachinov2019 student": System((Trained("QuickStudentTrainer", "lachinov_144", 30),)),
+    "zhou2020": System((Trained("QuickOMNetCGATrainer", "omnet", 60, bf16=False),)),
     "hashemi2021": System(
         tuple(
             Trained(f"BraTS2D{name}Trainer", "hashemi_2d", 40) for name in ("WholeTumor", "TumorCore", "EnhancingTumor")
@@ -115,8 +119,8 @@ SYSTEMS = {
 class Overfit:
     """One patient, and what the systems make of it."""
 
-    def __init__(self, bench: Workbench, share: float, bf16: bool, threads: int):
-        self.bench, self.share, self.precision = bench, share, "bf16" if bf16 else ""
+    def __init__(self, bench: Workbench, share: float, seed: int, bf16: bool, threads: int):
+        self.bench, self.share, self.seed, self.precision = bench, share, str(seed), "bf16" if bf16 else ""
         self.threads = {"OMP_NUM_THREADS": str(threads)}
 
     def prepare(self, patient: Path) -> None:
@@ -166,7 +170,7 @@ class Overfit:
         short = {
             EPOCHS: str(max(2, round(model.epochs * self.share))),
             ITERATIONS: str(STEPS),
-            SEED: "1",
+            SEED: self.seed,
             PRECISION: self.precision if model.bf16 else "",
             "nnUNet_n_proc_DA": "0" if self.threads["OMP_NUM_THREADS"] == "1" else "1",
             **self.threads,
@@ -232,13 +236,14 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     parser.add_argument("patient", type=Path)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM")
     parser.add_argument("--epochs", type=float, default=1.0, metavar="FACTOR", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of all trainings (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     bench = Workbench(options.out)
-    precision = ", bf16" if options.bf16 else ""
-    bench.keep_to(f"overfit, {options.patient.name}, {options.epochs:g} times the epochs{precision}")
-    overfit = Overfit(bench, options.epochs, options.bf16, options.threads)
+    further = (f", seed {options.seed}" if options.seed != 1 else "") + (", bf16" if options.bf16 else "")
+    bench.keep_to(f"overfit, {options.patient.name}, {options.epochs:g} times the epochs{further}")
+    overfit = Overfit(bench, options.epochs, options.seed, options.bf16, options.threads)
     overfit.prepare(options.patient)
     noted = bench.folder / "overfit.json"
     for name in options.systems:
