@@ -77,7 +77,7 @@ class Logits:
         """The smallest box outside which the label map is background; an empty one if it is so throughout."""
         values = _tensor(self.in_box)
         has_regions = self.model.label_manager.has_regions
-        return bounding_box(((values > 0).any(0) if has_regions else values.float().argmax(0) != 0).numpy())
+        return bounding_box((values.amax(0) > 0 if has_regions else values.float().argmax(0) != 0).numpy())
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -78,11 +78,11 @@ class Votes:
         for channel, label in enumerate((BACKGROUND, *self.labels)):
             voted = label_map == label
             known += np.count_nonzero(voted)
-            votes[channel][voted] += weight
+            votes[channel] += np.float32(weight) * voted  # a product takes a sixth of the time of an index
             if self.by_text:
                 support[channel] += np.float32(weight) * _belief(voted, probabilities, channel)
             elif probabilities is not None and label != BACKGROUND:
-                support[channel][voted] += np.float32(weight) * probabilities[channel - 1][voted]
+                support[channel] += np.float32(weight) * probabilities[channel - 1] * voted
         if known < label_map.size:
             others = sorted(set(np.unique(label_map).tolist()) - {BACKGROUND, *self.labels})
             raise UserError(f"labels {others} are not among the expected {[BACKGROUND, *self.labels]}")
