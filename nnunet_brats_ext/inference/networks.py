@@ -193,15 +193,17 @@ def all_networks(systems: Collection[System]) -> list[Member]:
 
 def mean(system: System, predict: Callable[[Member], Logits]) -> Segmentation:
     """The weighted mean of probabilities, in the regions or labels of the first member."""
-    first: list[tuple[dict[str, Any], ModelDescription]] = []
+    first: tuple[dict[str, Any], ModelDescription] | None = None
 
-    def probabilities(logits: Logits) -> np.ndarray:
-        first.extend([] if first else [(logits.properties, logits.model)])
-        return convert_head(logits.probabilities(), logits.model.head, first[0][1].head)
+    def probabilities(member: Member) -> np.ndarray:
+        nonlocal first
+        logits = predict(member)
+        first = first or (logits.properties, logits.model)
+        return convert_head(logits.probabilities(), logits.model.head, first[1].head)
 
-    of_each = (probabilities(predict(member)) for member in system.members)
-    averaged = fusion.mean(of_each, [member.weight for member in system.members])
-    properties, model = first[0]
+    averaged = fusion.mean(map(probabilities, system.members), [member.weight for member in system.members])
+    assert first is not None
+    properties, model = first
     return Segmentation(paint(averaged, model.head), averaged, properties, model)
 
 
