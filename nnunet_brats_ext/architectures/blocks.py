@@ -113,7 +113,7 @@ def recomputed(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     For a normalisation and its activation, which cost little time and much memory, above all in mixed precision, where
     GroupNorm computes in fp32. A convolution at the end of `part` is not repeated, because its gradient does not need
-    its result. Gradients are the same, bit for bit (`benchmarks/training_step.py`).
+    its result. Gradients are the same, bit for bit.
     """
     return checkpoint(part, x, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else part(x)
 

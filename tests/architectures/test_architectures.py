@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nnunet_brats_ext import architectures
+from nnunet_brats_ext.architectures import blocks, mednext
 from nnunet_brats_ext.architectures.blocks import EncoderDecoder, SegmentationNetwork, optional_names
 from nnunet_brats_ext.architectures.residual_unet import (
     AttentionGate,
@@ -112,6 +113,20 @@ def test_gradients_reach_every_parameter_in_train_mode(network_class, axes):
         assert torch.isfinite(parameter.grad).all(), name
         # A bias before normalisation has no effect: its gradient may be zero.
         assert parameter.ndim == 1 or parameter.grad.any(), name
+
+
+@EVERY_NETWORK
+def test_what_is_computed_once_more_in_the_backward_pass_changes_no_bit(network_class, monkeypatch):
+    def outputs_and_gradients():
+        network = build(network_class, network_class.spatial_axes[-1]).train()
+        outputs = [one for one in tree_leaves(network(images(network, (2, 3, 4), rows=3))) if one is not None]
+        sum(output.square().mean() for output in outputs).backward()
+        return [*outputs, *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
+
+    found = outputs_and_gradients()
+    for module in (blocks, mednext):
+        monkeypatch.setattr(module, "checkpoint", lambda part, x, **options: part(x))
+    assert all(torch.equal(one, other) for one, other in zip(found, outputs_and_gradients(), strict=True))
 
 
 @EVERY_NETWORK

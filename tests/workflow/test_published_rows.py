@@ -19,7 +19,13 @@ def text_of(key):
 
 
 WITH_ROWS = [key for key, paper in papers.find_papers(external="").items() if paper.results]
-ROWS = [(key, row) for key in WITH_ROWS for row in papers.find_paper(key).results if text_of(key) or not TEXTS.is_dir()]
+ELSEWHERE = {("lachinov2019", "Table 3")}  # is not in the text that we have
+ROWS = [
+    (key, row)
+    for key in WITH_ROWS
+    for row in papers.find_paper(key).results
+    if (text_of(key) or not TEXTS.is_dir()) and (key, row.table) not in ELSEWHERE
+]
 
 
 @pytest.mark.parametrize("key", WITH_ROWS)
@@ -53,6 +59,17 @@ def test_its_values_stand_in_the_paper(key, row):
 
 def _values(scores):
     return [value for metrics in scores.values() for value in metrics.values()]
+
+
+@pytest.mark.parametrize("key", WITH_ROWS)
+def test_a_dry_run_lists_exactly_them(key, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    words = ["--scale", "smoke", "-device", "cpu", "-o", str(tmp_path / "run"), "--dry-run"]
+    assert main(["run", key, *words]) == 0
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [[row.table, row.system, row.data, row.prediction or row.absent] for row in papers.find_paper(key).results]
+    start = lines.index(rows[0])
+    assert [line for line in lines[start:] if len(line) == 4] == rows
 
 
 def test_a_dry_run_lists_them_and_says_which_are_left_out(tmp_path, capsys, monkeypatch):

@@ -125,5 +125,13 @@ PAPER = Paper(
         _row("Table 2", "cascade", "CascadedUNet", "cascaded", 0.8997, 0.8335, 0.7307),
         _row("Table 2", "ensemble", None, "teachers", 0.9072, 0.8435, 0.7562),
         _row("Table 2", "student", "Student", "student", 0.9045, 0.8420, 0.7563),
+        PublishedResult(
+            "student",
+            "test cases of BraTS 2019, as https://github.com/lachinov/brats2019 has them",
+            {"WT": {"dice": 0.887}, "TC": {"dice": 0.829}, "ET": {"dice": 0.794}},
+            "BraTSStudentTrainer",
+            "Table 3",
+            absent="the labels of the test set are not public",
+        ),
     ),
 )
