@@ -3,6 +3,7 @@
     pip install -e .[benchmark]
     python benchmarks/training_step.py                           # 64 x 96 x 80 on the CPU
     python benchmarks/training_step.py --device cuda --size 128 192 160
+    python benchmarks/training_step.py --profile                 # and what the time of a step is spent on
 
 Both train with the same Dice loss, optimiser and precision: mixed on CUDA, as nnU-Net trains; with --compile, compiled.
 Each network lives in a process of its own; the two take turns, so that a machine that drifts is unfair to neither.
@@ -13,12 +14,21 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
 
 BATCH, REGIONS, CHANNELS = 1, 3, 4
+KINDS = {  # of torch's operations, by parts of their names; the first that fits
+    "convolution, backward": ("convolution_backward",),
+    "convolution, forward": ("convolution",),
+    "normalisation": ("norm", "moments"),
+    "interpolation": ("upsample",),
+    "optimiser": ("optimizer", "adam", "addcdiv", "lerp", "addcmul"),
+    "copies and new memory": ("copy", "clone", "fill", "zero", "cat"),
+}
 
 
 def ours(size: tuple[int, ...], device: torch.device) -> nn.Module:
@@ -72,7 +82,7 @@ def serve(name: str, size: tuple[int, ...], device_name: str, threads: int, comp
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     resident = psutil.Process().memory_info().rss
 
-    while pipe.recv() is not None:
+    def step() -> float:
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, enabled=device.type == "cuda"):
@@ -82,7 +92,10 @@ def serve(name: str, size: tuple[int, ...], device_name: str, threads: int, comp
         scaler.update()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - begin)
+        return time.perf_counter() - begin
+
+    while (message := pipe.recv()) is not None:
+        pipe.send(shares(step, device) if message == "profile" else step())
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -92,6 +105,20 @@ def serve(name: str, size: tuple[int, ...], device_name: str, threads: int, comp
     pipe.send((peak / 2**20, parameters))
 
 
+def shares(step: Callable[[], float], device: torch.device) -> dict[str, float]:
+    """What a step spends its time on, largest first: kind of operation -> share, without what it calls."""
+    with torch.profiler.profile() as profile:
+        step()
+    time_of = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    found: dict[str, float] = {}
+    for event in profile.key_averages():
+        kinds = (kind for kind, parts in KINDS.items() if any(part in event.key.lower() for part in parts))
+        kind = next(kinds, "all else")
+        found[kind] = found.get(kind, 0) + getattr(event, time_of)
+    total = sum(found.values())
+    return {kind: found[kind] / total for kind in sorted(found, key=found.__getitem__, reverse=True)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=3, default=(64, 96, 80), metavar=("Z", "Y", "X"))
@@ -99,6 +126,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile both, as nnU-Net does on CUDA")
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each network, after two warm-ups")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--profile", action="store_true", help="what a further step of each spends its time on")
     options = parser.parse_args()
 
     context = multiprocessing.get_context("spawn")
@@ -113,6 +141,9 @@ def main() -> None:
         for name, pipe in pipes.items():
             pipe.send("step")
             seconds[name].append(pipe.recv())
+    for name, pipe in pipes.items() if options.profile else ():
+        pipe.send("profile")
+        print(f"{name}:", ", ".join(f"{kind} {share:.0%}" for kind, share in pipe.recv().items()))
     peaks = {}
     for name, pipe in pipes.items():
         pipe.send(None)
