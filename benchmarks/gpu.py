@@ -4,8 +4,9 @@
     PYTHONPATH=. python benchmarks/gpu.py --device cpu --small  # the same rows at small sizes, on any machine
 
 Needs torch, this checkout, which need not be installed, and `pip install --no-deps dynamic-network-architectures`.
-MONAI's SegResNetVAE and nnU-Net's own network have rows where they are installed. What is worth knowing first comes
-first, and what the minutes do not allow is named.
+MONAI's SegResNetVAE and nnU-Net's own network have rows where they are installed, and with nnunetv2 also networks that
+their trainers build: those of the baseline, Isensee, Luu & Park, MedNeXt and Myronenko, and Lyu's on single maps. What
+is worth knowing first comes first, and what the minutes do not allow is named.
 
 Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA; eager,
 channels-last, and with torch.compile. `plan` is the planner's estimate without its reserve. Prediction: one volume of

@@ -262,10 +262,13 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
     table.add_row("all", str(held_out["cases"]), f"p = {held_out['p_value']:.4f}", f"{held_out['gain']:+.4f}")
     console.print(table)
-    scores = Table("held out", "before", "after")
-    for column, before in held_out["before"].items():
-        after = held_out["after"][column]
-        scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in (before, after)))
+    several = {"before": held_out["before"], "after": held_out["after"]}
+    if "per_cluster" in report:
+        several["after, per cluster"] = report["per_cluster"]["after"]
+    scores = Table("held out", *several)
+    for column in held_out["before"]:
+        values = (means[column] for means in several.values())
+        scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(scores)
     chosen = "; ".join(map(describe_rule, report["chosen_on_all"])) or "no rule"
     if clustered := report.get("per_cluster"):

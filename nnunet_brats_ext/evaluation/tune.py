@@ -121,7 +121,8 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
         )
         if clustered.helps:
             final = rules_per_cluster(clustered, rule_sets)
-        report["per_cluster"] = describe_clusters(clustered, rule_sets, features)
+        report["per_cluster"] = describe_clusters(clustered, rule_sets, features, columns)
+        report["written"] = selection.helps or clustered.helps
     report |= {"preset": asked.preset, "cohort": asked.cohort, "grid": list(asked.grid)}
     files = {asked.out: final.to_json(), asked.out.with_name(f"{asked.out.stem}_report.json"): to_json(report)}
     write_texts(files)
@@ -208,7 +209,7 @@ def rules_per_cluster(selection: ClusterSelection, rule_sets: Sequence[RuleSet])
 
 
 def describe_clusters(
-    selection: ClusterSelection, rule_sets: Sequence[RuleSet], features: np.ndarray
+    selection: ClusterSelection, rule_sets: Sequence[RuleSet], features: np.ndarray, columns: Sequence[ScoreColumn]
 ) -> dict[str, Any]:
     """The report on clusters as JSON: what each chose, and the held-out gain over one set of rules for all cases."""
 
@@ -220,10 +221,18 @@ def describe_clusters(
         "cases": list(map(int, cases)),
         "rules": rules_of(selection.best),
         "folds": {fold: rules_of(choices) for fold, choices in selection.chosen.items()},
+        "after": _means(selection.after, columns),
         "gain_over_one_set": float(selection.gains.mean()),
         "interval": list(selection.interval),
         "written": selection.helps,
     }
+
+
+def _means(values: np.ndarray, columns: Sequence[ScoreColumn]) -> dict[str, float | None]:
+    """Of each column the mean of the cases that have a score."""
+    known = [column[~np.isnan(column)] for column in values.T]
+    names = [f"{region} {metric}" for region, metric in columns]
+    return {name: float(v.mean()) if v.size else None for name, v in zip(names, known, strict=True)}
 
 
 def describe_selection(
@@ -235,15 +244,12 @@ def describe_selection(
 ) -> dict[str, Any]:
     """The report as JSON: per fold and over all held-out cases the gain, and the scores before and after."""
 
-    def means(values: np.ndarray) -> dict[str, float | None]:
-        known = [column[~np.isnan(column)] for column in values.T]
-        names = [f"{region} {metric}" for region, metric in columns]
-        return {name: float(v.mean()) if v.size else None for name, v in zip(names, known, strict=True)}
-
     def part(cases: np.ndarray) -> dict[str, Any]:
-        gain = float(selection.gains[cases].mean())
-        return {"cases": int(cases.sum()), "gain": gain, "before": means(selection.before[cases])} | {
-            "after": means(selection.after[cases])
+        return {
+            "cases": int(cases.sum()),
+            "gain": float(selection.gains[cases].mean()),
+            "before": _means(selection.before[cases], columns),
+            "after": _means(selection.after[cases], columns),
         }
 
     fold_of = np.asarray(folds)

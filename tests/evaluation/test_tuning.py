@@ -335,6 +335,10 @@ def test_the_command_reports_clusters_and_writes_them_only_where_they_gain(model
     said = " ".join(capsys.readouterr().out.split())
     assert "rules per cluster not written: over one set of rules for all cases they gain +0.0000 in mean rank" in said
     assert read_rules(tmp_path / "rules.json").rules == ({"rule": "small-et", "min_voxels": 41},)
-    clustered = json.loads((tmp_path / "rules_report.json").read_text())["per_cluster"]
+    report = json.loads((tmp_path / "rules_report.json").read_text())
+    clustered = report["per_cluster"]
+    assert report["written"], "the one set of rules"
+    assert clustered["after"].keys() == report["held_out"]["after"].keys()
+    assert "after, per cluster" in said
     assert (sum(clustered["cases"]), clustered["interval"], clustered["written"]) == (6, [0, 0], False)
     assert set(clustered["folds"]) == {"fold_0", "fold_1"}
