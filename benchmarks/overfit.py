@@ -6,7 +6,7 @@
 PATIENT is the folder of one patient of BraTS 2021 (CASE_t1.nii.gz and so on). Its images are brought to 2 mm; each
 system is trained on it as the paper trains, with batch and patch for a CPU, and predicts it by the paper's inference. A
 Dice of 0.9 for WT, TC and ET says that what training sees and what prediction sees are the same; less has a reason to
-be found. Systems whose learning rate is too low for some hundred steps train at ten times of it, by the trainers of
+be found. Systems whose learning rate is too low for some hundred steps train at ten times that rate, by the trainers in
 benchmarks/studies/trainers/overfit.py. OUT/overfit.md is the table, with the loss of the last tenth of the epochs
 beside that of the tenth before it.
 

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 
 BATCH, REGIONS, CHANNELS = 1, 3, 4
 KINDS = {  # of torch's operations, by parts of their names; the first that fits
@@ -112,6 +113,8 @@ def shares(step: Callable[[], float], device: torch.device) -> dict[str, float]:
     time_of = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     found: dict[str, float] = {}
     for event in profile.key_averages():
+        if event.device_type != DeviceType.CPU:  # a kernel, whose time its operation has as well
+            continue
         kinds = (kind for kind, parts in KINDS.items() if any(part in event.key.lower() for part in parts))
         kind = next(kinds, "all else")
         found[kind] = found.get(kind, 0) + getattr(event, time_of)

@@ -262,12 +262,12 @@ def print_tuning(report: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(fold, str(part["cases"]), rules, f"{part['gain']:+.4f}")
     table.add_row("all", str(held_out["cases"]), f"p = {held_out['p_value']:.4f}", f"{held_out['gain']:+.4f}")
     console.print(table)
-    several = {"before": held_out["before"], "after": held_out["after"]}
+    means = {"before": held_out["before"], "after": held_out["after"]}
     if "per_cluster" in report:
-        several["after, per cluster"] = report["per_cluster"]["after"]
-    scores = Table("held out", *several)
+        means["after, per cluster"] = report["per_cluster"]["after"]
+    scores = Table("held out", *means)
     for column in held_out["before"]:
-        values = (means[column] for means in several.values())
+        values = (by_column[column] for by_column in means.values())
         scores.add_row(column, *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(scores)
     chosen = "; ".join(map(describe_rule, report["chosen_on_all"])) or "no rule"

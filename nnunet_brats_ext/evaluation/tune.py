@@ -211,7 +211,7 @@ def rules_per_cluster(selection: ClusterSelection, rule_sets: Sequence[RuleSet])
 def describe_clusters(
     selection: ClusterSelection, rule_sets: Sequence[RuleSet], features: np.ndarray, columns: Sequence[ScoreColumn]
 ) -> dict[str, Any]:
-    """The report on clusters as JSON: what each chose, and the held-out gain over one set of rules for all cases."""
+    """The report on clusters as JSON: what each chose, held-out scores, and the gain over one set of rules."""
 
     def rules_of(choices: Sequence[int]) -> list[list[dict[str, Any]]]:
         return [list(map(dict, rule_sets[choice].rules)) for choice in choices]

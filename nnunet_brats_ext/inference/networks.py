@@ -125,7 +125,7 @@ class CasePrediction:
     ):
         self.case, self.networks, self.folder, self.seen = case, networks, folder, seen
         self._left = Counter(self._images(one) for one in all_networks(systems))
-        self._sources: dict[Member | Path | None, np.ndarray] = {}  # as long as members are left that refine them
+        self._sources: dict[Member, np.ndarray] = {}  # each until all members that refine it have predicted
         self._refining = Counter(member.previous for system in systems for member in system.members)
         self._latest: tuple[Any, Tensor, dict[str, Any]] | None = None
 
@@ -141,9 +141,10 @@ class CasePrediction:
         data, properties = self._seen_by(member)
         values = predictor.predict_average(data, properties, member.model.files).numpy()
         logits = Logits(values, properties, predictor.description)
-        self._refining[member.previous] -= 1
-        if not self._refining[member.previous]:
-            self._sources.pop(member.previous, None)
+        if isinstance(source := member.previous, Member):
+            self._refining[source] -= 1
+            if not self._refining[source]:
+                del self._sources[source]
         self.seen(member, logits)
         return logits
 
@@ -188,7 +189,7 @@ def all_networks(systems: Collection[System]) -> list[Member]:
 # ---- several members into one --------------------------------------------------------------------------------------
 
 
-# `predict` gives the logits of a member. Of those nothing is left in memory while the next member predicts.
+# `predict` gives the logits of a member; they are dropped before the next member predicts.
 
 
 def mean(system: System, predict: Callable[[Member], Logits]) -> Segmentation:

@@ -28,7 +28,6 @@ def mean(members: Iterable[np.ndarray], weights: Sequence[float] | None = None) 
         scaled = np.multiply(member, weight, dtype=np.float32)
         total = scaled if total is None else np.add(total, scaled, out=total)
         sum_of_weights += weight
-        del member, scaled
     if total is None:
         raise UserError("a mean needs at least one member")
     total /= np.float32(sum_of_weights)

@@ -266,9 +266,10 @@ class Graph(TrainingJobs):
         out, labels = self.setting.folder / "report.html", self.labels(self.scored_data, branch)
         command = ["nnunet_brats", "report", *(self.jobs[job].result for job in scores), "-o", out]
         command += ["--title", self.recipe.title, "--names", *self.names(scores), "--reference", labels]
-        command += ["--images", labels.with_name(labels.name.replace("labels", "images")), "--predictions"]
+        command += ["--images", labels.with_name(labels.name.replace("labels", "images"))]
         drawn = [name for name in self.names(scores) if name not in self.recipe.one_per_region]
-        command += [f"{name}={self.folder(name, branch)}" for name in drawn]
+        folders = [f"{name}={self.folder(name, branch)}" for name in drawn]
+        command += ["--predictions", *folders] if folders else []
         models = {model.name: model for name in self.names(scores) for model in self.recipe.models_of(name)}
         command += ["--models", *(self.model_folder(model) for model in models.values())]
         if spreads:

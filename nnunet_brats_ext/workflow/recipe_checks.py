@@ -30,10 +30,9 @@ Problems = Iterator[tuple[KeyPath, str]]
 def problems_of_names(recipe: Recipe, content: Content) -> Problems:
     """Names that are given twice, or stand for nothing, or for what would be made of itself."""
     sections = ("models", "predictions", "ensembles", "postprocessing")
-    rows = content.get("evaluation", {}).get("one_per_region", {})
-    given = Counter([*rows, *(name for section in sections for name in content.get(section, {}))])
-    for name in rows:
-        if given[name] > 1:
+    given = Counter(name for section in sections for name in content.get(section, {}))
+    for name in recipe.one_per_region:
+        if name in given:
             yield ("evaluation", "one_per_region", name), f"{name!r} is the name of a prediction as well"
     for section in sections[1:]:
         for name in content.get(section, {}):

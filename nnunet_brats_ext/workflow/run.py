@@ -14,7 +14,7 @@ from typing import Any, Literal
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.dataset_conversion.splits import count_patients
-from nnunet_brats_ext.evaluation.presets import fitting_preset
+from nnunet_brats_ext.evaluation.presets import find_preset, fitting_preset
 from nnunet_brats_ext.storage.errors import Notice, UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, read_splits
@@ -136,7 +136,22 @@ def scored_as(recipe: Recipe, scheme: str | None, release: str) -> Recipe:
     if (preset, cohort) != (recipe.preset, recipe.cohort):
         words = f"the labels of {release} are scored by {preset} {cohort}, not by {recipe.preset} {recipe.cohort}"
         warnings.warn(f"{words} as the recipe says", Notice, stacklevel=2)
-    return replace(recipe, preset=preset, cohort=cohort)
+    scored = replace(recipe, preset=preset, cohort=cohort)
+    planned, there = (list(find_preset(one.preset, one.cohort).regions) for one in (recipe, scored))
+    return scored if planned == there else _without_rows_per_region(scored, planned, there)
+
+
+def _without_rows_per_region(recipe: Recipe, planned: Sequence[str], there: Sequence[str]) -> Recipe:
+    """The recipe where it is scored by other regions than those that its rows of a prediction per region are of."""
+    rows = [name for name in recipe.evaluated if name in recipe.one_per_region]
+    left = tuple(name for name in recipe.evaluated if name not in rows)
+    if rows:
+        words = f"{', '.join(rows)}: left out, as they are of {', '.join(planned)}, one prediction each, and "
+        words += f"{recipe.preset} scores {', '.join(there)}"
+        if not left:
+            raise UserError(f"{words}; nothing else is scored")
+        warnings.warn(words, Notice, stacklevel=3)
+    return replace(recipe, evaluated=left, one_per_region={})
 
 
 def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, Layout, bool, int | None]:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from workflow_runs import graph_of, kinds
 
+from nnunet_brats_ext.cli.parser import parse
+from nnunet_brats_ext.cli.verbs import find_verb
 from nnunet_brats_ext.papers import stages_of
 from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe, published_recipes
 from nnunet_brats_ext.workflow.recipe_parts import base_data
@@ -20,6 +22,16 @@ def test_a_job_comes_after_all_that_it_waits_for(recipe, smoke):
         assert set(jobs[name].after) <= set(names[:i]), name
     written = Counter(job.result for job in jobs.values() if job.kind in ("train", "predict", "ensemble"))
     assert max(written.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "only"), [*((name, ()) for name in published_recipes()), ("hashemi2021", ["binary"])]
+)
+def test_every_job_is_a_command_line_that_can_be_read(recipe, only):
+    for job in graph_of(recipe, only=only).values():
+        program, name, *words = job.command
+        if program == "nnunet_brats":
+            parse(find_verb(name).load_options(), name, "", words)
 
 
 @pytest.mark.parametrize("name", published_recipes())
@@ -116,7 +128,7 @@ def test_each_checkpoint_on_each_source_is_scored_alone_and_beside_the_report():
     assert ["epoch_1.pth" in one for one in found] == [True, False]
 
 
-def test_one_prediction_per_region_is_a_row_of_its_own(tmp_path):
+def test_one_prediction_per_region_is_a_row_of_its_own():
     jobs = graph_of("hashemi2021")
     members = [f"predict/cv/{name}_2c" for name in ("whole_tumor", "tumor_core", "enhancing_tumor")]
     row = jobs["evaluate/binary_2c"]

@@ -147,6 +147,22 @@ def test_labels_that_the_recipes_preset_does_not_know_are_scored_as_their_challe
     )
 
 
+def test_rows_per_region_are_left_out_where_the_source_is_scored_by_other_regions(recwarn):
+    recipe = load_recipe(find_recipe("hashemi2021"))
+    scored = run_module.scored_as(recipe, LAYOUTS["BraTS2012"].scheme_name, "BraTS2012")
+    assert scored.evaluated == ("three_class", "nested_2c", "nested")
+    said = [str(one.message) for one in recwarn]
+    assert (
+        "binary_2c, binary: left out, as they are of WT, TC, ET, one prediction each, and brats2012 scores WT, TC"
+        in said
+    )
+    for source in ("BraTS2015", "BraTS2020"):
+        assert "binary" in run_module.scored_as(recipe, LAYOUTS[source].scheme_name, source).evaluated
+    alone = run_module.restricted(recipe, ["binary"])
+    with pytest.raises(UserError, match=r"binary: left out, .* and brats2012 scores WT, TC; nothing else is scored"):
+        run_module.scored_as(alone, LAYOUTS["BraTS2012"].scheme_name, "BraTS2012")
+
+
 def test_who_learns_from_what_is_submitted_is_named_until_that_is_kept_out(tmp_path):
     def said(*also: str) -> str:
         with warnings.catch_warnings(record=True) as found:

@@ -1,6 +1,6 @@
-"""Systems of which some hundred steps at the paper's learning rate are too few to learn even one patient: at ten times.
+"""Trainers at ten times the learning rate of their papers, for trainings of some hundred steps.
 
-Their networks, losses, patches and augmentation are the paper's.
+Networks, losses, patches and augmentation are the paper's.
 """
 
 from nnunet_brats_ext.trainers import (
@@ -18,7 +18,7 @@ TIMES = 10
 
 
 class Quick(BraTSTrainer):
-    """Mixin, listed first."""
+    """Mixin, listed first: ten times the learning rate."""
 
     def adapt_hyperparameters(self) -> None:
         super().adapt_hyperparameters()
