@@ -2,15 +2,16 @@
 
     PYTHONPATH=. python benchmarks/gpu.py                       # on a GPU: the papers' sizes, in 8 minutes
     PYTHONPATH=. python benchmarks/gpu.py --device cpu --small  # the same rows at small sizes, on any machine
+    PYTHONPATH=. python benchmarks/gpu.py --device cpu --size 64 64 64 --tables training
 
 Needs torch, this checkout, which need not be installed, and `pip install --no-deps dynamic-network-architectures`.
-MONAI's SegResNetVAE and nnU-Net's own network have rows where they are installed, and with nnunetv2 also networks that
-their trainers build: those of the baseline, Isensee, Luu & Park, MedNeXt and Myronenko, and Lyu's on single maps. What
-is worth knowing first comes first, and what the minutes do not allow is named.
+Myronenko's network and SegResNetVAE have rows where MONAI is installed. What is worth knowing first comes first, every
+network in its plain form before any is compiled; what the minutes do not allow is named.
 
-Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA; eager,
-channels-last, and with torch.compile. `plan` is the planner's estimate without its reserve. Prediction: one volume of
-144 x 176 x 144, a brain of BraTS after nnU-Net's crop. CPU: whether logits are those of the CPU in fp32.
+Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA (in fp32 on a
+CPU); then the same channels-last and with torch.compile. Peak: what torch allocates, on a CPU what the step holds.
+`plan` is the planner's estimate without its reserve. Prediction: one volume of 144 x 176 x 144, a brain of BraTS after
+nnU-Net's crop. CPU: whether logits are those of the CPU in fp32.
 """
 
 import argparse
@@ -19,23 +20,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
-import memory
 import torch
 from torch import Tensor
+from trainings import CHANNELS, IN_SLICES, NETWORKS, REGIONS, Training
 
 from nnunet_brats_ext.inference.choices import find_symmetries
-from nnunet_brats_ext.inference.memory import bytes_of_pass
+from nnunet_brats_ext.inference.memory import LiveBytes, bytes_of_pass
 from nnunet_brats_ext.inference.symmetries import average_probabilities
 from nnunet_brats_ext.inference.tilings import predict_padded
-from nnunet_brats_ext.papers import GIB, configurations
+from nnunet_brats_ext.papers import GIB, Precision, configurations
 
 BRAIN = (144, 176, 144)
 DIVISOR = (16, 16, 16)
-SMALL = 32  # the edge of a small patch
+SMALL, SMALL_OF = 32, {"lachinov_brain": 64}  # the edge of a small patch
 WARM_UP, COUNTED = 3, 5
-FORMS = {"eager": (False, False), "channels last": (True, False), "compiled": (False, True)}
 AUXILIARY = 0.1
 MONAI = "MONAI SegResNetVAE"
 
@@ -43,10 +44,11 @@ MONAI = "MONAI SegResNetVAE"
 class Machine:
     """The device, and the minutes that are left on it."""
 
-    def __init__(self, device: str, minutes: float, small: bool, networks: Sequence[str]):
-        self.device, self.small, self.networks = torch.device(device), small, networks
+    def __init__(self, device: str, minutes: float, networks: Sequence[str], size: Sequence[int] | None, small: bool):
+        self.device, self.networks, self.size, self.small = torch.device(device), networks, size, small
         self.ends = time.monotonic() + 60 * minutes
         self.left_out: list[str] = []
+        self.plain: dict[str, float] = {}  # network -> seconds of its step, neither channels-last nor compiled
 
     @property
     def is_cuda(self) -> bool:
@@ -79,10 +81,13 @@ class Machine:
         if self.is_cuda:
             torch.cuda.synchronize()
 
-    def peak_gb(self, work: Callable[[], object]) -> float | None:
-        """What torch allocates at most; None where that is not counted."""
+    def peak_gb(self, work: Callable[[], object], held: Sequence[Tensor] = ()) -> float:
+        """What torch allocates at most; on a CPU these tensors and what the work makes."""
         if not self.is_cuda:
-            return None
+            with LiveBytes() as bytes_:
+                _ = [tensor.detach() for tensor in held]  # a view, by which they are counted
+                work()
+            return bytes_.peak / GIB
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         work()
@@ -93,21 +98,25 @@ class Machine:
 # ---- a training step -----------------------------------------------------------------------------------------------
 
 
-def sizes_of(name: str, small: bool) -> tuple[int, ...]:
-    if name in memory.IN_SLICES:
+def size_of(name: str, machine: Machine, small: bool) -> tuple[int, ...]:
+    """Of the patch: the paper's, the one that was asked for, or a small one."""
+    known = configurations().get("lyu_stage1" if name == MONAI else name)
+    paper = (known.patch_size if known else None) or (128, 128, 128)
+    if name in IN_SLICES:
         return (2 * SMALL,) * 2 if small else (240, 240)
-    patch = (128, 128, 128) if name not in configurations() else configurations()[name].patch_size or (128, 128, 128)
-    return (SMALL,) * 3 if small else tuple(patch)
+    if name == "omnet":
+        return paper
+    return (SMALL_OF.get(name, SMALL),) * 3 if small else tuple(machine.size or paper)
 
 
-def monai_training(size: Sequence[int]) -> memory.Training:
+def monai_training(size: Sequence[int]) -> Training:
     """MONAI's network of Lyu & Shu's stage 1, with the same loss and optimiser."""
     from monai.networks.nets import SegResNetVAE
 
     from nnunet_brats_ext.losses.dice import SoftDiceLoss
 
     network = SegResNetVAE(
-        tuple(size), vae_nz=128, init_filters=32, in_channels=memory.CHANNELS, out_channels=memory.REGIONS,
+        tuple(size), vae_nz=128, init_filters=32, in_channels=CHANNELS, out_channels=REGIONS,
         dropout_prob=0.2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1),
     )  # fmt: skip
     dice = SoftDiceLoss()
@@ -117,45 +126,49 @@ def monai_training(size: Sequence[int]) -> memory.Training:
         logits, auxiliary = output
         return dice(logits, targets[0]) + AUXILIARY * auxiliary
 
-    return memory.Training(network, loss, optimizer, memory.CHANNELS, ((1, 1, 1),))
+    return Training(network, loss, optimizer, CHANNELS, ((1, 1, 1),))
 
 
-def training_rows(machine: Machine) -> Iterator[list[str]]:
-    names = sorted(machine.networks, key=["lyu_stage1", MONAI].__contains__, reverse=True)
-    for name, (form, (last, compiled)) in product(names, FORMS.items()):
-        if compiled and not machine.is_cuda:
-            continue
+def training_rows(machine: Machine, last: bool = False, compiled: bool = False) -> Iterator[list[str]]:
+    if compiled and not machine.is_cuda:
+        return
+    form = "compiled" if compiled else "channels last" if last else "plain"
+    for name in sorted(machine.networks, key=["lyu_stage1", MONAI].__contains__, reverse=True):
         if not machine.allows(f"training {name}, {form}"):
             continue
-        build = memory.NETWORKS.get(name, monai_training)
-        size = sizes_of("lyu_stage1" if build is monai_training else name, machine.small)
+        size = size_of(name, machine, machine.small)
         try:
-            taken, peak = train(machine, build, size, last, compiled)
+            taken, peak = train(machine, NETWORKS.get(name, monai_training), size, last, compiled)
         except ImportError as error:
-            machine.left_out.append(f"training {name} ({error.name} is not installed)")
+            machine.left_out.append(f"training {name}, {form} ({error.name} is not installed)")
             continue
         except torch.OutOfMemoryError:
-            yield [name, shown(size), form, "does not fit", "", "", ""]
+            yield [name, shown(size), "does not fit", "", "", ""]
             continue
-        estimate = "" if build is monai_training else f"{planned_gb(name, size, machine.is_cuda):.2f}"
-        gb = "" if peak is None else f"{peak:.2f}"
-        yield [name, shown(size), form, f"{1000 * taken:.0f}", f"{1 / taken:.2f}", gb, estimate]
+        row = [name, shown(size), f"{1000 * taken:.0f}", f"{prod(size) / taken / 1e6:.2f}", f"{peak:.2f}"]
+        if form == "plain":
+            machine.plain[name] = taken
+            yield [*row, planned_gb(name, size, "mixed" if machine.is_cuda else "fp32")]
+        else:
+            yield [*row, f"{machine.plain[name] / taken:.2f}" if name in machine.plain else ""]
 
 
-def planned_gb(name: str, size: Sequence[int], mixed: bool) -> float:
-    return memory.footprint_of(name).step_bytes(size, 1, "mixed" if mixed else "fp32") / GIB
+def planned_gb(name: str, size: Sequence[int], precision: Precision) -> str:
+    """The planner's estimate, without the reserve of a GPU; empty where there is none."""
+    footprint = configurations()[name].footprint if name in configurations() else None
+    return f"{footprint.step_bytes(size, 1, precision) / GIB:.2f}" if footprint else ""
 
 
 def train(
-    machine: Machine, build: Callable[[Sequence[int]], memory.Training], size: Sequence[int], last: bool, compiled: bool
-) -> tuple[float, float | None]:
+    machine: Machine, build: Callable[[Sequence[int]], Training], size: Sequence[int], last: bool, compiled: bool
+) -> tuple[float, float]:
     """Seconds of a step with one sample, and its peak in GB."""
     torch.manual_seed(0)
     with machine.device:
         training = build(size)
         x = torch.randn(1, training.input_channels, *size)
         shapes = [[n // s for n, s in zip(size, scale, strict=True)] for scale in training.scales]
-        targets = [torch.rand(1, memory.REGIONS, *shape) > 0.7 for shape in shapes]
+        targets = [torch.rand(1, REGIONS, *shape) > 0.7 for shape in shapes]
     network = training.network.train()
     if last:
         network.to(memory_format=torch.channels_last if len(size) == 2 else torch.channels_last_3d)
@@ -171,7 +184,9 @@ def train(
         scaler.update()
 
     taken = machine.seconds(step)
-    return taken, machine.peak_gb(step)
+    state = [value for each in training.optimizer.state.values() for value in each.values()]
+    held = [one for one in (x, *targets, *network.parameters(), *network.buffers(), *state) if isinstance(one, Tensor)]
+    return taken, machine.peak_gb(step, held)
 
 
 # ---- a volume ------------------------------------------------------------------------------------------------------
@@ -204,8 +219,8 @@ def prediction_rows(machine: Machine) -> Iterator[list[str]]:
     precisions = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
     with machine.device:
         torch.manual_seed(0)
-        network = PreActivationResidualUNet(memory.CHANNELS, memory.REGIONS).eval()
-        volume = torch.randn(1, memory.CHANNELS, *size)
+        network = PreActivationResidualUNet(CHANNELS, REGIONS).eval()
+        volume = torch.randn(1, CHANNELS, *size)
     counted = bytes_of_pass(network, volume.shape) / GIB
     ways = product(("brain", "windows"), ("none", "mirror8"), (1, 8), precisions.items())
     for tiling, symmetries, at_once, (precision, kind) in ways:
@@ -229,7 +244,7 @@ def prediction_rows(machine: Machine) -> Iterator[list[str]]:
             yield [*row, "does not fit", "", ""]
             continue
         known = f"{counted:.2f}" if tiling == "brain" and at_once == 1 else ""
-        yield [*row, f"{taken:.3f}", "" if peak is None else f"{peak:.2f}", known]
+        yield [*row, f"{taken:.3f}", f"{peak:.2f}", known]
 
 
 # ---- the same as on a CPU ------------------------------------------------------------------------------------------
@@ -237,10 +252,10 @@ def prediction_rows(machine: Machine) -> Iterator[list[str]]:
 
 def difference_rows(machine: Machine) -> Iterator[list[str]]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for name, build in memory.NETWORKS.items():
+    for name, build in NETWORKS.items():
         if name not in machine.networks or not machine.allows(f"CPU {name}"):
             continue
-        size = sizes_of(name, small=True)
+        size = size_of(name, machine, small=True)
         torch.manual_seed(0)
         try:
             training = build(size)
@@ -265,16 +280,17 @@ def first(output: Any) -> Tensor:
 
 # ---- tables --------------------------------------------------------------------------------------------------------
 
-TABLES: dict[str, tuple[Sequence[str], Callable[[Machine], Iterator[list[str]]]]] = {
-    "A training step of one sample": (
-        ("network", "patch", "form", "ms", "samples/s", "peak GB", "plan GB"),
-        training_rows,
-    ),
-    "One volume by Lyu & Shu's stage 1": (
+TRAINED = ("network", "patch", "ms", "M voxels/s", "peak GB")
+TABLES: dict[str, tuple[str, Sequence[str], Callable[[Machine], Iterator[list[str]]]]] = {
+    "training": ("A training step of one sample", (*TRAINED, "plan GB"), training_rows),
+    "prediction": (
+        "One volume by Lyu & Shu's stage 1",
         ("tiling", "symmetries", "precision", "s", "peak GB", "counted GB"),
         prediction_rows,
     ),
-    "Largest difference from the CPU, as a share of the spread": (("network", "fp32", "mixed"), difference_rows),
+    "cpu": ("Largest difference from the CPU, as a share of the spread", ("network", "fp32", "mixed"), difference_rows),
+    "channels-last": ("Channels-last", (*TRAINED, "times as fast"), partial(training_rows, last=True)),
+    "compiled": ("With torch.compile", (*TRAINED, "times as fast"), partial(training_rows, compiled=True)),
 }
 
 
@@ -285,16 +301,20 @@ def shown(size: Sequence[int]) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--minutes", type=float, default=8, help="(default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=3, metavar="N", help="z y x of the patch of 3-D networks but OM-Net's"
+    )
     parser.add_argument("--small", action="store_true", help="small sizes: whether it runs, not how fast")
-    every = [*memory.NETWORKS, MONAI]
-    parser.add_argument("--networks", nargs="+", choices=every, default=every)
+    every = [*NETWORKS, MONAI]
+    parser.add_argument("--networks", nargs="+", choices=every, default=every, metavar="NAME")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     options = parser.parse_args(words)
-    machine = Machine(options.device, options.minutes, options.small, options.networks)
+    machine = Machine(options.device, options.minutes, options.networks, options.size, options.small)
     torch.backends.cudnn.benchmark = True
     device = torch.cuda.get_device_name() if machine.is_cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {device}")
-    for title, (columns, rows) in TABLES.items():
+    for title, columns, rows in map(TABLES.__getitem__, options.tables):
         print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for row in rows(machine):
             print(f"| {' | '.join(row)} |", flush=True)

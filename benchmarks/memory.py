@@ -25,135 +25,16 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+import trainings
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from trainings import CHANNELS, IN_SLICES, REGIONS, Training
 
 from nnunet_brats_ext.inference.memory import LiveBytes
 from nnunet_brats_ext.papers import GIB, Footprint, Precision, configurations, trainers
 
-CHANNELS, REGIONS = 4, 3
 CASES = (((64, 64, 64), 1), ((64, 64, 64), 2), ((128, 128, 128), 1), ((128, 128, 128), 4), ((128, 192, 160), 1))
 SLICES = (((192, 176), 1), ((192, 176), 10), ((240, 240), 1), ((240, 240), 10))  # for networks in `IN_SLICES`
-
-
-class Training(NamedTuple):
-    network: nn.Module
-    loss: Callable[[Tensor, Sequence[Tensor]], Tensor]
-    optimizer: torch.optim.Optimizer
-    input_channels: int
-    scales: Sequence[Sequence[int]]  # what each target's size is divided by
-
-
-def lyu(architecture: str, input_channels: int, size: Sequence[int]) -> Training:
-    """As BraTSVAETrainer and BraTSAttentionVAETrainer train."""
-    from nnunet_brats_ext.architectures import residual_unet
-    from nnunet_brats_ext.architectures.vae import VAEBranch
-    from nnunet_brats_ext.losses.dice import SoftDiceLoss
-    from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch, VAERegularisation
-
-    bare = getattr(residual_unet, architecture)(input_channels, REGIONS)
-    vae = VAERegularisation(VAEBranch(CHANNELS, bare.endpoint_size(size)), CHANNELS)
-    network, loss = NetworkWithBranch(bare, vae), LossWithAuxiliaries(SoftDiceLoss())
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
-    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, input_channels, ((1, 1, 1),))
-
-
-def no_new_net(size: Sequence[int]) -> Training:
-    """As BraTSNoNewNetTrainer trains."""
-    from nnunet_brats_ext.architectures.no_new_unet import NoNewUNet
-    from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
-
-    network, loss = NoNewUNet(CHANNELS, REGIONS), DiceAndBCELoss()
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-6)
-    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
-
-
-def lachinov_vae(size: Sequence[int]) -> Training:
-    """As BraTSResUNetVAETrainer trains; BraTSStudentTrainer needs less."""
-    from nnunet_brats_ext.architectures.post_activation_residual_unet import PostActivationResidualUNet
-    from nnunet_brats_ext.architectures.vae import VAEBranch
-    from nnunet_brats_ext.losses.cross_entropy import DiceAndBCELoss
-    from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch, VAERegularisation
-
-    bare = PostActivationResidualUNet(CHANNELS, REGIONS)
-    vae = VAEBranch(CHANNELS, bare.endpoint_size(size), features_per_stage=bare.features_per_stage, align_corners=False)
-    network = NetworkWithBranch(bare, VAERegularisation(vae, CHANNELS))
-    loss = LossWithAuxiliaries(DiceAndBCELoss())
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-6)
-    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
-
-
-def cascaded_unet(size: Sequence[int]) -> Training:
-    """As BraTSCascadedUNetTrainer trains."""
-    from nnunet_brats_ext.architectures.cascaded_unet import CascadedUNet
-    from nnunet_brats_ext.losses.label_dice import LabelDiceLoss
-
-    network = CascadedUNet(CHANNELS, REGIONS)
-    loss = LabelDiceLoss(network.regions)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
-
-
-def nnunet(size: Sequence[int]) -> Training:
-    """As nnU-Net, and so BraTSBaselineTrainer, trains its own network on regions."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-    from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
-    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-
-    from nnunet_brats_ext.planning.topology import deepest_topology
-
-    strides = deepest_topology((1.0, 1.0, 1.0), size, poolings=3).strides
-    network = PlainConvUNet(
-        CHANNELS, len(strides), [min(32 * 2**stage, 320) for stage in range(len(strides))], nn.Conv3d, 3, strides, 2,
-        REGIONS, 2, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True,
-    )  # fmt: skip
-    dice = {"batch_dice": False, "do_bg": True, "smooth": 1e-5, "ddp": False}
-    loss = DeepSupervisionWrapper(
-        DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss), [0.5**i for i in range(len(strides) - 1)]
-    )
-    optimizer = torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
-    return Training(network, loss, optimizer, CHANNELS, [[2**i] * 3 for i in range(len(strides) - 1)])
-
-
-def henry(norm: str, squared: bool, size: Sequence[int]) -> Training:
-    """As pipeline A trains with attention, which is the larger of its two networks, and as pipeline B does."""
-    from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
-    from nnunet_brats_ext.losses.dice import SoftDiceLoss
-    from nnunet_brats_ext.losses.outputs import MeanOverOutputs
-    from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
-
-    network = DilatedUNet(CHANNELS, REGIONS, norm=norm, attention=norm == "group")
-    loss = MeanOverOutputs(SoftDiceLoss(1.0, 1.0, squared=squared, batch=True))
-    optimizer = (Ranger if norm == "group" else torch.optim.Adam)(network.parameters(), 1e-4)
-    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1, 1),))
-
-
-def hashemi(size: Sequence[int]) -> Training:
-    """As BraTS2DTrainer trains; those of one region have 577 weights less."""
-    from nnunet_brats_ext.architectures.plain_unet_2d import PlainUNet2D
-    from nnunet_brats_ext.losses.weighted_dice import FrequencyWeightedDiceLoss
-
-    network, loss = PlainUNet2D(CHANNELS, REGIONS), FrequencyWeightedDiceLoss()
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    return Training(network, lambda output, targets: loss(output, targets[0]), optimizer, CHANNELS, ((1, 1),))
-
-
-def omnet(size: Sequence[int]) -> Training:
-    """As BraTSOMNetCGATrainer trains, a row of the batch for each of its three tasks; its paper's others need less."""
-    from nnunet_brats_ext.architectures.omnet.networks import OMNet
-    from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
-
-    network, loss = OMNet(CHANNELS, REGIONS, guidance="full"), MultiTaskCrossEntropy()
-    network.register_forward_pre_hook(lambda _, inputs: inputs[0].repeat(network.tasks, 1, 1, 1, 1))
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3, weight_decay=5e-4, momentum=0.99)
-
-    def of_all_tasks(output, targets: Sequence[Tensor]) -> Tensor:
-        regions = targets[0].repeat(network.tasks, 1, 1, 1, 1)
-        return loss(output, [regions, regions[:, :1]])
-
-    return Training(network, of_all_tasks, optimizer, CHANNELS, ((1, 1, 1),))
 
 
 def of_configuration(name: str, size: Sequence[int]) -> Training:
@@ -202,20 +83,10 @@ def of_configuration(name: str, size: Sequence[int]) -> Training:
     return Training(trainer.network, loss, optimizer, CHANNELS, [[round(1 / n) for n in scale] for scale in scales])
 
 
-NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' configurations; of others their trainers
+NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # of a configuration that has none there, its trainers'
     **{name: partial(of_configuration, name) for name, one in configurations().items() if one.base == "3d_fullres"},
-    "lyu_stage1": partial(lyu, "PreActivationResidualUNet", CHANNELS),
-    "lyu_stage2": partial(lyu, "AttentionGatedResidualUNet", CHANNELS + REGIONS),  # and the labels of stage 1
-    "lachinov_128": no_new_net,
-    "lachinov_144": lachinov_vae,
-    "lachinov_brain": cascaded_unet,
-    "henry": partial(henry, "group", True),
-    "henry_b": partial(henry, "instance", False),
-    "hashemi_2d": hashemi,
-    "omnet": omnet,
-    "nnunet": nnunet,
+    **trainings.NETWORKS,
 }
-IN_SLICES = {"hashemi_2d"}
 
 
 @cache

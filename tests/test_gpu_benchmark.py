@@ -3,9 +3,28 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_brats_ext import papers
+
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import memory  # noqa: E402
+import trainings  # noqa: E402
+
+SHAPED_BY_DATA = {  # maps of a stage before, slices, tasks or values -> a configuration whose trainers count weights
+    "lyu_stage2": "lyu_stage2",
+    "lyu_stage2_single": "lyu_stage2",
+    "hashemi_2d": "hashemi_2d",
+    "omnet": "omnet",
+    "lachinov_brain": "lachinov_brain",
+}
 ALLOWED = """
 import sys
 
@@ -28,17 +47,55 @@ def run(*words: str) -> list[str]:
 
 
 def test_every_table_has_rows_and_what_is_not_installed_is_named():
-    printed = run("--networks", "lachinov_144", "nnunet", "--minutes", "60")
-    for begin in ("| lachinov_144 | 32 x 32 x 32 | channels last | ", "| windows | mirror8, in one batch | fp32 | "):
-        assert any(line.startswith(begin) for line in printed), begin
+    printed = run("--networks", "lachinov_144", "myronenko_2023", "--minutes", "60")
+    (trained, last) = [line.split("|") for line in printed if line.startswith("| lachinov_144 | 32 x 32 x 32 | ")]
+    held, planned = float(trained[5]), float(trained[6])
+    assert held == pytest.approx(planned, rel=0.1)
+    assert float(last[5]) == held
+    assert any(line.startswith("| windows | mirror8, in one batch | fp32 | ") for line in printed)
     (difference,) = [line.split("|") for line in printed if line.startswith("| lachinov_144 |") and "x" not in line]
     assert float(difference[2]) == 0, "this is the CPU"
     left_out = [line for line in printed if line.startswith("left out: ")]
-    assert left_out == ["left out: training nnunet (nnunetv2 is not installed)"] * 2 + [
-        "left out: CPU nnunet (nnunetv2 is not installed)"
+    assert left_out == [
+        "left out: training myronenko_2023, plain (monai is not installed)",
+        "left out: CPU myronenko_2023 (monai is not installed)",
+        "left out: training myronenko_2023, channels last (monai is not installed)",
     ]
 
 
 def test_what_the_minutes_do_not_allow_is_named():
     left_out = [line.removeprefix("left out: ") for line in run("--minutes", "0") if line.startswith("left out: ")]
-    assert {"training lyu_stage1, eager", "prediction brain, mirror8, fp32", "CPU omnet"} <= set(left_out)
+    assert {"training lyu_stage1, plain", "prediction brain, mirror8, fp32", "CPU omnet"} <= set(left_out)
+
+
+# ---- the networks that it measures ----------------------------------------------------------------------------------
+
+
+def test_every_configuration_has_a_network():
+    assert set(papers.configurations()) <= set(trainings.NETWORKS)
+
+
+@pytest.mark.parametrize("name", [name for name in trainings.NETWORKS if name not in {"nnunet", *SHAPED_BY_DATA}])
+def test_they_are_built_and_trained_as_the_trainers_do(name):
+    size = (64, 64, 64)
+    with FakeTensorMode():
+        ours, theirs = trainings.NETWORKS[name](size), memory.of_configuration(name, size)
+    assert shapes(ours.network) == shapes(theirs.network)
+    assert list(map(list, ours.scales)) == list(map(list, theirs.scales))
+    assert type(ours.optimizer) is type(theirs.optimizer)
+    for key, value in ours.optimizer.defaults.items():
+        assert theirs.optimizer.defaults[key] == value, key
+
+
+@pytest.mark.parametrize("name", SHAPED_BY_DATA)
+def test_those_shaped_by_their_data_have_the_weights_of_their_trainers(name):
+    size = (240, 240) if name in trainings.IN_SLICES else (64, 64, 64)
+    with FakeTensorMode() if name != "lachinov_brain" else nullcontext():
+        network = trainings.NETWORKS[name](size).network
+    bare = getattr(network, "network", network)
+    known = {one.parameters for one in papers.trainers().values() if one.configuration == SHAPED_BY_DATA[name]}
+    assert sum(parameter.numel() for parameter in bare.parameters()) in known
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in network.state_dict().items()}
