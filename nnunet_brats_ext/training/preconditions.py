@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import psutil
 import torch
 
 from nnunet_brats_ext.dataset_conversion.case_filtering import SPLITS_FILE
@@ -11,6 +12,7 @@ from nnunet_brats_ext.dataset_conversion.dataset_folder import MISSING_KEY
 from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGETS
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.parallel import available_cores
 from nnunet_brats_ext.storage.shared_memory import too_little_shared
 
 NNUNET = "nnU-Net"  # normalises the images itself
@@ -67,6 +69,12 @@ def limit_loaders() -> str | None:
 
 
 def limit_threads(device: torch.device) -> None:
-    """On a CPU, keep torch to the threads of OMP_NUM_THREADS; nnU-Net takes every core, also those of other jobs."""
-    if device.type == "cpu" and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(threads):
-        torch.set_num_threads(int(threads))
+    """On a CPU, keep torch to the threads of OMP_NUM_THREADS, or else to a thread per core, as torch itself begins.
+
+    nnU-Net takes a thread per logical core, also those of other jobs: two hyper-threads would share one core's units
+    for the multiplications that a training consists of.
+    """
+    if device.type == "cpu":
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        named = int(given) if given.isdecimal() else 0
+        torch.set_num_threads(named or min(psutil.cpu_count(logical=False) or available_cores(), available_cores()))

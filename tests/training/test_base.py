@@ -4,6 +4,7 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -13,6 +14,7 @@ from torch import nn
 from nnunet_brats_ext.losses.dice import SoftDiceLoss
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import BraTSBaselineTrainer, BraTSStudentTrainer, BraTSVAETrainer
+from nnunet_brats_ext.training import preconditions
 from nnunet_brats_ext.training.base import BraTSTrainer
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED
 from nnunet_brats_ext.training.reduced_folds import ReducedFolds
@@ -123,12 +125,21 @@ def test_an_unusable_length_is_quoted(value, world, monkeypatch):
         build(world, BraTSVAETrainer)
 
 
-def test_on_a_cpu_training_keeps_to_the_threads_that_the_environment_names(world, monkeypatch):
+@pytest.mark.parametrize(
+    ("named", "cores", "available", "expected"),
+    [("3", 8, 16, 3), ("", 8, 16, 8), ("", 8, 4, 4), ("", None, 4, 4)],
+    ids=["OMP_NUM_THREADS", "two threads per core", "a part of the machine", "cores that the system does not count"],
+)
+def test_on_a_cpu_training_takes_the_threads_that_the_environment_names_or_one_per_core(
+    named, cores, available, expected, world, monkeypatch
+):
     threads = torch.get_num_threads()
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: cores)
+    monkeypatch.setattr(preconditions, "available_cores", lambda: available)
     try:
-        monkeypatch.setenv("OMP_NUM_THREADS", str(threads + 1))
+        monkeypatch.setenv("OMP_NUM_THREADS", named)
         build(world, BraTSVAETrainer)
-        assert torch.get_num_threads() == threads + 1
+        assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(threads)
 
