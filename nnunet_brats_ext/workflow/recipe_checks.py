@@ -192,18 +192,26 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
 
 
 def _problems_of_choices(recipe: Recipe) -> Problems:
-    """A fold keeps one choice of its checkpoints."""
-    firsts: dict[str, ModelPrediction] = {}
-    for one in recipe.predictions.values():
-        if one.choice and one.choice != (first := firsts.setdefault(one.of, one)).choice:
-            words = f"another choice than that of {first.name}, and a fold of {one.of} keeps one"
-            yield (*_place_of(recipe, one), "checkpoints"), f"{words}; name checkpoints instead"
+    """A fold keeps one choice of its checkpoints, of which predictions take the best so many."""
+    for model in recipe.models.values():
+        every = recipe.choices_of(model)
+        for one, choice in every[1:]:
+            first, own = every[0]
+            for key in ("of", "by"):
+                if (value := getattr(choice, key)) != (other := getattr(own, key)):
+                    words = f"`{key}` {_shown(value)} of {one.name} is not that of {first.name}, {_shown(other)}"
+                    advice = f"a fold of {model.name} keeps one choice; say the same, or name checkpoints"
+                    yield (*_place_of(recipe, one), "checkpoints"), f"{words}: {advice}"
+
+
+def _shown(value: str | Sequence[str | int]) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value)) or "every checkpoint"
 
 
 def _problems_of_whole_data(recipe: Recipe, model: Model) -> Problems:
     """What needs cases that a model was not trained on."""
     here = ("models", model.name, "folds")
-    if any(one.choice for one in recipe.predictions.values() if one.of == model.name):
+    if recipe.choices_of(model):
         yield here, "all cases train, so none is left to choose checkpoints by; name those with `checkpoints`"
     if model.maps and (before := recipe.refined_by(model)) and not recipe.model_of(before).on_all:
         yield here, "`maps` are of the folds of the previous stage; train that on them, and this on the same"
@@ -270,6 +278,9 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         own = recipe.predictions[name]
         if model.previous_stage or own.checkpoints or own.choice:
             yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
+        elif chosen := recipe.choices_of(model):
+            words = f"{chosen[0][0].name} takes checkpoints of {name} that are chosen among these alone"
+            yield (*here, "of", i), f"{words}, and a fold keeps one choice; name checkpoints there"
         first_own = recipe.predictions[models[0].name]
         pairs: list[tuple[str, Any, Any]] = [(key, model, models[0]) for key in ("data", "plans", "folds")]
         pairs += [(key, own, first_own) for key in ("tiling", "tta")]

@@ -219,6 +219,10 @@ class Recipe:
         """The models that refine what a model predicts."""
         return [one for one in self.models.values() if (before := self.refined_by(one)) and before.of == model.name]
 
+    def choices_of(self, model: Model) -> list[tuple[ModelPrediction, Choice]]:
+        """The predictions by a model that take what `choose` has chosen, with how much of it."""
+        return [(one, one.choice) for one in self.predictions.values() if one.of == model.name and one.choice]
+
     def paper_configuration(self, model: Model) -> str | None:
         """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
         whole = self.models.get(model.filtered or "", model)
