@@ -30,12 +30,6 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
         count = "1 patient" if setting.patients else "no patient"
         raise UserError(f"the source has {count} with labels; a cross-validation needs two")
     graph = Graph(recipe, setting)
-    for data in recipe.data.values():
-        if data.distill and not data.foreign and not graph.unlabelled_of(data):
-            raise UserError(
-                f"the source has no cases without label, which {data.name!r} is to learn from; "
-                "give a release that has some"
-            )
     for model in recipe.models.values():
         every = graph.every_fold(model)
         if model.on_all:
@@ -46,6 +40,12 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     if setting.unlabelled:
         for name in recipe.submissions:
             graph.restore(name)
+    for data in recipe.data.values():
+        if f"distill/{data.name}" in graph.jobs and not data.foreign and not graph.unlabelled_of(data):
+            raise UserError(
+                f"the source has no cases without label, which {data.name!r} is to learn from; "
+                "give a release that has some"
+            )
     return graph.jobs
 
 

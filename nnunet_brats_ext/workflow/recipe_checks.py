@@ -17,6 +17,7 @@ from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
+from nnunet_brats_ext.training.environment import requested_snapshots
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, ModelPrediction, Recipe, base_data
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
 
@@ -176,8 +177,10 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
     yield from _beyond_the_end((*here, "checkpoints"), model, one.choice.of if one.choice else one.checkpoints)
     if one.choice:
         yield from _problems_of_score(recipe, (*here, "checkpoints"), one.choice.by)
-        if (of := one.choice.of) and one.choice.best > len(of):
-            yield (*here, "checkpoints"), f"the best {one.choice.best} of {len(of)} checkpoints; name more in `of`"
+        candidates = one.choice.of or _kept_checkpoints(recipe, model)
+        if candidates and one.choice.best > len(candidates):
+            words = f"the best {one.choice.best} of {len(candidates)} checkpoints, {', '.join(map(str, candidates))}"
+            yield (*here, "checkpoints"), f"{words}; name more in `of`"
     every = model.folds or range(base_data(recipe, model).folds)
     if wrong := [fold for fold in one.folds or () if fold not in every]:
         yield (*here, "folds"), f"fold {wrong[0]} of {model.name}, which has {', '.join(map(str, every))}"
@@ -189,6 +192,14 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
         yield (*here, "ties"), "`ties` are those of a vote; add `combine: vote`, or leave it out"
     if one.each and (one.choice or (before and before.choice)):
         yield (*here, "each"), "`each` needs checkpoints by name, of the previous stage as well: a choice has none"
+
+
+def _kept_checkpoints(recipe: Recipe, model: Model) -> tuple[str | int, ...]:
+    """What a training leaves: snapshots after some epochs, the best and the last; nothing of an unknown trainer."""
+    if _problem_of_trainer(model.trainer):
+        return ()
+    epochs = {*papers.find_trainer(model.trainer).snapshot_epochs, *requested_snapshots(), *recipe.epochs_of(model)}
+    return (*sorted(epoch for epoch in epochs if epoch <= (model.epochs or epoch)), "best", "final")
 
 
 def _problems_of_choices(recipe: Recipe) -> Problems:

@@ -307,6 +307,7 @@ def test_a_student_is_trained_on_all_data_and_once_more_without_what_scores_it()
 def test_a_student_needs_unlabelled_cases():
     with pytest.raises(ValueError, match="the source has no cases without label, which 'distilled' is to learn from"):
         graph_of("lachinov2019", unlabelled=False)
+    assert "train/no_new_net/fold_0" in graph_of("lachinov2019", only=("teachers",), unlabelled=False)
 
 
 def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():

@@ -192,7 +192,12 @@ P = "p: {of: one, rules: [lyu2020]}"
         (("henry}", "lyu_stage1_filtered, filtered: one}"), None, ""),
         (("henry}", "mine, plans: Mine}"), None, ""),
         (("henry}", "henry, checkpoints: {best: 2, of: [final, 10], by: ranking}}"), None, ""),
-        (("henry}", "henry, checkpoints: {best: 3, of: [final, 10]}}"), 5, "the best 3 of 2 checkpoints; name more"),
+        (("henry}", "henry, checkpoints: {best: 3, of: [final, 10]}}"), 5, "the best 3 of 2 checkpoints, final, 10;"),
+        (("lyu_stage1}", "lyu_stage1, checkpoints: {best: 12}}"), None, ""),
+        (
+            ("lyu_stage1}", "lyu_stage1, epochs: 190, checkpoints: {best: 6}}"), 4,
+            "the best 6 of 5 checkpoints, 165, 184, 190, best, final; name more in `of`",
+        ),
         (("henry}", "henry, checkpoints: {best: 1, by: NCR}}"), 5, "--by NCR: no objective 'NCR'; there are ranking"),
         (("henry}", "henry, epochs: 9, checkpoints: {best: 1, of: [10]}}"), 5, "epoch 10 is beyond the `epochs` of"),
         (("henry}", "henry, epochs: 9, checkpoints: [final, 10]}"), 5, "epoch 10 is beyond the `epochs` of two, 9"),
