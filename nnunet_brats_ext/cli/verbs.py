@@ -173,9 +173,10 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "inference.options:ChooseOptions",
             "cli.models:run_choose",
             "Predicts each fold's own cases by every candidate, as `predict --cross-validation` does, scores them, and "
-            "writes the best into the fold, where `predict -chk chosen` finds them. The scores are kept: another "
-            "number or another score needs no prediction. In a cross-validation a case is then predicted by what the "
-            "other half of its fold's cases has chosen, so that the choice does not flatter the score.",
+            "writes the best into the fold, where `predict -chk chosen` finds them, and `-chk chosen:2` the best two. "
+            "The scores are kept: another number or another score needs no prediction. In a cross-validation a case is "
+            "then predicted by what the other half of its fold's cases has chosen, so that the choice does not flatter "
+            "the score.",
         ),
         Verb(
             "attention",

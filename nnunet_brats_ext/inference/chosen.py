@@ -7,7 +7,7 @@ checkpoints that it has chosen itself, the file also holds what each half of the
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,19 @@ from nnunet_brats_ext.storage.json_files import JsonEntry
 
 CHOSEN, CHOSEN_FILE = "chosen", "chosen.json"
 AGAIN = "`nnunet_brats choose` writes it anew"
+
+
+def is_chosen(checkpoint: str) -> bool:
+    """Whether the name of a checkpoint stands for those that were chosen: `chosen`, or `chosen:2`, the best two."""
+    return checkpoint.partition(":")[0] == CHOSEN
+
+
+def number_of_chosen(checkpoint: str) -> int | None:
+    """How many such a name asks for; None is all."""
+    _, colon, number = checkpoint.partition(":")
+    if colon and not (number.isdecimal() and int(number)):
+        raise UserError(f"{checkpoint}: expected {CHOSEN}, or {CHOSEN}:2 for the best two of them")
+    return int(number) if colon else None
 
 
 @dataclass(frozen=True)
@@ -35,9 +48,17 @@ class FoldChoice:
                 return checkpoints
         raise UserError(f"{CHOSEN_FILE} was written for other cases than {case}; {AGAIN}")
 
+    def first(self, number: int) -> "FoldChoice":
+        """The best so many, by all cases and by each half of them."""
+        halves = {cases: checkpoints[:number] for cases, checkpoints in self.halves.items()}
+        return replace(self, checkpoints=self.checkpoints[:number], halves=halves)
 
-def read_choice(fold: Path) -> FoldChoice:
-    """The choice in the folder of a fold; a UserError where there is none, or a checkpoint was trained again since."""
+
+def read_choice(fold: Path, number: int | None = None) -> FoldChoice:
+    """The choice in the folder of a fold, or the best `number` of it, whatever number was chosen then.
+
+    A UserError where there is none, or fewer, or a checkpoint was trained again since.
+    """
     file = fold / CHOSEN_FILE
     if not file.is_file():
         raise UserError(f"{file} does not exist; `nnunet_brats choose -m {fold.parent}` writes it")
@@ -46,7 +67,15 @@ def read_choice(fold: Path) -> FoldChoice:
         if digest.text() != digest_of(fold / name):
             raise UserError(f"{fold / name} is not the one that {file} was written for; {AGAIN}")
     halves = {_texts(half["cases"]): _texts(half["checkpoints"]) for half in content["halves"].list()}
-    return FoldChoice(_texts(content["checkpoints"]), halves)
+    choice = FoldChoice(_texts(content["checkpoints"]), halves)
+    if number is None:
+        return choice
+    fewest = min(map(len, (choice.checkpoints, *halves.values())))
+    if number > fewest:
+        there = f"{file} holds {fewest or 'none'}"
+        more = f"`nnunet_brats choose -m {fold.parent} --best {number}` writes as many"
+        raise UserError(f"{CHOSEN}:{number}: {there}; {more}")
+    return choice.first(number)
 
 
 def _texts(entry: JsonEntry) -> tuple[str, ...]:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_brats_ext import papers
-from nnunet_brats_ext.inference.chosen import CHOSEN, CHOSEN_FILE, FoldChoice, read_choice
+from nnunet_brats_ext.inference.chosen import (
+    CHOSEN,
+    CHOSEN_FILE,
+    FoldChoice,
+    is_chosen,
+    number_of_chosen,
+    read_choice,
+)
 from nnunet_brats_ext.inference.options import OF_PREVIOUS_STAGE, InferenceOptions, ModelOptions
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
@@ -232,7 +239,7 @@ def open_model(folder: Path, folds: Sequence[Fold] = (), checkpoints: Sequence[s
     """A model by its folder, whose checkpoints exist.
 
     folds: empty takes all numbered ones that hold the first checkpoint. checkpoints: names, or `chosen`, those that
-    `choose` has chosen in each fold. None at all leaves them to be named later.
+    `choose` has chosen in each fold, or `chosen:2`, the best two of these. None at all leaves them to be named later.
     """
     if not (folder / PLANS).is_file():
         others = sorted(path.name for path in folder.parent.glob("*__*__*")) if folder.parent.is_dir() else []
@@ -240,7 +247,7 @@ def open_model(folder: Path, folds: Sequence[Fold] = (), checkpoints: Sequence[s
         raise UserError(f"{folder} is no trained model; in {folder.parent} {there}")
     if not checkpoints:
         return TrainedModel(folder, ())
-    if CHOSEN in checkpoints:
+    if any(map(is_chosen, checkpoints)):
         model = _with_chosen(folder, folds, checkpoints)
     else:
         trained = tuple(folds) or trained_folds(folder, checkpoints[0])
@@ -258,10 +265,11 @@ def open_model(folder: Path, folds: Sequence[Fold] = (), checkpoints: Sequence[s
 def _with_chosen(folder: Path, folds: Sequence[Fold], checkpoints: Sequence[str]) -> TrainedModel:
     if len(checkpoints) > 1:
         raise UserError(f"-chk {' '.join(checkpoints)}: {CHOSEN} stands alone, for the checkpoints that were chosen")
+    number = number_of_chosen(checkpoints[0])
     there = tuple(folds) or trained_folds(folder, CHOSEN_FILE)
     if not there:
         raise UserError(f"no fold of {folder} holds {CHOSEN_FILE}; `nnunet_brats choose -m {folder}` writes it")
-    choices = {fold: read_choice(folder / f"fold_{fold}") for fold in there}
+    choices = {fold: read_choice(folder / f"fold_{fold}", number) for fold in there}
     weights = tuple((fold, name) for fold, choice in choices.items() for name in choice.checkpoints)
     if not weights:
         raise UserError(f"{folder}: none of its checkpoints was chosen; others were better. Leave this model out")

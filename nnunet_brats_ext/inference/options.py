@@ -41,7 +41,7 @@ class ModelOptions(Options):
         "-chk",
         default=(FINAL,),
         metavar="NAME",
-        help="checkpoints of each fold; chosen: those that `choose` has chosen",
+        help="checkpoints of each fold; chosen: those that `choose` has chosen; chosen:2: the best two of them",
     )
     device: str | None = device_option(None, "default: cuda where there is a GPU, else cpu")
     trusted: bool = option(

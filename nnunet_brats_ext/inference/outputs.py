@@ -17,6 +17,7 @@ from nnunetv2.inference.export_prediction import (
 )
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, infer_dataset_class
 
+from nnunet_brats_ext.inference.chosen import digest_of
 from nnunet_brats_ext.inference.logits import Logits, Segmentation, in_file_axes
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.storage.errors import UserError
@@ -24,7 +25,7 @@ from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_l
 from nnunet_brats_ext.storage.json_files import read_json, to_json, write_json
 from nnunet_brats_ext.storage.locks import AlreadyLocked, lock
 from nnunet_brats_ext.storage.output import LOCK, PARTIAL, partial_file, refuse_maps, writing
-from nnunet_brats_ext.training.cascade import missing_cases
+from nnunet_brats_ext.training.cascade import made_by, missing_cases, note_of_makers
 
 BESIDE = ("dataset.json", "plans.json")  # which nnU-Net's own commands look for beside predictions
 
@@ -137,9 +138,14 @@ class NextStageTarget:
         return missing_cases(self.out, cases)
 
     def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
-        """Remove the maps that other checkpoints have made, say before a training anew; a note beside names theirs."""
+        """Remove the maps that other checkpoints have made, say before a training anew; notes beside name theirs.
+
+        The training of the next stage compares the digests; times of files, which need not be read, decide here.
+        """
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
+        makers = {f"{file.parent.name}/{file.name}": digest_of(file) for file in model.files}
+        write_json(note_of_makers(self.out), {**made_by(self.out), **makers})
         note = self.out.with_name(f".{self.out.name}.json")
         noted, now = read_json(note) if note.is_file() else {}, model.file_stamps
         if all(noted.get(file) == stamp for file, stamp in now.items()):

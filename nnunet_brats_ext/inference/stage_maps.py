@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_brats_ext.inference.cases import TrainingCases
 from nnunet_brats_ext.inference.choices import SLIDING
-from nnunet_brats_ext.inference.chosen import CHOSEN
+from nnunet_brats_ext.inference.chosen import is_chosen
 from nnunet_brats_ext.inference.models import TrainedModel, chosen_model
 from nnunet_brats_ext.inference.networks import Machine, Networks
 from nnunet_brats_ext.inference.options import PredictOptions
@@ -32,8 +32,10 @@ def plan_next_stage(options: PredictOptions) -> WorkPlan:
     them as well. The maps go to `predicted_next_stage/STAGE2.maps/NAME`, where the second stage finds them; finished
     ones are kept, unless the checkpoints are others now.
     """
-    if CHOSEN in options.checkpoints:
-        raise UserError(f"-chk {CHOSEN}: a map has the name of its checkpoint, the same in all folds; name checkpoints")
+    if named := [name for name in options.checkpoints if is_chosen(name)]:
+        raise UserError(
+            f"-chk {named[0]}: a map has the name of its checkpoint, the same in all folds; name checkpoints"
+        )
     model = chosen_model(options)
     if not (following := model.next_stages):
         raise UserError(f"{model.names[2]} is no first stage: nothing in {model.folder}/plans.json follows it")

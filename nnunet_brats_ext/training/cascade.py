@@ -1,7 +1,7 @@
 """What the second stage of a cascade needs from the first: label maps of all training cases, one or several each."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ from nnunet_brats_ext.storage.nnunet import SPLITS, model_name, read_splits, tra
 from nnunet_brats_ext.training.sampling import Case, CaseView
 from nnunet_brats_ext.training.seams import Cases, PlainTrainer
 
-MAPS = "previous_stage_maps.json"  # in a fold: the names of the maps that it was trained on; one per case has none
+MAPS = "previous_stage_maps.json"  # in a fold: what it was trained on, as `Maps`; one map per case has no name
+Maps = Mapping[str, Mapping[str, str]]
+"""Name of a map -> FOLD/CHECKPOINT -> digest of the checkpoints that made it; none for maps of earlier versions."""
 
 
 class PreviousStage(PlainTrainer):
@@ -52,25 +54,34 @@ class PreviousStage(PlainTrainer):
         super().on_train_start()
 
     def keep_training_on_other_maps(self) -> None:
-        """Say which maps are drawn from, and put aside what was trained here on others."""
-        fold, names = Path(self.output_folder), [path.name for path in self.previous_stage_maps]
-        if names:
+        """Say which maps are drawn from, and put aside what was trained here on others.
+
+        A training that goes on cannot do that: it is refused where checkpoints have made its maps anew.
+        """
+        fold, maps = Path(self.output_folder), {path.name: made_by(path) for path in self.previous_stage_maps}
+        if maps:
             place = self.previous_stage_maps[0].parent
-            self.print_to_log_file(f"Each draw of a case shows one of {len(names)} maps in {place}: {', '.join(names)}")
+            self.print_to_log_file(f"Each draw of a case shows one of {len(maps)} maps in {place}: {', '.join(maps)}")
         else:
             self.print_to_log_file(
                 f"Maps of the previous stage, one per case: {self.folder_with_segs_from_previous_stage}"
             )
+        noted = _noted(fold / MAPS)
+        remade = [name for name, files in maps.items() if _differ(noted.get(name, {}), files)]
         if self.current_epoch:  # a training that goes on
+            if remade:
+                raise UserError(
+                    f"{fold} was begun on other maps: other checkpoints have made {', '.join(remade)} in {place} "
+                    "since. Train it without --c, which keeps what is there under another name"
+                )
             return
-        noted = read_json(fold / MAPS, list) if (fold / MAPS).is_file() else []
-        if noted != names and any(fold.glob("checkpoint_*.pth")):
+        if (noted.keys() != maps.keys() or remade) and any(fold.glob("checkpoint_*.pth")):
             aside = fold.with_name(time.strftime(f"earlier_{fold.name}_%Y%m%d-%H%M%S"))
             aside.mkdir()
             for path in [path for path in fold.iterdir() if path != Path(self.log_file)]:
                 path.rename(aside / path.name)
             self.print_to_log_file(f"What was trained here on other maps is kept in {aside}")
-        write_json(fold / MAPS, names)
+        write_json(fold / MAPS, maps)
 
     def load_cases(self) -> Cases:
         training, validation = super().load_cases()
@@ -120,6 +131,28 @@ def expanded_maps(folder: Path) -> list[Path]:
     """The folders of maps that expand the training data of a second stage; without any, it trains on `folder` alone."""
     maps = expanded_folder(folder)
     return sorted(path for path in maps.iterdir() if path.is_dir() and path.name[0] != ".") if maps.is_dir() else []
+
+
+def note_of_makers(maps: Path) -> Path:
+    """Where `made_by` finds which checkpoints have made the maps in a folder."""
+    return maps.with_name(f".{maps.name}.made_by.json")
+
+
+def made_by(maps: Path) -> dict[str, str]:
+    """FOLD/CHECKPOINT -> digest of what has made the maps in a folder; empty where an earlier version made them."""
+    note = note_of_makers(maps)
+    return read_json(note) if note.is_file() else {}
+
+
+def _noted(file: Path) -> Maps:
+    """The maps that a fold was trained on; earlier versions noted names alone."""
+    content = read_json(file, object) if file.is_file() else {}
+    return {name: {} for name in content} if isinstance(content, list) else content
+
+
+def _differ(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether another checkpoint has taken the place of one; what is not noted is no difference."""
+    return any(before.get(file, digest) != digest for file, digest in now.items())
 
 
 def missing_cases(folder: Path, cases: Iterable[str]) -> list[str]:

@@ -30,12 +30,6 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
         count = "1 patient" if setting.patients else "no patient"
         raise UserError(f"the source has {count} with labels; a cross-validation needs two")
     graph = Graph(recipe, setting)
-    for data in recipe.data.values():
-        if data.distill and not data.foreign and not graph.unlabelled_of(data):
-            raise UserError(
-                f"the source has no cases without label, which {data.name!r} is to learn from; "
-                "give a release that has some"
-            )
     for model in recipe.models.values():
         every = graph.every_fold(model)
         if model.on_all:
@@ -46,6 +40,12 @@ def build_graph(recipe: Recipe, setting: Setting) -> dict[str, Job]:
     if setting.unlabelled:
         for name in recipe.submissions:
             graph.restore(name)
+    for data in recipe.data.values():
+        if f"distill/{data.name}" in graph.jobs and not data.foreign and not graph.unlabelled_of(data):
+            raise UserError(
+                f"the source has no cases without label, which {data.name!r} is to learn from; "
+                "give a release that has some"
+            )
     return graph.jobs
 
 
@@ -72,7 +72,7 @@ class Graph(TrainingJobs):
         after = self.trained(model, folds)
         command = self.model_words(model, folds)
         if one.choice:
-            command += ["-chk", CHOSEN]
+            command += ["-chk", self.chosen_by(model, one.choice)]
             after.append(self.choose(model))
         elif one.checkpoints:
             command += ["-chk", *self.checkpoints(one.checkpoints)]
@@ -104,7 +104,7 @@ class Graph(TrainingJobs):
             model = self.recipe.model_of(before)
             words += ["-prev_tr", model.trainer, "-prev_f", *self._of(before.folds, self.folds(model))]
             if before.choice:
-                words += ["-prev_chk", CHOSEN]
+                words += ["-prev_chk", self.chosen_by(model, before.choice)]
                 after.append(self.choose(model))
             elif before.checkpoints:
                 words += ["-prev_chk", *self.checkpoints(before.checkpoints)]
@@ -112,18 +112,30 @@ class Graph(TrainingJobs):
         return [*words, *(["--ties", one.ties] if one.ties else [])], after
 
     def choose(self, model: Model) -> str:
-        """The checkpoints of each fold that predict its cases best, for all predictions that take what is chosen."""
+        """The checkpoints of each fold that predict its cases best, as many as any prediction of the model takes.
+
+        They are judged by the first prediction that takes what is chosen: its previous stage, tiling and symmetries.
+        """
         name = f"choose/{model.name}"
         if name not in self.jobs:
-            every = self.recipe.predictions.values()
-            one, choice = next((one, one.choice) for one in every if one.of == model.name and one.choice)
+            one, choice = self.recipe.choices_of(model)[0]
             words, before = self.previous(one, self.recipe.refined_by(one))
             command = [*self.model_words(model, self.folds(model)), *words]
             command += ["-chk", *self.checkpoints(choice.of)] if choice.of else []
-            if self.setting.smoke:  # a short run keeps few snapshots
-                choice = replace(choice, best=min(choice.best, SMOKE_EPOCHS))
+            choice = replace(choice, best=self.most_chosen(model))
             self.chosen(name, command, one, choice, [*self.trained(model), *before])
         return name
+
+    def most_chosen(self, model: Model) -> int:
+        return max(self.best_of(choice) for _, choice in self.recipe.choices_of(model))
+
+    def best_of(self, choice: Choice) -> int:
+        return min(choice.best, SMOKE_EPOCHS) if self.setting.smoke else choice.best  # a short run keeps few snapshots
+
+    def chosen_by(self, model: Model, choice: Choice) -> str:
+        """How `predict` names the checkpoints of a choice: all that are chosen, or the best of these."""
+        best = self.best_of(choice)
+        return CHOSEN if best == self.most_chosen(model) else f"{CHOSEN}:{best}"
 
     def chosen(
         self, name: str, models: Sequence[object], first: ModelPrediction, choice: Choice, after: Sequence[str]

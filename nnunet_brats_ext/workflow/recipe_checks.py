@@ -17,6 +17,7 @@ from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
+from nnunet_brats_ext.training.environment import requested_snapshots
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, ModelPrediction, Recipe, base_data
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
 
@@ -176,8 +177,10 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
     yield from _beyond_the_end((*here, "checkpoints"), model, one.choice.of if one.choice else one.checkpoints)
     if one.choice:
         yield from _problems_of_score(recipe, (*here, "checkpoints"), one.choice.by)
-        if (of := one.choice.of) and one.choice.best > len(of):
-            yield (*here, "checkpoints"), f"the best {one.choice.best} of {len(of)} checkpoints; name more in `of`"
+        candidates = one.choice.of or _kept_checkpoints(recipe, model)
+        if candidates and one.choice.best > len(candidates):
+            words = f"the best {one.choice.best} of {len(candidates)} checkpoints, {', '.join(map(str, candidates))}"
+            yield (*here, "checkpoints"), f"{words}; name more in `of`"
     every = model.folds or range(base_data(recipe, model).folds)
     if wrong := [fold for fold in one.folds or () if fold not in every]:
         yield (*here, "folds"), f"fold {wrong[0]} of {model.name}, which has {', '.join(map(str, every))}"
@@ -191,19 +194,35 @@ def _problems_of_prediction(recipe: Recipe, one: ModelPrediction) -> Problems:
         yield (*here, "each"), "`each` needs checkpoints by name, of the previous stage as well: a choice has none"
 
 
+def _kept_checkpoints(recipe: Recipe, model: Model) -> tuple[str | int, ...]:
+    """What a training leaves: snapshots after some epochs, the best and the last; nothing of an unknown trainer."""
+    if _problem_of_trainer(model.trainer):
+        return ()
+    epochs = {*papers.find_trainer(model.trainer).snapshot_epochs, *requested_snapshots(), *recipe.epochs_of(model)}
+    return (*sorted(epoch for epoch in epochs if epoch <= (model.epochs or epoch)), "best", "final")
+
+
 def _problems_of_choices(recipe: Recipe) -> Problems:
-    """A fold keeps one choice of its checkpoints."""
-    firsts: dict[str, ModelPrediction] = {}
-    for one in recipe.predictions.values():
-        if one.choice and one.choice != (first := firsts.setdefault(one.of, one)).choice:
-            words = f"another choice than that of {first.name}, and a fold of {one.of} keeps one"
-            yield (*_place_of(recipe, one), "checkpoints"), f"{words}; name checkpoints instead"
+    """A fold keeps one choice of its checkpoints, of which predictions take the best so many."""
+    for model in recipe.models.values():
+        every = recipe.choices_of(model)
+        for one, choice in every[1:]:
+            first, own = every[0]
+            for key in ("of", "by"):
+                if (value := getattr(choice, key)) != (other := getattr(own, key)):
+                    words = f"`{key}` {_shown(value)} of {one.name} is not that of {first.name}, {_shown(other)}"
+                    advice = f"a fold of {model.name} keeps one choice; say the same, or name checkpoints"
+                    yield (*_place_of(recipe, one), "checkpoints"), f"{words}: {advice}"
+
+
+def _shown(value: str | Sequence[str | int]) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value)) or "every checkpoint"
 
 
 def _problems_of_whole_data(recipe: Recipe, model: Model) -> Problems:
     """What needs cases that a model was not trained on."""
     here = ("models", model.name, "folds")
-    if any(one.choice for one in recipe.predictions.values() if one.of == model.name):
+    if recipe.choices_of(model):
         yield here, "all cases train, so none is left to choose checkpoints by; name those with `checkpoints`"
     if model.maps and (before := recipe.refined_by(model)) and not recipe.model_of(before).on_all:
         yield here, "`maps` are of the folds of the previous stage; train that on them, and this on the same"
@@ -270,6 +289,9 @@ def _problems_of_pool(recipe: Recipe, pool: Ensemble, best: int) -> Problems:
         own = recipe.predictions[name]
         if model.previous_stage or own.checkpoints or own.choice:
             yield (*here, "of", i), f"{name} has a previous stage or checkpoints of its own; `best` takes neither"
+        elif chosen := recipe.choices_of(model):
+            words = f"{chosen[0][0].name} takes checkpoints of {name} that are chosen among these alone"
+            yield (*here, "of", i), f"{words}, and a fold keeps one choice; name checkpoints there"
         first_own = recipe.predictions[models[0].name]
         pairs: list[tuple[str, Any, Any]] = [(key, model, models[0]) for key in ("data", "plans", "folds")]
         pairs += [(key, own, first_own) for key in ("tiling", "tta")]

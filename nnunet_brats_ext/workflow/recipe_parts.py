@@ -219,6 +219,18 @@ class Recipe:
         """The models that refine what a model predicts."""
         return [one for one in self.models.values() if (before := self.refined_by(one)) and before.of == model.name]
 
+    def epochs_of(self, model: Model) -> set[int]:
+        """The epochs of a model whose snapshots something names."""
+        every: list[tuple[str | int, ...]] = [one.maps for one in self.stages_after(model)]
+        for one in self.predictions.values():
+            if one.of == model.name:
+                every += [one.checkpoints, one.choice.of if one.choice else ()]
+        return {epoch for epochs in every for epoch in epochs if isinstance(epoch, int)}
+
+    def choices_of(self, model: Model) -> list[tuple[ModelPrediction, Choice]]:
+        """The predictions by a model that take what `choose` has chosen, with how much of it."""
+        return [(one, one.choice) for one in self.predictions.values() if one.of == model.name and one.choice]
+
     def paper_configuration(self, model: Model) -> str | None:
         """What a model trains on, if `nnunet_brats plan` fits it to a GPU's memory; the whole, of filtered cases."""
         whole = self.models.get(model.filtered or "", model)

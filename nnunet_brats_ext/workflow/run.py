@@ -11,8 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS, Layout
-from nnunet_brats_ext.dataset_conversion.scan import scan
+from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
+from nnunet_brats_ext.dataset_conversion.scan import Source, scan
 from nnunet_brats_ext.dataset_conversion.splits import count_patients
 from nnunet_brats_ext.evaluation.presets import find_preset, fitting_preset
 from nnunet_brats_ext.storage.errors import Notice, UserError, did_you_mean
@@ -21,11 +21,12 @@ from nnunet_brats_ext.storage.nnunet import FOLDERS, SPLITS, datasets_with_id, r
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import check_output, write_text, writing
 from nnunet_brats_ext.storage.shared_options import dataset_id_option, device_option, gpu_memory_option
+from nnunet_brats_ext.workflow.distilled import Folders, check_distilled
 from nnunet_brats_ext.workflow.engine import Say, engine_options, follow, release_stale_lock
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import SMOKE_CASES, Setting
 from nnunet_brats_ext.workflow.ownership import only_one
-from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe, restricted
+from nnunet_brats_ext.workflow.recipe import SUFFIXES, find_recipe, load_recipe, restricted, with_folders
 from nnunet_brats_ext.workflow.recipe_parts import Recipe
 from nnunet_brats_ext.workflow.state import GRAPH, Run, older_states, relative_to
 
@@ -96,28 +97,31 @@ def plan_run(options: RunOptions) -> tuple[Recipe, Run]:
     if options.profile and not options.profile.is_dir():
         raise UserError(f"--profile {options.profile} is no folder; it should hold a config.yaml of Snakemake")
     folder = folder_of_run(options)
-    source, layout, unlabelled, patients = source_of_run(options, folder)
+    source = source_of_run(options)
+    layout = source.layout if source else LAYOUTS[PHANTOM_RELEASE]
     recipe = scored_as(recipe, layout.scheme_name, layout.name)
-    also = further_folders(options, recipe, folder)
+    folders = further_folders(options, recipe, source)
     environment = nnunet_folders(options, folder)
     raw, preprocessed, results = (Path(environment[name]) for name in FOLDERS)
     devices, gpus, cpus = resources_for(options)
     datasets = datasets_there(folder / raw, [options.dataset_id + i for i in range(len(recipe.data))])
     setting = Setting(
-        raw, preprocessed, results, options.dataset_id, layout.title, unlabelled,
-        source=source,
+        raw, preprocessed, results, options.dataset_id, layout.title,
+        unlabelled=source is None or any(not case.labelled for case in source.cases),
+        source=Path(relative_to(source.root.resolve(), folder)) if source else None,
         smoke=options.smoke,
         device=options.device,
         gpus=gpus,
         cpus=cpus,
         folds=options.folds,
         gpu_memory_gb=options.gpu_memory_gb,
-        patients=patients,
+        patients=count_patients(source.cases) if source else SMOKE_CASES,
         datasets=datasets,
         splits=splits_there(datasets, [folder / preprocessed, folder / raw]),
-        also=also,
+        also={name: Path(relative_to(path.resolve(), folder)) for name, path in folders.also.items()},
     )  # fmt: skip
     jobs = build_graph(recipe, setting)
+    check_distilled(with_folders(recipe, folders.also), jobs, folders)
     graph = read_json(folder / GRAPH) if (folder / GRAPH).is_file() else {}
     older = older_states(folder, graph, renewed=True)
     return recipe, Run(folder, jobs, environment, tuple(devices), asdict(options), older)
@@ -154,24 +158,18 @@ def _without_rows_per_region(recipe: Recipe, planned: Sequence[str], there: Sequ
     return replace(recipe, evaluated=left, one_per_region={})
 
 
-def source_of_run(options: RunOptions, folder: Path) -> tuple[Path | None, Layout, bool, int | None]:
-    """The release as jobs see it, its layout, whether it has cases without label, and how many patients with labels.
-
-    Without one, that of phantoms.
-    """
+def source_of_run(options: RunOptions) -> Source | None:
+    """The release, and what was found in it; None for phantoms, which the run makes."""
     if options.source is not None:
-        found = scan(options.source)
-        source = Path(relative_to(options.source.resolve(), folder))
-        unlabelled = any(not case.labelled for case in found.cases)
-        return source, found.layout, unlabelled, count_patients(found.cases)
+        return scan(options.source)
     if options.smoke:
-        return None, LAYOUTS[PHANTOM_RELEASE], True, SMOKE_CASES
+        return None
     raise UserError(f"run {options.recipe}: name the folder of the release; only --scale smoke makes cases of its own")
 
 
-def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[str, Path]:
-    """Name -> the folder that `--also` gives, as jobs see it; what else the recipe could use is a `Notice`."""
-    known, found = recipe.further_folders, {}
+def further_folders(options: RunOptions, recipe: Recipe, source: Source | None) -> Folders:
+    """The folders that the run is given, by their names; what else the recipe could use is a `Notice`."""
+    known, found = recipe.further_folders, dict[str, Path]()
     for given in options.also:
         name, _, path = given.partition("=")
         if name not in known or name in found or not path:
@@ -179,9 +177,7 @@ def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[s
             raise UserError(f"--also {given}: expected NAME=FOLDER, each name once; {takes}{did_you_mean(name, known)}")
         if not Path(path).is_dir():
             raise UserError(f"--also {given}: {path} is no folder")
-        if not any(Path(path).glob("[!.]*.nii*")):  # where what is to be left out may be label maps or images
-            scan(Path(path))
-        found[name] = Path(relative_to(Path(path).resolve(), folder))
+        found[name] = Path(path)
     for model in (model for name in recipe.submissions for model in recipe.models_of(name)):
         data = recipe.data[model.data]
         own = data.distill and any(not recipe.data[one].source for one in data.unlabelled or [next(iter(recipe.data))])
@@ -193,7 +189,8 @@ def further_folders(options: RunOptions, recipe: Recipe, folder: Path) -> dict[s
         warnings.warn(
             f"the recipe can use further folders: --also {'=FOLDER --also '.join(left)}=FOLDER", Notice, stacklevel=2
         )
-    return found
+    further = {data.source for data in recipe.data.values()} & found.keys()
+    return Folders(source, found, {name: scan(found[name]) for name in further if name})
 
 
 def nnunet_folders(options: RunOptions, folder: Path) -> dict[str, str]:

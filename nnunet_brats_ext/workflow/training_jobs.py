@@ -188,12 +188,7 @@ class TrainingJobs(Jobs):
             short = {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: str(SMOKE_ITERATIONS), SNAPSHOTS: "1 2"}
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
-        every: list[tuple[str | int, ...]] = [one.maps for one in self.recipe.stages_after(model)]
-        for one in self.recipe.predictions.values():
-            if one.of == model.name:
-                every += [one.checkpoints, one.choice.of if one.choice else ()]
-        wanted = {epoch for epochs in every for epoch in epochs if isinstance(epoch, int)}
-        if more := wanted - {*self.trainer(model).snapshot_epochs}:
+        if more := self.recipe.epochs_of(model) - {*self.trainer(model).snapshot_epochs}:
             environment[SNAPSHOTS] = " ".join(map(str, sorted(more)))
         return environment
 

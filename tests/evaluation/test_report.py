@@ -397,6 +397,12 @@ def test_below_a_published_row_stands_the_prediction_of_its_name_by_the_same_sta
     assert (published.system, published.scores) == ("U-Net", ["0.9070 (0.0060)"])
     assert (ours.system, ours.data, ours.scores) == ("henry2020.a_unet", "3 cases, over 2 folds", ["0.7000 (0.1414)"])
     assert [row.ours for row in table.rows] == [False, True, False, False]
+    every = published_tables({"omnet": of_folds, "cga_minus": of_folds}, ("WT",), [], ["zhou2020"])
+    rows = {row.system: row.weights for row in every[0].rows if row.ours}
+    assert rows == {"omnet": "13.879", "cga_minus": "13.824"}
+    assert {row.weights for row in every[0].rows if not row.ours} == {""}, "the paper counts fewer of them"
+    write_report([world / "one.json"], world / "page.html", names=["mc3"], paper=["zhou2020"])
+    assert "M weights" in (text := page_of(world / "page.html")[0]) and "41.470" in text
 
     models = {name: results_of({"a": value, "b": value}) for name, value in (("57", 0.9), ("66", 0.8), ("67", 0.7))}
     spreads = {"stage2_each": models}

@@ -16,6 +16,8 @@ from tiny_trainers import make_tiny
 from nnunet_brats_ext import trainers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.inference import BraTSPredictor
+from nnunet_brats_ext.inference.chosen import digest_of
+from nnunet_brats_ext.training.cascade import MAPS
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SNAPSHOTS
 
 pytestmark = pytest.mark.end_to_end
@@ -252,6 +254,15 @@ def test_maps_out_of_fold_need_all_folds_and_no_other_maps_beside_them(recipe, c
     assert "no first stage" in capsys.readouterr().err
     assert main(["predict", *FOR_STAGE_2, "lyu_stage1", *STAGE_1, "-np", "0"]) == 1
     assert "--next-stages lyu_stage1: in " in capsys.readouterr().err
+
+
+def test_stage_2_notes_which_checkpoints_have_made_its_maps(recipe):
+    noted = json.loads((stage_2(recipe) / "fold_0" / MAPS).read_text())
+    assert noted == {
+        Path(name).stem: {f"fold_{fold}/{name}": digest_of(stage_1(recipe) / f"fold_{fold}" / name) for fold in (0, 1)}
+        for name in SNAPSHOT_NAMES
+    }
+    assert len({digest for files in noted.values() for digest in files.values()}) == 4
 
 
 def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):

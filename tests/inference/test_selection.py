@@ -13,6 +13,7 @@ from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation import evaluate_folders
 from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.inference import BraTSPredictor, predict
+from nnunet_brats_ext.inference.chosen import read_choice
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.selection import choose, select
 from nnunet_brats_ext.storage.errors import UserError
@@ -164,6 +165,60 @@ def test_chosen_checkpoints_are_those_that_predict(models, world, tmp_path):
         predict(out=tmp_path / "again", model=model, checkpoints=["chosen"], **images)
 
 
+def test_the_first_of_what_was_chosen_predict_as_if_they_were_named(models, world, tmp_path):
+    """Also in a cross-validation, where each half of the cases has an order of its own."""
+    model = models / "BraTSNoNewNetTrainer__SmallPlans__small"
+    choose(model, best=2, symmetries="none", **ON_CPU)
+    two = {fold: read_choice(model / f"fold_{fold}") for fold in (0, 1)}
+    halves = [(fold, cases, names) for fold, one in two.items() for cases, names in one.halves.items()]
+    images = dict(images=world.raw / "imagesTs", symmetries="none", model=model, **ON_CPU)
+    predict(out=tmp_path / "first", checkpoints=["chosen:1"], folds=["1"], **images)
+    predict(out=tmp_path / "named", checkpoints=two[1].checkpoints[:1], folds=["1"], **images)
+    assert same_maps(tmp_path / "first", tmp_path / "named")
+    predict(out=tmp_path / "both", checkpoints=["chosen:2"], folds=["1"], **images)
+    predict(out=tmp_path / "all", checkpoints=["chosen"], folds=["1"], **images)
+    assert same_maps(tmp_path / "both", tmp_path / "all")
+
+    own = dict(model=model, symmetries="none", cross_validation=True, **ON_CPU)
+    predict(out=tmp_path / "cv", checkpoints=["chosen:1"], **own)
+    for fold, cases, names in halves:
+        predict(out=(out := tmp_path / f"{fold}_{names[0]}"), checkpoints=names[:1], folds=[str(fold)], **own)
+        for case in cases:
+            one, other = (read_label_map(folder / f"{case}.nii.gz")[0] for folder in (tmp_path / "cv", out))
+            assert (one == other).all()
+
+
+def test_a_smaller_choice_is_the_begin_of_a_larger_one(models):
+    """By whatever score, in each half too: `chosen:1` of a choice of three is the choice of one."""
+    model = models / "BraTSNoNewNetTrainer__SmallPlans__small"
+    for by in ("dice", "ET", "ranking"):
+        choose(model, folds=["0"], best=3, by=by, symmetries="none", **ON_CPU)
+        smaller = [read_choice(model / "fold_0", number) for number in (1, 2)]
+        for number, found in enumerate(smaller, 1):
+            choose(model, folds=["0"], best=number, by=by, symmetries="none", **ON_CPU)
+            assert read_choice(model / "fold_0") == found
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        (
+            "chosen:3",
+            r"chosen:3: .*fold_0/chosen\.json holds 2; `nnunet_brats choose -m .*small --best 3` writes as many",
+        ),
+        ("chosen:0", "chosen:0: expected chosen, or chosen:2 for the best two"),
+        ("chosen:x", "chosen:x: expected chosen, or chosen:2 for the best two"),
+        ("chosen:", "chosen:: expected chosen, or chosen:2 for the best two"),
+    ],
+)
+def test_more_than_was_chosen_is_refused_with_what_to_do(models, world, tmp_path, word, sentence):
+    model = models / "BraTSNoNewNetTrainer__SmallPlans__small"
+    choose(model, folds=["0"], best=2, symmetries="none", **ON_CPU)
+    with pytest.raises(UserError, match=sentence):
+        predict(out=tmp_path / "out", model=model, checkpoints=[word], images=world.raw / "imagesTs", **ON_CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cross_validation_is_not_continued_with_another_choice_of_the_halves(models, world, tmp_path):
     model = models / "BraTSNoNewNetTrainer__SmallPlans__small"
     named = dict(out=tmp_path / "out", model=model, folds=["0"], symmetries="none", cross_validation=True, **ON_CPU)
@@ -201,6 +256,9 @@ def test_an_interrupted_choice_goes_on_and_a_second_stage_shares_the_maps_of_the
     passes.clear()
     assert main([*words, "-prev_chk", "chosen"]) == 0
     assert len(passes) in (0, 6), "scores over another first stage are others"
+    passes.clear()
+    assert main([*words, "-prev_chk", "chosen:1"]) == 0
+    assert not passes, "the same first stage by another name"
 
 
 @pytest.mark.parametrize(
@@ -224,5 +282,6 @@ def test_what_cannot_be_chosen_is_said_with_what_to_do(options, sentence, models
 
 def test_maps_for_a_next_stage_are_of_named_checkpoints(models):
     first = models / "BraTSBaselineTrainer__SmallPlans__first"
-    with pytest.raises(UserError, match="-chk chosen: a map has the name of its checkpoint"):
-        predict(model=first, for_next_stage=True, checkpoints=["chosen"], device="cpu")
+    for word in ("chosen", "chosen:1"):
+        with pytest.raises(UserError, match=f"-chk {word}: a map has the name of its checkpoint"):
+            predict(model=first, for_next_stage=True, checkpoints=[word], device="cpu")

@@ -1,5 +1,6 @@
 """The second stage of a cascade: it names what the first has not predicted, and trains on what it has."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny_trainers import CPU, make_tiny
 
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer
+from nnunet_brats_ext.training.cascade import MAPS, note_of_makers
 
 
 def cascade(world) -> dict:
@@ -79,3 +81,26 @@ def test_training_on_other_maps_says_so_and_keeps_what_was_trained_on_those_befo
     assert (aside / "checkpoint_final.pth").read_text() == "single"
     assert not list(fold.glob("*.pth"))
     assert f"is kept in {aside}" in log.read_text()
+
+    def made(digest: str) -> None:
+        for name in ("checkpoint_epoch_1", "checkpoint_epoch_2"):
+            note_of_makers(maps / name).write_text(json.dumps({f"fold_0/{name}.pth": digest}))
+
+    (fold / MAPS).write_text(json.dumps(["checkpoint_epoch_1", "checkpoint_epoch_2"]))  # as earlier versions noted
+    (fold / "checkpoint_final.pth").write_text("several")
+    made("one")
+    start(epoch=3)
+    start()
+    start(epoch=3)
+    assert (fold / "checkpoint_final.pth").read_text() == "several", "nothing says that the maps are others"
+    made("other")
+    with pytest.raises(UserError, match=r"on other maps: .* checkpoint_epoch_1, checkpoint_epoch_2 .* without --c"):
+        start(epoch=3)
+    assert (fold / "checkpoint_final.pth").read_text() == "several"
+    (aside / "checkpoint_final.pth").unlink()
+    aside.rename(aside.with_name("before"))  # two within a second would have one name
+    log = start()
+    (aside,) = fold.parent.glob("earlier_fold_0_*")
+    assert (aside / "checkpoint_final.pth").read_text() == "several"
+    assert f"is kept in {aside}" in log.read_text()
+    start(epoch=3)

@@ -95,10 +95,11 @@ def test_predictions_of_one_model_share_its_training_and_say_what_differs():
     jobs = graph_of("lyu2020", only=("multiple_190", "ensemble_21"))
     assert {name.split("/")[1] for name in jobs if name.startswith("train/")} == {"stage1", "stage2"}
     one, many = (" ".join(jobs[f"predict/cv/{name}"].command) for name in ("stage2_on_190", "stage2_21"))
-    assert "-chk checkpoint_epoch_100.pth -prev_tr BraTSVAETrainer " in one
+    assert "-chk chosen:1 -prev_tr BraTSVAETrainer " in one
     assert "-prev_chk checkpoint_epoch_190.pth --combine vote" in one, "combined as the model's own prediction"
-    assert "-prev_chk checkpoint_epoch_190.pth checkpoint_epoch_254.pth checkpoint_epoch_289.pth --combine vote" in many
-    assert not [name for name in jobs if name.startswith("choose/")], "nothing here is chosen"
+    assert "-chk chosen:7 -prev_tr " in many and "-prev_chk chosen:3 --combine vote" in many
+    alone = graph_of("lyu2020", only=("model_190",))
+    assert not [name for name in alone if name.startswith("choose/")], "nothing here is chosen"
     assert "restore/final" not in jobs and "restore/final" in graph_of("lyu2020", only=("final",))
 
 
@@ -233,6 +234,28 @@ def test_checkpoints_are_chosen_once_the_folds_are_trained_and_before_they_predi
     assert "-chk checkpoint_epoch_1.pth checkpoint_epoch_2.pth checkpoint_final.pth --best 1 " in smoke
 
 
+def test_predictions_take_so_many_of_one_choice():
+    for only in ((), ("final",), ("ensemble_15", "ensemble_27")):  # whatever is asked for, the choice is the same
+        jobs = graph_of("lyu2020", only=only)
+        for stage in ("stage1", "stage2"):
+            assert "--best 9 --by dice " in " ".join(jobs[f"choose/{stage}"].command)
+        assert "-prev_chk chosen:1 " in " ".join(jobs["choose/stage2"].command), "judged as stage 2 itself predicts"
+    jobs = graph_of("lyu2020")
+    assert "--best 1 " in " ".join(jobs["choose/stage2_single"].command)
+    expected = dict(
+        stage1="chosen:1", stage1_9="chosen", stage2_15="chosen:5", stage2_27="chosen", stage2_single="chosen"
+    )
+    for name, word in expected.items():
+        job = jobs[f"predict/cv/{name}"]
+        assert dict(options_of(job.command))["-chk"] == (word,)
+        assert f"choose/{name.split('_')[0] if name != 'stage2_single' else name}" in job.after
+    smoke = graph_of("lyu2020", smoke=True)
+    for name, word in expected.items():  # two epochs: the best two of them, where more are asked for
+        words = dict(options_of(smoke[f"predict/cv/{name}"].command))["-chk"]
+        assert words == (("chosen:1",) if word == "chosen:1" else ("chosen",))
+    assert "--best 2 " in " ".join(smoke["choose/stage1"].command)
+
+
 def test_data_sets_of_one_recipe_keep_patients_in_their_folds():
     jobs = graph_of("henry2020")
     command = jobs["convert/minmax"].command
@@ -284,6 +307,7 @@ def test_a_student_is_trained_on_all_data_and_once_more_without_what_scores_it()
 def test_a_student_needs_unlabelled_cases():
     with pytest.raises(ValueError, match="the source has no cases without label, which 'distilled' is to learn from"):
         graph_of("lachinov2019", unlabelled=False)
+    assert "train/no_new_net/fold_0" in graph_of("lachinov2019", only=("teachers",), unlabelled=False)
 
 
 def test_without_unlabelled_cases_nothing_is_predicted_but_the_folds():

@@ -134,6 +134,10 @@ submission: pool
         (("y_b}", "y_b, tta: none}"), 10, "`tta` none of two is not that of one, None"),
         (("y_b}", "y_b, folds: [0]}"), 10, "`folds` (0,) of two is not that of one, None"),
         (("y_b}", "y_b, checkpoints: [best]}"), 10, "two has a previous stage or checkpoints of its own"),
+        (
+            ("submission", "predictions:\n  few: {of: two, checkpoints: {best: 1}}\nsubmission"), 10,
+            "few takes checkpoints of two that are chosen among these alone, and a fold keeps one choice",
+        ),
         (("b}", "b, combine: vote}"), 10, "two has no probabilities to average"),
         (
             ("three]\n    best: 2", "both]\n    best: 2\n  both: {method: mean, of: [one, two]}"), 10,
@@ -188,7 +192,12 @@ P = "p: {of: one, rules: [lyu2020]}"
         (("henry}", "lyu_stage1_filtered, filtered: one}"), None, ""),
         (("henry}", "mine, plans: Mine}"), None, ""),
         (("henry}", "henry, checkpoints: {best: 2, of: [final, 10], by: ranking}}"), None, ""),
-        (("henry}", "henry, checkpoints: {best: 3, of: [final, 10]}}"), 5, "the best 3 of 2 checkpoints; name more"),
+        (("henry}", "henry, checkpoints: {best: 3, of: [final, 10]}}"), 5, "the best 3 of 2 checkpoints, final, 10;"),
+        (("lyu_stage1}", "lyu_stage1, checkpoints: {best: 12}}"), None, ""),
+        (
+            ("lyu_stage1}", "lyu_stage1, epochs: 190, checkpoints: {best: 6}}"), 4,
+            "the best 6 of 5 checkpoints, 165, 184, 190, best, final; name more in `of`",
+        ),
         (("henry}", "henry, checkpoints: {best: 1, by: NCR}}"), 5, "--by NCR: no objective 'NCR'; there are ranking"),
         (("henry}", "henry, epochs: 9, checkpoints: {best: 1, of: [10]}}"), 5, "epoch 10 is beyond the `epochs` of"),
         (("henry}", "henry, epochs: 9, checkpoints: [final, 10]}"), 5, "epoch 10 is beyond the `epochs` of two, 9"),
@@ -299,7 +308,15 @@ LATE = "late: {of: two, checkpoints: [57], folds: [0, 1, 2, 3, 4]}"
         ((LATE, "late: {of: two, previous_stage: two}"), 7, "prediction of two; the previous stage of two is one"),
         ((LATE, "late: {of: one, previous_stage: one}"), 7, "one is a prediction of one; one has no previous stage"),
         ((LATE, "late: {of: two, tta: miror}"), 7, "'miror' is none of paper"),
-        ((LATE, "late: {of: one, checkpoints: {best: 3}}"), 7, "another choice than that of one, and a fold"),
+        ((LATE, "late: {of: one, checkpoints: {best: 3}}"), None, ""),
+        (
+            (LATE, "late: {of: one, checkpoints: {best: 3, by: ET}}"), 7,
+            "`by` ET of late is not that of one, dice: a fold of one keeps one choice; say the same",
+        ),
+        (
+            (LATE, "late: {of: one, checkpoints: {best: 1, of: [165, final]}}"), 7,
+            "`of` 165, final of late is not that of one, every checkpoint",
+        ),
         ((LATE, "late: {of: one, tta: none}"), None, ""),
         (("previous_stage: early", "previous_stage: all"), 4, "'all' is none of one, two, early, late"),
         (("submission: late", "submission: all"), 9, "'all' is none of one, two, early, late"),

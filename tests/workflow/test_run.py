@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,9 @@ def test_what_lies_in_the_folder_of_a_run_is_named_from_there(tmp_path, monkeypa
     ]
     assert not [word for word in words if str(tmp_path) in word]
     assert set(run.environment) == set(run.environment.values()), "a trial run keeps to itself"
-    monkeypatch.setattr(run_module, "scan", lambda _: SimpleNamespace(layout=LAYOUTS["BraTS2020"], cases=CASES))
+    monkeypatch.setattr(
+        run_module, "scan", lambda root: SimpleNamespace(root=root, layout=LAYOUTS["BraTS2020"], cases=CASES)
+    )
     _, run = plan_run(RunOptions("lyu2020", tmp_path / "release", folder=tmp_path / "run", device="cpu"))
     assert run.environment["nnUNet_raw"] == str(tmp_path / "elsewhere")
     assert run.environment["nnUNet_results"] == "nnUNet_results"
@@ -170,12 +173,71 @@ def test_who_learns_from_what_is_submitted_is_named_until_that_is_kept_out(tmp_p
             plan_run(RunOptions("lachinov2019", folder=tmp_path / "run", scale="smoke", device="cpu", also=also))
         return " ".join(str(one.message) for one in found)
 
-    write_case(tmp_path / "other", LAYOUTS["BraTS2018"], LAYOUTS["BraTS2018"].case_name(1))
+    write_case(tmp_path / "other", LAYOUTS["BraTS2018"], LAYOUTS["BraTS2018"].case_name(1), training=False)
     assert "student_all learns from the cases without label that it is submitted for" in said()
     assert "--also evaluated=FOLDER keeps them out" in said(f"earlier={tmp_path / 'other'}")
     assert said(f"evaluated={tmp_path / 'other'}") == (
         "the recipe can use further folders: --also earlier=FOLDER --also labelled=FOLDER"
     )
+
+
+PARTS = {"LABELLED": "Training", "UNLABELLED": "Validation"}
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    """BraTS 2019: two cases with labels, two without."""
+    layout = LAYOUTS["BraTS2019"]
+    for number in range(4):
+        place = tmp_path / "source" / f"MICCAI_BraTS_2019_Data_{PARTS['LABELLED' if number < 2 else 'UNLABELLED']}"
+        write_case(place, layout, layout.case_name(number + 1), training=number < 2)
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize(
+    ("also", "words"),
+    [
+        ("evaluated=UNLABELLED", "no case to distill is left: 2 excluded by name (--also evaluated=UNLABELLED); leave"),
+        ("evaluated=FLAT", "no case to distill is left: 2 excluded by name (--also evaluated=FLAT); leave it out"),
+        ("evaluated=SOURCE earlier=EARLIER", "no case with manual labels is left: 2 excluded by name (--also"),
+        ("evaluated=UNLABELLED earlier=EARLIER", ""),
+        ("evaluated=UNLABELLED labelled=EARLIEST", ""),
+        ("evaluated=EARLIER", ""),
+        ("earlier=LABELLED", "--also earlier=LABELLED: no case without label, which 'distilled' is to learn from"),
+        ("labelled=UNLABELLED", "--also labelled=UNLABELLED: no case with a label, which 'distilled' is to learn"),
+        ("labelled=RESECTED", "--also labelled=RESECTED: its labels, 1 NCR, 2 ED, 3 ET, 4 RC, cannot join those of"),
+    ],
+)
+def test_a_student_with_nothing_to_learn_is_refused_before_its_teachers_are_trained(release, tmp_path, also, words):
+    places = {name: release / f"MICCAI_BraTS_2019_Data_{part}" for name, part in PARTS.items()} | {"SOURCE": release}
+    for name, layout, labelled in (
+        ("EARLIER", LAYOUTS["BraTS2018"], False),
+        ("RESECTED", LAYOUTS["BraTS2024-GLI"], True),
+        ("EARLIEST", LAYOUTS["BraTS2015"], True),
+    ):
+        places[name] = tmp_path / name
+        write_case(places[name], layout, layout.case_name(9), training=labelled)
+    (flat := places.setdefault("FLAT", tmp_path / "flat")).mkdir()
+    for path in places["UNLABELLED"].rglob("*_t1.nii.gz"):
+        (flat / f"{path.parent.name}.nii.gz").touch()
+    assert len(list(flat.iterdir())) == 2
+
+    def plan(*only: str) -> None:
+        given = tuple(f"{name}={places[place]}" for name, place in (option.split("=") for option in also.split()))
+        plan_run(RunOptions("lachinov2019", release, folder=tmp_path / "run", device="cpu", also=given, only=only))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan("teachers")
+        if not words:
+            plan()
+            return
+        with pytest.raises(UserError) as error:
+            plan()
+    said = str(error.value)
+    for name, place in places.items():
+        said = re.sub(f"={re.escape(str(place))}(?=[:) ])", f"={name}", said)
+    assert words in said
 
 
 def test_a_run_on_one_patient_is_refused(tmp_path):

@@ -271,11 +271,8 @@ def _plan(
     manual = {key: case for key, case in candidates.items() if case.kind == MANUAL}
     extra = [key for key in kept if key not in manual]
     if not extra or len(extra) == len(kept):
-        reasons = Counter(dropped.reason for dropped in selection.dropped)
-        raise UserError(
-            f"no case {'with manual labels' if extra else 'to distill'} is left: "
-            + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        )
+        kind = "with manual labels" if extra else "to distill"
+        raise UserError(nothing_left(kind, Counter(dropped.reason for dropped in selection.dropped)))
     patients = _patients(candidates, everything, selection)
     strata = {key: case.described.get("grade") or case.described.get("site") or "" for key, case in manual.items()}
     splits, folds_from = manual_splits(
@@ -284,6 +281,11 @@ def _plan(
     return DistillationPlan(
         kept, examined, selection, patients, student_splits(splits, kept, extra, patients), folds_from
     )
+
+
+def nothing_left(kind: str, reasons: Mapping[str, int]) -> str:
+    """What is wrong where no case of a kind stays. reasons: why cases were left out, and how many."""
+    return f"no case {kind} is left: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _require_convertible(cases: Iterable[Candidate], regions: Head | None) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_brats_ext.brats import Head
+from nnunet_brats_ext.brats import Head, LabelScheme
 from nnunet_brats_ext.dataset_conversion.dataset_folder import RawDataset, read_manifest
-from nnunet_brats_ext.dataset_conversion.scan import patient_id, scan
+from nnunet_brats_ext.dataset_conversion.scan import SourceCase, patient_id, scan
 from nnunet_brats_ext.predictions.folders import find_cases, open_folders
 from nnunet_brats_ext.storage.datasets import FILE as DATASET_JSON
 from nnunet_brats_ext.storage.datasets import NO_NORMALISATION, DatasetDescription
@@ -20,6 +20,7 @@ from nnunet_brats_ext.storage.json_files import read_json
 
 MANUAL, FOREIGN, PSEUDO = "manual", "foreign", "pseudo"  # of two with the same images, the former's label is taken
 EXCLUDED = "excluded"
+Regions = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,19 @@ def labelled_cases(dataset: RawDataset, kind: str, wanted: RawDataset) -> list[C
 
 def joined_labels(here: DatasetDescription, there: DatasetDescription) -> dict[int, int]:
     """The labels that join others where data sets differ in these alone, as NET of BraTS 2015 joins NCR; else none."""
-    joined = {label: other for label, other in (here.scheme.predicted if here.scheme else {}).items() if label != other}
-    regions = {name: {joined.get(label, label) for label in labels} for name, labels in here.declared.items()}
-    return joined if regions == {name: {*labels} for name, labels in there.declared.items()} else {}
+    return _joined(here.scheme.predicted if here.scheme else {}, here.declared, there.declared)
+
+
+def can_learn_labels(here: LabelScheme, there: LabelScheme) -> bool:
+    """Whether labels of a numbering can stand beside those of the labelled data set: the same regions, or joined."""
+    same = here.regions == there.regions or _joined(here.predicted, here.regions, there.regions)
+    return bool(same) and here.paint == there.paint
+
+
+def _joined(predicted: Mapping[int, int], here: Regions, there: Regions) -> dict[int, int]:
+    joined = {label: other for label, other in predicted.items() if label != other}
+    regions = {name: {joined.get(label, label) for label in labels} for name, labels in here.items()}
+    return joined if regions == {name: {*labels} for name, labels in there.items()} else {}
 
 
 def training_files(dataset: RawDataset) -> dict[str, tuple[list[Path], Path]]:
@@ -233,8 +244,7 @@ def _listed(path: Path) -> list[str]:
 
 def _in_folder(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     """Images in nnU-Net's form, in the labelled data set's order of channels; or only names, from other files."""
-    channels, first = channels_of(wanted), f"_0000{wanted.ending}"
-    cases = [path.name.removesuffix(first) for path in sorted(folder.glob(f"[!.]*{first}"))]
+    channels, cases = channels_of(wanted), _with_images(folder, wanted.ending)
     if not cases:
         return [_excluded_case(case, folder) for case in find_cases(folder, wanted.ending)]
     beside = DatasetDescription.find(folder.parent)
@@ -248,13 +258,32 @@ def _in_folder(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     return found
 
 
+def _with_images(folder: Path, ending: str) -> list[str]:
+    """The cases of a folder of images in nnU-Net's form."""
+    first = f"_0000{ending}"
+    return [path.name.removesuffix(first) for path in sorted(folder.glob(f"[!.]*{first}"))]
+
+
+def names_to_exclude(folder: Path, ending: str = ".nii.gz") -> frozenset[str]:
+    """The names of cases and patients that a folder leaves out; images, which are read later, may leave out more."""
+    if any(folder.glob(f"[!.]*{ending}")):
+        cases = _with_images(folder, ending) or list(find_cases(folder, ending))
+        return frozenset().union(*(_excluded_case(case, folder).names for case in cases))
+    return frozenset().union(*map(names_of, scan(folder).cases))
+
+
+def names_of(case: SourceCase) -> frozenset[str]:
+    """All that a case of a release may be excluded by."""
+    return frozenset({case.name, case.patient, patient_id(case.name), *case.known_as})
+
+
 def _in_release(folder: Path, wanted: DatasetDescription) -> list[Candidate]:
     """A release as it was unpacked; without images where a case lacks sequences or keeps them all in one file."""
     found = []
     for case in scan(folder).cases:
         complete = set(wanted.acquired) <= set(case.files)
         images = tuple(case.files[name] for name in wanted.acquired) if complete else ()
-        found.append(_excluded_case(case.name, folder, images, {case.patient, *case.known_as}))
+        found.append(_excluded_case(case.name, folder, images, names_of(case)))
     return found
 
 

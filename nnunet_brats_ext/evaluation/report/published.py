@@ -16,12 +16,16 @@ Statistic = Literal["mean", "deviation", "median", "range"]
 
 
 class ScoreRow(NamedTuple):
-    """One system: on which cases it was scored, and its scores as text, one per column."""
+    """One system: on which cases it was scored, and its scores as text, one per column.
+
+    weights: how many our network of a row has at inference, in millions.
+    """
 
     system: str
     data: str
     scores: list[str]
     ours: bool
+    weights: str = ""
 
 
 class PublishedTable(NamedTuple):
@@ -31,6 +35,10 @@ class PublishedTable(NamedTuple):
     link: str
     columns: list[str]
     rows: list[ScoreRow]
+
+    @property
+    def has_weights(self) -> bool:
+        return any(row.weights for row in self.rows)
 
 
 def papers_with_results() -> list[str]:
@@ -98,10 +106,15 @@ def _rows(row: PublishedResult, ours: tuple[str, ModelResults] | None, digits: D
         name, models = ours
         computed = {column: _computed(models, *column, row.over, set(printed[column])) for column in digits}
         scores = [_shown(computed[column], digits[column]) for column in digits]
-        rows.append(ScoreRow(name, _data_of(models, row.over), scores, ours=True))
+        rows.append(ScoreRow(name, _data_of(models, row.over), scores, True, _weights_of(row.trainer)))
     elif row.absent:
         rows.append(ScoreRow("not here", row.absent, [""] * len(digits), ours=True))
     return rows
+
+
+def _weights_of(trainer: str | None) -> str:
+    facts = trainers().get(trainer or "")
+    return f"{facts.parameters / 1e6:.3f}" if facts and facts.parameters else ""
 
 
 def _row_of(name: str, one: Results, digits: Digits) -> ScoreRow:
