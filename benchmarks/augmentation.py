@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from nnunet_brats_ext.evaluation.pictures import HeadImage, PicturePanel, draw_grid, read_upright
 from nnunet_brats_ext.trainers.hashemi2021 import transforms
-from nnunet_brats_ext.trainers.hashemi2021.transforms import ComposedWarp, random_affine
+from nnunet_brats_ext.trainers.hashemi2021.transforms import ComposedWarp, compose, random_steps
 
 CHANNELS = 4
 Warp = Callable[[np.ndarray, np.ndarray], object]
@@ -54,7 +54,7 @@ def look_up(image: np.ndarray, labels: np.ndarray, coordinates: np.ndarray) -> t
 def scipy_once(image: np.ndarray, labels: np.ndarray) -> object:
     rng, size = np.random.default_rng(), image.shape[1:]
     y, x = (np.arange(length) - (length - 1) / 2 for length in size)
-    (xx, xy, dx), (yx, yy, dy), _ = random_affine(rng, size)
+    (xx, xy, dx), (yx, yy, dy), _ = compose(random_steps(rng, size))
     coordinates = np.stack([yx * x + yy * y[:, None] + dy - y[0], xx * x + xy * y[:, None] + dx - x[0]])
     return look_up(image, labels, coordinates + scipy_displacement(rng, size))
 

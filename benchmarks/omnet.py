@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet, TaskNetwork
 from nnunet_brats_ext.inference.tilings import Volume
-from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy
+from nnunet_brats_ext.losses.multi_task import TRANSFER, MultiTaskCrossEntropy
 from nnunet_brats_ext.trainers.zhou2020.tilings import CENTRAL_PARTS
 from nnunet_brats_ext.training.seams import fastest_memory_format
 
@@ -46,7 +46,7 @@ def training_step(network: TaskNetwork, batch: int) -> Callable[[], None]:
     """One batch of `batch` patches for each task, as the trainers take it."""
     device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
-    loss = MultiTaskCrossEntropy(data_transfer=isinstance(network, OMNet))
+    loss = MultiTaskCrossEntropy(transfer=TRANSFER if isinstance(network, OMNet) else {})
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.99, weight_decay=5e-4)
     scaler = torch.amp.GradScaler(device.type, enabled=on_gpu)
     x = torch.randn(network.tasks * batch, CHANNELS, *PATCH, device=device)

@@ -237,6 +237,10 @@ class Paper:
         """Authors and year, as tables name a paper."""
         return f"{self.authors} {self.year}"
 
+    def switches(self, *names: str) -> dict[str, Difference]:
+        """Those of its `differences` that change something in a trainer, which declares them."""
+        return {name: self.differences[name] for name in names}
+
     @property
     def recipe(self) -> Path | None:
         path = self.folder / RECIPE

@@ -1,6 +1,6 @@
 """The loss of OM-Net, with online training data transfer: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,22 @@ from nnunet_brats_ext.architectures.omnet.networks import TaskOutput
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES, CORE, ET, TUMOUR
 from nnunet_brats_ext.losses.precision import wide
 
-# By task: a patch of an earlier task also trains this one if these labels fill at least this share of its voxels.
-TRANSFER = {1: (TUMOUR, 0.4), 2: (CORE, 0.5)}
+Transfer = Mapping[int, tuple[Collection[int], float]]
+"""By task: a patch of an earlier task also trains this one if these labels fill at least this share of its voxels."""
+
+TRANSFER: Transfer = {1: (TUMOUR, 0.4), 2: (CORE, 0.5)}
+RELEASED_TRANSFER: Transfer = {**TRANSFER, 1: (TUMOUR, 6553 / 16384)}  # 0.4 of a patch of 16 x 32 x 32, rounded down
 
 
-def selected_rows(labels: Tensor, task: int, rows_per_task: int, data_transfer: bool = True) -> Tensor:
+def selected_rows(labels: Tensor, task: int, rows_per_task: int, transfer: Transfer = TRANSFER) -> Tensor:
     """Which rows train a task: labels (n, *s), of which the last `rows_per_task` rows are its own data -> bool (n,).
 
-    Its own rows always do; those before them only by the rules of data transfer.
+    Its own rows always do; those before them only by the rules of data transfer, which may be none.
     """
     own = torch.arange(len(labels), device=labels.device) >= len(labels) - rows_per_task
-    if not data_transfer or task not in TRANSFER:
+    if task not in transfer:
         return own
-    classes, share = TRANSFER[task]
+    classes, share = transfer[task]
     filled = torch.stack([labels == label for label in classes]).any(0).flatten(1).float().mean(1)
     return own | (filled >= share)
 
@@ -46,9 +49,9 @@ class MultiTaskCrossEntropy(nn.Module):
     latest: dict[str, Tensor]
     """The loss of each task in the latest call, by name, for the log."""
 
-    def __init__(self, tasks: int = len(CLASSES), data_transfer: bool = True):
+    def __init__(self, tasks: int = len(CLASSES), transfer: Transfer = TRANSFER):
         super().__init__()
-        self.tasks, self.data_transfer = tasks, data_transfer
+        self.tasks, self.transfer = tasks, transfer
         self.latest = {}
 
     def forward(self, output: TaskOutput, target: Sequence[Tensor]) -> Tensor:
@@ -58,7 +61,7 @@ class MultiTaskCrossEntropy(nn.Module):
         for task, scores in output.scores.items():
             end = (task + 1) * rows
             seen = labels[end - len(scores) : end]
-            selected = selected_rows(seen, task, rows, self.data_transfer)
+            selected = selected_rows(seen, task, rows, self.transfer)
             truth = (seen == ET).long() if CLASSES[task] == 2 else seen
             with torch.autocast(scores.device.type, enabled=False):
                 voxels = functional.cross_entropy(wide(scores), truth, reduction="none")

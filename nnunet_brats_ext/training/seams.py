@@ -63,11 +63,12 @@ class PlainTrainer(ResumableTrainer):
     """How the trainer predicts, and so on, where no `paper.py` says it; None is what its parent has."""
 
     differences: ClassVar[Mapping[str, Difference]] = {}
-    """Where the text of the trainer's paper and its authors' release disagree: those of its `paper.py`."""
+    """Where the text of the trainer's paper and its authors' release disagree in what this class does, from its
+    `paper.py`; a subclass adds to those of its parents."""
 
     follows: ClassVar[Source | Mapping[str, Source]] = {}
-    """Which of the two the trainer follows, in all `differences` or by name. A subclass adds to those of its parents,
-    or replaces them; what no class names is as `Difference.default` says."""
+    """Which of the two the trainer follows, in all its `differences` or by name. A subclass adds to those of its
+    parents, or replaces them; what no class names is as `Difference.default` says."""
 
     normalise: ClassVar[str] = ""
     """What normalises the images: a name of `convert --normalise`, or nnU-Net; "" is any, others are a warning."""
@@ -104,27 +105,37 @@ class PlainTrainer(ResumableTrainer):
         return facts_of_class(cls)
 
     @classmethod
+    def all_differences(cls) -> dict[str, Difference]:
+        """`differences` of the class and of all its parents: every switch that changes something in it."""
+        found: dict[str, Difference] = {}
+        for declaring in reversed(cls.__mro__):
+            found |= vars(declaring).get("differences", {})
+        return found
+
+    @classmethod
     def follows_text(cls, difference: str) -> bool:
         """Whether one of its `differences` is as the paper's text has it; else it is as the release has it."""
+        default = cls.all_differences()[difference].default
         for declaring in cls.__mro__:
             followed = vars(declaring).get("follows", {})
             if isinstance(followed, str):
                 return followed == "text"
             if difference in followed:
                 return followed[difference] == "text"
-        return cls.differences[difference].default == "text"
+        return default == "text"
 
     @classmethod
     def check_follows(cls) -> None:
-        """An error where a class follows what there is not."""
+        """An error where a class follows what there is not, or what changes nothing in it."""
+        differences = cls.all_differences()
         for declaring in cls.__mro__:
             followed = vars(declaring).get("follows", {})
-            named = dict.fromkeys(cls.differences, followed) if isinstance(followed, str) else followed
+            named = dict.fromkeys(differences, followed) if isinstance(followed, str) else followed
             for difference, source in named.items():
-                if difference not in cls.differences or source not in get_args(Source):
+                if difference not in differences or source not in get_args(Source):
                     raise AttributeError(
                         f"{declaring.__name__}.follows: {difference}={source!r}; expected 'text' or 'release' for some "
-                        f"of {', '.join(cls.differences) or 'no differences: its paper names none'}"
+                        f"of {', '.join(differences) or f'no differences: nothing in {cls.__name__} depends on any'}"
                     )
 
     def set_hyperparameters(self) -> None:

@@ -1,14 +1,16 @@
 """Where the text of a paper and its release disagree: every switch, and the trainers that follow the text."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from tiny_trainers import build, make_tiny, random_batch
+from tiny_trainers import build, make_tiny, random_batch, tiny
 from torch import nn
 from torch.nn import functional
 
@@ -24,6 +26,7 @@ from nnunet_brats_ext.losses.vae import kl_divergence, reconstruction_loss
 from nnunet_brats_ext.papers import Difference
 from nnunet_brats_ext.trainers import (
     BraTS2DAsWrittenTrainer,
+    BraTS2DTrainer,
     BraTS2DTumorCoreAugmentedAsWrittenTrainer,
     BraTS2DTumorCoreTrainer,
     BraTSAttentionVAEAsWrittenTrainer,
@@ -42,12 +45,14 @@ from nnunet_brats_ext.trainers import (
 from nnunet_brats_ext.trainers.hashemi2021.sampling import NonEmptySlices
 from nnunet_brats_ext.trainers.henry2020.transforms import RelativeNoise, SwapAndFlip
 from nnunet_brats_ext.trainers.lachinov2019.sampling import LabelBoxDraws, PatchesWithTumour
+from nnunet_brats_ext.training import cascade
 from nnunet_brats_ext.training.base import BraTSTrainer
 
 CARDS = Path(__file__).parents[2] / "docs" / "recipes"
 PAPERS = {key: paper for key, paper in papers.find_papers(external="").items() if paper.differences}
 NO_CASES = SimpleNamespace(source_folder="", identifiers=[], folder_with_segs_from_previous_stage=None)
 AS_WRITTEN = [name for name, facts in papers.trainers().items() if facts.as_written_of]
+SWITCHED = [name for name in papers.trainers() if getattr(trainers, name).all_differences() and name not in AS_WRITTEN]
 
 
 # ---- how a trainer says what it follows ----------------------------------------------------------------------------
@@ -65,7 +70,7 @@ class Deep(Plain):
 
 
 def followed(trainer: type[BraTSTrainer]) -> list[bool]:
-    return [trainer.follows_text(difference) for difference in trainer.differences]
+    return [trainer.follows_text(difference) for difference in trainer.all_differences()]
 
 
 def test_a_class_follows_what_it_names_else_its_parents_else_the_default():
@@ -88,7 +93,7 @@ def test_a_trainer_as_written_is_the_other_one_and_follows_the_text_throughout(n
     other = papers.trainers()[facts.as_written_of]
     assert name == other.name.replace("Trainer", "AsWrittenTrainer")
     assert issubclass(own, getattr(trainers, other.name))
-    assert followed(own) == [True] * len(own.differences) and own.differences
+    assert all(followed(own)) and own.all_differences() == getattr(trainers, other.name).all_differences() != {}
     assert (facts.configuration, facts.prediction) == (other.configuration, other.prediction)
     assert {attribute for attribute in vars(own) if attribute[0] != "_"} <= {"follows", "normalise"}
 
@@ -103,6 +108,63 @@ def test_the_card_has_a_row_for_every_difference(key):
         assert f"| {difference.default} |" in rows[name]
         declared = (Path(trainers.__file__).parent / key / "trainers.py").read_text()
         assert f'follows_text("{name}")' in declared, "a switch that nothing asks for"
+
+
+def describe(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """What an object is made of: its type and attributes, arrays by their bytes; equal for equal objects."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return tuple(value.shape), torch.as_tensor(value).detach().numpy().tobytes()
+    if isinstance(value, Mapping):
+        return [(describe(key, above), describe(one, above)) for key, one in value.items()]
+    if isinstance(value, list | tuple):
+        return [describe(one, above) for one in value]
+    if isinstance(value, str | int | float | None):
+        return value
+    if id(value) in above or not hasattr(value, "__dict__") or isinstance(value, FunctionType):
+        return type(value).__name__
+    attributes = {name: one for name, one in vars(value).items() if not name.endswith("_hooks")}  # torch numbers them
+    return type(value).__name__, describe(attributes, (*above, id(value)))
+
+
+def training_of(trainer: type[BraTSTrainer], world, follows: dict[str, str]) -> Any:
+    """Network and loss after a step, the optimiser and its rates, augmentation and sampling of a trainer."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    stage = {"previous_stage": "3d_fullres", "patch_size": [16] * 3} if trainer.all_facts().previous_stage else {}
+    built = build(world, type(trainer.__name__, (trainer,), {"follows": follows}), **stage)
+    built.initialize()
+    rates = []
+    for epoch in range(built.num_epochs):
+        built.lr_scheduler.step(epoch)
+        rates.append([group["lr"] for group in built.optimizer.param_groups])
+    built.current_epoch = built.num_epochs // 15  # in OM-Net's curriculum, two tasks of three
+    built.train_step(random_batch(built))
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in built.optimizer.param_groups]
+    data = built.augmentation(), built.sampling(NO_CASES)
+    return describe([built.network, built.loss, rates, groups, *data, getattr(built, "averaging", None)])
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_every_switch_of_a_trainer_changes_its_training(name, world, monkeypatch):
+    monkeypatch.setattr(cascade, "expanded_maps", lambda folder: [Path("a"), Path("b")])
+    with tiny(name) as trainer:
+        switches = trainer.all_differences()
+        usual = dict.fromkeys(switches, "release") | {one: "text" for one in switches if trainer.follows_text(one)}
+        expected = training_of(trainer, world, usual)
+        assert training_of(trainer, world, usual) == expected
+        other = {"text": "release", "release": "text"}
+        changed = {one: training_of(trainer, world, {one: other[usual[one]]}) != expected for one in switches}
+    assert all(changed.values()), changed
+
+
+@pytest.mark.parametrize("key", PAPERS)
+def test_every_switch_is_some_trainers_and_another_trainer_refuses_it(key):
+    declared = [getattr(trainers, one.name).all_differences() for one in PAPERS[key].trainers]
+    assert {switch for one in declared for switch in one} == set(PAPERS[key].differences)
+    for facts, own in zip(PAPERS[key].trainers, declared, strict=True):
+        for switch in PAPERS[key].differences.keys() - own:
+            with pytest.raises(AttributeError, match=f"{switch}='text'; expected"):
+                type("Own", (getattr(trainers, facts.name),), {"follows": {switch: "text"}}).check_follows()
 
 
 # ---- Lyu & Shu 2020 ------------------------------------------------------------------------------------------------
@@ -321,7 +383,7 @@ def test_the_loss_as_written_is_equation_1_of_every_slice_added_up(world):
     assert (loss.batch, loss.summed, loss.region) == (False, True, 1)
     loss = build(world, BraTS2DTumorCoreTrainer).region_loss()
     assert (loss.batch, loss.summed, loss.reversed_weights, loss.region) == (True, False, False, 1)
-    released = build(world, type("Released", (BraTS2DTumorCoreTrainer,), {"follows": "release"})).region_loss()
+    released = build(world, type("Released", (BraTS2DTrainer,), {"follows": "release"})).region_loss()
     assert released.batch and released.reversed_weights
 
 

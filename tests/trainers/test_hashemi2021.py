@@ -35,9 +35,11 @@ from nnunet_brats_ext.trainers.hashemi2021.trainers import (
 )
 from nnunet_brats_ext.trainers.hashemi2021.transforms import (
     ComposedWarp,
-    random_affine,
+    compose,
     random_displacement,
+    random_steps,
     sampling_grid,
+    truncated_grid,
 )
 from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS
 
@@ -233,8 +235,11 @@ def test_the_loss_does_not_overflow_in_half_precision():
 SIZE = (40, 56)  # y, x
 
 
-def coordinates_step_by_step(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """What Table I of the paper prescribes, transform after transform, in pixels from the corner, (y, x)."""
+def coordinates_step_by_step(rng: np.random.Generator, size: tuple[int, int], kept: type = float) -> np.ndarray:
+    """What Table I of the paper prescribes, transform after transform, in pixels from the corner, (y, x).
+
+    kept: the type of an array that coordinates are put into after every transform.
+    """
     height, width = size
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
     y, x = np.mgrid[:height, :width].astype(float)
@@ -243,20 +248,20 @@ def coordinates_step_by_step(rng: np.random.Generator, size: tuple[int, int]) ->
     scale_x, scale_y = rng.uniform(0.9, 1.1, 2)
     shear_x, shear_y = rng.uniform(-0.05, 0.05, 2)
     angle = rng.uniform(-15, 15) * np.pi / 180
-    x += rng.uniform(-0.1, 0.1) * width
-    y += rng.uniform(-0.1, 0.1) * height
-    x = (x - middle_x) / scale_x + middle_x
-    y = (y - middle_y) / scale_y + middle_y
-    x = x + shear_x * (y - middle_y)
-    y = y + shear_y * (x - middle_x)
+    x = (x + rng.uniform(-0.1, 0.1) * width).astype(kept)
+    y = (y + rng.uniform(-0.1, 0.1) * height).astype(kept)
+    x = ((x - middle_x) / scale_x + middle_x).astype(kept)
+    y = ((y - middle_y) / scale_y + middle_y).astype(kept)
+    x = (x + shear_x * (y - middle_y)).astype(kept)
+    y = (y + shear_y * (x - middle_x)).astype(kept)
     x, y = (
-        np.cos(angle) * (x - middle_x) - np.sin(angle) * (y - middle_y) + middle_x,
-        np.sin(angle) * (x - middle_x) + np.cos(angle) * (y - middle_y) + middle_y,
+        (np.cos(angle) * (x - middle_x) - np.sin(angle) * (y - middle_y) + middle_x).astype(kept),
+        (np.sin(angle) * (x - middle_x) + np.cos(angle) * (y - middle_y) + middle_y).astype(kept),
     )
     noise = rng.random((2, *size), dtype=np.float32) * 2 - 1
-    x += 600 * gaussian_filter(noise[0].astype(float), 30, mode="constant")
-    y += 600 * gaussian_filter(noise[1].astype(float), 30, mode="constant")
-    return np.stack([y, x])
+    x = x + 600 * gaussian_filter(noise[0].astype(float), 30, mode="constant")
+    y = y + 600 * gaussian_filter(noise[1].astype(float), 30, mode="constant")
+    return np.stack([y, x]).astype(kept)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -264,7 +269,7 @@ def test_one_interpolation_looks_up_what_nine_transforms_lead_to(seed):
     image = torch.randn(4, *SIZE)
     segmentation = torch.randint(-1, 4, (1, *SIZE), dtype=torch.int16)
     rng = np.random.default_rng(seed)
-    grid = sampling_grid(random_affine(rng, SIZE), random_displacement(rng, SIZE))
+    grid = sampling_grid(compose(random_steps(rng, SIZE)), random_displacement(rng, SIZE))
     expected = coordinates_step_by_step(np.random.default_rng(seed), SIZE)
     found = (grid[0].numpy()[..., ::-1].transpose(2, 0, 1) + 1) / 2 * (np.array(SIZE)[:, None, None] - 1)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -276,6 +281,33 @@ def test_one_interpolation_looks_up_what_nine_transforms_lead_to(seed):
     nearest = map_coordinates(segmentation[0].numpy(), expected, order=0, mode="nearest")
     assert warped["segmentation"].dtype == torch.int16
     assert np.mean(warped["segmentation"][0].numpy() != nearest) < 0.002  # halfway between two pixels
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_release_truncates_coordinates_after_each_transform_and_takes_the_nearest_pixel(seed):
+    rng = np.random.default_rng(seed)
+    grid = truncated_grid(random_steps(rng, SIZE), random_displacement(rng, SIZE))
+    expected = coordinates_step_by_step(np.random.default_rng(seed), SIZE, kept=np.int64)
+    found = (grid[0].numpy()[..., ::-1].transpose(2, 0, 1) + 1) / 2 * (np.array(SIZE)[:, None, None] - 1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    exact = coordinates_step_by_step(np.random.default_rng(seed), SIZE)
+    assert 0.5 < np.abs(expected - exact).max() < 7, "up to a pixel in each of six steps, about"
+
+    image = torch.randn(4, *SIZE)
+    warped = ComposedWarp(truncated=True).apply({"image": image, "segmentation": image[:1]}, grid=grid)
+    y, x = (np.clip(axis, 0, length - 1) for axis, length in zip(expected, SIZE, strict=True))
+    assert torch.equal(warped["image"], image[:, y, x])
+    assert torch.equal(warped["segmentation"], image[:1, y, x])
+
+
+@pytest.mark.parametrize(("follows", "truncated"), [({}, False), ("text", False), ("release", True)])
+def test_the_augmentation_of_the_text_interpolates_once_and_that_of_the_release_truncates(follows, truncated, world):
+    own = type("Own2DTrainer", (BraTS2DWholeTumorAugmentedTrainer,), {"follows": follows})
+    (warp,) = build(world, own).augmentation()
+    assert warp.truncated == truncated
+    image = torch.rand(1, *SIZE)
+    taken = torch.isin(warp(image=image.clone())["image"], image).float().mean()
+    assert (taken == 1) == truncated, "pixels of the slice itself"
 
 
 def test_nothing_moves_where_every_transform_is_off(monkeypatch):

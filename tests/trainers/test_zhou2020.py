@@ -29,7 +29,7 @@ from nnunet_brats_ext.brats import ED, ET, NCR
 from nnunet_brats_ext.inference.choices import find_symmetries
 from nnunet_brats_ext.inference.predictor import BraTSPredictor
 from nnunet_brats_ext.inference.symmetries import predict_each
-from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
+from nnunet_brats_ext.losses.multi_task import RELEASED_TRANSFER, TRANSFER, MultiTaskCrossEntropy, selected_rows
 from nnunet_brats_ext.predictions.rule_sets import find_rules
 from nnunet_brats_ext.predictions.rules import RuleInput
 from nnunet_brats_ext.storage.errors import UserError
@@ -369,17 +369,32 @@ def test_data_transfer_selects_the_patches_that_are_full_enough():
     assert selected_rows(labels[:6], 0, 6).tolist() == everything
     assert selected_rows(labels[:12], 1, 6).tolist() == tumour + everything
     assert selected_rows(labels, 2, 6).tolist() == core + core + everything
-    assert selected_rows(labels, 2, 6, data_transfer=False).tolist() == [False] * 12 + everything
+    assert selected_rows(labels, 2, 6, transfer={}).tolist() == [False] * 12 + everything
 
 
-@pytest.mark.parametrize("data_transfer", [True, False])
-def test_each_loss_is_the_mean_over_its_selected_rows(data_transfer):
+def test_text_and_release_differ_over_one_number_of_tumour_voxels(world):
+    own = torch.full((1, 16, 32, 32), OUTSIDE)
+    for voxels, text, release in [(6552, False, False), (6553, False, True), (6554, True, True), (8192, True, True)]:
+        patch = torch.zeros(16 * 32 * 32, dtype=own.dtype)
+        patch[:voxels] = NCR
+        labels = torch.cat([patch.view(own.shape), own])
+        for transfer, expected in ((TRANSFER, text), (RELEASED_TRANSFER, release)):
+            assert selected_rows(labels, 1, 1, transfer).tolist() == [expected, True]
+            assert selected_rows(labels, 2, 1, transfer).tolist() == [voxels >= 8192, True]
+    for follows, transfer in (({}, TRANSFER), ("text", TRANSFER), ("release", RELEASED_TRANSFER)):
+        for parent in (BraTSOMNetTrainer, BraTSOMNetCGATrainer):
+            trainer = build(world, type("Own", (parent,), {"follows": follows}))
+            assert trainer.transfer is trainer._build_loss().transfer is transfer
+
+
+@pytest.mark.parametrize("transfer", [TRANSFER, {}])
+def test_each_loss_is_the_mean_over_its_selected_rows(transfer):
     generator = torch.Generator().manual_seed(0)
     scores = {t: torch.randn(6 * (t + 1), k, 10, 10, 10, generator=generator) for t, k in enumerate((5, 5, 2))}
-    loss = MultiTaskCrossEntropy(data_transfer=data_transfer)
+    loss = MultiTaskCrossEntropy(transfer=transfer)
     total = loss(TaskOutput(None, scores), targets(BATCH))
     labels = BATCH[:, 0].long()
-    rows = [range(6), [1, 2, 3, 4, 5, *range(6, 12)], [3, 5, 9, 11, *range(12, 18)]] if data_transfer else [
+    rows = [range(6), [1, 2, 3, 4, 5, *range(6, 12)], [3, 5, 9, 11, *range(12, 18)]] if transfer else [
         range(6), range(6, 12), range(12, 18)
     ]  # fmt: skip
     truths = labels, labels, (labels == ET).long()
@@ -517,6 +532,15 @@ def test_the_curriculum_adds_a_task_after_a_twentieth_and_a_tenth():
     assert [curriculum_phase(epoch, 1000) for epoch in (0, 49, 50, 99, 100, 999)] == [1, 1, 2, 2, 3, 3]
     assert [curriculum_phase(epoch, 20) for epoch in range(4)] == [1, 2, 3, 3]
     assert [curriculum_phase(epoch, 2) for epoch in range(2)] == [1, 3]
+
+
+@pytest.mark.parametrize(("follows", "phases"), [({}, [1, 2, 3, 3]), ("text", [1, 2, 3, 3]), ("release", [3] * 4)])
+def test_the_release_trains_all_tasks_from_the_start(follows, phases, world):
+    trainer = build(world, type("Own", (BraTSOMNetCGATrainer,), {"follows": follows}))
+    found = []
+    for trainer.current_epoch in (0, 50, 100, 999):
+        found.append(trainer.phase)
+    assert found == phases
 
 
 def test_solver_and_length_are_the_papers(world):

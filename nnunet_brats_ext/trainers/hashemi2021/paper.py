@@ -61,6 +61,7 @@ PAPER = Paper(
         "loss": Difference("equation 1: of each slice, added up", "equation 2: of the batch as one volume"),
         "channel_weights": Difference("one minus the channel's share", "the shares in reverse order", "text"),
         "final_relu": Difference("none before the softmax", "a ReLU before it", "text"),
+        "interpolation": Difference("once, linear", "pixels truncated after each transform, the nearest one", "text"),
     },
     results=(
         PublishedResult(

@@ -26,7 +26,7 @@ from nnunet_brats_ext.training.planned_network import PlannedNetwork
 class HashemiTrainer(BraTSTrainer):
     """What all models of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS) share; train with a subclass."""
 
-    differences = PAPER.differences
+    differences = PAPER.switches("loss")
     hyperparameters = dict(
         initial_lr=1e-3,
         weight_decay=0.0,
@@ -55,14 +55,9 @@ class HashemiTrainer(BraTSTrainer):
     region: ClassVar[int | None] = None
     """The region of a binary model, by its place among the data set's regions, which begin with WT, TC, ET."""
 
-    def region_loss(self) -> nn.Module:
+    def region_loss(self) -> FrequencyWeightedDiceLoss:
         of_slices = self.follows_text("loss")
-        return FrequencyWeightedDiceLoss(
-            batch=not of_slices,
-            region=self.region,
-            summed=of_slices,
-            reversed_weights=not self.follows_text("channel_weights"),
-        )
+        return FrequencyWeightedDiceLoss(batch=not of_slices, region=self.region, summed=of_slices)
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
         by_images = DatasetDescription(self.dataset_json).normalisation == "zscore-volume"
@@ -103,6 +98,7 @@ class BinaryTrainer(HashemiTrainer):
     `nnunet_brats ensemble --method nested`.
     """
 
+    differences = PAPER.switches("final_relu")
     architecture = BinaryUNet2D
     region: ClassVar[int]
 
@@ -134,14 +130,22 @@ class BinaryTrainer(HashemiTrainer):
 class WarpedCopies(HashemiTrainer):
     """The augmentation of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): ten warps of a slice, not itself."""
 
+    differences = PAPER.switches("interpolation")
     copies = 10
 
     def augmentation(self) -> list[BasicTransform]:
-        return [ComposedWarp()]
+        return [ComposedWarp(truncated=not self.follows_text("interpolation"))]
 
 
 class BraTS2DTrainer(HashemiTrainer):
     """U-Net 3C of Hashemi et al. 2021 (https://github.com/Nima-Hs/BraTS): all regions in one 2-D network."""
+
+    differences = PAPER.switches("channel_weights")  # of two channels, one minus a share is the other's share
+
+    def region_loss(self) -> FrequencyWeightedDiceLoss:
+        loss = super().region_loss()
+        loss.reversed_weights = not self.follows_text("channel_weights")
+        return loss
 
 
 class BraTS2DWholeTumorTrainer(BinaryTrainer):

@@ -3,6 +3,7 @@
 Coordinates are (x, y) in pixels from the slice's centre.
 """
 
+from collections.abc import Sequence
 from functools import cache, reduce
 
 import numpy as np
@@ -28,16 +29,26 @@ class ComposedWarp(BasicTransform):
     (s, y, x) by the nearest pixel. Beyond the border the value on the border is taken, because zero is not the
     background of normalised images.
 
+    truncated: as the authors' release, which keeps coordinates as whole pixels from the corner, cut towards zero after
+    every transform, and looks images up by the nearest pixel too.
+
     Random numbers are numpy's: nnU-Net's worker processes would all draw the same from torch.
     """
+
+    def __init__(self, truncated: bool = False):
+        super().__init__()
+        self.truncated = truncated
 
     def get_parameters(self, **data_dict) -> dict:
         size = tuple(data_dict["image"].shape[1:])
         rng = np.random.default_rng(np.random.randint(2**31, size=4))
-        return {"grid": sampling_grid(random_affine(rng, size), random_displacement(rng, size))}
+        steps, displacement = random_steps(rng, size), random_displacement(rng, size)
+        grid = truncated_grid(steps, displacement) if self.truncated else sampling_grid(compose(steps), displacement)
+        return {"grid": grid}
 
     def _apply_to_image(self, img: Tensor, grid: Tensor) -> Tensor:  # type: ignore[override]
-        return grid_sample(img[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+        mode = "nearest" if self.truncated else "bilinear"
+        return grid_sample(img[None], grid, mode=mode, padding_mode="border", align_corners=True)[0]
 
     def _apply_to_segmentation(self, segmentation: Tensor, grid: Tensor) -> Tensor:  # type: ignore[override]
         warped = grid_sample(
@@ -46,8 +57,11 @@ class ComposedWarp(BasicTransform):
         return warped[0].to(segmentation.dtype)
 
 
-def random_affine(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Flip to rotation as one matrix (3, 3) for (x, y, 1): from a pixel of the result to its source in the slice."""
+def random_steps(rng: np.random.Generator, size: tuple[int, int]) -> list[np.ndarray]:
+    """Flip, translation, scaling, shear along x, along y, and rotation, in turn: matrices (3, 3) for (x, y, 1).
+
+    Together they map a pixel of the result to its source in the slice. Translation and scaling are of both axes.
+    """
     height, width = size
     flip = -1 if rng.random() < FLIP_PROBABILITY else 1
     scale_x, scale_y = rng.uniform(1 - SCALING, 1 + SCALING, 2)
@@ -63,7 +77,12 @@ def random_affine(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray
         [[1, 0, 0], [shear_y, 1, 0], [0, 0, 1]],
         [[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]],
     )
-    return reduce(lambda done, step: step @ done, map(np.array, steps))
+    return [np.array(step) for step in steps]
+
+
+def compose(steps: Sequence[np.ndarray]) -> np.ndarray:
+    """All steps, from the first to the last, as one matrix."""
+    return reduce(lambda done, step: step @ done, steps)
 
 
 def random_displacement(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -89,3 +108,13 @@ def sampling_grid(affine: np.ndarray, displacement: np.ndarray) -> Tensor:
         row, column = (along_x * x + shift).astype(np.float32), (along_y * y).astype(np.float32)
         grid[0, ..., axis] = displacement[axis] / np.float32(half) + row + column[:, None]
     return torch.from_numpy(grid)
+
+
+def truncated_grid(steps: Sequence[np.ndarray], displacement: np.ndarray) -> Tensor:
+    """As `sampling_grid`, in whole pixels from the corner, cut towards zero after every step and the displacement."""
+    last = np.array(displacement.shape[:0:-1]).reshape(2, 1, 1) - 1  # x, y
+    pixels = np.indices(displacement.shape[1:])[::-1].astype(float)
+    for step in steps:
+        pixels = np.trunc(np.tensordot(step[:2, :2], pixels - last / 2, 1) + step[:2, 2, None, None] + last / 2)
+    grid = np.trunc(pixels + displacement) / last * 2 - 1
+    return torch.from_numpy(np.moveaxis(grid, 0, -1)[None].astype(np.float32))

@@ -31,7 +31,7 @@ from nnunet_brats_ext.training.optimizers import EpochSchedule, cosine
 class HenryTrainer(BraTSTrainer):
     """What both pipelines of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) share; train with a subclass."""
 
-    differences = PAPER.differences
+    differences = PAPER.switches("heads", "auxiliary_losses")
     hyperparameters = dict(
         initial_lr=1e-4,
         weight_decay=0.0,
@@ -59,6 +59,7 @@ class HenryTrainer(BraTSTrainer):
 class PipelineA(HenryTrainer):
     """Pipeline A of Henry et al. 2020 (https://arxiv.org/abs/2011.01045) up to where averaging begins."""
 
+    differences = PAPER.switches("augmentation", "cosine_start")
     network_options = dict(norm="group")
     squared = True
     normalise = "percentile-minmax"
@@ -83,6 +84,7 @@ class BraTSDeepSupervisionTrainer(CaseLosses, StochasticWeightAveraging, Pipelin
     weights are averaged. The paper's patch is 128^3 with a batch of 1.
     """
 
+    differences = PAPER.switches("cycle_cosine", "averaged_weights")
     hyperparameters = dict(num_epochs=350)
 
     def adapt_hyperparameters(self) -> None:

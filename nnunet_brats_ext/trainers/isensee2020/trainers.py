@@ -48,7 +48,7 @@ class BraTSIsensee2020DA3BNBDTrainer(BatchDice, BraTSIsensee2020DA3BNTrainer):
 class BraTSIsensee2020DA4BNTrainer(BraTSIsensee2020DA3BNTrainer):
     """More rotation and fewer shifts of brightness: Isensee et al. 2020, https://arxiv.org/abs/2011.00848."""
 
-    differences = PAPER.differences
+    differences = PAPER.switches("elastic_deformations")
     rotation_degrees = 90
     brightness_per_channel = 0.5
 

@@ -33,7 +33,7 @@ from nnunet_brats_ext.training.soft_targets import SoftTargets, UseSoftTarget
 class LachinovTrainer(BraTSTrainer):
     """What all of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) share; train with one of its subclasses."""
 
-    differences = PAPER.differences
+    differences = PAPER.switches("mirrored_axes")
     hyperparameters = dict(
         initial_lr=1e-4,
         weight_decay=1e-6,
@@ -60,8 +60,7 @@ class LachinovTrainer(BraTSTrainer):
         return optimizer, EpochSchedule(optimizer, lambda epoch: self.initial_lr * factor ** (epoch // epochs))
 
     def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
-        draws = PatchesWithTumour if self.follows_text("patches") else LabelBoxDraws
-        return draws(cases, self.configuration_manager.patch_size)
+        return LabelBoxDraws(cases, self.configuration_manager.patch_size)
 
     @property
     def inplane_axes(self) -> tuple[int, ...]:
@@ -99,7 +98,17 @@ class LachinovTrainer(BraTSTrainer):
         return settings
 
 
-class BraTSNoNewNetTrainer(LachinovTrainer):
+class PatchTrainer(LachinovTrainer):
+    """What those of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) share that see parts of a brain."""
+
+    differences = PAPER.switches("patches")
+
+    def sampling(self, cases: nnUNetBaseDataset) -> nnUNetBaseDataset:
+        draws = PatchesWithTumour if self.follows_text("patches") else LabelBoxDraws
+        return draws(cases, self.configuration_manager.patch_size)
+
+
+class BraTSNoNewNetTrainer(PatchTrainer):
     """First teacher of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688): the U-Net of "No New-Net".
 
     The paper's patch is 128^3 with a batch of 2.
@@ -112,9 +121,10 @@ class BraTSNoNewNetTrainer(LachinovTrainer):
         require_more_than_one_voxel(planned, halvings=4)
 
 
-class ResidualUNetTrainer(LachinovTrainer):
+class ResidualUNetTrainer(PatchTrainer):
     """What the second teacher and the student of Lachinov et al. 2019 (https://arxiv.org/abs/2002.03688) share."""
 
+    differences = PAPER.switches("activation")
     architecture = PostActivationResidualUNet
 
     @classmethod
@@ -129,6 +139,8 @@ class BraTSStudentTrainer(SoftTargets, ResidualUNetTrainer):
     On what `nnunet_brats distill` has made it learns label maps, as the paper's, or soft targets if that wrote them.
     The paper's patch is 128 x 144 x 144 (z, y, x) with a batch of 2; any patch that the plans' strides allow works.
     """
+
+    differences = PAPER.switches("student_loss", "student_rate", "student_head")
 
     def adapt_hyperparameters(self) -> None:
         super().adapt_hyperparameters()
@@ -179,6 +191,7 @@ class BraTSCascadedUNetTrainer(LachinovTrainer):
     Made for whole brains resampled to 128^3, with a batch of 4: the configuration `lachinov_brain`.
     """
 
+    differences = PAPER.switches("cascade_rate", "cascade_scales", "cascade_noise")
     hyperparameters = dict(initial_lr=0.1, weight_decay=1e-5, num_epochs=500)
     architecture = CascadedUNet
     one_draw_per_case = True

@@ -24,7 +24,7 @@ from nnunet_brats_ext.training.cascade import DrawnMaps
 class LyuTrainer(BraTSTrainer):
     """What both stages of Lyu & Shu 2020 (https://arxiv.org/abs/2011.02881) share; train with one of its subclasses."""
 
-    differences = PAPER.differences
+    differences = PAPER.switches("vae_losses", "vae_gradient", "augmented_sequences")
     hyperparameters = dict(
         initial_lr=1e-4,
         weight_decay=1e-5,
@@ -78,8 +78,8 @@ class BraTSAttentionVAETrainer(LyuTrainer):
     each draw takes one of them, and training is as in the release: half the learning rate, 200 longer epochs.
     """
 
+    differences = PAPER.switches("gates", "stage2_dice", "stage2_schedule", "windows")
     hyperparameters = dict(oversample_foreground_percent=1.0)  # the window on the tumour
-
     architecture = AttentionGatedResidualUNet
 
     @classmethod

@@ -94,6 +94,8 @@ PAPER = Paper(
     differences={
         "residual_blocks": Difference("the sum after the last ReLU (figure 2)", "the sum before it"),
         "rows_of_heads": Difference("transferred rows alone pass a head", "all rows do, and enter its statistics"),
+        "curriculum": Difference("tasks are added one after the other", "all three from the start", "text"),
+        "transfer_share": Difference("at least 0.4 of a patch is tumour", "6553 of 16,384 voxels are", "text"),
     },
     rules={"zhou2020": [COMPONENTS], "zhou2020-kmeans": [COMPONENTS, {"rule": "oedema-to-core"}]},
     tilings={"overlap": "tilings.py:CENTRAL_PARTS"},

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from nnunet_brats_ext.architectures.omnet.networks import ModelCascade, OMNet
 from nnunet_brats_ext.architectures.omnet.tasks import CLASSES
-from nnunet_brats_ext.losses.multi_task import MultiTaskCrossEntropy, selected_rows
+from nnunet_brats_ext.losses.multi_task import (
+    RELEASED_TRANSFER,
+    TRANSFER,
+    MultiTaskCrossEntropy,
+    Transfer,
+    selected_rows,
+)
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.zhou2020.paper import PAPER
 from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
@@ -38,7 +44,7 @@ class ZhouTrainer(BraTSTrainer):
     The paper's 400,000 iterations are 1000 epochs of 400; batches hold the configuration's batch size for each task.
     """
 
-    differences = PAPER.differences
+    differences = PAPER.switches("residual_blocks")
     hyperparameters = dict(
         initial_lr=1e-3,
         weight_decay=5e-4,
@@ -76,6 +82,20 @@ class ZhouTrainer(BraTSTrainer):
     def tasks(self) -> int:
         return self.all_network_options().get("tasks", len(CLASSES))
 
+    @property
+    def transfer(self) -> Transfer:
+        """The rules by which patches of earlier tasks train later ones."""
+        if not self.data_transfer:
+            return {}
+        return TRANSFER if self.follows_text("transfer_share") else RELEASED_TRANSFER
+
+    @property
+    def phase(self) -> int:
+        """How many tasks are trained in this epoch."""
+        if self.curriculum and self.follows_text("curriculum"):
+            return curriculum_phase(self.current_epoch, self.num_epochs)
+        return len(CLASSES)
+
     def initialize(self) -> None:
         require_nested_regions(self.label_manager.foreground_regions, self.dataset_json["labels"])
         super().initialize()
@@ -94,7 +114,7 @@ class ZhouTrainer(BraTSTrainer):
         return [[1.0] * len(self.configuration_manager.patch_size)] * 2
 
     def _build_loss(self) -> MultiTaskCrossEntropy:
-        return MultiTaskCrossEntropy(self.tasks, self.data_transfer)
+        return MultiTaskCrossEntropy(self.tasks, self.transfer)
 
     def loss_terms(self) -> Mapping[str, Tensor]:
         return self.loss.latest
@@ -124,14 +144,13 @@ class ZhouTrainer(BraTSTrainer):
             labels = batch["target"][1][:, 0].to(self.device)
             rows = len(labels) // self.tasks
             network.transferred = {
-                task: selected_rows(labels[: (task + 1) * rows], task, rows, self.data_transfer) for task in tasks[1:]
+                task: selected_rows(labels[: (task + 1) * rows], task, rows, self.transfer) for task in tasks[1:]
             }
 
     def train_step(self, batch: dict) -> dict:
-        phase = curriculum_phase(self.current_epoch, self.num_epochs) if self.curriculum else len(CLASSES)
         steps = []
         hook = self.optimizer.register_step_pre_hook(self._drop_idle_gradients)
-        for tasks in self.bare_network.steps(phase):
+        for tasks in self.bare_network.steps(self.phase):
             self.bare_network.active_tasks = tasks
             self._choose_rows(batch, tasks)
             steps.append(super().train_step(batch))
@@ -180,8 +199,10 @@ def require_nested_regions(regions: list, labels: dict) -> None:
 class BraTSOMNetTrainer(ZhouTrainer):
     """OM-Net of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): shared backbone, curriculum, data transfer."""
 
+    differences = PAPER.switches("rows_of_heads", "curriculum", "transfer_share")
 
-class BraTSOMNetSETrainer(ZhouTrainer):
+
+class BraTSOMNetSETrainer(BraTSOMNetTrainer):
     """OM-Net with squeeze-and-excitation before every head: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
     network_options = dict(squeeze=16)
@@ -190,22 +211,23 @@ class BraTSOMNetSETrainer(ZhouTrainer):
 class BraTSOMNetCGATrainer(ZhouTrainer):
     """OM-Net with cross-task guided attention: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
+    differences = PAPER.switches("curriculum", "transfer_share")  # each head needs all rows of the one before it
     network_options = dict(guidance="full")
 
 
-class BraTSOMNetCGAMinusTrainer(ZhouTrainer):
+class BraTSOMNetCGAMinusTrainer(BraTSOMNetCGATrainer):
     """Ablation CGA- of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): scores added up, not composed by voxel."""
 
     network_options = dict(guidance="minus")
 
 
-class BraTSOMNetCGATumorTrainer(ZhouTrainer):
+class BraTSOMNetCGATumorTrainer(BraTSOMNetCGATrainer):
     """Ablation CGAt of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): attention to the tumour alone."""
 
     network_options = dict(guidance="tumour")
 
 
-class BraTSOMNetCGANonTumorTrainer(ZhouTrainer):
+class BraTSOMNetCGANonTumorTrainer(BraTSOMNetCGATrainer):
     """Ablation CGAn of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): attention to the rest alone."""
 
     network_options = dict(guidance="non_tumour")
@@ -214,12 +236,14 @@ class BraTSOMNetCGANonTumorTrainer(ZhouTrainer):
 class BraTSOMNet0Trainer(ZhouTrainer):
     """Ablation OM-Net0 of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): neither curriculum nor data transfer."""
 
+    differences = PAPER.switches("rows_of_heads")
     curriculum, data_transfer = False, False
 
 
 class BraTSOMNetDTrainer(ZhouTrainer):
     """Ablation OM-Netd of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): data transfer without curriculum."""
 
+    differences = PAPER.switches("rows_of_heads", "transfer_share")
     curriculum = False
 
 
