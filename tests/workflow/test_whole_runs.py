@@ -23,10 +23,12 @@ from nnunet_brats_ext.bundles import bundle
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import EXTERNAL
 from nnunet_brats_ext.workflow.perform import environment_of
+from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
 from nnunet_brats_ext.workflow.state import Run, open_run, states_of
 
 pytestmark = pytest.mark.end_to_end
 PAPERS = {"lyu2020": "final", "hashemi2021": "nested"}  # two stages with maps in between; three 2-D models as one
+ROWS = [f"lyu2020.{row}" for row in load_recipe(find_recipe("lyu2020")).evaluated] + ["hashemi2021.nested"]
 
 
 def command(*words: str | Path) -> list[str]:
@@ -63,10 +65,14 @@ class Interrupted:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Iterator[Interrupted]:
-    """Two published recipes side by side, killed in a training, moved, killed in a prediction, and ended."""
+    """Every row of one published recipe beside the submission of another.
+
+    It is killed in a training, moved, killed in a prediction, and ended.
+    """
     place = tmp_path_factory.mktemp("workflow")
     hold = write_narrow(place / "narrow", list(PAPERS), "BraTSAttentionVAETrainer")
-    (recipe := place / "both.yaml").write_text(f"title: Two papers\ninclude: [{', '.join(PAPERS)}]\n")
+    content = {"title": "Two papers", "include": list(PAPERS), "evaluation": {"of": ROWS}}
+    (recipe := place / "both.yaml").write_text(json.dumps(content))  # which is YAML as well
     first, folder = place / "a b Ü", place / "moved {x}"
     with searching(hold):
         (hold / "train").touch()
@@ -95,12 +101,14 @@ def start(words: list[str]) -> psutil.Popen:
 def test_published_recipes_run_from_phantoms_to_report_and_submission(published, capsys):
     folder = published.folder
     assert {state for state, _ in states_of(published.run).values()} == {"done"}
+    assert {path.stem for path in (folder / "results").glob("*.json")} == set(ROWS)
+    for row in ROWS:
+        results = json.loads((folder / "results" / f"{row}.json").read_text())
+        for one in results.get("models", {row: results}).values():
+            assert set(one["summary"]) == {"WT", "TC", "ET"}
+            assert len(one["cases"]) == 2
     for paper, submitted in PAPERS.items():
-        name = f"{paper}.{submitted}"
-        results = json.loads((folder / "results" / f"{name}.json").read_text())
-        assert set(results["summary"]) == {"WT", "TC", "ET"}
-        assert len(results["cases"]) == 2
-        assert len(list((folder / "submission" / name).glob("*.nii.gz"))) == 2
+        assert len(list((folder / "submission" / f"{paper}.{submitted}").glob("*.nii.gz"))) == 2
     assert (folder / "report.html").stat().st_size > 10_000
     assert (folder / "ranking.json").is_file()
     assert main(["status", str(folder)]) == 0
@@ -166,14 +174,15 @@ def test_a_run_as_a_bundle_gives_its_submissions_in_an_empty_environment(publish
 
 
 def test_a_recipe_scores_the_cases_that_it_holds_out_by_the_checkpoints_that_others_have_chosen(tmp_path):
-    """Zhou et al. 2020: tiles, a test set, and of each fold the best snapshot on its own cases."""
+    """Zhou et al. 2020, every row: eleven networks of all cases but these, a twelfth by the best snapshot of a fold."""
     with searching(write_narrow(tmp_path / "narrow", ["zhou2020"], "")):
-        words = smoke("zhou2020", folder := tmp_path / "run", "--only", "cga_10", "final")
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(smoke("zhou2020", folder := tmp_path / "run"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (held_out,) = {path.name.removesuffix(".nii.gz") for path in folder.glob("nnUNet_raw/Dataset*/labelsTs/*")}
-    for name in ("cga_10", "final"):
-        assert set(json.loads((folder / "results" / f"{name}.json").read_text())["cases"]) == {held_out}
+    rows = load_recipe(find_recipe("zhou2020")).evaluated
+    assert {path.stem for path in (folder / "results").glob("*.json")} == set(rows)
+    for row in rows:
+        assert set(json.loads((folder / "results" / f"{row}.json").read_text())["cases"]) == {held_out}
     chosen = json.loads((folder / "choices" / "cga_10.json").read_text())
     assert set(chosen["scores"]["0"]) == {f"BraTSOMNetCGATrainer:omnet{name}" for name in (" epoch_1", " epoch_2", "")}
     assert "-chk chosen" in open_run(folder).log("predict/cga_10").read_text()
