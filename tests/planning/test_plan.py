@@ -12,7 +12,7 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_brats_ext import papers, trainers
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import GIB, configurations
 from nnunet_brats_ext.planning.brats_plans import add_configurations, rebuild, resolve
@@ -321,14 +321,11 @@ def test_strides_that_differ_between_axes_are_outside_the_estimate():
 
 
 def sizes_to_count() -> list[tuple[str, tuple[int, ...], int]]:
-    """Every network in one of its sizes, at its paper's patch, one or two samples of its batch; small patches too."""
-    of_class = {
-        getattr(trainers, one.name).architecture or one.configuration: one.configuration
-        for one in reversed(papers.trainers().values())
-    }
-    rows = [ROWS[name] for name in dict.fromkeys(of_class.values()) if name in ROWS and ROWS[name].footprint]
+    """Every configuration with a footprint that a trainer is for, at its paper's patch, one or two samples; nnU-Net."""
+    trained = {one.configuration for one in papers.trainers().values()}
+    rows = [row for name, row in ROWS.items() if row.footprint and name in trained]
     papers_own = [(row.name, row.patch_size or (192, 176), min(row.batch_size, 2)) for row in rows]
-    return [*papers_own, ("lyu_stage1", (64, 96, 80), 2), ("henry_b", (64, 96, 80), 2), ("nnunet", (128, 128, 128), 2)]
+    return [*papers_own, ("nnunet", (128, 128, 128), 2)]
 
 
 @pytest.mark.parametrize(("name", "size", "batch"), sizes_to_count())
@@ -336,6 +333,19 @@ def test_the_estimate_is_what_a_step_holds(name, size, batch):
     for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
         counted = count(name, size, batch).peak
         assert FOOTPRINTS[name].step_bytes(size, batch, precision) == pytest.approx(counted, rel=0.03)
+
+
+def test_every_footprint_is_one_of_those_that_are_counted():
+    counted = [FOOTPRINTS[name] for name, *_ in sizes_to_count()]
+    assert [name for name, footprint in FOOTPRINTS.items() if footprint and footprint not in counted] == []
+
+
+@pytest.mark.parametrize("name", ["lyu_stage1", "henry_b", "primus_l"])
+def test_the_estimate_holds_for_patches_that_a_small_gpu_gets(name):
+    size = (64, 96, 80)
+    for precision, count in (("fp32", memory.count_fp32), ("mixed", memory.count_mixed)):
+        counted = count(name, size, 2).peak
+        assert FOOTPRINTS[name].step_bytes(size, 2, precision) == pytest.approx(counted, rel=0.05)
 
 
 def test_counting_without_data_is_counting_a_real_step(one_thread):

@@ -45,5 +45,5 @@ def test_primus_clips_gradients_at_a_norm_of_one(world):
 
 
 def test_a_patch_that_primus_cannot_cut_into_cubes_is_an_error_that_names_its_configuration(world):
-    with pytest.raises(UserError, match=r"cubes of 8 voxels: a patch of \(16, 20, 16\) .* configuration primus of"):
+    with pytest.raises(UserError, match=r"cubes of 8 voxels: a patch of \(16, 20, 16\) .* configuration primus_s of"):
         build(world, "BraTSPrimusSTrainer", patch_size=[16, 20, 16]).initialize()

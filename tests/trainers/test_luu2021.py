@@ -13,6 +13,12 @@ from nnunet_brats_ext.storage.errors import UserError
 # the weights of `fill`: the finest output at [0, :, 8, 12, 16], its mean and deviation, those of the coarser outputs.
 AXIAL = dict(strides=(1, 2, 2, 2), features_per_stage=(16, 32, 64, 128), patch_size=(32, 32, 64))
 GOLDEN = {
+    "BL": (
+        lambda: WideEncoderUNet(4, 3, features_per_stage=(8, 16, 32, 64, 80, 80), widening=1, norm="batch"),
+        [1.396604508, -1.267577361, 1.096865458], (1.116870821, 3.604826836),
+        [(0.048931084, 0.039709943), (-0.001303602, 0.013699384), (-0.002061182, 0.006110425),
+         (-0.001493903, 0.013434834)],
+    ),
     "BL + L + GN": (
         lambda: WideEncoderUNet(4, 3, features_per_stage=(8, 16, 32, 64, 64, 64)),
         [0.264647761, 0.450193077, -0.183008286], (0.376580312, 0.769577698),

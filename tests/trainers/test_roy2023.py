@@ -19,6 +19,7 @@ from nnunet_brats_ext.workflow.recipe import load_recipe
 SIZES = {
     "S": dict(n_blocks_per_stage=(2, 2, 2, 2, 2), expansion_per_stage=(2, 2, 2, 2, 2)),
     "B": dict(n_blocks_per_stage=(2, 2, 2, 2, 2), expansion_per_stage=(2, 3, 4, 4, 4)),
+    "M": dict(n_blocks_per_stage=(3, 4, 4, 4, 4), expansion_per_stage=(2, 3, 4, 4, 4)),
     "L": dict(n_blocks_per_stage=(3, 4, 8, 8, 8), expansion_per_stage=(3, 4, 8, 8, 8)),
 }
 # Values of github.com/MIC-DKFZ/MedNeXt at 0b78ed8, in float64, with the weights of `fill`: the finest output at
@@ -33,6 +34,11 @@ GOLDEN = {
         [0.065616535, -0.600536052, -0.160708108], (0.240833252, 2.191519402),
         [(-0.052067583, 3.586989721), (-0.228061285, 18.770828497), (0.014500066, 13.787944202),
          (-0.010869295, 0.602136782)],
+    ),
+    ("M", 5, 4): (
+        [-0.046486591, -0.945105312, -0.111090290], (0.397058704, 3.053644823),
+        [(-0.030296992, 7.883725782), (-4.258182707, 39.897413189), (-6.266130389, 30.710456691),
+         (-0.010454342, 1.332465231)],
     ),
     ("L", 3, 2): (
         [0.517937028, 1.552330564, 1.777199282], (3.295149545, 80.906521543),

@@ -13,7 +13,7 @@ from nnunet_brats_ext.evaluation.presets import find_preset
 from nnunet_brats_ext.inference.options import COMBINATIONS
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.workflow.recipe import COMPARE, TODAY, load_recipe, published_recipes
-from nnunet_brats_ext.workflow.recipe_parts import DEFAULT_FOLDS
+from nnunet_brats_ext.workflow.recipe_parts import DEFAULT_FOLDS, Choice
 from nnunet_brats_ext.workflow.recipe_text import HERE
 
 
@@ -51,7 +51,7 @@ def test_todays_systems_are_averaged_and_tuned_by_lesion_wise_ranking():
     members = recipe.ensembles["together"].of
     by = {papers.trainers()[recipe.models[name].trainer].paper for name in members}
     assert by == {"isensee2020", "luu2021", "roy2023", "baseline"}
-    assert {recipe.predictions[name].checkpoints for name in members} == {("best", "final")}
+    assert {recipe.predictions[name].choice for name in members} == {Choice(best=1)}, "of all that a fold keeps"
     assert find_preset(recipe.preset, recipe.cohort).lesions
     regions = [step.split(":")[1].split("=")[0] for step in recipe.postprocessing["final"].tune["grid"]]
     assert sorted(regions) == ["ET", "TC", "WT"]

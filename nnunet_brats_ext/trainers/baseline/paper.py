@@ -1,16 +1,33 @@
 """nnU-Net as data: Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z."""
 
-from nnunet_brats_ext.papers import Configuration, Paper, Prediction, TrainerFacts
+from collections.abc import Mapping
 
-PRIMUS = {"S": 72_050_998, "B": 151_534_014, "M": 206_826_526, "L": 390_696_166}  # size -> weights at the patch below
+from nnunet_brats_ext.papers import Configuration, Footprint, Paper, Precision, Prediction, TrainerFacts
+
+PATCH = (128, 128, 128)
+PRIMUS = {"S": 72_050_998, "B": 151_534_014, "M": 206_826_526, "L": 390_696_166}  # size -> weights at that patch
+BYTES_PER_VOXEL: dict[str, Mapping[Precision, float]] = {  # with a kernel that keeps no matrix of attention
+    "S": {"fp32": 2082, "mixed": 1292},
+    "B": {"fp32": 3076, "mixed": 1969},
+    "M": {"fp32": 3939, "mixed": 2535},
+    "L": {"fp32": 6236, "mixed": 4112},
+}
 
 PAPER = Paper(
     title="nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
     authors="Isensee et al.",
     year=2021,
     link="https://doi.org/10.1038/s41592-020-01008-z",
-    # Without footprint: the memory of attention depends on the kernel that torch takes on the GPU at hand.
-    configurations=(Configuration("primus", (128, 128, 128), batch_size=2, poolings=3),),
+    configurations=tuple(
+        Configuration(
+            f"primus_{size.lower()}",
+            PATCH,
+            batch_size=2,
+            poolings=3,
+            footprint=Footprint(weights, 2, BYTES_PER_VOXEL[size]),
+        )
+        for size, weights in PRIMUS.items()
+    ),
     trainers=(
         TrainerFacts(
             "BraTSBaselineTrainer",
@@ -25,7 +42,7 @@ PAPER = Paper(
         *(
             TrainerFacts(
                 f"BraTSPrimus{size}Trainer",
-                "primus",
+                f"primus_{size.lower()}",
                 f"nnU-Net's transformer Primus, third version, size {size}; AdamW with a warm-up",
                 parameters=weights,
             )

@@ -19,7 +19,7 @@ PAPER = Paper(
         for name, weights, fp32, mixed in (
             ("luu_2021", 31_198_176, 2021, 1170),
             ("luu_2021_large", 87_413_760, 3382, 3660),  # group norm in mixed precision works in fp32 on CUDA
-            ("luu_2021_axial", 50_561_760, 3003, 2366),
+            ("luu_2021_axial", 50_561_760, 3003, 1665),
         )
     ),
     trainers=(
