@@ -193,6 +193,15 @@ def mednext(size: Sequence[int], **options: Any) -> Training:
     return supervised(network, scales=5, batch=False, optimizer=optimizer)
 
 
+def primus(size: Sequence[int], width: int, depth: int, heads: int) -> Training:
+    """As the trainers of nnU-Net's transformer in baseline train."""
+    from dynamic_network_architectures.architectures.primus import PrimusV3
+
+    network = PrimusV3(CHANNELS, width, (8,) * 3, REGIONS, depth, heads, input_shape=tuple(size))
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-4, betas=(0.9, 0.98), weight_decay=5e-2)
+    return supervised(network, scales=1, batch=False, optimizer=optimizer)
+
+
 def myronenko(size: Sequence[int]) -> Training:
     """As BraTSMyronenko2023Trainer trains; needs MONAI."""
     from nnunet_brats_ext.trainers.myronenko2023.loss import SupervisedDiceAndCrossEntropy
@@ -228,4 +237,8 @@ NETWORKS: dict[str, Callable[[Sequence[int]], Training]] = {  # by the papers' c
         mednext, n_blocks_per_stage=(3, 4, 8, 8, 8), expansion_per_stage=(3, 4, 8, 8, 8), recompute=True
     ),
     "myronenko_2023": myronenko,
+    "primus_s": partial(primus, width=396, depth=12, heads=6),
+    "primus_b": partial(primus, width=792, depth=12, heads=12),
+    "primus_m": partial(primus, width=864, depth=16, heads=12),
+    "primus_l": partial(primus, width=1056, depth=24, heads=16),
 }
