@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import torch
 import trainings
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from trainings import CHANNELS, IN_SLICES, REGIONS, Training
 
