@@ -5,7 +5,8 @@
     PYTHONPATH=. python benchmarks/gpu.py --device cpu --size 64 64 64 --tables training
 
 Needs torch, this checkout, which need not be installed, and `pip install --no-deps dynamic-network-architectures`.
-Myronenko's network and SegResNetVAE have rows where MONAI is installed. What is worth knowing first comes first, every
+Myronenko's network and SegResNetVAE have rows where MONAI is installed; a new paper's networks where nnunetv2 is, until
+trainings.py builds them. What is worth knowing first comes first, every
 network in its plain form before any is compiled; what the minutes do not allow is named.
 
 Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA (in fp32 on a
@@ -24,8 +25,9 @@ from math import prod
 from typing import Any
 
 import torch
+from memory import NETWORKS
 from torch import Tensor
-from trainings import CHANNELS, IN_SLICES, NETWORKS, REGIONS, Training
+from trainings import CHANNELS, IN_SLICES, REGIONS, Training
 
 from nnunet_brats_ext.inference.choices import find_symmetries
 from nnunet_brats_ext.inference.memory import LiveBytes, bytes_of_pass

@@ -71,10 +71,6 @@ def test_what_the_minutes_do_not_allow_is_named():
 # ---- the networks that it measures ----------------------------------------------------------------------------------
 
 
-def test_every_configuration_has_a_network():
-    assert set(papers.configurations()) <= set(trainings.NETWORKS)
-
-
 @pytest.mark.parametrize("name", [name for name in trainings.NETWORKS if name not in {"nnunet", *SHAPED_BY_DATA}])
 def test_they_are_built_and_trained_as_the_trainers_do(name):
     size = (64, 64, 64)
