@@ -12,7 +12,8 @@ network in its plain form before any is compiled; what the minutes do not allow 
 Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA (in fp32 on a
 CPU); then the same channels-last and with torch.compile. Peak: what torch allocates, on a CPU what the step holds.
 `plan` is the planner's estimate without its reserve. Prediction: one volume of 144 x 176 x 144, a brain of BraTS after
-nnU-Net's crop. CPU: whether logits are those of the CPU in fp32.
+nnU-Net's crop, in one pass and in windows, once and in eight mirror images: what other tilings and symmetries cost is
+their number of passes. The windows of the package are nnU-Net's own, which are placed here without it. CPU: whether logits are those of the CPU in fp32.
 """
 
 import argparse
