@@ -6,14 +6,15 @@
 
 Needs torch, this checkout, which need not be installed, and `pip install --no-deps dynamic-network-architectures`.
 Myronenko's network and SegResNetVAE have rows where MONAI is installed; a new paper's networks where nnunetv2 is, until
-trainings.py builds them. What is worth knowing first comes first, every
-network in its plain form before any is compiled; what the minutes do not allow is named.
+trainings.py builds them. What is worth knowing first comes first, every network in its plain form before any is
+compiled; what the minutes do not allow is named.
 
 Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA (in fp32 on a
 CPU); then the same channels-last and with torch.compile. Peak: what torch allocates, on a CPU what the step holds.
 `plan` is the planner's estimate without its reserve. Prediction: one volume of 144 x 176 x 144, a brain of BraTS after
 nnU-Net's crop, in one pass and in windows, once and in eight mirror images: what other tilings and symmetries cost is
-their number of passes. The windows of the package are nnU-Net's own, which are placed here without it. CPU: whether logits are those of the CPU in fp32.
+their number of passes. The windows of the package are nnU-Net's own, which are placed here without it. CPU: whether
+logits are those of the CPU in fp32.
 """
 
 import argparse
