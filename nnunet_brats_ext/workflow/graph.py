@@ -206,6 +206,12 @@ class Graph(TrainingJobs):
     def tune(self, rules: Postprocessing) -> str:
         name = f"tune/{rules.name}"
         if name not in self.jobs:
+            folds = min((self.scored_folds(leaf) for leaf in self.recipe.leaves_of(rules.of)), key=len)
+            if len(folds) < 2:
+                raise UserError(
+                    f"{rules.name} is tuned by holding out one fold after the other, and there is only fold "
+                    f"{', '.join(map(str, folds))}; give two or more to --folds, or name with --only what is not tuned"
+                )
             out = self.setting.folder / "rules" / f"{rules.name}.json"
             before = self.predicted(rules.of, CROSS_VALIDATION)
             data = self.data_of(rules.of)

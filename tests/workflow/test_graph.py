@@ -156,6 +156,14 @@ def test_a_fold_that_is_not_there_is_refused(smoke, fold):
         graph_of("lyu2020", folds=(0, fold), smoke=smoke)
 
 
+@pytest.mark.parametrize("recipe", ["today", "isensee2020"])
+def test_tuning_on_one_fold_is_refused_before_anything_is_trained(recipe):
+    with pytest.raises(ValueError, match=r"final is tuned .* only fold 1; give two or more to --folds, or .*--only"):
+        graph_of(recipe, folds=(1,))
+    assert "tune/final" in graph_of(recipe, folds=(0, 1))
+    assert graph_of(recipe, only=["three" if recipe == "isensee2020" else "together"], folds=(1,))
+
+
 def test_preprocessings_of_one_folder_wait_for_each_other():
     for recipe in published_recipes():
         last: dict[Path, str] = {}
