@@ -115,27 +115,31 @@ class PlainTrainer(ResumableTrainer):
     @classmethod
     def follows_text(cls, difference: str) -> bool:
         """Whether one of its `differences` is as the paper's text has it; else it is as the release has it."""
-        default = cls.all_differences()[difference].default
+        differences = cls.all_differences()
+        if difference not in differences:
+            raise AttributeError(f"{cls.__name__} asks for {difference!r}; declare it in `differences`")
         for declaring in cls.__mro__:
             followed = vars(declaring).get("follows", {})
             if isinstance(followed, str):
                 return followed == "text"
             if difference in followed:
                 return followed[difference] == "text"
-        return default == "text"
+        return differences[difference].default == "text"
 
     @classmethod
     def check_follows(cls) -> None:
         """An error where a class follows what there is not, or what changes nothing in it."""
         differences = cls.all_differences()
+        names = ", ".join(differences) or f"no differences: nothing in {cls.__name__} depends on any"
         for declaring in cls.__mro__:
             followed = vars(declaring).get("follows", {})
-            named = dict.fromkeys(differences, followed) if isinstance(followed, str) else followed
+            named = {"all": followed} if isinstance(followed, str) else followed
             for difference, source in named.items():
-                if difference not in differences or source not in get_args(Source):
+                unknown = named is followed and difference not in differences
+                if unknown or source not in get_args(Source):
                     raise AttributeError(
                         f"{declaring.__name__}.follows: {difference}={source!r}; expected 'text' or 'release' for some "
-                        f"of {', '.join(differences) or f'no differences: nothing in {cls.__name__} depends on any'}"
+                        f"of {names}"
                     )
 
     def set_hyperparameters(self) -> None:

@@ -34,7 +34,9 @@ from nnunet_brats_ext.trainers import (
     BraTSDeepSupervisionAsWrittenTrainer,
     BraTSDeepSupervisionTrainer,
     BraTSIsensee2020DA4BNTrainer,
+    BraTSMC3Trainer,
     BraTSNoNewNetAsWrittenTrainer,
+    BraTSOMNet0Trainer,
     BraTSOMNetAsWrittenTrainer,
     BraTSOMNetTrainer,
     BraTSStudentAsWrittenTrainer,
@@ -96,6 +98,33 @@ def test_a_trainer_as_written_is_the_other_one_and_follows_the_text_throughout(n
     assert all(followed(own)) and own.all_differences() == getattr(trainers, other.name).all_differences() != {}
     assert (facts.configuration, facts.prediction) == (other.configuration, other.prediction)
     assert {attribute for attribute in vars(own) if attribute[0] != "_"} <= {"follows", "normalise"}
+
+
+def test_a_subclass_that_turns_something_on_has_its_switches():
+    class Curriculum(BraTSOMNet0Trainer):
+        """https://example.org"""
+
+        curriculum = True
+
+    class Transfer(BraTSMC3Trainer):
+        """https://example.org"""
+
+        data_transfer, follows = True, {"transfer_share": "release"}
+
+    assert Curriculum.follows_text("curriculum") and not Transfer.follows_text("transfer_share")
+    Transfer.check_follows()
+    with pytest.raises(AttributeError, match=r"BraTSMC3Trainer asks for 'transfer_share'; declare it in `differences`"):
+        BraTSMC3Trainer.follows_text("transfer_share")
+
+
+def test_a_misspelt_source_is_an_error_also_where_nothing_differs():
+    class Misspelt(BraTSTrainer):
+        """https://example.org"""
+
+        follows = "relase"
+
+    with pytest.raises(AttributeError, match=r"Misspelt\.follows: all='relase'; expected 'text' or 'release'"):
+        Misspelt.check_follows()
 
 
 @pytest.mark.parametrize("key", PAPERS)

@@ -24,6 +24,7 @@ from nnunet_brats_ext.losses.multi_task import (
     Transfer,
     selected_rows,
 )
+from nnunet_brats_ext.papers import Difference
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.trainers.zhou2020.paper import PAPER
 from nnunet_brats_ext.trainers.zhou2020.sampling import TaskDraws
@@ -71,6 +72,13 @@ class ZhouTrainer(BraTSTrainer):
             deep_supervision=deep_supervision,
             **cls.all_network_options(),
         )
+
+    @classmethod
+    def all_differences(cls) -> dict[str, Difference]:
+        """Also those of what the class does: heads that see rows, a curriculum, transfer between tasks."""
+        heads_see_rows = issubclass(cls.architecture, OMNet) and not super().all_network_options().get("guidance")
+        does = {"rows_of_heads": heads_see_rows, "curriculum": cls.curriculum, "transfer_share": cls.data_transfer}
+        return super().all_differences() | PAPER.switches(*(name for name, done in does.items() if done))
 
     @classmethod
     def all_network_options(cls) -> dict[str, Any]:
@@ -199,10 +207,8 @@ def require_nested_regions(regions: list, labels: dict) -> None:
 class BraTSOMNetTrainer(ZhouTrainer):
     """OM-Net of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): shared backbone, curriculum, data transfer."""
 
-    differences = PAPER.switches("rows_of_heads", "curriculum", "transfer_share")
 
-
-class BraTSOMNetSETrainer(BraTSOMNetTrainer):
+class BraTSOMNetSETrainer(ZhouTrainer):
     """OM-Net with squeeze-and-excitation before every head: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
     network_options = dict(squeeze=16)
@@ -211,23 +217,22 @@ class BraTSOMNetSETrainer(BraTSOMNetTrainer):
 class BraTSOMNetCGATrainer(ZhouTrainer):
     """OM-Net with cross-task guided attention: Zhou et al. 2020, https://arxiv.org/abs/1906.01796."""
 
-    differences = PAPER.switches("curriculum", "transfer_share")  # each head needs all rows of the one before it
     network_options = dict(guidance="full")
 
 
-class BraTSOMNetCGAMinusTrainer(BraTSOMNetCGATrainer):
+class BraTSOMNetCGAMinusTrainer(ZhouTrainer):
     """Ablation CGA- of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): scores added up, not composed by voxel."""
 
     network_options = dict(guidance="minus")
 
 
-class BraTSOMNetCGATumorTrainer(BraTSOMNetCGATrainer):
+class BraTSOMNetCGATumorTrainer(ZhouTrainer):
     """Ablation CGAt of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): attention to the tumour alone."""
 
     network_options = dict(guidance="tumour")
 
 
-class BraTSOMNetCGANonTumorTrainer(BraTSOMNetCGATrainer):
+class BraTSOMNetCGANonTumorTrainer(ZhouTrainer):
     """Ablation CGAn of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): attention to the rest alone."""
 
     network_options = dict(guidance="non_tumour")
@@ -236,14 +241,12 @@ class BraTSOMNetCGANonTumorTrainer(BraTSOMNetCGATrainer):
 class BraTSOMNet0Trainer(ZhouTrainer):
     """Ablation OM-Net0 of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): neither curriculum nor data transfer."""
 
-    differences = PAPER.switches("rows_of_heads")
     curriculum, data_transfer = False, False
 
 
 class BraTSOMNetDTrainer(ZhouTrainer):
     """Ablation OM-Netd of Zhou et al. 2020 (https://arxiv.org/abs/1906.01796): data transfer without curriculum."""
 
-    differences = PAPER.switches("rows_of_heads", "transfer_share")
     curriculum = False
 
 
