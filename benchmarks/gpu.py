@@ -64,6 +64,11 @@ class Machine:
         self.left_out.append(row)
         return False
 
+    def leave_out(self, row: str, error: Exception, size: Sequence[int]) -> None:
+        missing = isinstance(error, ImportError)
+        reason = f"{error.name} is not installed" if missing else f"{shown(size)}: {type(error).__name__}: {error}"
+        self.left_out.append(f"{row} ({reason})")
+
     def mixed(self) -> Any:
         return torch.autocast("cuda") if self.is_cuda else nullcontext()
 
@@ -143,11 +148,11 @@ def training_rows(machine: Machine, last: bool = False, compiled: bool = False) 
         size = size_of(name, machine, machine.small)
         try:
             taken, peak = train(machine, NETWORKS.get(name, monai_training), size, last, compiled)
-        except ImportError as error:
-            machine.left_out.append(f"training {name}, {form} ({error.name} is not installed)")
-            continue
         except torch.OutOfMemoryError:
             yield [name, shown(size), "does not fit", "", "", ""]
+            continue
+        except Exception as error:  # one network must not cost the others' minutes
+            machine.leave_out(f"training {name}, {form}", error, size)
             continue
         row = [name, shown(size), f"{1000 * taken:.0f}", f"{prod(size) / taken / 1e6:.2f}", f"{peak:.2f}"]
         if form == "plain":
@@ -264,7 +269,7 @@ def difference_rows(machine: Machine) -> Iterator[list[str]]:
         try:
             training = build(size)
         except ImportError as error:
-            machine.left_out.append(f"CPU {name} ({error.name} is not installed)")
+            machine.leave_out(f"CPU {name}", error, size)
             continue
         network = getattr(training.network, "network", training.network).eval()
         x = torch.randn(1, training.input_channels, *size)

@@ -68,7 +68,7 @@ def read_choice(fold: Path, number: int | None = None) -> FoldChoice:
             raise UserError(f"{fold / name} is not the one that {file} was written for; {AGAIN}")
     halves = {_texts(half["cases"]): _texts(half["checkpoints"]) for half in content["halves"].list()}
     choice = FoldChoice(_texts(content["checkpoints"]), halves)
-    if number is None:
+    if number is None or not choice.checkpoints:
         return choice
     fewest = min(map(len, (choice.checkpoints, *halves.values())))
     if number > fewest:

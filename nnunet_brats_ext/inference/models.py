@@ -264,7 +264,7 @@ def open_model(folder: Path, folds: Sequence[Fold] = (), checkpoints: Sequence[s
 
 def _with_chosen(folder: Path, folds: Sequence[Fold], checkpoints: Sequence[str]) -> TrainedModel:
     if len(checkpoints) > 1:
-        raise UserError(f"-chk {' '.join(checkpoints)}: {CHOSEN} stands alone, for the checkpoints that were chosen")
+        raise UserError(f"{' '.join(checkpoints)}: {CHOSEN} stands alone, for the checkpoints that were chosen")
     number = number_of_chosen(checkpoints[0])
     there = tuple(folds) or trained_folds(folder, CHOSEN_FILE)
     if not there:

@@ -74,6 +74,8 @@ class PreviousStage(PlainTrainer):
                     f"{fold} was begun on other maps: other checkpoints have made {', '.join(remade)} in {place} "
                     "since. Train it without --c, which keeps what is there under another name"
                 )
+            # An earlier version has noted names alone.
+            write_json(fold / MAPS, {name: files or maps.get(name, {}) for name, files in noted.items()})
             return
         if (noted.keys() != maps.keys() or remade) and any(fold.glob("checkpoint_*.pth")):
             aside = fold.with_name(time.strftime(f"earlier_{fold.name}_%Y%m%d-%H%M%S"))
@@ -147,7 +149,11 @@ def made_by(maps: Path) -> dict[str, str]:
 def _noted(file: Path) -> Maps:
     """The maps that a fold was trained on; earlier versions noted names alone."""
     content = read_json(file, object) if file.is_file() else {}
-    return {name: {} for name in content} if isinstance(content, list) else content
+    if isinstance(content, list):
+        return {name: {} for name in content}
+    if not isinstance(content, dict) or not all(isinstance(files, dict) for files in content.values()):
+        raise UserError(f"{file} is damaged: expected the maps of this fold; delete it, and train the fold without --c")
+    return content
 
 
 def _differ(before: Mapping[str, str], now: Mapping[str, str]) -> bool:

@@ -75,6 +75,6 @@ def limit_threads(device: torch.device) -> None:
     for the multiplications that a training consists of.
     """
     if device.type == "cpu":
-        given = os.environ.get("OMP_NUM_THREADS", "")
+        given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the first level of nested ones
         named = int(given) if given.isdecimal() else 0
         torch.set_num_threads(named or min(psutil.cpu_count(logical=False) or available_cores(), available_cores()))

@@ -72,7 +72,7 @@ class Graph(TrainingJobs):
         after = self.trained(model, folds)
         command = self.model_words(model, folds)
         if one.choice:
-            command += ["-chk", self.chosen_by(model, one.choice)]
+            command += ["-chk", self.chosen_by(one.choice)]
             after.append(self.choose(model))
         elif one.checkpoints:
             command += ["-chk", *self.checkpoints(one.checkpoints)]
@@ -104,7 +104,7 @@ class Graph(TrainingJobs):
             model = self.recipe.model_of(before)
             words += ["-prev_tr", model.trainer, "-prev_f", *self._of(before.folds, self.folds(model))]
             if before.choice:
-                words += ["-prev_chk", self.chosen_by(model, before.choice)]
+                words += ["-prev_chk", self.chosen_by(before.choice)]
                 after.append(self.choose(model))
             elif before.checkpoints:
                 words += ["-prev_chk", *self.checkpoints(before.checkpoints)]
@@ -132,10 +132,9 @@ class Graph(TrainingJobs):
     def best_of(self, choice: Choice) -> int:
         return min(choice.best, SMOKE_EPOCHS) if self.setting.smoke else choice.best  # a short run keeps few snapshots
 
-    def chosen_by(self, model: Model, choice: Choice) -> str:
-        """How `predict` names the checkpoints of a choice: all that are chosen, or the best of these."""
-        best = self.best_of(choice)
-        return CHOSEN if best == self.most_chosen(model) else f"{CHOSEN}:{best}"
+    def chosen_by(self, choice: Choice) -> str:
+        """How `predict` names the checkpoints of a choice: by their number, which a later choice may not lessen."""
+        return f"{CHOSEN}:{self.best_of(choice)}"
 
     def chosen(
         self, name: str, models: Sequence[object], first: ModelPrediction, choice: Choice, after: Sequence[str]

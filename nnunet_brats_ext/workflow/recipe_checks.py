@@ -17,7 +17,7 @@ from nnunet_brats_ext.papers import Source
 from nnunet_brats_ext.predictions.ensemble import METHODS, SPACES
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.nnunet import model_name
-from nnunet_brats_ext.training.environment import requested_snapshots
+from nnunet_brats_ext.training.environment import EPOCHS, requested_number, requested_snapshots
 from nnunet_brats_ext.workflow.recipe_parts import PLANS, Ensemble, Model, ModelPrediction, Recipe, base_data
 from nnunet_brats_ext.workflow.recipe_text import KeyPath
 
@@ -199,7 +199,8 @@ def _kept_checkpoints(recipe: Recipe, model: Model) -> tuple[str | int, ...]:
     if _problem_of_trainer(model.trainer):
         return ()
     epochs = {*papers.find_trainer(model.trainer).snapshot_epochs, *requested_snapshots(), *recipe.epochs_of(model)}
-    return (*sorted(epoch for epoch in epochs if epoch <= (model.epochs or epoch)), "best", "final")
+    last = model.epochs or requested_number(EPOCHS, 1, "for a full training")
+    return (*sorted(epoch for epoch in epochs if epoch <= (last or epoch)), "best", "final")
 
 
 def _problems_of_choices(recipe: Recipe) -> Problems:

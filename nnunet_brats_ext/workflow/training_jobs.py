@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_brats_ext.planning.plan import PLANNERS
-from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, SNAPSHOTS
+from nnunet_brats_ext.training.environment import EPOCHS, ITERATIONS, SEED, SNAPSHOTS, requested_snapshots
 from nnunet_brats_ext.workflow.jobs import (
     BASE_PLANS,
     SMOKE_CASES,
@@ -188,7 +188,8 @@ class TrainingJobs(Jobs):
             short = {EPOCHS: str(SMOKE_EPOCHS), ITERATIONS: str(SMOKE_ITERATIONS), SNAPSHOTS: "1 2"}
             return {**short, SEED: "1", "nnUNet_n_proc_DA": "0"}  # the same weights every time
         environment = {EPOCHS: str(model.epochs)} if model.epochs else {}
-        if more := self.recipe.epochs_of(model) - {*self.trainer(model).snapshot_epochs}:
+        named = self.recipe.epochs_of(model) | {*requested_snapshots()}
+        if more := named - {*self.trainer(model).snapshot_epochs}:
             environment[SNAPSHOTS] = " ".join(map(str, sorted(more)))
         return environment
 

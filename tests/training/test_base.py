@@ -127,8 +127,14 @@ def test_an_unusable_length_is_quoted(value, world, monkeypatch):
 
 @pytest.mark.parametrize(
     ("named", "cores", "available", "expected"),
-    [("3", 8, 16, 3), ("", 8, 16, 8), ("", 8, 4, 4), ("", None, 4, 4)],
-    ids=["OMP_NUM_THREADS", "two threads per core", "a part of the machine", "cores that the system does not count"],
+    [("3", 8, 16, 3), ("3,2", 8, 16, 3), ("", 8, 16, 8), ("", 8, 4, 4), ("", None, 4, 4)],
+    ids=[
+        "OMP_NUM_THREADS",
+        "nested",
+        "two threads per core",
+        "a part of the machine",
+        "unknown cores",
+    ],
 )
 def test_on_a_cpu_training_takes_the_threads_that_the_environment_names_or_one_per_core(
     named, cores, available, expected, world, monkeypatch

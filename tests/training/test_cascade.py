@@ -93,6 +93,7 @@ def test_training_on_other_maps_says_so_and_keeps_what_was_trained_on_those_befo
     start()
     start(epoch=3)
     assert (fold / "checkpoint_final.pth").read_text() == "several", "nothing says that the maps are others"
+    assert json.loads((fold / MAPS).read_text())["checkpoint_epoch_1"], "noted where the training went on"
     made("other")
     with pytest.raises(UserError, match=r"on other maps: .* checkpoint_epoch_1, checkpoint_epoch_2 .* without --c"):
         start(epoch=3)
@@ -104,3 +105,12 @@ def test_training_on_other_maps_says_so_and_keeps_what_was_trained_on_those_befo
     assert (aside / "checkpoint_final.pth").read_text() == "several"
     assert f"is kept in {aside}" in log.read_text()
     start(epoch=3)
+
+
+@pytest.mark.parametrize("content", ["null", '"x"', "3", '{"a": []}', '{"a": null}'])
+def test_a_damaged_note_of_maps_is_named(content, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    second = BraTSAttentionVAETrainer(cascade(world), "second", 0, world.dataset_json, CPU)
+    Path(second.output_folder, MAPS).write_text(content)
+    with pytest.raises(UserError, match=f"{MAPS} is damaged: .* delete it"):
+        second.keep_training_on_other_maps()

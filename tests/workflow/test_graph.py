@@ -226,18 +226,21 @@ def test_a_pool_waits_for_its_candidates_which_are_not_predicted_beside_it():
     assert "-f 0 " in " ".join(graph_of("henry2020", folds=(0,))["predict/a"].command)
 
 
-def test_checkpoints_are_chosen_once_the_folds_are_trained_and_before_they_predict():
+def test_checkpoints_are_chosen_once_the_folds_are_trained_and_before_they_predict(monkeypatch):
     jobs = graph_of("lyu2020")
     assert set(jobs["choose/stage1"].after) == {*(f"train/stage1/fold_{fold}" for fold in range(5)), "convert/brats"}
     assert {"choose/stage1", "train/stage2/fold_4"} <= set(jobs["choose/stage2"].after)
     for name in ("choose/stage2", "predict/stage2", "predict/cv/stage2"):
         assert {"choose/stage1", "choose/stage2"} - {name} <= set(jobs[name].after)
         assert "-prev_chk chosen" in " ".join(jobs[name].command)
-    assert "-chk chosen" in " ".join(jobs["predict/cv/stage1"].command)
+    assert "-chk chosen:1 " in " ".join(jobs["predict/cv/stage1"].command)
     assert jobs["choose/stage1"].needs.gpus == 1
     zhou = graph_of("zhou2020")
     assert "-chk checkpoint_epoch_500.pth " in " ".join(zhou["choose/cga_10"].command)
     assert zhou["train/cga_10/fold_9"].environment == {"nnUNet_brats_snapshots": "500 600 700 800 900"}
+    monkeypatch.setenv("nnUNet_brats_snapshots", "50 900")  # a job's environment takes the place of the user's
+    kept = graph_of("zhou2020")["train/cga_10/fold_9"].environment["nnUNet_brats_snapshots"]
+    assert kept == "50 500 600 700 800 900"
     smoke = " ".join(graph_of("zhou2020", smoke=True)["choose/cga_10"].command)
     assert "-chk checkpoint_epoch_1.pth checkpoint_epoch_2.pth checkpoint_final.pth --best 1 " in smoke
 
@@ -250,17 +253,15 @@ def test_predictions_take_so_many_of_one_choice():
         assert "-prev_chk chosen:1 " in " ".join(jobs["choose/stage2"].command), "judged as stage 2 itself predicts"
     jobs = graph_of("lyu2020")
     assert "--best 1 " in " ".join(jobs["choose/stage2_single"].command)
-    expected = dict(
-        stage1="chosen:1", stage1_9="chosen", stage2_15="chosen:5", stage2_27="chosen", stage2_single="chosen"
-    )
-    for name, word in expected.items():
+    expected = dict(stage1=1, stage1_9=9, stage2_15=5, stage2_27=9, stage2_single=1)
+    for name, number in expected.items():
         job = jobs[f"predict/cv/{name}"]
-        assert dict(options_of(job.command))["-chk"] == (word,)
+        assert dict(options_of(job.command))["-chk"] == (f"chosen:{number}",)
         assert f"choose/{name.split('_')[0] if name != 'stage2_single' else name}" in job.after
     smoke = graph_of("lyu2020", smoke=True)
-    for name, word in expected.items():  # two epochs: the best two of them, where more are asked for
+    for name, number in expected.items():  # two epochs: the best two of them, where more are asked for
         words = dict(options_of(smoke[f"predict/cv/{name}"].command))["-chk"]
-        assert words == (("chosen:1",) if word == "chosen:1" else ("chosen",))
+        assert words == (f"chosen:{min(number, 2)}",)
     assert "--best 2 " in " ".join(smoke["choose/stage1"].command)
 
 

@@ -185,7 +185,7 @@ def test_a_recipe_scores_the_cases_that_it_holds_out_by_the_checkpoints_that_oth
         assert set(json.loads((folder / "results" / f"{row}.json").read_text())["cases"]) == {held_out}
     chosen = json.loads((folder / "choices" / "cga_10.json").read_text())
     assert set(chosen["scores"]["0"]) == {f"BraTSOMNetCGATrainer:omnet{name}" for name in (" epoch_1", " epoch_2", "")}
-    assert "-chk chosen" in open_run(folder).log("predict/cga_10").read_text()
+    assert "-chk chosen:1" in open_run(folder).log("predict/cga_10").read_text()
     submitted = {path.name for path in (folder / "submission").glob("*.nii.gz")}
     assert len(submitted) == 2
     assert not any(held_out in name for name in submitted)
