@@ -238,6 +238,8 @@ def main() -> None:
     table = Table(*(Column(name, no_wrap=True) for name in (*columns, *measured)), title=title, box=box.SIMPLE)
     for name in options.networks:
         cases = SLICES if name in IN_SLICES else CASES
+        if options.size and len(options.size) != len(cases[0][0]):
+            continue  # slices, where volumes were asked for
         for size, batch in [(tuple(options.size), options.batch)] if options.size else cases:
             for precision, count in (("fp32", count_fp32), ("mixed", count_mixed)):
                 peak, footprint = count(name, size, batch).peak, footprint_of(name)
