@@ -121,9 +121,9 @@ def test_a_misspelt_source_is_an_error_also_where_nothing_differs():
     class Misspelt(BraTSTrainer):
         """https://example.org"""
 
-        follows = "relase"
+        follows = "released"
 
-    with pytest.raises(AttributeError, match=r"Misspelt\.follows: all='relase'; expected 'text' or 'release'"):
+    with pytest.raises(AttributeError, match=r"Misspelt\.follows: all='released'; expected 'text' or 'release'"):
         Misspelt.check_follows()
 
 
