@@ -194,7 +194,7 @@ class Narrow:
 
     def on_epoch_start(self):
         super().on_epoch_start()
-        if self.holds and self.current_epoch == 1:
+        if self.holds and self.configuration_name == {configuration!r} and self.current_epoch == 1:
             hold("train")
 
     def perform_actual_validation(self, *arguments, **options):
@@ -211,10 +211,13 @@ for name in {names!r}:
 def write_narrow(place: Path, papers: Sequence[str], holding: str) -> Path:
     """A folder that stands before ours in `nnUNet_extTrainer`: the trainers of papers, with networks of few channels.
 
-    While `place/train` is there, a training of the trainer `holding` stays at the beginning of its second epoch and
-    makes `place/held_train`; while `place/predict` is, the prediction of `stage2` does so once it has predicted a case.
+    holding: TRAINER:CONFIGURATION. While `place/train` is there, its training stays at the beginning of its second epoch
+    and makes `place/held_train`; while `place/predict` is, the prediction of `stage2` does so once it has predicted a
+    case.
     """
     place.mkdir()
     names = [trainer.name for paper in papers for trainer in find_paper(paper).trainers]
-    (place / "narrow_trainers.py").write_text(NARROW.format(hold=str(place), names=names, holding=holding))
+    trainer, _, configuration = holding.partition(":")
+    content = NARROW.format(hold=str(place), names=names, holding=trainer, configuration=configuration)
+    (place / "narrow_trainers.py").write_text(content)
     return place

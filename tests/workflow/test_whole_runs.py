@@ -70,7 +70,7 @@ def published(tmp_path_factory) -> Iterator[Interrupted]:
     It is killed in a training, moved, killed in a prediction, and ended.
     """
     place = tmp_path_factory.mktemp("workflow")
-    hold = write_narrow(place / "narrow", list(PAPERS), "BraTSAttentionVAETrainer")
+    hold = write_narrow(place / "narrow", list(PAPERS), "BraTSAttentionVAETrainer:lyu_stage2")
     content = {"title": "Two papers", "include": list(PAPERS), "evaluation": {"of": ROWS}}
     (recipe := place / "both.yaml").write_text(json.dumps(content))  # which is YAML as well
     first, folder = place / "a b Ü", place / "moved {x}"
