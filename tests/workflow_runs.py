@@ -211,9 +211,9 @@ for name in {names!r}:
 def write_narrow(place: Path, papers: Sequence[str], holding: str) -> Path:
     """A folder that stands before ours in `nnUNet_extTrainer`: the trainers of papers, with networks of few channels.
 
-    holding: TRAINER:CONFIGURATION. While `place/train` is there, its training stays at the beginning of its second epoch
-    and makes `place/held_train`; while `place/predict` is, the prediction of `stage2` does so once it has predicted a
-    case.
+    holding: TRAINER:CONFIGURATION. While `place/train` is there, its training stays at the beginning of its second
+    epoch and makes `place/held_train`; while `place/predict` is, the prediction of `stage2` does so once it has
+    predicted a case.
     """
     place.mkdir()
     names = [trainer.name for paper in papers for trainer in find_paper(paper).trainers]
