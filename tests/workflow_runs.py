@@ -1,16 +1,22 @@
 """What tests of the workflow share: graphs of recipes, jobs that take no time, papers of the user's own."""
 
 import os
+import runpy
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from graphlib import TopologicalSorter
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import psutil
+import pytest
+from conftest import threads_for_processes
 
 from nnunet_brats_ext.papers import find_paper
+from nnunet_brats_ext.workflow import perform
 from nnunet_brats_ext.workflow.engine import engine_options, follow
 from nnunet_brats_ext.workflow.graph import build_graph
 from nnunet_brats_ext.workflow.jobs import Setting
@@ -41,6 +47,35 @@ def kinds(jobs: dict[str, Job]) -> Counter:
 # ---- the engine, on jobs that take no time ---------------------------------------------------------------------------
 
 WRITE = "out.parent.mkdir(exist_ok=True); out.write_text('x')"
+
+
+def perform_here(run: Run) -> None:
+    """Every job of a run, one after the other, by its command in this process, which imports torch once for all."""
+    order = TopologicalSorter({name: one.after for name, one in run.jobs.items()}).static_order()
+    with pytest.MonkeyPatch.context() as patch, threads_for_processes():
+        patch.chdir(run.folder)
+        patch.setattr(perform, "run_all", _run_all_here)
+        for name in order:
+            assert perform.perform(run, run.jobs[name]) == 0, name
+
+
+def _run_all_here(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
+    for words in commands:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", list(words if words[0] != "python" else words[2:]))
+            try:
+                if words[0] == "python":
+                    runpy.run_module(words[2], run_name="__main__")
+                else:
+                    (script,) = entry_points(group="console_scripts", name=words[0])
+                    if code := script.load()():
+                        return code
+            except SystemExit as end:
+                if end.code:
+                    return 1
+    return 0
 
 
 def job(name: str, code: str, *after: str) -> Job:
@@ -219,5 +254,5 @@ def write_narrow(place: Path, papers: Sequence[str], holding: str) -> Path:
     names = [trainer.name for paper in papers for trainer in find_paper(paper).trainers]
     trainer, _, configuration = holding.partition(":")
     content = NARROW.format(hold=str(place), names=names, holding=trainer, configuration=configuration)
-    (place / "narrow_trainers.py").write_text(content)
+    (place / f"narrow_{'_'.join(papers)}.py").write_text(content)  # a module of its own where several are imported
     return place

@@ -17,18 +17,17 @@ import pytest
 pytest.importorskip("snakemake", reason="Snakemake 9 needs Python 3.11")
 
 import torch
-from workflow_runs import kill, wait_for, write_narrow, write_own
+from workflow_runs import kill, perform_here, wait_for, write_narrow, write_own
 
 from nnunet_brats_ext.bundles import bundle
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.papers import EXTERNAL
 from nnunet_brats_ext.workflow.perform import environment_of
-from nnunet_brats_ext.workflow.recipe import find_recipe, load_recipe
+from nnunet_brats_ext.workflow.run import RunOptions, plan_run
 from nnunet_brats_ext.workflow.state import Run, open_run, states_of
 
 pytestmark = pytest.mark.end_to_end
 PAPERS = {"lyu2020": "final", "hashemi2021": "nested"}  # two stages with maps in between; three 2-D models as one
-ROWS = [f"lyu2020.{row}" for row in load_recipe(find_recipe("lyu2020")).evaluated] + ["hashemi2021.nested"]
 
 
 def command(*words: str | Path) -> list[str]:
@@ -65,14 +64,10 @@ class Interrupted:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Iterator[Interrupted]:
-    """Every row of one published recipe beside the submission of another.
-
-    It is killed in a training, moved, killed in a prediction, and ended.
-    """
+    """Two published recipes side by side, killed in a training, moved, killed in a prediction, and ended."""
     place = tmp_path_factory.mktemp("workflow")
     hold = write_narrow(place / "narrow", list(PAPERS), "BraTSAttentionVAETrainer:lyu_stage2")
-    content = {"title": "Two papers", "include": list(PAPERS), "evaluation": {"of": ROWS}}
-    (recipe := place / "both.yaml").write_text(json.dumps(content))  # which is YAML as well
+    (recipe := place / "both.yaml").write_text(f"title: Two papers\ninclude: [{', '.join(PAPERS)}]\n")
     first, folder = place / "a b Ü", place / "moved {x}"
     with searching(hold):
         (hold / "train").touch()
@@ -101,14 +96,12 @@ def start(words: list[str]) -> psutil.Popen:
 def test_published_recipes_run_from_phantoms_to_report_and_submission(published, capsys):
     folder = published.folder
     assert {state for state, _ in states_of(published.run).values()} == {"done"}
-    assert {path.stem for path in (folder / "results").glob("*.json")} == set(ROWS)
-    for row in ROWS:
-        results = json.loads((folder / "results" / f"{row}.json").read_text())
-        for one in results.get("models", {row: results}).values():
-            assert set(one["summary"]) == {"WT", "TC", "ET"}
-            assert len(one["cases"]) == 2
     for paper, submitted in PAPERS.items():
-        assert len(list((folder / "submission" / f"{paper}.{submitted}").glob("*.nii.gz"))) == 2
+        name = f"{paper}.{submitted}"
+        results = json.loads((folder / "results" / f"{name}.json").read_text())
+        assert set(results["summary"]) == {"WT", "TC", "ET"}
+        assert len(results["cases"]) == 2
+        assert len(list((folder / "submission" / name).glob("*.nii.gz"))) == 2
     assert (folder / "report.html").stat().st_size > 10_000
     assert (folder / "ranking.json").is_file()
     assert main(["status", str(folder)]) == 0
@@ -173,20 +166,38 @@ def test_a_run_as_a_bundle_gives_its_submissions_in_an_empty_environment(publish
         assert segmented.read_bytes() == (folder / "submission" / name / segmented.name).read_bytes()
 
 
-def test_a_recipe_scores_the_cases_that_it_holds_out_by_the_checkpoints_that_others_have_chosen(tmp_path):
-    """Zhou et al. 2020, every row: eleven networks of all cases but these, a twelfth by the best snapshot of a fold."""
-    with searching(write_narrow(tmp_path / "narrow", ["zhou2020"], "")):
-        done = subprocess.run(smoke("zhou2020", folder := tmp_path / "run"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (held_out,) = {path.name.removesuffix(".nii.gz") for path in folder.glob("nnUNet_raw/Dataset*/labelsTs/*")}
-    rows = load_recipe(find_recipe("zhou2020")).evaluated
-    assert {path.stem for path in (folder / "results").glob("*.json")} == set(rows)
-    for row in rows:
-        assert set(json.loads((folder / "results" / f"{row}.json").read_text())["cases"]) == {held_out}
-    chosen = json.loads((folder / "choices" / "cga_10.json").read_text())
+def every_row(paper: str, place: Path) -> Run:
+    """A recipe whole, on phantoms with networks of few channels; each of its rows has scores of all three regions."""
+    with searching(write_narrow(place / "narrow", [paper], "")):
+        recipe, run = plan_run(RunOptions(paper, folder=place / "run", scale="smoke", device="cpu", folds=(0,)))
+        run.write()
+        perform_here(run)
+    assert {path.stem for path in (run.folder / "results").glob("*.json")} == set(recipe.evaluated)
+    for row in recipe.evaluated:
+        results = json.loads((run.folder / "results" / f"{row}.json").read_text())
+        for one in results.get("models", {row: results}).values():
+            assert set(one["summary"]) == {"WT", "TC", "ET"}
+    assert (run.folder / "report.html").stat().st_size > 10_000
+    return run
+
+
+def test_every_row_of_a_cascade_of_votes_and_snapshots(tmp_path):
+    """Lyu & Shu 2020: single models, ensembles by the best snapshots and a row of each, in both stages."""
+    run = every_row("lyu2020", tmp_path)
+    each = json.loads((run.folder / "results" / "stage2_each.json").read_text())["models"]
+    assert len(each) == len([name for name in run.jobs if name.startswith("predict/cv/stage2_each.")]) > 2
+
+
+def test_every_row_of_a_recipe_that_holds_cases_out_by_the_checkpoints_that_others_have_chosen(tmp_path):
+    """Zhou et al. 2020: eleven networks of all other cases, and a twelfth by the best snapshot of a fold."""
+    run = every_row("zhou2020", tmp_path)
+    (held_out,) = {path.name.removesuffix(".nii.gz") for path in run.folder.glob("nnUNet_raw/Dataset*/labelsTs/*")}
+    for file in (run.folder / "results").glob("*.json"):
+        assert set(json.loads(file.read_text())["cases"]) == {held_out}
+    chosen = json.loads((run.folder / "choices" / "cga_10.json").read_text())
     assert set(chosen["scores"]["0"]) == {f"BraTSOMNetCGATrainer:omnet{name}" for name in (" epoch_1", " epoch_2", "")}
-    assert "-chk chosen:1" in open_run(folder).log("predict/cga_10").read_text()
-    submitted = {path.name for path in (folder / "submission").glob("*.nii.gz")}
+    assert "chosen:1" in run.jobs["predict/cga_10"].command
+    submitted = {path.name for path in (run.folder / "submission").glob("*.nii.gz")}
     assert len(submitted) == 2
     assert not any(held_out in name for name in submitted)
 
