@@ -312,7 +312,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=8, help="(default: %(default)s)")
     parser.add_argument(
-        "--size", type=int, nargs=3, metavar="N", help="z y x of the patch of 3-D networks but OM-Net's"
+        "--size", type=int, nargs=3, metavar="N", help="z y x of 3-D networks but OM-Net's; not with --small"
     )
     parser.add_argument("--small", action="store_true", help="small sizes: whether it runs, not how fast")
     every = [*NETWORKS, MONAI]

@@ -33,7 +33,6 @@ def lyu(architecture: str, input_channels: int, size: Sequence[int]) -> Training
     """As BraTSVAETrainer and BraTSAttentionVAETrainer train."""
     from nnunet_brats_ext.architectures import residual_unet
     from nnunet_brats_ext.architectures.vae import VAEBranch
-    from nnunet_brats_ext.losses.dice import SoftDiceLoss
     from nnunet_brats_ext.training.branches import LossWithAuxiliaries, NetworkWithBranch, VAERegularisation
 
     bare = getattr(residual_unet, architecture)(input_channels, REGIONS)
@@ -82,7 +81,6 @@ def cascaded_unet(size: Sequence[int]) -> Training:
 def henry(norm: str, squared: bool, size: Sequence[int]) -> Training:
     """As pipeline A trains with attention, which is the larger of its two networks, and as pipeline B does."""
     from nnunet_brats_ext.architectures.dilated_unet import DilatedUNet
-    from nnunet_brats_ext.losses.dice import SoftDiceLoss
     from nnunet_brats_ext.losses.outputs import MeanOverOutputs
     from nnunet_brats_ext.trainers.henry2020.ranger import Ranger
 
@@ -151,13 +149,9 @@ def supervised(
     return Training(network, NNUNetLoss(scales, batch), optimizer, CHANNELS, [[2**i] * 3 for i in range(scales)])
 
 
-def halvings(size: Sequence[int]) -> int:
-    """How often nnU-Net halves a patch: until its shortest edge is 4 voxels."""
-    return int(log2(min(size) / 4))
-
-
 def strides_of(size: Sequence[int]) -> list[list[int]]:
-    return [[1] * 3, *([2] * 3 for _ in range(halvings(size)))]
+    """As nnU-Net halves a patch: until its shortest edge is 4 voxels."""
+    return [[1] * 3, *([2] * 3 for _ in range(int(log2(min(size) / 4))))]
 
 
 def plain_unet(norm: Callable, batch: bool, size: Sequence[int]) -> Training:

@@ -1,11 +1,13 @@
 """Model folders as nnU-Net leaves them, with networks that nobody has trained: random weights from a seed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
 
 from nnunet_brats_ext import trainers
+from nnunet_brats_ext.storage.nnunet import find_splits
 
 CPU = torch.device("cpu")
 SMALL_UNET = dict(
@@ -20,6 +22,15 @@ def small_plans(world, name: str, configurations: dict[str, dict]) -> dict:
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= SMALL_UNET
     plans["configurations"] |= {key: {"inherits_from": "3d_fullres"} | one for key, one in configurations.items()}
     return plans
+
+
+def own_images(world, fold: int, place: Path) -> Path:
+    """A new folder with the images of the cases that a fold holds out."""
+    place.mkdir()
+    for case in find_splits(world.dataset)[1][fold]["val"]:
+        for file in (world.raw / "imagesTr").glob(f"{case}_*"):
+            shutil.copyfile(file, place / file.name)
+    return place
 
 
 def save_untrained(

@@ -1,12 +1,11 @@
 """The cross-validation of every paper's way of predicting is its prediction: the same tiles, symmetries and stages."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_trainers import tiny
-from untrained_models import save_untrained, small_plans
+from untrained_models import own_images, save_untrained, small_plans
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.cli import main
@@ -59,11 +58,7 @@ def test_a_case_of_the_cross_validation_is_what_its_folds_model_predicts_for_its
     assert set(found) == {f"{case}.nii.gz" for fold in FOLDS for case in splits[fold]["val"]}
     assert any(len(np.unique(labels)) > 1 for labels in found.values()), "random weights, not an empty prediction"
     for fold in FOLDS:
-        own = tmp_path / f"images {fold}"
-        own.mkdir()
-        for case in splits[fold]["val"]:
-            for file in (world.raw / "imagesTr").glob(f"{case}_*"):
-                shutil.copyfile(file, own / file.name)
+        own = own_images(world, fold, tmp_path / f"images {fold}")
         previous = ["-prev_f", str(fold)] if "-prev_tr" in model else []
         out = tmp_path / f"fold {fold}"
         assert main(["predict", *model, "-i", str(own), "-o", str(out), "-f", str(fold), *previous]) == 0

@@ -17,7 +17,7 @@ import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from untrained_models import CPU, save_untrained, small_plans
+from untrained_models import CPU, own_images, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation import evaluate_folders
@@ -237,11 +237,7 @@ def test_cross_validation_is_prediction_of_each_folds_own_cases(words, models, w
     _, splits = find_splits("Dataset901_World")
     assert {name.removesuffix(".nii.gz") for name in found} == {*splits[0]["val"], *splits[1]["val"]}
     for fold in (0, 1):
-        own = tmp_path / f"images {fold}"
-        own.mkdir()
-        for case in splits[fold]["val"]:
-            for file in (world.raw / "imagesTr").glob(f"{case}_*"):
-                shutil.copyfile(file, own / file.name)
+        own = own_images(world, fold, tmp_path / f"images {fold}")
         previous = ["-prev_f", str(fold)] if "second" in words else []
         alone = ["predict", *words, "-i", str(own), "-o", str(tmp_path / str(fold)), "-f", str(fold), *previous]
         assert main(alone) == 0

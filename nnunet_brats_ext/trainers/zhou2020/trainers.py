@@ -75,7 +75,7 @@ class ZhouTrainer(BraTSTrainer):
 
     @classmethod
     def all_differences(cls) -> dict[str, Difference]:
-        """Also those of what the class does: heads that see rows, a curriculum, transfer between tasks."""
+        """With those of the curriculum, of data transfer and of the rows per head, where the class has them."""
         heads_see_rows = issubclass(cls.architecture, OMNet) and not super().all_network_options().get("guidance")
         does = {"rows_of_heads": heads_see_rows, "curriculum": cls.curriculum, "transfer_share": cls.data_transfer}
         return super().all_differences() | PAPER.switches(*(name for name, done in does.items() if done))
