@@ -5,8 +5,9 @@
 Lyu & Shu's networks with random weights, whose last biases are set so that their label maps lie within the brain. Both
 commands predict the same patient with the same weights, one process, as users start them: start-up, reading and writing
 are part of the seconds. For the cascade a network is one convolution, so that what is not network shows: the overhead
-of a case is what a second case adds to the command, without the seconds of its networks. CHECKOUT is another version of
-this package, which predicts the same. Without a release, the patient is a phantom of 240 x 240 x 155.
+of a case is what three further cases add to the command, a third of it, without the seconds of its networks. CHECKOUT
+is another version of this package, which predicts the same. Without a release, patients are phantoms of
+240 x 240 x 155; a release needs four for the cascade.
 """
 
 import argparse
@@ -25,6 +26,7 @@ DATASET = "907"
 PLANS = {"3d_fullres": "nnUNetPlans", "lyu_stage1": "BraTSPlans", "lyu_stage2": "BraTSPlans"}
 SHARES = (0.06, 0.03, 0.01)  # of the brain that WT, TC, ET take
 FOLDS = 5
+FURTHER = 3  # cases
 NARROW = """
 from torch import nn
 from nnunet_brats_ext.trainers import BraTSAttentionVAETrainer, BraTSVAETrainer
@@ -184,7 +186,7 @@ def compare_cascades(folder: Path, images: Path, image: Path, before: Path | Non
     """Members of stage 2 on every source of stage 1, all of which vote."""
     one = save_models("NarrowVAETrainer", "lyu_stage1", FOLDS, image)
     two = save_models("NarrowAttentionVAETrainer", "lyu_stage2", FOLDS, image)
-    pair = take(images, 2, folder / "pair")
+    more = take(images, 1 + FURTHER, folder / "more")
     print(f"\nnetworks: stage 1 {one:.2f} s, stage 2 {two:.2f} s")
     print(
         "| version | sources x members | s for one case | overhead of a further case, s | MB |\n|---|---|---|---|---|"
@@ -197,10 +199,10 @@ def compare_cascades(folder: Path, images: Path, image: Path, before: Path | Non
             command = ["nnunet_brats", "predict", "-d", DATASET, "-tr", "NarrowAttentionVAETrainer"]
             command += ["-c", "lyu_stage2", "-p", "BraTSPlans", "-prev_tr", "NarrowVAETrainer", "-device", "cpu"]
             command += ["--combine", "vote", "-f", *range(members), "-prev_f", *range(sources), "-np", 0]
-            outs = [folder / f"{version}_{sources}_{members}_{count}" for count in (1, 2)]
+            outs = [folder / f"{version}_{sources}_{members}_{count}" for count in ("one", "more")]
             single, peak = run(*command, "-i", image, "-o", outs[0], checkout=checkout)
-            double, _ = run(*command, "-i", pair, "-o", outs[1], checkout=checkout)
-            overhead = double - single - sources * one - sources * members * two
+            several, _ = run(*command, "-i", more, "-o", outs[1], checkout=checkout)
+            overhead = (several - single) / FURTHER - sources * one - sources * members * two
             print(f"| {version} | {sources} x {members} | {single:.1f} | {overhead:.2f} | {peak:.0f} |", flush=True)
             maps[version, sources, members] = label_maps(outs[1])
     if before:

@@ -4,6 +4,7 @@
     python benchmarks/training_step.py                           # 64 x 96 x 80 on the CPU
     python benchmarks/training_step.py --device cuda --size 128 192 160
     python benchmarks/training_step.py --profile                 # and what the time of a step is spent on
+    python benchmarks/training_step.py --variants                # and what each trade of time for memory does
 
 Both train with the same Dice loss, optimiser and precision: mixed on CUDA, as nnU-Net trains; with --compile, compiled.
 Each network lives in a process of its own; the two take turns, so that a machine that drifts is unfair to neither.
@@ -33,14 +34,27 @@ KINDS = {  # of torch's operations, by parts of their names; the first that fits
 
 
 def ours(size: tuple[int, ...], device: torch.device) -> nn.Module:
+    """As our trainers train it: freed memory is kept, normalisations and activations are computed twice."""
+    from nnunet_brats_ext.training.cpu_memory import keep_freed_memory
+
+    if device.type == "cpu":
+        keep_freed_memory()
+    return ours_returning_memory(size, device)
+
+
+def ours_computing_once(size: tuple[int, ...], device: torch.device) -> nn.Module:
+    from nnunet_brats_ext.architectures import blocks
+
+    blocks.recomputed = lambda part, x: part(x)
+    return ours(size, device)
+
+
+def ours_returning_memory(size: tuple[int, ...], device: torch.device) -> nn.Module:
     from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
     from nnunet_brats_ext.architectures.vae import VAEBranch
     from nnunet_brats_ext.training.branches import NetworkWithBranch, VAERegularisation
-    from nnunet_brats_ext.training.cpu_memory import keep_freed_memory
     from nnunet_brats_ext.training.seams import fastest_memory_format
 
-    if device.type == "cpu":
-        keep_freed_memory()  # as our trainers do
     network = PreActivationResidualUNet(CHANNELS, REGIONS)
     branch = VAERegularisation(VAEBranch(CHANNELS, network.endpoint_size(size)), CHANNELS)
     return NetworkWithBranch(network, branch).to(memory_format=fastest_memory_format(device, len(size), network))
@@ -55,7 +69,20 @@ def monai(size: tuple[int, ...], device: torch.device) -> nn.Module:
     )  # fmt: skip
 
 
-NETWORKS = {"nnunet_brats_ext": ours, "MONAI SegResNetVAE": monai}
+def monai_keeping_memory(size: tuple[int, ...], device: torch.device) -> nn.Module:
+    from nnunet_brats_ext.training.cpu_memory import keep_freed_memory
+
+    keep_freed_memory()
+    return monai(size, device)
+
+
+PEER, OURS = "MONAI SegResNetVAE", "nnunet_brats_ext"
+NETWORKS = {OURS: ours, PEER: monai}
+VARIANTS = {
+    f"{OURS}, freed memory returned": ours_returning_memory,
+    f"{OURS}, nothing computed twice": ours_computing_once,
+    f"{PEER}, freed memory kept": monai_keeping_memory,
+}
 
 
 def total_loss(output: tuple, target: Tensor, dice: nn.Module) -> Tensor:
@@ -73,7 +100,7 @@ def serve(name: str, size: tuple[int, ...], device_name: str, threads: int, comp
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     device = torch.device(device_name)
-    network = NETWORKS[name](size, device).to(device).train()
+    network = (NETWORKS | VARIANTS)[name](size, device).to(device).train()
     parameters = sum(p.numel() for p in network.parameters())
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, weight_decay=1e-5)
     x = torch.randn(BATCH, CHANNELS, *size, device=device)
@@ -129,17 +156,18 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile both, as nnU-Net does on CUDA")
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each network, after two warm-ups")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--variants", action="store_true", help="with what trades time for memory turned off, or on")
     parser.add_argument("--profile", action="store_true", help="what a further step of each spends its time on")
     options = parser.parse_args()
 
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    for name in NETWORKS:
+    for name in NETWORKS | VARIANTS if options.variants else NETWORKS:
         pipes[name], theirs = context.Pipe()
         arguments = (name, tuple(options.size), options.device, options.threads, options.compile, theirs)
         context.Process(target=serve, args=arguments, daemon=True).start()
 
-    seconds: dict[str, list[float]] = {name: [] for name in NETWORKS}
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for _ in range(options.rounds + 2):
         for name, pipe in pipes.items():
             pipe.send("step")
@@ -147,20 +175,19 @@ def main() -> None:
     for name, pipe in pipes.items() if options.profile else ():
         pipe.send("profile")
         print(f"{name}:", ", ".join(f"{kind} {share:.0%}" for kind, share in pipe.recv().items()))
-    peaks = {}
+    peaks, parameters = {}, {}
     for name, pipe in pipes.items():
         pipe.send(None)
-        peaks[name], parameters = pipe.recv()
-        print(f"{name:20} {parameters:>12,} parameters   peak memory of the steps {peaks[name]:8.0f} MiB")
+        peaks[name], parameters[name] = pipe.recv()
 
-    us, them = (seconds[name][2:] for name in NETWORKS)
-    ratios = sorted(b / a for a, b in zip(us, them, strict=True))
-    ours_mib, theirs_mib = peaks.values()
-    print(
-        f"{' x '.join(map(str, options.size))} on {options.device}, {options.rounds} rounds: throughput "
-        f"{statistics.median(ratios):.2f} times MONAI's (rounds from {ratios[0]:.2f} to {ratios[-1]:.2f}), "
-        f"peak memory {ours_mib / theirs_mib:.2f} times"
-    )
+    print(f"{' x '.join(map(str, options.size))} on {options.device}, {options.rounds} rounds, beside {PEER}")
+    print("| | parameters | throughput | in the rounds | peak memory |\n|---|---|---|---|---|")
+    for name, taken in seconds.items():
+        ratios = sorted(peer / own for own, peer in zip(taken[2:], seconds[PEER][2:], strict=True))
+        print(
+            f"| {name} | {parameters[name]:,} | {statistics.median(ratios):.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} "
+            f"| {peaks[name] / peaks[PEER]:.2f} ({peaks[name]:.0f} MiB) |"
+        )
 
 
 if __name__ == "__main__":
