@@ -77,11 +77,13 @@ def monai_keeping_memory(size: tuple[int, ...], device: torch.device) -> nn.Modu
 
 
 PEER, OURS = "MONAI SegResNetVAE", "nnunet_brats_ext"
-NETWORKS = {OURS: ours, PEER: monai}
-VARIANTS = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {OURS: ours, PEER: monai}
+VARIANTS: dict[str, Callable[..., nn.Module]] = {
     f"{OURS}, freed memory returned": ours_returning_memory,
     f"{OURS}, nothing computed twice": ours_computing_once,
+    f"{OURS}, compiled": lambda size, device: torch.compile(ours(size, device)),
     f"{PEER}, freed memory kept": monai_keeping_memory,
+    f"{PEER}, compiled": lambda size, device: torch.compile(monai(size, device)),
 }
 
 

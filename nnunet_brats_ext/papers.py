@@ -9,9 +9,11 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from io import StringIO
 from math import prod
 from pathlib import Path
 from traceback import extract_tb
@@ -388,21 +390,34 @@ def find_trainer(name: str) -> TrainerFacts:
     """The facts of a trainer by its name: of a paper, or of a class that nnU-Net finds (which loads torch)."""
     if name in (known := trainers()):
         return known[name]
-    from contextlib import redirect_stdout
-    from io import StringIO
-
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
-        with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
-            return facts_of_class(recursive_find_trainer_class_by_name(name))
+        return facts_of_class(find_trainer_class(name))
     except RuntimeError as error:
         found = {*known, *_names_with_subclasses(nnUNetTrainer)}  # nnU-Net has imported all of them in its search
         raise UserError(
             f"nnU-Net finds no trainer {name!r}{did_you_mean(name, found)}; `nnunet_brats papers` lists ours, and "
             f"{EXTERNAL} names the folders of your own"
         ) from error
+
+
+def find_trainer_class(name: str) -> Any:
+    """The trainer class that nnU-Net finds under a name, which loads torch; a RuntimeError where it finds none.
+
+    nnU-Net imports all trainers of its own first, and timm for one of them, which takes a second. A paper's trainer is
+    none of them, so that it is looked for in the other folders alone.
+    """
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
+        folders = os.environ.get(EXTERNAL, "").split(os.pathsep) if name in trainers() else []
+        for folder in filter(os.path.isdir, folders):
+            # As nnU-Net searches it: what was imported is forgotten, so that the next folder may have the same names.
+            if found := recursive_find_python_class(folder, name, None, cleanup_imports_from_base_folder=True):
+                return found
+        return recursive_find_trainer_class_by_name(name)
 
 
 def _names_with_subclasses(trainer: type) -> set[str]:

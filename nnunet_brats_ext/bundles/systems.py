@@ -1,17 +1,13 @@
 """A bundled system at work: a case goes through its predictions in order, by the functions of the commands."""
 
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-from nnunet_brats_ext import __version__
+from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.bundles.archive import Bundle
 from nnunet_brats_ext.bundles.contents import (
     BundledSystem,
@@ -126,8 +122,7 @@ def require_trainers(system: BundledSystem) -> None:
     for model in system.models.values():
         package, version = model.package
         try:
-            with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
-                recursive_find_trainer_class_by_name(model.trainer)
+            papers.find_trainer_class(model.trainer)
         except RuntimeError:  # which is what it raises
             problems.append(f"{model.trainer} of {package} {version}".rstrip())
     here = f"here are {PACKAGE} {__version__} and nnU-Net {metadata.version('nnunetv2')}"

@@ -5,15 +5,11 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import metadata
-from io import StringIO
 from math import prod
 from pathlib import Path
 from typing import Any
-
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_brats_ext import __version__, papers
 from nnunet_brats_ext.brats import LABEL_SCHEMES
@@ -228,8 +224,7 @@ def _plain_name(name: str) -> str:
 
 def _package_of(trainer: str) -> tuple[str, str]:
     """The package that a trainer is of, and its version; of a trainer of the user's own, that it is so."""
-    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
-        module = recursive_find_trainer_class_by_name(trainer).__module__.split(".")[0]
+    module = papers.find_trainer_class(trainer).__module__.split(".")[0]
     if module == "nnunet_brats_ext":
         return PACKAGE, __version__
     if module == "nnunetv2":

@@ -41,6 +41,7 @@ def _run(words: Sequence[str], debug: bool) -> int:
         known = [one.name for verbs in GROUPS.values() for one in verbs if not one.hidden]
         print(f"nnunet_brats: no verb {words[0]!r}{did_you_mean(words[0], known)}\n\n{overview()}", file=sys.stderr)
         return 2
+    from nnunet_brats_ext.cli.imports import quick_imports
     from nnunet_brats_ext.cli.parser import parse
     from nnunet_brats_ext.plugin.requirements import require_nnunet
     from nnunet_brats_ext.storage.parallel import progress_shown
@@ -56,8 +57,10 @@ def _run(words: Sequence[str], debug: bool) -> int:
         return _fail(verb.name, str(error), debug)
     try:
         options = parse(verb.load_options(), f"nnunet_brats {verb.name}", verb.load_description(), words[1:])
+        with quick_imports():
+            perform = verb.load_run()
         with progress_shown():
-            return verb.load_run()(options) or 0
+            return perform(options) or 0
     except UserError as error:
         return _fail(verb.name, str(error), debug)
     except OSError as error:

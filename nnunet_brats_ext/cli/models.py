@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Column, Table
 
+from nnunet_brats_ext.cli.imports import quick_imports
 from nnunet_brats_ext.evaluation.metric_facts import facts_of_metric
 from nnunet_brats_ext.inference.chosen import CHOSEN, CHOSEN_FILE
 from nnunet_brats_ext.inference.options import AttentionOptions, ChooseOptions, ModelOptions, PredictOptions
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def run_predict(options: PredictOptions) -> None:
-    from nnunet_brats_ext.inference.prediction import plan_by_sequences, plan_prediction
+    with quick_imports():
+        from nnunet_brats_ext.inference.prediction import plan_by_sequences, plan_prediction
 
     with each_notice_once():
         plans = plan_by_sequences(options) if options.by_sequences else [plan_prediction(options)]
@@ -72,7 +74,8 @@ def run_predict_stage(options: PredictOptions) -> None:
 
 def run_choose(options: ChooseOptions) -> None:
     """The scores of all candidates, the choice, and the next command."""
-    from nnunet_brats_ext.inference.selection import choose_checkpoints
+    with quick_imports():
+        from nnunet_brats_ext.inference.selection import choose_checkpoints
 
     say_where(options)
     chosen, outcome = choose_checkpoints(options)
@@ -91,7 +94,8 @@ def run_choose(options: ChooseOptions) -> None:
 
 
 def run_attention(options: AttentionOptions) -> None:
-    from nnunet_brats_ext.inference.attention import attend
+    with quick_imports():
+        from nnunet_brats_ext.inference.attention import attend
 
     say_where(options)
     print(f"{len(attend(options))} cases shown in {options.out}")

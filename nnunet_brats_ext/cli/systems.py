@@ -5,12 +5,14 @@ import sys
 from rich.console import Console
 
 from nnunet_brats_ext.bundles.options import BundleOptions, ContainerOptions, InspectOptions, SegmentOptions
+from nnunet_brats_ext.cli.imports import quick_imports
 
 MB = 1e6
 
 
 def run_bundle(options: BundleOptions) -> None:
-    from nnunet_brats_ext.bundles.writing import bundle_sources
+    with quick_imports():
+        from nnunet_brats_ext.bundles.writing import bundle_sources
 
     written = bundle_sources(options)
     count = sum(len(model.weights) for model in written.system.models.values())
@@ -46,8 +48,9 @@ def run_inspect(options: InspectOptions) -> None:
 
 
 def run_segment(options: SegmentOptions) -> int:
-    from nnunet_brats_ext.bundles.segmentation import segment_patients
-    from nnunet_brats_ext.inference.predictor import find_device
+    with quick_imports():
+        from nnunet_brats_ext.bundles.segmentation import segment_patients
+        from nnunet_brats_ext.inference.predictor import find_device
 
     if find_device(options.device).type == "cpu" and options.device is None:
         say("torch sees no GPU on this machine: the CPU is used, which takes longer")

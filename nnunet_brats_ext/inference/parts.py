@@ -2,14 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find_class
-
+from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files, missing_sequences
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.models import Fold, TrainedModel
@@ -84,8 +81,7 @@ def _warn_of_missing(parts: Sequence[Part]) -> None:
     if not missing_in(parts):
         return
     names = dict.fromkeys(member.model.names[0] for part in parts for member in part.system.members)
-    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
-        untrained = [name for name in names if not issubclass(find_class(name), SequenceDropout)]
+    untrained = [name for name in names if not issubclass(papers.find_trainer_class(name), SequenceDropout)]
     if untrained:
         warnings.warn(
             f"{', '.join(untrained)} was not trained without sequences, and may be far off for cases that lack some. "

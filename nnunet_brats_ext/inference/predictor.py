@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
@@ -169,8 +168,7 @@ class BraTSPredictor(nnUNetPredictor):
         name, _, configuration_name = names_in(first)
         plans, dataset_json = PlansManager(model.plans), dict(model.description.content)
         configuration = plans.get_configuration(configuration_name)
-        with redirect_stdout(StringIO()):  # it prints where it looks for the trainer
-            trainer = recursive_find_trainer_class_by_name(name)
+        trainer = papers.find_trainer_class(name)
         channels = determine_num_input_channels(plans, configuration, dataset_json)
         outputs = plans.get_label_manager(dataset_json).num_segmentation_heads
         known: tuple[Any, ...] = (plans, configuration)

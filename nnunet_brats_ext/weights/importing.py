@@ -4,14 +4,11 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
@@ -248,8 +245,7 @@ class _Expected:
 
 def _network(model: ForeignModel, plans: dict[str, Any], inputs: int, outputs: int) -> _Expected:
     manager = PlansManager(plans)
-    with redirect_stdout(StringIO()):  # nnU-Net prints where it looks
-        trainer = recursive_find_trainer_class_by_name(model.trainer)
+    trainer = papers.find_trainer_class(model.trainer)
     torch.manual_seed(0)
     built = trainer.build_network_architecture(
         manager, manager.get_configuration(model.configuration), inputs, outputs, False

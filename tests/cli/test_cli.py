@@ -1,5 +1,6 @@
 """The command line: help of every verb, what becomes of errors, and that names exist once."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from nnunet_brats_ext import cli
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.cli.imports import quick_imports
 from nnunet_brats_ext.cli.parser import build_parser, is_required
 from nnunet_brats_ext.cli.verbs import GROUPS, Verb
 from nnunet_brats_ext.predictions.ensemble import METHODS
@@ -47,6 +49,20 @@ def test_the_overview_lists_every_verb_that_is_not_hidden(capsys):
         assert f"{group}:" in shown
         assert all((f"  {verb.name} " in shown) == (not verb.hidden) for verb in verbs)
     assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_the_garbage_collector_works_again_after_imports():
+    with suppress(ImportError), quick_imports():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    gc.disable()  # as a program may have it that calls `main`
+    try:
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_names_of_verbs_are_unique():

@@ -11,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_brats_ext import plugin
+from nnunet_brats_ext import papers, plugin
 from nnunet_brats_ext.plugin import doctor
 from nnunet_brats_ext.plugin.requirements import complaint, require_nnunet, requirements
 from nnunet_brats_ext.storage import shared_memory
@@ -122,6 +123,33 @@ def test_the_hook_can_be_switched_off(value, registered):
         cwd=ROOT,
     )
     assert (plugin.SHIM in done.stdout) == registered
+
+
+CLASS_OF_OUR_NAME = (
+    "from nnunet_brats_ext.trainers import BraTSVAETrainer as Ours\nclass BraTSVAETrainer(Ours): own = True\n"
+)
+
+
+def test_our_lookup_finds_what_nnunet_finds(tmp_path, monkeypatch):
+    """nnU-Net's own trainers, none, and one of the user's in a folder that comes before ours."""
+    for name in ("nnUNetTrainer", "nnUNetTrainerNoMirroring"):
+        assert papers.find_trainer_class(name) is recursive_find_trainer_class_by_name(name)
+    with pytest.raises(RuntimeError, match="BraTSNobodysTrainer"):
+        papers.find_trainer_class("BraTSNobodysTrainer")
+    (tmp_path / "theirs.py").write_text(CLASS_OF_OUR_NAME)
+    monkeypatch.setenv(plugin.VARIABLE, os.pathsep.join([str(tmp_path), plugin.SHIM]))
+    theirs, same = papers.find_trainer_class("BraTSVAETrainer"), recursive_find_trainer_class_by_name("BraTSVAETrainer")
+    assert theirs.__module__ == same.__module__ == "theirs"
+    monkeypatch.setenv(plugin.VARIABLE, os.pathsep.join(["", str(tmp_path / "gone"), plugin.SHIM]))
+    assert papers.find_trainer_class("BraTSVAETrainer").__module__ == "nnunet_brats_ext.trainers.lyu2020.trainers"
+
+
+def test_our_lookup_of_our_trainers_does_not_load_what_only_nnunets_need():
+    code = (
+        "import sys; from nnunet_brats_ext import papers; papers.find_trainer_class('BraTSVAETrainer'); "
+        "sys.exit('timm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_shim_offers_nothing_where_the_package_is_missing(tmp_path):

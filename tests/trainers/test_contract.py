@@ -33,7 +33,7 @@ EVERY_TRAINER = pytest.mark.parametrize("name", papers.trainers())
 @EVERY_TRAINER
 def test_nnunet_finds_it_and_it_names_its_paper(name):
     found = recursive_find_trainer_class_by_name(name)
-    assert found is getattr(trainers, name)
+    assert found is getattr(trainers, name) is papers.find_trainer_class(name)
     assert papers.find_paper(papers.trainers()[name].paper).link in (found.__doc__ or "")
 
 
