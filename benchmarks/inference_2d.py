@@ -111,7 +111,8 @@ def main() -> None:
                     words = ("-i", images, "-o", out, "-d", DATASET, "-tr", trainer, "-p", plans, "-c", configuration)
                     low = ("--low-memory", str(budget)) if budget else ()
                     run(folder, "nnunet_brats", "predict", *words, "-device", options.device, "--profile", *low)
-                    case = next(iter(json.loads((folder / out / "profile.json").read_text())["cases"].values()))
+                    profile = json.loads((folder / out / "profile.json").read_text())
+                    case = next(iter(profile["parts"]["Predict"]["cases"].values()))
                     seconds += case["predict"]["seconds"]
                     peak = max(peak, case["predict"]["peak_mb"])
                 rows.setdefault(row, []).append((seconds, peak))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_brats_ext import papers
 from nnunet_brats_ext.inference.case_files import CaseFiles, check_images, find_image_files
-from nnunet_brats_ext.inference.cases import ImageCases, read_previous
+from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.checkpoints import open_checkpoint, warn_of_code
 from nnunet_brats_ext.inference.choices import SLIDING
 from nnunet_brats_ext.inference.inner_maps import AttentionMaps, MapPredictor, ShownCase, ShownCheckpoint
@@ -66,8 +66,7 @@ def attend(options: AttentionOptions) -> dict[str, Path]:
 
         for case in ImageCases(files).read([predictor.description], list(files), Workers(0)):
             name = case.name
-            previous = read_previous(options.previous, name, predictor.description) if options.previous else None
-            data, properties = case.seen_by(predictor.description, previous, last=True)
+            data, properties = case.seen_by(predictor.description, options.previous, last=True)
             reference = options.reference / f"{name}{description.ending}" if options.reference else None
             shown = ShownCase(name, sequence, files[name][channel], reference, properties)
             # What other checkpoints have left there stays.

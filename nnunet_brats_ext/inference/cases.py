@@ -23,7 +23,7 @@ from nnunet_brats_ext.inference.logits import TURNED, ModelDescription
 from nnunet_brats_ext.inference.normalisation import preprocessor_of
 from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.storage.datasets import NORMALISATION_KEY
-from nnunet_brats_ext.storage.images import ENDINGS, read_grid, read_image, turn
+from nnunet_brats_ext.storage.images import ENDINGS, read_grid, read_image, read_label_map, turn
 from nnunet_brats_ext.storage.json_files import to_json
 from nnunet_brats_ext.storage.nnunet import PREPROCESSING_KEYS
 
@@ -39,12 +39,13 @@ class Case(Protocol):
     def name(self) -> str: ...
 
     def seen_by(
-        self, model: ModelDescription, previous: np.ndarray | None = None, last: bool = False
+        self, model: ModelDescription, previous: np.ndarray | Path | None = None, last: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         """What a model's network takes, (c, z, y, x) in fp32, and nnU-Net's properties.
 
-        previous: the label map (z, y, x) of the stage before, on the grid of the image files; it comes behind the
-        images, one-hot. last: no other model will see the same images, so that their memory can be freed.
+        previous: the label map of the stage before, (z, y, x) on the grid of the image files, or the folder of its
+        file, whose axes may be others; it comes behind the images, one-hot. last: no other model will see the same
+        images, so that their memory can be freed.
         """
 
 
@@ -86,13 +87,15 @@ class ImageCase:
     preprocessed: dict[str, Preprocessed] = field(repr=False)
 
     def seen_by(
-        self, model: ModelDescription, previous: np.ndarray | None = None, last: bool = False
+        self, model: ModelDescription, previous: np.ndarray | Path | None = None, last: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         key = preprocessing(model)
         images, brain, properties = self.preprocessed.pop(key) if last else self.preprocessed[key]
         if previous is None:
             return torch.from_numpy(images), properties
-        if TURNED in properties:
+        if isinstance(previous, Path):
+            previous = read_labels(previous / f"{self.name}{model.description.ending}", model)
+        elif TURNED in properties:
             previous = turn(previous, *properties[TURNED])
         forward = model.plans.transpose_forward
         box = tuple(slice(*side) for side in properties["bbox_used_for_cropping"])
@@ -190,10 +193,15 @@ def _arguments(model: ModelDescription) -> tuple:
     return model.plans, model.configuration, model.dataset_json
 
 
-def read_previous(folder: Path, case: str, model: ModelDescription) -> np.ndarray:
-    """The label map (z, y, x) that a second stage refines, from a folder."""
-    file = folder / f"{case}{model.description.ending}"
-    labels, _ = model.plans.image_reader_writer_class().read_seg(str(file))
+def read_labels(file: Path, model: ModelDescription) -> np.ndarray:
+    """A label map (z, y, x) as nnU-Net reads it, turned to the axes of the training data as images are."""
+    reader = model.plans.image_reader_writer_class()
+    axes = axes_seen(model.description, type(reader).__name__)
+    if axes is not None and file.name.endswith(ENDINGS):
+        grid = read_grid(file)
+        if len(grid.size) == 3 and grid.axes != axes:
+            return turn(read_label_map(file)[0], grid.axes, axes)
+    labels, _ = reader.read_seg(str(file))
     return labels[0]
 
 
@@ -220,7 +228,7 @@ class TrainingCase:
     folder: Path
 
     def seen_by(
-        self, model: ModelDescription, previous: np.ndarray | None = None, last: bool = False
+        self, model: ModelDescription, previous: np.ndarray | Path | None = None, last: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
         place = str(self.folder / model.configuration.data_identifier)
         image, _, stage_before, properties = infer_dataset_class(place)(place, [self.name]).load_case(self.name)

@@ -46,7 +46,8 @@ class LiveBytes(TorchDispatchMode):
 @torch.no_grad()  # tensors of inference mode know no version, which `meta` needs
 def bytes_of_pass(network: nn.Module, shape: Sequence[int]) -> int:
     """The most that a network in eval mode holds beside its weights while it sees an input of this shape, in fp32."""
-    described = copy.deepcopy(network).to("meta").eval()
+    weights = {id(one): nn.Parameter(torch.empty_like(one, device="meta"), False) for one in network.parameters()}
+    described = copy.deepcopy(network, weights).to("meta").eval()  # weights are not copied, only described
     with LiveBytes() as counted:
         described(torch.empty(tuple(shape), device="meta"))
     return counted.peak

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_brats_ext.inference.cases import Case, preprocessing, read_previous
+from nnunet_brats_ext.inference.cases import Case, preprocessing
 from nnunet_brats_ext.inference.checkpoints import warn_of_code
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription, Segmentation
 from nnunet_brats_ext.inference.options import InferenceOptions
@@ -169,12 +169,9 @@ class CasePrediction:
             self._latest = None
         return data, properties
 
-    def _previous(self, member: Member) -> np.ndarray | None:
-        if member.previous is None:
-            return None
-        if isinstance(member.previous, Member):
-            return self.source(member.previous)
-        return read_previous(member.previous, self.case.name, self.networks.of(member).description)
+    def _previous(self, member: Member) -> np.ndarray | Path | None:
+        """The label map that a member refines, or the folder of its file."""
+        return self.source(member.previous) if isinstance(member.previous, Member) else member.previous
 
     def _images(self, member: Member) -> str:
         return preprocessing(self.networks.of(member).description)

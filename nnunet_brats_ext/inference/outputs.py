@@ -20,6 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_map
 from nnunet_brats_ext.inference.chosen import digest_of
 from nnunet_brats_ext.inference.logits import Logits, Segmentation, in_file_axes
 from nnunet_brats_ext.inference.models import TrainedModel
+from nnunet_brats_ext.inference.profiling import PROFILE
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.images import ENDINGS, probabilities_shape, read_label_map
 from nnunet_brats_ext.storage.json_files import read_json, to_json, write_json
@@ -209,8 +210,8 @@ class RunSettings:
     def clear(self) -> None:
         """Remove the predictions that are to be overwritten."""
         if self.overwrite and self.file.is_file():
-            for path in predictions_in(self.out):
-                path.unlink()
+            for path in [*predictions_in(self.out), self.out / PROFILE]:
+                path.unlink(missing_ok=True)
             for name in SUBFOLDERS:
                 shutil.rmtree(self.out / name, ignore_errors=True)
 

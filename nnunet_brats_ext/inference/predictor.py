@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -156,8 +156,6 @@ class BraTSPredictor(nnUNetPredictor):
         if self.memory_budget_mb is None:
             fastest = fastest_memory_format(self.device, len(self.patch_size), self.bare_network)
             self.bare_network.to(memory_format=self.memory_format or fastest)
-        if self.precision == "bf16":  # so that windows and mirror images are summed in fp32
-            self.bare_network.register_forward_hook(lambda network, inputs, logits: logits.float())
         self._adopt(papers.find_trainer(self.trainer_name).prediction)
         if self.requested_patch_size:
             self._resize(self.requested_patch_size)
@@ -183,11 +181,19 @@ class BraTSPredictor(nnUNetPredictor):
             super().manual_initialization(
                 network, plans, configuration, None, dataset_json, name, first.get(MIRROR_AXES)
             )
+        self._give_fp32()
 
     def manual_initialization(self, network: nn.Module, *arguments: Any, **named: Any) -> None:
         """nnU-Net's own call: a network that is built already, its plans, and the name of its trainer."""
         super().manual_initialization(network, *arguments, **named)
+        self._give_fp32()
         self._adopt(papers.find_trainer(self.trainer_name).prediction if self.trainer_name else Prediction())
+
+    def _give_fp32(self) -> None:
+        """With bfloat16, have the network give its logits in fp32, so that mirror images are averaged in it."""
+        self._bytes_of_pass = cache(partial(bytes_of_pass, self.bare_network))
+        if self.precision == "bf16":
+            self.bare_network.register_forward_hook(lambda network, inputs, logits: logits.float())
 
     def _check(self, check: Callable[[Path], None]) -> None:
         problems = []
@@ -313,17 +319,20 @@ class BraTSPredictor(nnUNetPredictor):
         predict = partial(predict_slices, slices_at_once=self._slices_within_budget) if tiling is None else tiling
         self.network: nn.Module = self.network.to(self.device).eval()
         volume = self._volume(input_image)
-        if tiling is None or self._fits_memory(tiling, volume):
+        for at_once in dict.fromkeys((self.symmetries_at_once, 1)):
+            if tiling is not None and not self._fits_memory(tiling, volume, at_once):
+                continue
             with (
                 self._giving_scores(tiling) as fuse,
                 torch.autocast(self.device.type, enabled=self.device.type == "cuda"),
             ):
                 try:
-                    return fuse(predict(self._predict_windows, volume))
+                    return fuse(predict(partial(self._predict_windows, at_once=at_once), volume))
                 except torch.OutOfMemoryError:
                     if tiling is None or tiling.seen_at_once(volume) is None:
                         raise
-        sentence = f"the tiling {self.tiling} does not fit into the memory that is free; sliding windows instead"
+        which = "is free" if self.memory_budget_mb is None else "--low-memory leaves"
+        sentence = f"the tiling {self.tiling} does not fit into the memory that {which}; sliding windows instead"
         warnings.warn(sentence, Notice, stacklevel=2)
         return super().predict_sliding_window_return_logits(input_image)
 
@@ -346,12 +355,24 @@ class BraTSPredictor(nnUNetPredictor):
         network = self.bare_network
         return network if isinstance(network, FusingNetwork) and network.gives_scores else None
 
-    def _fits_memory(self, tiling: Tiling, volume: Volume) -> bool:
+    def _fits_memory(self, tiling: Tiling, volume: Volume, at_once: int) -> bool:
         """Whether what a network sees at once leaves memory; on a GPU, torch says so when it has tried."""
         shape = tiling.seen_at_once(volume)
         if shape is None or self.device.type != "cpu":
             return True
-        return SCRATCH * bytes_of_pass(self.bare_network, shape) < free_bytes(self.device)
+        batch, *rest = shape
+        there = free_bytes(self.device)
+        if self.memory_budget_mb is not None:
+            there = min(there, int(self.memory_budget_mb * MB) - self.meter.now())
+        return SCRATCH * self._bytes_of_pass((batch * min(at_once, self._images), *rest)) < there
+
+    @property
+    def _images(self) -> int:
+        """How many mirror images and turns of a window are predicted."""
+        if symmetries := find_symmetries(self.symmetries):
+            return len(symmetries)
+        axes = self.allowed_mirroring_axes if self.use_mirroring else None
+        return 2 ** len(axes or ())
 
     def _fits_slices(self, data: Tensor) -> bool:
         covers = all(size <= extent for size, extent in zip(data.shape[2:], self.patch_size, strict=False))
@@ -372,20 +393,22 @@ class BraTSPredictor(nnUNetPredictor):
         each = max(two[0] - one[0], (one[0] - before) // 2, 1)
         return 1 + int((budget - one[0]) // each)
 
-    def _predict_windows(self, x: Tensor) -> Tensor:
-        return self._internal_maybe_mirror_and_predict(x.to(self.device))
+    def _predict_windows(self, x: Tensor, at_once: int | None = None) -> Tensor:
+        return self._internal_maybe_mirror_and_predict(x.to(self.device), at_once)
 
     @torch.inference_mode()
-    def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+    def _internal_maybe_mirror_and_predict(self, x: Tensor, at_once: int | None = None) -> Tensor:
+        """nnU-Net's own step for each window. at_once: images in a batch, if not `symmetries_at_once`."""
+        at_once = at_once or self.symmetries_at_once
         if self.skip_empty and (x.flatten(2).amin(2) == x.flatten(2).amax(2)).all():
             return self._background(x)
         if self.precision != "bf16":
-            return self._predict_symmetric(x)
+            return self._predict_symmetric(x, at_once)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self._predict_symmetric(x)
+            return self._predict_symmetric(x, at_once)
 
-    def _predict_symmetric(self, x: Tensor) -> Tensor:
-        symmetries, at_once = find_symmetries(self.symmetries), self.symmetries_at_once
+    def _predict_symmetric(self, x: Tensor, at_once: int) -> Tensor:
+        symmetries = find_symmetries(self.symmetries)
         if symmetries is None and at_once > 1 and self.use_mirroring and self.allowed_mirroring_axes:
             mirrors = mirrors_along([axis - (x.ndim - 2) for axis in self.allowed_mirroring_axes])
             return average_logits(self.network, x, mirrors, at_once)

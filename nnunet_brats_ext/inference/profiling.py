@@ -10,11 +10,12 @@ from time import perf_counter
 import psutil
 import torch
 
-from nnunet_brats_ext.storage.json_files import write_json
+from nnunet_brats_ext.storage.json_files import read_json, write_json
 from nnunet_brats_ext.training.cpu_memory import return_freed_memory
 
 MB = 2**20
 SAMPLING_S = 0.005
+PROFILE = "profile.json"  # in the folder of the predictions
 
 
 class MemoryMeter:
@@ -89,17 +90,19 @@ class Profile:
         return max([self.load[1], *(peak for steps in self.cases.values() for _, peak in steps.values())]) / MB
 
     def write(self, file: Path, title: str) -> None:
-        """Write seconds and megabytes as JSON."""
+        """Write seconds and megabytes as JSON, beside what the file holds of other parts and cases."""
 
         def shown(taken: tuple[float, int]) -> dict[str, float]:
             return {"seconds": round(taken[0], 3), "peak_mb": round(taken[1] / MB, 1)}
 
+        known = read_json(file) if file.is_file() else {}
+        parts = known.get("parts", {})
+        cases = {case: {step: shown(s) for step, s in steps.items()} for case, steps in self.cases.items()}
+        cases = {**parts.get(title, {}).get("cases", {}), **cases}
         content = {
-            "what": title,
             "device": self.describe_device(),
-            "peak_mb": round(self.peak_mb, 1),
-            "load": shown(self.load),
-            "cases": {case: {step: shown(s) for step, s in steps.items()} for case, steps in self.cases.items()},
+            "peak_mb": max(known.get("peak_mb", 0.0), round(self.peak_mb, 1)),
+            "parts": {**parts, title: {"load": shown(self.load), "cases": cases}},
         }
         write_json(file, content)
 

@@ -11,13 +11,14 @@ from typing import Any
 from nnunet_brats_ext.evaluation.presets import Preset
 from nnunet_brats_ext.evaluation.results import CaseScores
 from nnunet_brats_ext.evaluation.scoring import evaluate_case
-from nnunet_brats_ext.inference.logits import Logits, Segmentation
+from nnunet_brats_ext.inference.cases import read_labels
+from nnunet_brats_ext.inference.logits import TURNED, Logits, Segmentation
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.networks import Machine
 from nnunet_brats_ext.inference.outputs import RunSettings
 from nnunet_brats_ext.inference.work import Outcome
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import read_label_map
+from nnunet_brats_ext.storage.images import to_labels, turn
 from nnunet_brats_ext.storage.json_files import JsonEntry, read_json, to_json, write_json
 from nnunet_brats_ext.storage.output import writing
 
@@ -58,13 +59,13 @@ class ScoreTarget:
     def write(self, case: str, prediction: Logits | Segmentation) -> None:
         if isinstance(prediction, Logits):
             prediction = prediction.segmentation()
-        reference, grid = read_label_map(self.references[case])
-        labels = prediction.whole_labels
+        file, properties, labels = self.references[case], prediction.properties, prediction.whole_labels
+        if TURNED in properties:  # the files of the images may have other axes than that of the reference
+            labels = turn(labels, *properties[TURNED])
+        reference = to_labels(read_labels(file, prediction.model), file)
         if reference.shape != labels.shape:
-            raise UserError(
-                f"{self.references[case]} has the shape {reference.shape}, and the images of the case {labels.shape}"
-            )
-        scores = evaluate_case(reference, labels, grid.spacing_mm[::-1], self.preset)
+            raise UserError(f"{file} has the shape {reference.shape}, and the images of the case {labels.shape}")
+        scores = evaluate_case(reference, labels, properties["spacing"], self.preset)
         content = {
             region: {metric: value if isfinite(value) else None for metric, value in metrics.items()}
             for region, metrics in scores.items()

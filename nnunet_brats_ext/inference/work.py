@@ -7,6 +7,7 @@ Cases come one after the other, and all members predict a case before the next o
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,7 @@ from nnunet_brats_ext.inference.cases import CaseSource
 from nnunet_brats_ext.inference.logits import Logits
 from nnunet_brats_ext.inference.networks import CasePrediction, Machine, Networks, all_networks
 from nnunet_brats_ext.inference.outputs import RunSettings, Target, locked
-from nnunet_brats_ext.inference.profiling import Profile
+from nnunet_brats_ext.inference.profiling import PROFILE, Profile
 from nnunet_brats_ext.inference.systems import Member, System
 from nnunet_brats_ext.inference.workers import workers
 from nnunet_brats_ext.predictions.postprocess import Changes, apply_rules
@@ -68,9 +69,15 @@ class PredictionStep:
         left = self._prepare(outcome)
         if not left:
             return
-        profile = replace(self.networks.load_profile, cases={})
+        profile = replace(self.networks.load_profile, cases={}, steps={})
         count = min(machine.workers, len(left))
         passes = sum(len(all_networks(systems)) for systems in left.values())
+
+        @cache
+        def note() -> None:  # before anything of these settings is in the folder, and not before it is known to work
+            if settings:
+                settings.note()
+
         with workers(count) as ahead, workers(count) as behind, progress_bar(self.description, passes) as advance:
             cases = iter(self.cases.read(self.networks.models, list(left), ahead))
             for _ in left:
@@ -79,6 +86,7 @@ class PredictionStep:
 
                 def seen(member: Member, logits: Logits, name: str = case.name) -> None:
                     if member in self.kept:
+                        note()
                         behind.run(self.kept[member].write, name, logits)
                     advance()
 
@@ -86,16 +94,16 @@ class PredictionStep:
                 for system in left[case.name]:
                     with profile.step("predict"):
                         prediction = by.system(system)
-                    if settings:
-                        settings.note()
-                        settings = None
+                    note()
                     with profile.step("write"):
+                        if self.kept:  # a label map means that all of the case is there
+                            behind.finish()
                         behind.run(self.systems[system].write, case.name, prediction)
                     del prediction  # which the next case would have beside its own
                 profile.finish_case(case.name)
         outcome.profiles.append((self.description, profile))
         if machine.profile:
-            profile.write(self.out / "profile.json", self.description)
+            profile.write(self.out / PROFILE, self.description)
 
     def _prepare(self, outcome: Outcome) -> dict[str, list[System]]:
         """Make the targets ready; the cases that are left, and the systems that are to predict each."""

@@ -51,6 +51,10 @@ class Workers:
         while ahead:
             yield _result(ahead.popleft())
 
+    def finish(self) -> None:
+        """Wait until all functions have run."""
+        self._collect(0)
+
     def _collect(self, most: int) -> None:
         """Wait until no more than so many functions are running; errors of the others are raised."""
         while True:
@@ -75,7 +79,7 @@ def workers(processes: int) -> Iterator[Workers]:
     them = Workers(processes)
     try:
         yield them
-        them._collect(0)
+        them.finish()
     finally:
         if them.pool is not None:
             them.pool.shutdown(cancel_futures=True)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from itertools import count as count_up
 from pathlib import Path
 from types import SimpleNamespace
 from weakref import ref
@@ -21,11 +23,12 @@ from untrained_models import CPU, own_images, save_untrained, small_plans
 
 from nnunet_brats_ext.cli import main
 from nnunet_brats_ext.evaluation import evaluate_folders
-from nnunet_brats_ext.inference import BraTSPredictor, networks, outputs, predict
+from nnunet_brats_ext.inference import BraTSPredictor, networks, outputs, predict, profiling, workers
 from nnunet_brats_ext.inference import predictor as predictor_module
 from nnunet_brats_ext.inference.case_files import check_images, find_image_files
 from nnunet_brats_ext.inference.cases import ImageCases
 from nnunet_brats_ext.inference.logits import Logits, ModelDescription
+from nnunet_brats_ext.inference.memory import bytes_of_pass
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
 from nnunet_brats_ext.inference.systems import Member, Passes
@@ -548,7 +551,9 @@ def test_a_whole_brain_that_does_not_fit_is_predicted_in_windows(free, models, w
 def test_windows_without_brain_are_not_looked_at(models, world, images, tmp_path, monkeypatch):
     seen = []
     network = BraTSPredictor._predict_symmetric
-    monkeypatch.setattr(BraTSPredictor, "_predict_symmetric", lambda self, x: seen.append(x) or network(self, x))
+    monkeypatch.setattr(
+        BraTSPredictor, "_predict_symmetric", lambda self, x, at_once: seen.append(x) or network(self, x, at_once)
+    )
     for path in images.glob("*.nii.gz"):  # a brain at one end, and a voxel at the other, so that no crop helps
         image = sitk.ReadImage(str(path))
         array = sitk.GetArrayFromImage(image)
@@ -576,6 +581,47 @@ def test_mirror_images_in_one_batch_give_the_same(models, world, tmp_path):
         assert main([*command, "--symmetries-at-once", number, "-o", str(tmp_path / number)]) == 0
     one, other = label_maps(tmp_path / "1"), label_maps(tmp_path / "8")
     assert all(np.mean(one[name] == other[name]) > 0.999 for name in one)
+
+
+@pytest.mark.parametrize(("room", "batches"), [(2, {1}), (20, {8}), (0, {1})])
+def test_as_many_mirror_images_of_a_brain_are_in_a_batch_as_there_is_memory_for(
+    room, batches, models, tmp_path, recwarn, monkeypatch
+):
+    predictor = BraTSPredictor("brain", "mirror8", symmetries_at_once=8, device=CPU)
+    predictor.load(TrainedModel.of(folder_of(models), (0,), (FINAL,)))
+    shape = (4, *predictor.patch_size)
+    of_one = predictor_module.SCRATCH * bytes_of_pass(predictor.network, (1, *shape))
+    monkeypatch.setattr(predictor_module, "free_bytes", lambda device: room * of_one)
+    seen = []
+    predictor.network.register_forward_hook(
+        lambda network, images, logits: seen.append(len(logits)) if logits.device == CPU else None
+    )
+    predictor.predict_average(torch.rand(shape), {})
+    assert set(seen) == (batches if room else {8}), "windows take as many as was asked for"
+    assert bool(room) != ("does not fit into the memory that is free" in sentences(recwarn))
+
+
+def test_a_whole_brain_keeps_to_the_budget(models, recwarn):
+    for budget, sentence in ((1, "does not fit into the memory that --low-memory leaves"), (2**20, "")):
+        predictor = BraTSPredictor("brain", "none", memory_budget_mb=budget, device=CPU)
+        predictor.load(TrainedModel.of(folder_of(models), (0,), (FINAL,)))
+        recwarn.clear()
+        predictor.predict_average(torch.rand(4, *predictor.patch_size), {})
+        assert sentence in sentences(recwarn) and bool(sentences(recwarn)) == bool(sentence)
+
+
+def test_a_network_built_by_the_caller_gives_fp32_in_bfloat16_too(models, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    loaded = BraTSPredictor("brain", "none", device=CPU)
+    loaded.load(TrainedModel.of(folder_of(models), (0,), (FINAL,)))
+    predictor = BraTSPredictor("brain", "none", precision="bf16", device=CPU)
+    plans = (loaded.plans_manager, loaded.configuration_manager)
+    weights, own = [loaded.network.state_dict()], (loaded.dataset_json, "BraTSBaselineTrainer", None)
+    predictor.manual_initialization(loaded.network, *plans, weights, *own)
+    seen = []
+    predictor.network.register_forward_hook(lambda network, images, logits: seen.append(logits.dtype))
+    predictor.predict_average(torch.rand(4, *predictor.patch_size), {})
+    assert set(seen) == {torch.float32}
 
 
 @pytest.mark.parametrize("trainer", ["BraTSBaselineTrainer", "BraTSNoNewNetTrainer"])
@@ -820,6 +866,50 @@ def test_votes_and_means_are_turned_back(combine, models, world, images, tmp_pat
     expected = predicted(world.raw / "imagesTs", tmp_path / "expected", *words)
     turn_files(images.glob("*.nii.gz"), "RAS")
     assert_same_after_turning(expected, predicted(images, tmp_path / "found", *words), "RAS")
+
+
+class LateWorkers(Workers):
+    """Workers that do nothing before they must, and then the last first, as a busy machine may."""
+
+    def __init__(self, processes: int):
+        super().__init__(0)
+        self.waiting = []
+
+    def run(self, function, *arguments):
+        self.waiting.append(partial(function, *arguments))
+
+    def finish(self):
+        while self.waiting:
+            self.waiting.pop()()
+
+
+def test_a_label_map_is_written_after_the_note_and_after_all_that_is_kept(models, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "Workers", LateWorkers)
+    written, write = [], PredictionTarget.write
+
+    def noted(target, case, prediction):
+        assert (tmp_path / "out" / "predict.json").is_file()
+        write(target, case, prediction)
+        written.append((target.out.name, case))
+
+    monkeypatch.setattr(PredictionTarget, "write", noted)
+    words = (*CASCADE, *ONE_EACH[:4], *VOTE[:6], "--combine", "vote", "--keep-members")
+    predicted(world.raw / "imagesTs", tmp_path / "out", *words)
+    for case in {case for _, case in written}:
+        folders = [folder for folder, of in written if of == case]
+        assert folders[-1] == "out" and len(set(folders)) == len(folders) > 2
+
+
+def test_a_profile_has_every_part_and_the_seconds_of_each_case_alone(models, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "perf_counter", partial(next, count_up()))  # each step takes a second
+    words = (*SMALL, "--cross-validation", "--profile")
+    assert main(["predict", "-o", str(tmp_path), *words]) == 0
+    parts = json.loads((tmp_path / "profile.json").read_text())["parts"]
+    assert list(parts) == ["Fold 0: Predict", "Fold 1: Predict"]
+    cases = [case for part in parts.values() for case in part["cases"]]
+    assert sorted(f"{case}.nii.gz" for case in cases) == list(label_maps(tmp_path))
+    steps = [step for part in parts.values() for case in part["cases"].values() for step in case.values()]
+    assert {step["seconds"] for step in steps} == {1}
 
 
 @pytest.mark.parametrize("ties", ["release", "text"])

@@ -17,7 +17,7 @@ from nnunet_brats_ext.inference.chosen import read_choice
 from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.selection import choose, select
 from nnunet_brats_ext.storage.errors import UserError
-from nnunet_brats_ext.storage.images import read_label_map
+from nnunet_brats_ext.storage.images import read_image, read_label_map, write_image
 
 SNAPSHOTS = ("checkpoint_epoch_1.pth", "checkpoint_epoch_10.pth", "checkpoint_epoch_9.pth", "checkpoint_final.pth")
 ON_CPU = dict(device="cpu", processes=0)
@@ -147,6 +147,23 @@ def test_scores_are_those_of_the_cross_validation_and_are_made_once(models, worl
     choose(model, symmetries="none", **ON_CPU)
     assert len(passes) == 12, "another inference has scores of its own"
     assert not list(model.glob("fold_*/scores/.*"))
+
+
+@pytest.mark.parametrize("turned", ["imagesTr", "labelsTr"])
+def test_scores_do_not_depend_on_the_axes_of_images_or_references(turned, models, world, tmp_path, monkeypatch):
+    model = models / "BraTSNoNewNetTrainer__SmallPlans__small"
+    expected = choose(model, best=1, checkpoints=SNAPSHOTS[:1], **ON_CPU)
+    raw = tmp_path / "raw" / world.dataset
+    shutil.copytree(world.raw, raw)
+    monkeypatch.setenv("nnUNet_raw", str(raw.parent))
+    for file in (raw / turned).iterdir():
+        image = read_image(file).turned("RAS")
+        write_image(file, image.array, image.grid)
+    for scores in model.glob("fold_*/scores"):
+        shutil.rmtree(scores)
+    found = choose(model, best=1, checkpoints=SNAPSHOTS[:1], **ON_CPU)
+    for fold in expected:
+        assert list(found[fold].means.values()) == list(expected[fold].means.values())
 
 
 def test_chosen_checkpoints_are_those_that_predict(models, world, tmp_path):

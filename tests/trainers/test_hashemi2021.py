@@ -582,8 +582,9 @@ def test_one_network_of_all_regions_goes_all_the_way(narrow, tmp_path):
         *(read_label_map(folder / f"{case}.nii.gz")[0] for folder in (tmp_path / "predictions", frugal))
     )
     profile = json.loads((frugal / "profile.json").read_text())
-    assert set(profile["cases"][case]) == {"preprocess", "predict", "write"}
-    assert 0 < profile["cases"][case]["predict"]["peak_mb"] <= profile["peak_mb"]
+    steps = profile["parts"]["Predict"]["cases"][case]
+    assert set(steps) == {"preprocess", "predict", "write"}
+    assert 0 < steps["predict"]["peak_mb"] <= profile["peak_mb"]
 
 
 def test_three_binary_models_are_trained_predicted_fused_and_scored(narrow, tmp_path):
