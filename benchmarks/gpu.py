@@ -7,23 +7,24 @@
 Needs torch, this checkout, which need not be installed, and `pip install --no-deps dynamic-network-architectures`.
 Myronenko's network and SegResNetVAE have rows where MONAI is installed; a new paper's networks where nnunetv2 is, until
 trainings.py builds them. What is worth knowing first comes first, every network in its plain form before any is
-compiled; what the minutes do not allow is named.
+compiled; what the minutes do not allow is named, and so is what fails, with the reason.
 
 Training: a step of forward, loss, backward and optimiser in mixed precision, as nnU-Net trains on CUDA (in fp32 on a
-CPU); then the same channels-last and with torch.compile. Peak: what torch allocates, on a CPU what the step holds.
-`plan` is the planner's estimate without its reserve. Prediction: one volume of 144 x 176 x 144, a brain of BraTS after
-nnU-Net's crop, in one pass and in windows, once and in eight mirror images: what other tilings and symmetries cost is
-their number of passes. The windows of the package are nnU-Net's own, which are placed here without it. CPU: whether
-logits are those of the CPU in fp32.
+CPU); then the same channels-last and with torch.compile, on a CPU with --small alone, where no code is generated.
+Peak: what torch allocates, on a CPU what the step holds. `plan` is the planner's estimate without its reserve.
+Prediction: one volume of 144 x 176 x 144, a brain of BraTS after nnU-Net's crop, in one pass and in windows, once and
+in eight mirror images: what other tilings and symmetries cost is their number of passes. The windows of the package are
+nnU-Net's own, which are placed here without it. CPU: whether logits are those of the CPU in fp32.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from math import prod
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ BRAIN = (144, 176, 144)
 DIVISOR = (16, 16, 16)
 SMALL, SMALL_OF = 32, {"lachinov_brain": 64}  # the edge of a small patch
 WARM_UP, COUNTED = 3, 5
+COMPILING = 60  # seconds that must be left where a network is yet to be compiled
 AUXILIARY = 0.1
 MONAI = "MONAI SegResNetVAE"
 
@@ -58,15 +60,18 @@ class Machine:
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def allows(self, row: str) -> bool:
-        if time.monotonic() < self.ends:
+    def allows(self, row: str, seconds: float = 0) -> bool:
+        """Whether more than so many seconds are left for a row; one that may not start is named."""
+        if time.monotonic() + seconds < self.ends:
             return True
         self.left_out.append(row)
         return False
 
     def leave_out(self, row: str, error: Exception, size: Sequence[int]) -> None:
+        """Name a row that failed, with the reason; it must not cost the others their minutes."""
+        words = shorten(f"{type(error).__name__}: {error}", 300)  # torch's errors have many lines
         missing = isinstance(error, ImportError)
-        reason = f"{error.name} is not installed" if missing else f"{shown(size)}: {type(error).__name__}: {error}"
+        reason = f"{error.name} is not installed" if missing else f"{shown(size)}: {words}"
         self.left_out.append(f"{row} ({reason})")
 
     def mixed(self) -> Any:
@@ -139,11 +144,11 @@ def monai_training(size: Sequence[int]) -> Training:
 
 
 def training_rows(machine: Machine, last: bool = False, compiled: bool = False) -> Iterator[list[str]]:
-    if compiled and not machine.is_cuda:
+    if compiled and not (machine.is_cuda or machine.small):
         return
     form = "compiled" if compiled else "channels last" if last else "plain"
     for name in sorted(machine.networks, key=["lyu_stage1", MONAI].__contains__, reverse=True):
-        if not machine.allows(f"training {name}, {form}"):
+        if not machine.allows(f"training {name}, {form}", COMPILING if compiled else 0):
             continue
         size = size_of(name, machine, machine.small)
         try:
@@ -151,7 +156,7 @@ def training_rows(machine: Machine, last: bool = False, compiled: bool = False) 
         except torch.OutOfMemoryError:
             yield [name, shown(size), "does not fit", "", "", ""]
             continue
-        except Exception as error:  # one network must not cost the others' minutes
+        except Exception as error:
             machine.leave_out(f"training {name}, {form}", error, size)
             continue
         row = [name, shown(size), f"{1000 * taken:.0f}", f"{prod(size) / taken / 1e6:.2f}", f"{peak:.2f}"]
@@ -181,7 +186,9 @@ def train(
     network = training.network.train()
     if last:
         network.to(memory_format=torch.channels_last if len(size) == 2 else torch.channels_last_3d)
-    forward = torch.compile(network) if compiled else network
+    torch.compiler.reset()  # or a module of the same class, of another size, would be compiled for sizes that change
+    backend = "inductor" if machine.is_cuda else "eager"  # whether it can be compiled, not what it gains
+    forward = torch.compile(network, backend=backend) if compiled else network
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.is_cuda)
 
     def step() -> None:
@@ -223,14 +230,18 @@ def sliding(predict: Callable[[Tensor], Tensor], volume: Tensor, patch: Sequence
 def prediction_rows(machine: Machine) -> Iterator[list[str]]:
     from nnunet_brats_ext.architectures.residual_unet import PreActivationResidualUNet
 
-    size = (SMALL, SMALL + 16, SMALL) if machine.small else BRAIN
-    patch = (SMALL,) * 3 if machine.small else (128, 128, 128)
+    size = (SMALL // 2, SMALL, SMALL // 2) if machine.small else BRAIN
+    patch = (SMALL // 2,) * 3 if machine.small else (128, 128, 128)
     precisions = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-    with machine.device:
-        torch.manual_seed(0)
-        network = PreActivationResidualUNet(CHANNELS, REGIONS).eval()
-        volume = torch.randn(1, CHANNELS, *size)
-    counted = bytes_of_pass(network, volume.shape) / GIB
+    try:
+        with machine.device:
+            torch.manual_seed(0)
+            network = PreActivationResidualUNet(CHANNELS, REGIONS).eval()
+            volume = torch.randn(1, CHANNELS, *size)
+        counted = bytes_of_pass(network, volume.shape) / GIB
+    except Exception as error:
+        machine.leave_out("prediction", error, size)
+        return
     ways = product(("brain", "windows"), ("none", "mirror8"), (1, 8), precisions.items())
     for tiling, symmetries, at_once, (precision, kind) in ways:
         if (symmetries == "none" and at_once > 1) or (not machine.is_cuda and precision != "fp32"):
@@ -252,6 +263,9 @@ def prediction_rows(machine: Machine) -> Iterator[list[str]]:
         except torch.OutOfMemoryError:
             yield [*row, "does not fit", "", ""]
             continue
+        except Exception as error:
+            machine.leave_out(f"prediction {', '.join(row)}", error, size)
+            continue
         known = f"{counted:.2f}" if tiling == "brain" and at_once == 1 else ""
         yield [*row, f"{taken:.3f}", f"{peak:.2f}", known]
 
@@ -260,27 +274,49 @@ def prediction_rows(machine: Machine) -> Iterator[list[str]]:
 
 
 def difference_rows(machine: Machine) -> Iterator[list[str]]:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for name, build in NETWORKS.items():
-        if name not in machine.networks or not machine.allows(f"CPU {name}"):
-            continue
-        size = size_of(name, machine, small=True)
-        torch.manual_seed(0)
-        try:
-            training = build(size)
-        except ImportError as error:
-            machine.leave_out(f"CPU {name}", error, size)
-            continue
-        network = getattr(training.network, "network", training.network).eval()
-        x = torch.randn(1, training.input_channels, *size)
-        with torch.inference_mode():
-            expected = first(network(x))
-            network.to(machine.device)
-            found = first(network(x.to(machine.device))).cpu()
-            with machine.mixed():
-                mixed = first(network(x.to(machine.device))).float().cpu()
-        spread = float(expected.std())
-        yield [name, *(f"{float((one - expected).abs().max()) / spread:.1e}" for one in (found, mixed))]
+    with without_tf32():
+        for name, build in NETWORKS.items():
+            if name not in machine.networks or not machine.allows(f"CPU {name}"):
+                continue
+            size = size_of(name, machine, small=True)
+            try:
+                shares = differences(machine, build, size)
+            except Exception as error:
+                machine.leave_out(f"CPU {name}", error, size)
+                continue
+            yield [name, *(f"{share:.1e}" for share in shares)]
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiply in whole fp32 within the block; afterwards as before."""
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.allow_tf32 = False
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
+
+
+def differences(
+    machine: Machine, build: Callable[[Sequence[int]], Training], size: Sequence[int]
+) -> tuple[float, float]:
+    """The largest difference of logits from those of the CPU, in fp32 and mixed, as shares of their spread."""
+    torch.manual_seed(0)
+    training = build(size)
+    network = getattr(training.network, "network", training.network).eval()
+    x = torch.randn(1, training.input_channels, *size)
+    with torch.inference_mode():
+        expected = first(network(x))
+        network.to(machine.device)
+        found = first(network(x.to(machine.device))).cpu()
+        with machine.mixed():
+            mixed = first(network(x.to(machine.device))).float().cpu()
+    spread = float(expected.std())
+    return float((found - expected).abs().max()) / spread, float((mixed - expected).abs().max()) / spread
 
 
 def first(output: Any) -> Tensor:

@@ -60,6 +60,10 @@ def ours_returning_memory(size: tuple[int, ...], device: torch.device) -> nn.Mod
     return NetworkWithBranch(network, branch).to(memory_format=fastest_memory_format(device, len(size), network))
 
 
+def ours_contiguous(size: tuple[int, ...], device: torch.device) -> nn.Module:
+    return ours(size, device).to(memory_format=torch.contiguous_format)
+
+
 def monai(size: tuple[int, ...], device: torch.device) -> nn.Module:
     from monai.networks.nets import SegResNetVAE
 
@@ -81,6 +85,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {OURS: ours, PEER: monai}
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
     f"{OURS}, freed memory returned": ours_returning_memory,
     f"{OURS}, nothing computed twice": ours_computing_once,
+    f"{OURS}, contiguous": ours_contiguous,
     f"{OURS}, compiled": lambda size, device: torch.compile(ours(size, device)),
     f"{PEER}, freed memory kept": monai_keeping_memory,
     f"{PEER}, compiled": lambda size, device: torch.compile(monai(size, device)),

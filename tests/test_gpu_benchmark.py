@@ -15,6 +15,7 @@ from nnunet_brats_ext import papers
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
 import memory  # noqa: E402
 import trainings  # noqa: E402
 
@@ -35,23 +36,34 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import gpu
+{before}
 gpu.main(["--device", "cpu", "--small", *sys.argv[1:]])
+"""
+FAILING = """
+def fail(*arguments, **options):
+    raise RuntimeError("it broke\\nin two lines")
+
+gpu.NETWORKS["lachinov_144"] = gpu.predict_padded = fail
 """
 
 
-def run(*words: str) -> list[str]:
+def run(*words: str, before: str = "") -> list[str]:
+    """What is printed; before: code that runs first."""
     folders = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     environment = os.environ | {"PYTHONPATH": folders, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ALLOWED, *words]
+    command = [sys.executable, "-c", ALLOWED.replace("{before}", before), *words]
     return subprocess.run(command, check=True, text=True, capture_output=True, env=environment).stdout.splitlines()
 
 
 def test_every_table_has_rows_and_what_is_not_installed_is_named():
     printed = run("--networks", "lachinov_144", "myronenko_2023", "--minutes", "60")
-    (trained, last) = [line.split("|") for line in printed if line.startswith("| lachinov_144 | 32 x 32 x 32 | ")]
+    (trained, last, compiled) = [
+        line.split("|") for line in printed if line.startswith("| lachinov_144 | 32 x 32 x 32 | ")
+    ]
     held, planned = float(trained[5]), float(trained[6])
     assert held == pytest.approx(planned, rel=0.1)
     assert float(last[5]) == held
+    assert float(compiled[6]) > 0
     assert any(line.startswith("| windows | mirror8, in one batch | fp32 | ") for line in printed)
     (difference,) = [line.split("|") for line in printed if line.startswith("| lachinov_144 |") and "x" not in line]
     assert float(difference[2]) == 0, "this is the CPU"
@@ -60,12 +72,42 @@ def test_every_table_has_rows_and_what_is_not_installed_is_named():
         "left out: training myronenko_2023, plain (monai is not installed)",
         "left out: CPU myronenko_2023 (monai is not installed)",
         "left out: training myronenko_2023, channels last (monai is not installed)",
+        "left out: training myronenko_2023, compiled (monai is not installed)",
     ]
 
 
 def test_what_the_minutes_do_not_allow_is_named():
     left_out = [line.removeprefix("left out: ") for line in run("--minutes", "0") if line.startswith("left out: ")]
     assert {"training lyu_stage1, plain", "prediction brain, mirror8, fp32", "CPU omnet"} <= set(left_out)
+
+
+def test_what_fails_is_named_with_its_reason_and_the_other_networks_have_their_rows():
+    tables = ("training", "prediction", "cpu", "channels-last")
+    printed = run("--networks", "lachinov_144", "hashemi_2d", "--tables", *tables, before=FAILING)
+    assert [line.split(" | ")[0] for line in printed if "hashemi_2d" in line] == ["| hashemi_2d"] * 3
+    left_out = [line.removeprefix("left out: ") for line in printed if line.startswith("left out: ")]
+    small = "(32 x 32 x 32: RuntimeError: it broke in two lines)"
+    assert [one for one in left_out if not one.startswith("prediction")] == [
+        f"training lachinov_144, plain {small}",
+        f"CPU lachinov_144 {small}",
+        f"training lachinov_144, channels last {small}",
+    ]
+    assert "prediction brain, none, fp32 (16 x 32 x 16: RuntimeError: it broke in two lines)" in left_out
+
+
+def test_nothing_is_compiled_where_less_than_a_minute_is_left():
+    words = ("--networks", "lachinov_144", "--tables", "training", "compiled", "--minutes", "0.9")
+    printed = run(*words)
+    assert len([line for line in printed if line.startswith("| lachinov_144 | ")]) == 1
+    assert [line for line in printed if "left out" in line] == ["left out: training lachinov_144, compiled"]
+
+
+def test_the_cpus_table_leaves_the_precision_of_multiplications_as_it_was():
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
+    with gpu.without_tf32():
+        assert not any(kind.allow_tf32 for kind in kinds)
+    assert [kind.allow_tf32 for kind in kinds] == before
 
 
 # ---- the networks that it measures ----------------------------------------------------------------------------------

@@ -273,15 +273,17 @@ class BraTSPredictor(nnUNetPredictor):
     def predict_average(
         self, data: Tensor, properties: dict[str, Any], checkpoints: Sequence[Path] | None = None
     ) -> Tensor:
-        """The average over some checkpoints, or all of them, as logits."""
+        """The average over some checkpoints, or all of them, as logits; those of a single one are as they are."""
+        count = len(self.list_of_parameters if checkpoints is None else checkpoints)
+        of_probabilities = self.average == "probabilities" and count > 1
         total: Tensor | None = None
         for logits in self.predict_each(data, properties, checkpoints):
-            share = probabilities_of(logits, self.exclusive, axis=0) if self.average == "probabilities" else logits
+            share = probabilities_of(logits, self.exclusive, axis=0) if of_probabilities else logits
             total = share if total is None else total + share  # not in place: they are inference tensors
         assert total is not None
-        if (count := len(self.list_of_parameters if checkpoints is None else checkpoints)) > 1:
+        if count > 1:
             total = total / count
-        return logits_of(total, self.exclusive) if self.average == "probabilities" else total
+        return logits_of(total, self.exclusive) if of_probabilities else total
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """nnU-Net's own step of all its calls: the average over all checkpoints, as logits."""

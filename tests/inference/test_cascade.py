@@ -214,12 +214,17 @@ def test_a_cascade_in_one_command_is_each_member_predicted_alone_and_combined(co
         words += ["-chk", *SNAPSHOT_NAMES, "-prev_f", "0", "1"]
     else:  # whose folds and checkpoints are averaged before they are combined with other sources
         mean_of = [str(source / fold) for fold in ("0", "1")]
-        words += ["-chk", SNAPSHOT_NAMES[0], "-prev_stage_predictions", *mean_of]
+        words += ["-chk", SNAPSHOT_NAMES[0], "-prev_stage_predictions", *mean_of, "--save_probabilities"]
         members = [tmp_path / f"{fold} 0" for fold in ("0", "1")]
         shutil.rmtree(by_hand)
-        assert main(["ensemble", "-i", *map(str, members), "-o", str(by_hand), "--method", method]) == 0
+        ensemble = ["ensemble", "-i", *map(str, members), "-o", str(by_hand), "--method", method]
+        assert main([*ensemble, "--save_probabilities"]) == 0
     assert main(words) == 0
     assert same(labels(tmp_path / "out"), labels(by_hand))
+    for file in by_hand.glob("*.npz"):
+        found = np.load(tmp_path / "out" / file.name)["probabilities"]
+        # torch's sigmoid rounds the values at the ends of an array's blocks differently.
+        np.testing.assert_allclose(found, np.load(file)["probabilities"], rtol=0, atol=3e-8)
 
 
 def test_the_window_on_the_tumour_and_a_whole_pass_are_modes_of_the_same_command(recipe, tmp_path):
