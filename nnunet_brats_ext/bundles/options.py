@@ -119,7 +119,10 @@ class SegmentOptions(Options):
     )
     precision: str = option(default="default", choices=PRECISIONS, help="as of `predict`; bf16 is faster")
     device: str | None = device_option(None, "default: cuda where there is a GPU, else cpu")
-    overwrite: bool = overwrite_option("segment again what is there")
+    overwrite: bool = overwrite_option(
+        "segment these patients again; what is there of them is removed first. Refused where the folder holds other "
+        "patients, made with other settings"
+    )
 
 
 @dataclass(frozen=True)

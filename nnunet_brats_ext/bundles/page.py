@@ -23,7 +23,7 @@ from nnunet_brats_ext.storage.csv_files import to_csv
 from nnunet_brats_ext.storage.images import Grid, read_image
 from nnunet_brats_ext.storage.output import partial_file, write_texts, writing
 
-PAGE, VOLUMES, TIMELINE = "index.html", "volumes.csv", "timeline.csv"
+SUMMARY = PAGE, VOLUMES, TIMELINE = "index.html", "volumes.csv", "timeline.csv"
 SHOWN = ("T1ce", "FLAIR")  # behind the outlines, where they are there
 
 

@@ -16,7 +16,7 @@ from nnunet_brats_ext.predictions.rule_sets import collect_rules
 from nnunet_brats_ext.storage.errors import UserError, did_you_mean
 from nnunet_brats_ext.storage.json_files import read_json
 from nnunet_brats_ext.storage.nnunet import FINAL, find_dataset, model_name
-from nnunet_brats_ext.workflow.state import GRAPH, Job, Run, open_run
+from nnunet_brats_ext.workflow.state import DONE, GRAPH, Job, Run, open_run, states_of
 
 POOL = "pool.json"  # what `predict --models` notes beside its label maps
 Given = Mapping[str, Sequence[str]]
@@ -74,8 +74,12 @@ def is_run(folder: Path) -> bool:
 
 
 def plan_of_run(folder: Path, prediction: str | None = None) -> Plan:
-    """The system of a run: of its first submission, or of the prediction of that name."""
+    """The system of a run: of its first submission, or of the prediction of that name.
+
+    Refused where a job that it depends on is not done as planned: what lies there may be of an earlier recipe.
+    """
     run = open_run(folder)
+    states = {name: state for name, (state, _) in states_of(run).items()}
     made = {str(job.result): job for job in run.jobs.values() if job.kind in ("predict", "ensemble", "postprocess")}
     ends = _ends_of(run)
     if not ends:
@@ -84,12 +88,16 @@ def plan_of_run(folder: Path, prediction: str | None = None) -> Plan:
     named = {**_by_name(made), **ends}
     if chosen not in named:
         raise UserError(f"--prediction {chosen}: the run has {', '.join(named)}{did_you_mean(chosen, named)}")
+    if job := made.get(str(named[chosen])):
+        _require_done(run, job, chosen, states)
     predictions: dict[str, Leaf | Combined | Ruled] = {}
     _add(run, made, named[chosen], predictions)
     recipe = Path(str((run.settings or {}).get("recipe") or folder.name)).stem
     title = recipe if chosen == recipe else f"{recipe}: {chosen}"
     raw = run.folder / run.environment["nnUNet_raw"] if "nnUNet_raw" in run.environment else None
-    return Plan(title, predictions, {name: one for name, one in _scores(run).items() if name in predictions}, raw)
+    return Plan(
+        title, predictions, {name: one for name, one in _scores(run, states).items() if name in predictions}, raw
+    )
 
 
 def _ends_of(run: Run) -> dict[str, Path]:
@@ -102,6 +110,20 @@ def _ends_of(run: Run) -> dict[str, Path]:
         if found:
             break
     return found
+
+
+def _require_done(run: Run, job: Job, prediction: str, states: Mapping[str, str]) -> None:
+    """A UserError names the first job, in the order of the run, that a prediction is still waiting for."""
+    needed, queue = {job.name}, [job.name]
+    while queue:
+        before = set(run.jobs[queue.pop()].after) - needed
+        needed |= before
+        queue.extend(before)
+    if left := [name for name in run.jobs if name in needed and states[name] != DONE]:
+        raise UserError(
+            f"{run.folder}: {left[0]} is {states[left[0]]}, and {prediction} depends on it; finish the run with "
+            "`nnunet_brats run`, then bundle it"
+        )
 
 
 def _by_name(made: Mapping[str, Job]) -> dict[str, Path]:
@@ -200,12 +222,12 @@ def pool_of(predicted: Path, dataset: Path, plans: str) -> tuple[NamedNetworks, 
     return tuple(found)
 
 
-def _scores(run: Run) -> Mapping[str, Mapping[str, Any]]:
+def _scores(run: Run, states: Mapping[str, str]) -> Mapping[str, Mapping[str, Any]]:
     """The cross-validation's scores that the run has, by prediction: means of each region and metric."""
     found = {}
     for job in run.jobs.values():
         file = run.folder / job.result
-        if job.kind == "evaluate" and file.is_file():
+        if job.kind == "evaluate" and states[job.name] == DONE and file.is_file():
             results, *others = read_models(file).values()
             if others:
                 continue

@@ -1,10 +1,12 @@
 """`segment`: patients in, label maps, volumes, pictures and a page out. No folders of nnU-Net, no environment."""
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,22 +23,22 @@ from nnunet_brats_ext.bundles.contents import BundledSystem, RulesPrediction
 from nnunet_brats_ext.bundles.measures import Measure, measure
 from nnunet_brats_ext.bundles.numbering import numbers_written
 from nnunet_brats_ext.bundles.options import SegmentOptions
-from nnunet_brats_ext.bundles.page import draw_patient, write_tables
+from nnunet_brats_ext.bundles.page import SUMMARY, draw_patient, write_tables
 from nnunet_brats_ext.bundles.patients import FoundPatients, ReadyPatient, find_patients, make_ready, named_patient
 from nnunet_brats_ext.bundles.systems import SystemAtWork, SystemOutput, require_trainers
 from nnunet_brats_ext.bundles.time_limits import TimeLimit
 from nnunet_brats_ext.dataset_conversion.checking import check_case
 from nnunet_brats_ext.dataset_conversion.scan import SourceCase
 from nnunet_brats_ext.inference.networks import Machine
-from nnunet_brats_ext.inference.outputs import RunSettings, is_whole, locked
+from nnunet_brats_ext.inference.outputs import RunSettings, is_whole, locked, predictions_in
 from nnunet_brats_ext.inference.predictor import find_device
-from nnunet_brats_ext.storage.errors import Notice, UserError
+from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import read_label_map, read_probabilities
-from nnunet_brats_ext.storage.json_files import read_json, write_json
+from nnunet_brats_ext.storage.json_files import read_json, to_json, write_json
 from nnunet_brats_ext.storage.output import partial_file, writing
 from nnunet_brats_ext.storage.parallel import progress_shown
 
-SETTINGS, DETAILS, PICTURES = "segment.json", "details", "pictures"
+SETTINGS, DETAILS, PICTURES, PROBABILITIES = "segment.json", "details", "pictures", "probabilities"
 ENDING = ".nii.gz"
 Say = Callable[[str], object]
 
@@ -92,8 +94,7 @@ def segment_patients(options: SegmentOptions, say: Say = lambda line: None) -> S
         for line in found.evidence:
             say(line)
         settings = RunSettings(options.out / SETTINGS, work.settings(), options.overwrite)
-        if not options.challenge:
-            settings.check()
+        work.check(found.cases, settings)
         with locked(options.out):
             result = work.run(found.cases, settings)
     return result
@@ -143,6 +144,9 @@ class _Work:
         out = self.options.out
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
+        self.check(cases, settings)  # again, now that no other run writes
+        if self.options.overwrite:
+            self._clear(cases, settings)
         left = [case for case in cases if self.options.overwrite or not self._is_there(case)]
         self.result.before = [case.name for case in cases if case not in left]
         if left:
@@ -168,6 +172,61 @@ class _Work:
         if not self.options.challenge and self.result.patients:
             self._write_summary(cases)
         return self.result
+
+    def check(self, cases: Sequence[SourceCase], settings: RunSettings) -> None:
+        """A UserError where the folder holds what these cases may not join, or their names with other files."""
+        if self.options.challenge:  # nothing is noted beside its label maps
+            return
+        settings.check()
+        if not self.options.overwrite:
+            for case in cases:
+                if self._is_there(case):
+                    self._require_same_files(case)
+            return
+        own = {self.label_map(case).name for case in cases}
+        others = sorted(path.name for path in predictions_in(settings.out) if path.name not in own)
+        noted, content = read_json(settings.file) if others else {}, json.loads(to_json(settings.content))
+        if differing := [key for key in {**content, **noted} if others and noted.get(key) != content.get(key)]:
+            raise UserError(
+                f"{settings.out} holds {shorten(others, 3)} of other patients, made with other settings "
+                f"({', '.join(differing)}), and --overwrite replaces only the patients that are named; name them too, "
+                "or choose another folder with -o"
+            )
+
+    def _require_same_files(self, case: SourceCase) -> None:
+        """A UserError where the finished case of this name was made of other files, say of another patient's."""
+        noted = read_json(self._details(case)).get("files")
+        if noted is None:  # by an older version
+            return
+        before = {role: Path(path).resolve() for role, path in noted.items()}
+        now = {role: path.resolve() for role, path in case.files.items()}
+        for role in [*now, *(role for role in before if role not in now)]:
+            if before.get(role) != now.get(role):
+                by_name = "" if self.options.patients else "another --name, "
+                raise UserError(
+                    f"{self.options.out} has {case.name} already, of other files: {role} was "
+                    f"{before.get(role, 'missing')} and is {now.get(role, 'missing')}; choose another folder with -o, "
+                    f"{by_name}or replace it with --overwrite"
+                )
+
+    def _clear(self, cases: Sequence[SourceCase], settings: RunSettings) -> None:
+        """Remove what is to be overwritten, the label maps first, so that nothing of it is taken for a new result.
+
+        What stays was made with the same settings, so that they can be noted before anything is predicted.
+        """
+        out = self.options.out
+        with writing(out):
+            for case in cases:
+                self.label_map(case).unlink(missing_ok=True)
+            if self.options.challenge:
+                return
+            for name in SUMMARY:
+                (out / name).unlink(missing_ok=True)
+            for case in cases:
+                for path in (*self._probabilities(case).values(), self._picture(case), self._details(case)):
+                    path.unlink(missing_ok=True)
+        if settings.file.is_file():
+            settings.note()
 
     def _limit(self, patients: int) -> TimeLimit | None:
         if self.options.time_limit is None:
@@ -236,11 +295,11 @@ class _Work:
                     sorted(((self.names[label], self.numbers[label]) for label in self.names), key=itemgetter(1))
                 ),
                 "spacing_mm": grid.spacing_mm,
-                "files": {role: str(path) for role, path in case.files.items()},
+                "files": {role: str(path.resolve()) for role, path in case.files.items()},
             }
             picture = None
             if not self.options.challenge:
-                picture = self.options.out / PICTURES / f"{case.name}.png"
+                picture = self._picture(case)
                 draw_patient(picture, ready.images, self.description.acquired, labels, grid, self.regions, case.name)
             probabilities = self._write_probabilities(ready, output, grid.axes)
             details |= {"seconds": time.monotonic() - begun, "memory_mb": peak[0]}
@@ -277,7 +336,7 @@ class _Work:
             if name == "background":
                 continue
             plain = "".join(letter if letter.isalnum() else "_" for letter in name)
-            target = self.options.out / "probabilities" / f"{ready.case.name}_{plain}{ENDING}"
+            target = self.options.out / PROBABILITIES / f"{ready.case.name}_{plain}{ENDING}"
             with partial_file(target.with_name(target.name.removesuffix(ENDING)), [ENDING]) as partial:
                 ready.write_back(one.astype(np.float32), axes, Path(f"{partial}{ENDING}"))
             written[name] = target
@@ -292,6 +351,19 @@ class _Work:
     def _details(self, case: SourceCase) -> Path:
         return self.options.out / DETAILS / f"{case.name}.json"
 
+    def _picture(self, case: SourceCase) -> Path:
+        return self.options.out / PICTURES / f"{case.name}.png"
+
+    def _probabilities(self, case: SourceCase) -> dict[str, Path]:
+        """Region -> file, of those that are there; not those of a case whose name goes on after that of this one."""
+        start = f"{case.name}_"
+        longer = [path.stem for path in (self.options.out / DETAILS).glob("*.json") if path.stem.startswith(start)]
+        return {
+            path.name[len(start) : -len(ENDING)]: path
+            for path in sorted((self.options.out / PROBABILITIES).glob(f"{escape(start)}*{ENDING}"))
+            if not any(path.name.startswith(f"{other}_") for other in longer)
+        }
+
     def _is_there(self, case: SourceCase) -> bool:
         """Whether an earlier call has finished the case."""
         return is_whole(self.label_map(case)) and (bool(self.options.challenge) or self._details(case).is_file())
@@ -300,12 +372,13 @@ class _Work:
         """Take over what an earlier call has made of a case."""
         if self.options.challenge:
             return
-        picture = self.options.out / PICTURES / f"{case.name}.png"
-        found = sorted((self.options.out / "probabilities").glob(f"{case.name}_*{ENDING}"))
-        probabilities = {path.name[len(case.name) + 1 : -len(ENDING)]: path for path in found}
-        details = read_json(self._details(case))
+        picture = self._picture(case)
         self.result.patients[case.name] = SegmentedPatient(
-            case.name, self.label_map(case), details, picture if picture.is_file() else None, probabilities
+            case.name,
+            self.label_map(case),
+            read_json(self._details(case)),
+            picture if picture.is_file() else None,
+            self._probabilities(case),
         )
 
     def _write_summary(self, cases: Sequence[SourceCase]) -> None:

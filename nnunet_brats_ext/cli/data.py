@@ -22,7 +22,7 @@ from nnunet_brats_ext.dataset_conversion.phantoms.folder import PhantomOptions, 
 from nnunet_brats_ext.dataset_conversion.preparation import PrepareOptions, prepare_patients
 from nnunet_brats_ext.dataset_conversion.proposal import SHOWN, UNKNOWN, LayoutOptions, propose_layout
 from nnunet_brats_ext.dataset_conversion.restoration import RestoreOptions, Submission, restore_predictions
-from nnunet_brats_ext.dataset_conversion.sources import sources_of
+from nnunet_brats_ext.dataset_conversion.sources import source_number, sources_of
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import shorten
@@ -237,7 +237,7 @@ def notes(manifest: Mapping[str, Any], layouts: Sequence[Layout]) -> dict[str, l
             words = re.split(r" by \d| in (?!a )| from ", remark)[0]
             found.setdefault(words, []).append(name)
     for number, layout in enumerate(layouts):
-        cases = {name: case for name, case in manifest["cases"].items() if case.get("source", 0) == number}
+        cases = {name: case for name, case in manifest["cases"].items() if source_number(case) == number}
         labelled = [name for name, case in cases.items() if case["labelled"]]
         seen = {label for name in labelled for label in cases[name]["labels"]}
         for label, trained in layout.numbering.released.items() if labelled else ():

@@ -76,7 +76,7 @@ def inspect_case(
         found.grid = found.grid or grid
         _compare(case, role, grid, found.grid, next(iter(images)), tolerance_mm)
         if role in case.twins:
-            _compare_twin(case, role, image)
+            _compare_twin(case, role, images[role], right_angles)
         if role == LABEL:
             _count_labels(image, found)
             continue
@@ -154,11 +154,14 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
 
 
-def _compare_twin(case: SourceCase, role: str, image: Image) -> None:
-    """Note whether the file of the same name and another compression holds the same voxels."""
+def _compare_twin(case: SourceCase, role: str, image: Image, right_angles: bool) -> None:
+    """Note whether the file of the same name and another compression holds the same voxels.
+
+    image: as it was read, not turned. right_angles: as of `read_image`.
+    """
     twin = case.twins[role]
     try:
-        same = np.array_equal(read_image(twin).array, image.array)
+        same = np.array_equal(read_image(twin, right_angles).array, image.array)
     except UserError:
         same = False
     if same:

@@ -106,6 +106,11 @@ class Layout:
         source: what errors quote.
         """
         content = dict(content)
+        if content.get("labels") and "scheme" in content:
+            raise UserError(
+                f"{source}: scheme = {content['scheme']!r} beside labels = {content['labels']!r}, which both number "
+                "labels; keep one of the two"
+            )
         if base := content.pop("like", None):
             content = _inherit(find_layout(base), content)
         known = {_KEYS.get(one.name, one.name): one for one in fields(cls)}
@@ -330,8 +335,15 @@ def _is_required(one: Any) -> bool:
 
 
 def _inherit(base: Layout, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of another layout, except those that are given; tables are merged key by key."""
+    """The keys of another layout, except those that are given; tables are merged key by key.
+
+    A numbering that is given replaces that of the other layout, whichever of `scheme` and `labels` says it.
+    """
     merged = base.to_toml()
+    if "scheme" in content:
+        merged.pop("labels", None)
+    elif content.get("labels"):
+        merged.pop("scheme", None)
     for key, value in content.items():
         merged[key] = {**merged[key], **value} if isinstance(value, Mapping) and key in merged else value
     return merged
@@ -444,6 +456,8 @@ def find_layout(name: str) -> Layout:
 def layout_of_manifest(manifest: Mapping[str, Any]) -> Layout:
     """The layout that a conversion noted: its name where it is a known one, all of it elsewhere."""
     if content := manifest.get("layout"):
+        if content.get("labels"):  # earlier versions took both, and numbered by the table
+            content = {key: value for key, value in content.items() if key != "scheme"}
         return Layout.from_toml(content, "manifest.json")
     return find_layout(str(manifest["release"]))
 

@@ -111,11 +111,14 @@ def prepare_patients(options: PrepareOptions) -> Preparation:
         raise UserError(
             f"{options.out} has {shorten(others)}, prepared with other settings; choose another folder, or --overwrite"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    _refuse_other_files([case for case in cases if case.name in done], notes, options.out)
     layouts = {source.layout.name: source.layout for source in found}
-    if len(layouts) == 1:
-        (layout,) = layouts.values()
-        write_text(options.out / LAYOUT_FILE, to_text(prepared_layout(layout, options.out), []))
+    layout = prepared_layout(next(iter(layouts.values())), options.out) if len(layouts) == 1 else None
+    if layout:
+        _refuse_other_layout(layout, options.out, list(notes))
+    options.out.mkdir(parents=True, exist_ok=True)
+    if layout:
+        write_text(options.out / LAYOUT_FILE, to_text(layout, []))
     left = [case for case in cases if case.name not in done]
     work = partial(prepare_case, out=options.out, tools=tools, settings=settings, overwrite=options.overwrite)
     behind = for_each(work, left, "Preparing", 1, lambda case: case.name) if left else []
@@ -149,6 +152,40 @@ def _note(folder: Path) -> dict[str, Any]:
     return read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
 
 
+def _files_of(case: SourceCase) -> dict[str, str]:
+    """Role -> raw scan, as noted."""
+    return {role: str(path.resolve()) for role, path in case.files.items()}
+
+
+def _refuse_other_files(done: Sequence[SourceCase], notes: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """An error where a patient was prepared from other files: it may be another one of the same name."""
+    for case in done:
+        now = _files_of(case)
+        before = notes[case.name].get("files", now)
+        if role := next((role for role in {**now, **before} if now.get(role) != before.get(role)), None):
+            raise UserError(
+                f"{out} has {case.name}, prepared from other files ({role}: {before.get(role, 'none')}, now "
+                f"{now.get(role, 'none')}); choose another folder, or --overwrite"
+            )
+
+
+def _refuse_other_layout(layout: Layout, out: Path, names: Sequence[str]) -> None:
+    """An error where patients who are not prepared now are there under another layout, which would be lost.
+
+    Its name does not count: it is that of the folder, which may have been moved.
+    """
+    file = out / LAYOUT_FILE
+    others = sorted({note.parent.name for note in out.glob(f"*/{NOTE}")} - set(names))
+    if not file.is_file() or not others:
+        return
+    before, now = Layout.read(file).to_toml(), layout.to_toml()
+    if key := next((key for key in {**now, **before} if key != "name" and now.get(key) != before.get(key)), None):
+        raise UserError(
+            f"{file} describes {shorten(others)} with another layout ({key}: {before.get(key, 'none')}, now "
+            f"{now.get(key, 'none')}); choose another folder"
+        )
+
+
 def prepare_case(
     case: SourceCase, out: Path, tools: brainles.Tools, settings: Mapping[str, Any], overwrite: bool
 ) -> bool:
@@ -178,7 +215,7 @@ def prepare_case(
             **settings,
             "center": center,
             "grid": images[center].grid.to_json(),
-            "files": {role: str(path.resolve()) for role, path in case.files.items()},
+            "files": _files_of(case),
         }
         write_json(growing / NOTE, note)
         publish(growing, out / case.name, overwrite)

@@ -13,7 +13,7 @@ from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.dataset_conversion.dataset_folder import read_manifest
 from nnunet_brats_ext.dataset_conversion.layouts import Layout, find_layout, layout_of_manifest
 from nnunet_brats_ext.dataset_conversion.scan import scan
-from nnunet_brats_ext.dataset_conversion.sources import sources_of
+from nnunet_brats_ext.dataset_conversion.sources import source_number, sources_of
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.images import (
@@ -64,8 +64,8 @@ class RestoreOptions(Options):
 class SubmissionCase:
     """One predicted label map. violations: what its challenge would refuse. warnings: what it may refuse.
 
-    donor: the image whose header it takes: of the source, or of the data set where the source is gone. grid: of that
-    image, or as the manifest has it.
+    donor: the image whose header it takes: of the source, or of the data set where the source is gone and the data set
+    has it unturned. grid: of that image, or as the manifest has it.
     """
 
     case: str
@@ -114,7 +114,7 @@ class Origin:
     def prediction(self, path: Path) -> SubmissionCase:
         case = path.name.removesuffix(ENDING)
         known = self.cases.get(case)
-        layout = self.layouts[min(known.get("source", 0) if known else 0, len(self.layouts) - 1)]
+        layout = self.layouts[min(source_number(known) if known else 0, len(self.layouts) - 1)]
         found = SubmissionCase(case, path, layout)
         if not layout.is_case(case):
             form = layout.written or layout.case
@@ -122,7 +122,7 @@ class Origin:
         if self.manifest and known is None:
             found.violations.append(f"is no case of {self.dataset}; name the data set it was predicted for with -d")
         places = [self.images.get(case)]
-        if self.dataset:
+        if self.dataset and not (known and "source_grid" in known):  # whose own images have been turned
             places += [self.dataset / folder / f"{case}_0000{ENDING}" for folder in ("imagesTr", "imagesTs")]
         found.donor = next((place for place in places if place and place.is_file()), None)
         found.grid = Grid.from_json(known.get("source_grid") or known["grid"]) if known else None
@@ -287,7 +287,7 @@ def _images_of_manifest(manifest: Mapping[str, Any], layouts: Sequence[Layout], 
         raise UserError(f"--source {source}: the data set has {len(sources)} sources; restore it where they all are")
     images = {}
     for case, about in manifest["cases"].items():
-        number = min(about.get("source", 0), len(layouts) - 1)
+        number = min(source_number(about), len(layouts) - 1)
         layout, root = layouts[number], source or Path(str(sources[number].get("source", "")))
         # A distilled data set has read the channels of another, where a release may keep all in one file.
         role = next((role for role in (layout.roles[0], *layout.sequences) if role in about["files"]), None)

@@ -166,6 +166,12 @@ def refuse_same_names(inspected: Sequence[Inspection], roots: Sequence[Path]) ->
             )
 
 
+def source_number(about: Mapping[str, Any]) -> int:
+    """Which of `sources_of` a case is from, by what a manifest says of it; `distill` notes a folder there instead."""
+    number = about.get("source", 0)
+    return number if isinstance(number, int) else 0
+
+
 def sources_of(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The part of a manifest about each source; of a data set of one source, all of it."""
     return manifest.get("sources") or [manifest]

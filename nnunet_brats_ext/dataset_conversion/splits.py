@@ -77,6 +77,7 @@ def draw_patients(patients: Mapping[str, str], strata: Mapping[str, str], number
     """Patients with about so many cases, exactly as many where each has one; every stratum gives its share.
 
     Systematic sampling of the patients in the order of their strata, and within a stratum of a hash of seed and name.
+    Where that meets none, as it may where patients have several cases each, one patient is drawn all the same.
     patients: case -> patient; strata: case -> stratum.
     """
     stratum = {patients[case]: strata[case] for case in sorted(patients, reverse=True)}
@@ -87,7 +88,7 @@ def draw_patients(patients: Mapping[str, str], strata: Mapping[str, str], number
         before = start + place * number
         if (before + number) // len(patients) > before // len(patients):
             drawn.add(patient)
-    return drawn
+    return drawn or ({every[start % len(every)]} if every and number > 0 else set())
 
 
 def number_of_cases(asked: float, cases: int) -> int:

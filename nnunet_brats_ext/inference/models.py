@@ -199,6 +199,7 @@ def find_previous(options: InferenceOptions, model: TrainedModel) -> Previous:
             raise UserError(f"{shown_name(given[0])}: {model.names[2]} has no previous stage")
         return None
     if options.previous:
+        refuse_twice([str(folder.resolve()) for folder in options.previous], "-prev_stage_predictions")
         return options.previous
     folds = fold_names(options.previous_folds, "-prev_f")
     return model.previous_model(options.previous_trainer, folds, options.previous_checkpoints)
@@ -208,7 +209,15 @@ def fold_names(words: Sequence[str | int], flag: str = "-f") -> tuple[Fold, ...]
     """Folds as they are given: numbers, or `all`."""
     if wrong := [word for word in map(str, words) if not word.isdecimal() and word != "all"]:
         raise UserError(f"{flag} {wrong[0]}: expected the number of a fold, or all")
-    return tuple(word if word == "all" else int(word) for word in words)
+    folds = tuple(word if word == "all" else int(word) for word in words)
+    refuse_twice(folds, flag)
+    return folds
+
+
+def refuse_twice(given: Sequence[object], flag: str) -> None:
+    """A UserError where something is given twice, which would count twice in an average or a vote."""
+    if twice := [one for number, one in enumerate(given) if one in given[:number]]:
+        raise UserError(f"{flag}: {twice[0]} is given twice, and would count twice; give it once")
 
 
 def find_model(
@@ -247,6 +256,7 @@ def open_model(folder: Path, folds: Sequence[Fold] = (), checkpoints: Sequence[s
         raise UserError(f"{folder} is no trained model; in {folder.parent} {there}")
     if not checkpoints:
         return TrainedModel(folder, ())
+    refuse_twice(checkpoints, "-chk")
     if any(map(is_chosen, checkpoints)):
         model = _with_chosen(folder, folds, checkpoints)
     else:

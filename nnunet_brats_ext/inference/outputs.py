@@ -6,7 +6,7 @@ import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from nnunet_brats_ext.storage.locks import AlreadyLocked, lock
 from nnunet_brats_ext.storage.output import LOCK, PARTIAL, partial_file, refuse_maps, writing
 from nnunet_brats_ext.training.cascade import made_by, missing_cases, note_of_makers
 
+PASSES = "passes"  # in the note of maps for a next stage: those of each checkpoint, beside its stamp
 BESIDE = ("dataset.json", "plans.json")  # which nnU-Net's own commands look for beside predictions
 
 
@@ -128,18 +129,19 @@ class NextStageTarget:
     """One map per training case on the grid of the next stage's data, as nnU-Net's validation leaves them.
 
     out: a folder of one map per case. stage: the configuration of the next stage. preprocessed: the folder of the data
-    set in nnUNet_preprocessed.
+    set in nnUNet_preprocessed. passes: how the model sees a case, which is noted beside the folder.
     """
 
     out: Path
     stage: str
     preprocessed: Path
+    passes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def unfinished(self, cases: Sequence[str]) -> list[str]:
         return missing_cases(self.out, cases)
 
     def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
-        """Remove the maps that other checkpoints have made, say before a training anew; notes beside name theirs.
+        """Remove the maps that other checkpoints or passes have made, say before a training anew; notes beside say so.
 
         The training of the next stage compares the digests; times of files, which need not be read, decide here.
         """
@@ -149,14 +151,16 @@ class NextStageTarget:
         write_json(note_of_makers(self.out), {**made_by(self.out), **makers})
         note = self.out.with_name(f".{self.out.name}.json")
         noted, now = read_json(note) if note.is_file() else {}, model.file_stamps
-        if all(noted.get(file) == stamp for file, stamp in now.items()):
+        noted_passes, passes = noted.get(PASSES, {}), json.loads(to_json(self.passes))
+        if all(noted.get(file) == now[file] and noted_passes.get(file, passes) == passes for file in now):
             return []
         wanted = set(cases)
         others = [path for path in self.out.iterdir() if path.name.split(".")[0] in wanted]
         for path in others:
             path.unlink()
-        write_json(note, {**noted, **now})
-        words = f"{self.out}: {len(others)} maps are not of the present {model.label}; they are predicted anew"
+        write_json(note, {**noted, **now, PASSES: {**noted_passes, **dict.fromkeys(now, passes)}})
+        which = f"are not of the present {model.label}, or were predicted otherwise"
+        words = f"{self.out}: {len(others)} maps {which}; they are predicted anew"
         return [words] if others else []
 
     def write(self, case: str, prediction: Logits | Segmentation) -> None:
@@ -221,7 +225,7 @@ class RunSettings:
 
     def _folders(self) -> list[Path]:
         parts = (self.out / name for name in SUBFOLDERS)
-        return [self.out, *(path for part in parts for path in part.rglob("*") if path.is_dir())]
+        return [self.out, *(path for part in parts for path in (part, *part.rglob("*")) if path.is_dir())]
 
 
 def predictions_in(folder: Path) -> list[Path]:

@@ -65,6 +65,7 @@ def plan_pool(options: PredictOptions, out: Path) -> WorkPlan:
         **described(chosen),
         "models": [one.file_stamps for one in members],
         **passes.settings,
+        **({"half_probabilities": True} if options.half_probabilities else {}),
         **({"cross_validation": True} if options.cross_validation else {}),
         **missing_in(parts),
     }

@@ -182,6 +182,7 @@ def settings_of(
         "rules": json.loads(rules.to_json()) if rules else None,
         "previous": [one.file_stamps if isinstance(one, TrainedModel) else str(one.resolve()) for one in before],
         **passes.settings,
+        **({"half_probabilities": True} if options.half_probabilities else {}),
         **(_of_cross_validation([model, *before]) if options.cross_validation else {}),
     }
 

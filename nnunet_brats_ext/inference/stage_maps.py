@@ -59,7 +59,7 @@ def plan_next_stage(options: PredictOptions) -> WorkPlan:
             )
         for cases in dict.fromkeys(tuple(cases) for *_, cases in jobs):
             systems = {
-                System((Member(one, passes),)): NextStageTarget(maps / name, stage, preprocessed)
+                System((Member(one, passes),)): NextStageTarget(maps / name, stage, preprocessed, passes.settings)
                 for name, one, own in jobs
                 if tuple(own) == cases
             }

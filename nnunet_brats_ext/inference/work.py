@@ -132,6 +132,8 @@ class RulesStep:
     images: Path
 
     def run(self, machine: Machine, settings: RunSettings | None, outcome: Outcome) -> None:
+        if settings:  # of an interrupted run, all cases may have been predicted before
+            settings.note()
         outcome.changes = apply_rules(
             self.source, self.out, self.rules, self.images, overwrite=True, processes=machine.processes or 1
         )

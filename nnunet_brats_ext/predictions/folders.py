@@ -83,9 +83,12 @@ class PredictionFolder:
         acquired = len(self.description.acquired) if self.description else None  # derived channels come behind
         found = {case: sorted(images.glob(f"{case}{pattern}"))[:acquired] for case in self.cases}
         counts = {len(paths) for paths in found.values()}
-        if len(counts) > 1 or not min(counts):
-            few = [case for case, paths in found.items() if len(paths) < max(1, *counts)]
-            raise UserError(f"{images} lacks images CASE_0000{self.ending} and so on of {shorten(few)}")
+        names = [f"_{channel:04d}{self.ending}" for channel in range(max({1, *counts}))]
+        few = [case for case, paths in found.items() if [path.name for path in paths] != [case + one for one in names]]
+        if few:
+            raise UserError(
+                f"{images} lacks images CASE_0000{self.ending} and so on, channel by channel, of {shorten(few)}"
+            )
         channels = {f"channel {i}": {case: paths[i] for case, paths in found.items()} for i in range(counts.pop())}
         refuse(problems_between({str(self.path): self.cases, **channels}), purpose)
         return replace(self, images=found)

@@ -160,6 +160,8 @@ def collect_rules(
 ) -> RuleSet:
     """The rules of several names (`find_rules`), then single ones (`parse_rule`), all of one scheme."""
     found = [find_rules(name, model) for name in names]
+    if scheme_name and not texts:
+        raise UserError(f"--scheme {scheme_name}: is for --rule; rules that --rules names have a scheme of their own")
     if texts:
         found.append(RuleSet(tuple(map(parse_rule, texts)), scheme_name or DEFAULT_SCHEME))
     if not found:

@@ -150,8 +150,9 @@ def names_of_model(folder: Path) -> tuple[str, str, str]:
 
 
 def trained_folds(model: Path, checkpoint: str = FINAL) -> tuple[int, ...]:
-    """The numbered folds of a model's folder that hold a checkpoint of this name."""
-    return tuple(sorted(int(path.parent.name.split("_")[1]) for path in model.glob(f"fold_[0-9]*/{checkpoint}")))
+    """The numbered folds of a model's folder that hold a checkpoint of this name; `fold_0_old` is none."""
+    numbers = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
 def train_command(

@@ -130,7 +130,7 @@ def import_weights(options: ImportOptions) -> Imported:
             for name, content in (("plans", plans), ("dataset", description)):
                 write_json(growing / f"{name}.json", content)
             write_json(growing / PROVENANCE, notes | {"weights_made_anew": list(made_anew), "files": before | hashes})
-            if folder.exists():  # further folds of the model that is there
+            if (folder / PROVENANCE).is_file():  # further folds of the model that is there
                 for fold in model.folds:
                     publish(growing / f"fold_{fold}", folder / f"fold_{fold}")
                 for start in growing.glob(f"{STARTS}/*"):

@@ -41,7 +41,7 @@ from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_ma
 from nnunet_brats_ext.training.preconditions import LOADERS, limit_loaders
 from nnunet_brats_ext.workflow.recipe import OF_PREDICTION
 
-CASE = "BraTS20_Validation_007"
+CASE, OTHER = "BraTS20_Validation_007", "BraTS20_Validation_008"
 SHARED = Path(__file__).parents[3] / "shared"
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 
@@ -326,6 +326,83 @@ def test_a_case_that_fails_stops_no_other_and_what_is_done_is_not_done_again(sin
     assert "BraTS20_Validation_008" in (tmp_path / "out" / "index.html").read_text()
     assert main([*words, "--labels", "trained"]) == 1, "not continued with other settings"
     assert "made with other settings (labels)" in capsys.readouterr().err
+
+
+def named_files(patients: Path, case: str) -> dict[str, Path]:
+    return {sequence: patients / case / f"{case}_{sequence}.nii.gz" for sequence in SEQUENCES}
+
+
+def scan_of(patients: Path, case: str, folder: Path) -> dict[str, Path]:
+    """The files of a case in a folder called as those of other patients are."""
+    folder.mkdir(parents=True)
+    found = {sequence: folder / f"{sequence}.nii.gz" for sequence in SEQUENCES}
+    for sequence, file in named_files(patients, case).items():
+        shutil.copy(file, found[sequence])
+    return found
+
+
+def test_another_patient_of_the_same_name_is_not_taken_for_the_finished_one(single, patients, tmp_path, monkeypatch):
+    first = scan_of(patients, CASE, tmp_path / "p1" / "Smith")
+    second = scan_of(patients, OTHER, tmp_path / "p2" / "Smith")
+    out = tmp_path / "out"
+    done = segmented(single, out=out, **first)["Smith"]
+    before = done.label_map.read_bytes()
+    with pytest.raises(UserError) as refused:
+        segmented(single, out=out, **second)
+    for words in ("Smith", str(second["t1"]), str(first["t1"]), "-o", "--name", "--overwrite"):
+        assert words in str(refused.value), words
+    assert done.label_map.read_bytes() == before
+    with pytest.raises(UserError, match="Smith") as refused:
+        segmented(single, second["t1"].parent, out=out)
+    assert "--name" not in str(refused.value), "folders have no such option"
+    monkeypatch.chdir(tmp_path)  # the same files, spelled otherwise
+    (tmp_path / "linked").symlink_to(tmp_path / "p1", target_is_directory=True)
+    assert segmented(single, out=out, **{name: Path("p1/Smith") / path.name for name, path in first.items()}).before
+    assert segmented(single, out=out, **{name: Path("linked/Smith") / path.name for name, path in first.items()}).before
+    details = out / "details" / "Smith.json"
+    noted = json.loads(details.read_text())
+    noted.pop("files")  # of an older version
+    details.write_text(json.dumps(noted))
+    assert segmented(single, out=out, **second).before == ["Smith"]
+
+
+def test_what_is_overwritten_is_gone_before_the_first_case_is_predicted(single, patients, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    segmented(single, patients, out=out, probabilities=True)
+    seen = []
+
+    def stopped(self, *arguments):
+        seen.extend(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name[0] != ".")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SystemAtWork, "predict", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        segmented(single, patients, out=out, labels="trained", probabilities=True, overwrite=True)
+    assert seen == ["segment.json"]
+    monkeypatch.undo()
+    monkeypatch.setattr(segmentation, "check_case", lambda case: CheckedPatient(case.name, []))
+    found = segmented(single, patients, out=out, labels="trained", probabilities=True)
+    assert not found.before and len(found.patients) == 2
+    broken = named_files(patients, OTHER)["t2"]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    found = segmented(single, patients, out=out, labels="trained", probabilities=True, overwrite=True)
+    assert OTHER in found.failed and not (out / f"{OTHER}.nii.gz").exists()
+    assert not list(out.rglob(f"{OTHER}*")) and (out / f"{CASE}.nii.gz").is_file()
+
+
+def test_overwriting_some_patients_with_other_settings_is_refused_and_with_the_same_keeps_the_others(
+    single, patients, tmp_path
+):
+    out = tmp_path / "out"
+    segmented(single, patients, out=out)
+    label_map = out / f"{CASE}.nii.gz"
+    before = label_map.stat().st_mtime_ns
+    with pytest.raises(UserError, match=rf"{OTHER}.*other settings \(labels\).*name them too"):
+        segmented(single, patients / CASE, out=out, labels="trained", overwrite=True)
+    assert label_map.stat().st_mtime_ns == before
+    segmented(single, patients / CASE, out=out, overwrite=True)
+    assert label_map.stat().st_mtime_ns > before
+    assert segmented(single, patients, out=out).before == [CASE, OTHER]
 
 
 def test_sessions_of_a_patient_give_a_table_and_a_curve(single, patients, tmp_path):

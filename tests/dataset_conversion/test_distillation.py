@@ -450,3 +450,24 @@ def test_what_does_not_fit_is_refused_and_named(bench, capsys):
     assert "was predicted from" in bench.refusal(capsys)
     (bench.predictions / f"{SURE}.npz").unlink()
     assert "lacks the probabilities" in bench.refusal(capsys, "--targets", "soft")
+
+
+def test_images_with_other_axes_than_the_labelled_data_set_notes_are_refused(bench, capsys):
+    """They would be linked unturned into a data set that says LPS."""
+    for path in [*(bench.labelled / "imagesTs").glob(f"{SURE}_*"), bench.predictions / f"{SURE}.nii.gz"]:
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "RAS"), str(path))
+    said = " ".join(bench.refusal(capsys).split())
+    assert "Dataset901_World has images with the axes LPS" in said
+    assert f"{SURE} of {bench.predictions} has RAS; turn them with `nnunet_brats convert`" in said
+    names = bench.root / "left_out.txt"
+    names.write_text(f"{SURE}\n")
+    bench.distill("--exclude", names)  # what is left out may have any axes
+
+
+def test_data_sets_that_note_other_axes_are_refused(bench, capsys):
+    other = bench.raw / "Dataset962_Turned"
+    shutil.copytree(bench.labelled, other)
+    described = load(other / "dataset.json")
+    (other / "dataset.json").write_text(json.dumps({**described, "name": other.name, "brats_axes": "RAS"}))
+    said = " ".join(bench.refusal(capsys, "--foreign", 962).split())
+    assert "axes RAS differ from LPS of Dataset901_World; convert both" in said

@@ -10,9 +10,9 @@ import SimpleITK as sitk
 from data_commands import convert, manifest_of, printed, restore
 from release_folders import as_image, label_values, sequence_values, write
 
-from nnunet_brats_ext.brats import SEQUENCES
+from nnunet_brats_ext.brats import LABEL_SCHEMES, SEQUENCES
 from nnunet_brats_ext.cli import data
-from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout
+from nnunet_brats_ext.dataset_conversion.layouts import LABEL, LAYOUTS, STACK, Layout, layout_of_manifest
 from nnunet_brats_ext.dataset_conversion.proposal import LayoutOptions, propose_layout, to_text
 from nnunet_brats_ext.dataset_conversion.scan import scan
 from nnunet_brats_ext.storage.errors import UserError
@@ -350,3 +350,31 @@ def test_a_layout_without_any_sequence_is_answered_with_what_the_folder_holds(tm
     (tmp_path / "scan.nii.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"says by its name which sequence it is(.|\n)*scan.nii.gz"):
         scan(tmp_path, Layout(name="own", case="{x}", groups={"x": ".+"}, files={}))
+
+
+# ---- a numbering by `scheme` or by [labels] ------------------------------------------------------------------------
+
+SCHEME = "glioma_2023"
+OWN_LABELS = {"1": "ET", "2": "NCR", "3": "ED"}
+LIKE_TABLE = {"name": "Mine", "like": "LUMIERE"}  # LUMIERE has a table [labels]
+
+
+def test_a_numbering_may_be_given_once_only():
+    content = {"name": "Mine", "like": "BraTS2021", "scheme": SCHEME, "labels": OWN_LABELS}
+    with pytest.raises(UserError, match=r"own.toml: scheme = 'glioma_2023' beside labels = \{'1': 'ET'.*keep one"):
+        Layout.from_toml(content, "own.toml")
+
+
+def test_a_scheme_replaces_inherited_labels_and_labels_an_inherited_scheme():
+    assert LAYOUTS["LUMIERE"].own_labels and LAYOUTS["BraTS2021"].scheme_name
+    by_scheme = Layout.from_toml({**LIKE_TABLE, "scheme": SCHEME}, "own.toml")
+    assert by_scheme.numbering == LABEL_SCHEMES[SCHEME] and not by_scheme.own_labels
+    by_labels = Layout.from_toml({"name": "Mine", "like": "BraTS2021", "labels": OWN_LABELS}, "own.toml")
+    assert by_labels.numbering.released == {0: 0, 1: 3, 2: 2, 3: 1}
+    assert by_labels.scheme_name is None
+    assert Layout.from_toml(LIKE_TABLE, "own.toml").own_labels == LAYOUTS["LUMIERE"].own_labels
+
+
+def test_a_manifest_with_both_is_numbered_by_its_labels_as_when_it_was_written():
+    content = {**LAYOUTS["LUMIERE"].to_toml(), "scheme": SCHEME}
+    assert layout_of_manifest({"layout": content}).numbering == LAYOUTS["LUMIERE"].numbering

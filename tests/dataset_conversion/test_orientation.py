@@ -104,6 +104,29 @@ def test_whole_cases_become_lps_and_predictions_come_back(source, tmp_path, axes
     assert DatasetDescription.read(convert(folder, 4, axes="source")).axes is None
 
 
+def test_predictions_come_back_turned_where_the_source_is_gone(source, tmp_path):
+    """The manifest has noted the grid of the source; the data set's own images are in LPS."""
+    folder, files = source
+    for path in (path for roles in files.values() for path in roles.values()):
+        turn_file(path, "RAS")
+    dataset = convert(folder, 1, link="copy")
+    labels = [read_image(roles[LABEL]) for roles in files.values()]
+    folder.rename(tmp_path / "gone")
+    for path, label in zip(restore(dataset / "labelsTr", tmp_path / "out", dataset_id=1), labels, strict=True):
+        back = read_image(path)
+        assert (back.grid.axes, back.grid.difference(label.grid)) == ("RAS", None)
+        np.testing.assert_array_equal(back.array, label.array)
+
+
+def test_a_second_copy_of_a_turned_file_is_compared_as_it_is(source):
+    folder, files = source
+    plain = files[CASES[0]]["T2"]
+    turn_file(plain, "RAS")
+    plain.with_name(plain.name.removesuffix(".gz")).write_bytes(gzip.decompress(plain.read_bytes()))
+    remarks = manifest_of(convert(folder, 1))["cases"][CASES[0]]["remarks"]
+    assert f"T2 is there a second time as {plain.name.removesuffix('.gz')}" in remarks
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real patients are not here")
 def test_real_patients_in_any_orientation_give_the_same_bytes_and_come_back(tmp_path):
     real = sorted(REAL.iterdir())[0]

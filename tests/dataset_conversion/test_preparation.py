@@ -7,6 +7,7 @@ are skipped then.
 import importlib
 import inspect
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -142,6 +143,32 @@ def test_patients_who_are_done_stay_and_other_settings_are_refused(stand_in, sca
     other.write_bytes(stand_in.read_bytes())
     with pytest.raises(UserError, match="prepared with other settings; choose another folder, or --overwrite"):
         prepared(scans, other)
+
+
+def test_another_patient_of_the_same_name_is_not_taken_for_finished(stand_in, scans, tmp_path):
+    out = prepared(scans, stand_in)
+    others = tmp_path / "others"
+    shutil.copytree(scans, others)
+    options = dict(atlas=str(stand_in), layout=tmp_path / "own.toml", **STRIPPED)
+    with pytest.raises(UserError, match=r"P1_tp1, prepared from other files \(FLAIR: .*scans/P1.*, now .*others/P1"):
+        prepare(others, out, **options)
+    assert prepare(others, out, overwrite=True, **options).finished_before == []
+    assert json.loads((out / "P1_tp1" / "preparation.json").read_text())["files"]["T1"].startswith(str(others))
+
+
+def test_a_layout_of_other_patients_is_not_replaced_by_another(stand_in, scans, tmp_path):
+    out = prepared(scans, stand_in)
+    before = (out / "layout.toml").read_text()
+    others, own = tmp_path / "others", tmp_path / "own.toml"
+    shutil.copytree(scans / "P1", others / "P2")
+    other = tmp_path / "other.toml"
+    other.write_text(own.read_text().replace("glioma_2023", "glioma_2017"))
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"describes P1_tp1, P1_tp2 with another layout \(scheme: glioma_2023, now"):
+            prepare(others, out, atlas=str(stand_in), layout=other, overwrite=overwrite, **STRIPPED)
+        assert (out / "layout.toml").read_text() == before and not (out / "P2_tp1").exists()
+    moved = out.rename(tmp_path / "moved")
+    assert len(prepare(others, moved, atlas=str(stand_in), layout=own, **STRIPPED).made) == 2  # the same layout
 
 
 def test_a_label_map_on_the_grid_of_no_scan_is_left_behind_and_a_patient_without_t1ce_is_taken(stand_in, scans):

@@ -13,6 +13,7 @@ from release_folders import as_image, label_values, write, write_case
 
 from nnunet_brats_ext.brats import remap
 from nnunet_brats_ext.cli import main
+from nnunet_brats_ext.cli.data import notes
 from nnunet_brats_ext.dataset_conversion import restore as restore_all
 from nnunet_brats_ext.dataset_conversion.layouts import LAYOUTS
 from nnunet_brats_ext.storage.images import Grid, read_image, write_image
@@ -208,6 +209,19 @@ def test_a_data_set_distilled_from_the_decathlon_has_its_channels_in_files_of_th
     shutil.copytree(dataset / "labelsTr", world / "predicted")
     (restored,) = restore(world / "predicted", world / "out", dataset_id=138)
     np.testing.assert_array_equal(values(restored), label_values(release))
+
+
+def test_a_distilled_data_set_notes_a_folder_as_the_source_of_a_case(world):
+    path = world / "raw" / "Dataset137_BraTS2020" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for about in manifest["cases"].values():
+        about["source"] = str(world / "raw" / "Dataset100_Labelled")
+    path.write_text(json.dumps(manifest))
+    assert len(restore(world / "predicted", world / "out", dataset_id=137)) == 2
+    case = {"source": str(world), "labelled": True, "labels": [0, 1], "remarks": []}
+    assert list(notes({"cases": {"A": case}}, [RELEASE])) == [
+        f"label {label} ({name}) never found; is it BraTS2020?" for label, name in ((2, "ED"), (4, "ET"))
+    ]
 
 
 def test_data_set_and_release_may_not_contradict(world):

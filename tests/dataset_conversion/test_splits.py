@@ -265,3 +265,11 @@ def test_held_out_cases_are_neither_distilled_nor_submitted(nnunet, tmp_path):
     assert {one["reason"] for one in done.manifest["dropped"]} == {"excluded by name"}
     restored = restore(predictions, tmp_path / "submission", processes=1)
     assert [case.case for case in restored.cases] == [unlabelled]
+
+
+@pytest.mark.parametrize("seed", [12345, *range(20)])
+def test_a_draw_of_at_least_one_case_is_never_empty(seed):
+    patients = {f"P{number}_{session}": f"P{number}" for number in range(4) for session in range(3)}
+    strata = dict.fromkeys(patients, "")
+    assert len(draw_patients(patients, strata, 1, seed)) == 1
+    assert draw_patients(patients, strata, 0, seed) == draw_patients({}, {}, 1, seed) == set()

@@ -281,10 +281,14 @@ def test_maps_of_a_stage_that_was_trained_anew_are_made_anew(recipe, capsys):
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "3 maps are not of the present fold_1__checkpoint_epoch_1; they are predicted anew" in said
+    assert "3 maps are not of the present fold_1__checkpoint_epoch_1, or were predicted otherwise" in said
     again = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
     preprocessed = recipe / "nnUNet_preprocessed" / "Dataset901_World"
     cases = json.loads((preprocessed / "splits_final.json").read_text())[1]["val"]
     assert again == {maps / "checkpoint_epoch_1" / f"{case}.b2nd" for case in cases}
     assert main(command) == 0
     assert "predicted anew" not in capsys.readouterr().out
+    for words, number in ((["--disable_tta"], 12), (["--disable_tta"], 0), ([], 12)):
+        before = {path: path.stat().st_mtime_ns for path in before}
+        assert main([*command, *words]) == 0
+        assert sum(path.stat().st_mtime_ns != time for path, time in before.items()) == number

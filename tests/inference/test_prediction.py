@@ -10,6 +10,7 @@ from functools import partial
 from itertools import count as count_up
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 from weakref import ref
 
 import numpy as np
@@ -33,6 +34,7 @@ from nnunet_brats_ext.inference.models import TrainedModel
 from nnunet_brats_ext.inference.outputs import PredictionTarget, locked
 from nnunet_brats_ext.inference.systems import Member, Passes
 from nnunet_brats_ext.inference.training_sizes import TrainingSizes, brain_size_mm
+from nnunet_brats_ext.inference.work import RulesStep
 from nnunet_brats_ext.inference.workers import Workers
 from nnunet_brats_ext.predictions import fusion
 from nnunet_brats_ext.predictions.heads import label_probabilities
@@ -45,7 +47,7 @@ from nnunet_brats_ext.storage.images import (
     turn,
     write_image,
 )
-from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits
+from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits, trained_folds
 
 FINAL = "checkpoint_final.pth"
 NAMES = ("-d", "901", "-p", "SmallPlans")
@@ -898,6 +900,32 @@ def test_a_label_map_is_written_after_the_note_and_after_all_that_is_kept(models
     for case in {case for _, case in written}:
         folders = [folder for folder, of in written if of == case]
         assert folders[-1] == "out" and len(set(folders)) == len(folders) > 2
+
+
+def test_label_maps_before_rules_are_not_continued_with_another_model(models, world, tmp_path, capsys, monkeypatch):
+    """Also where a run was stopped after its last case and before the rules."""
+    out = tmp_path / "out"
+    command = ["predict", "-i", str(world.raw / "imagesTs"), "-o", str(out), *SMALL, "--rules", "lyu2020"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RulesStep, "run", Mock(side_effect=KeyboardInterrupt))
+        assert main([*command, "-f", "0"]) == 130
+    assert len(label_maps(out / "before_rules")) == 2 and not label_maps(out)
+    assert main([*command, "-f", "1"]) == 1
+    assert "other settings (model)" in capsys.readouterr().err
+    assert main([*command, "-f", "0"]) == 0
+    assert len(label_maps(out)) == 2
+
+
+@pytest.mark.parametrize("words", [("-f", "0", "0"), ("-f", "0", "-chk", FINAL, FINAL)])
+def test_what_would_count_twice_is_refused(words, models, world, tmp_path, capsys):
+    assert main(["predict", "-i", str(world.raw / "imagesTs"), "-o", str(tmp_path / "out"), *SMALL, *words]) == 1
+    assert "is given twice, and would count twice" in capsys.readouterr().err
+
+
+def test_a_copy_of_a_fold_is_no_fold(own_models, world, tmp_path):
+    for folder in own_models.glob("*/fold_0"):
+        shutil.copytree(folder, folder.with_name("fold_0_before"))
+    assert trained_folds(folder_of(own_models)) == (0, 1)
 
 
 def test_a_profile_has_every_part_and_the_seconds_of_each_case_alone(models, world, tmp_path, monkeypatch):

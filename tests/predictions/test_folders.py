@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_brats_ext.predictions.folders import open_folders
+from nnunet_brats_ext.storage.errors import UserError
 
 
 def image_file(path, array, **geometry):
@@ -32,3 +33,15 @@ def test_validation_folders_are_explained_by_their_trained_model(tmp_path):
     np.savez(validation / "a.npz", probabilities=np.zeros((2, 2, 2, 2)))
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "WT": 1}}')
     assert open_folders([validation], "needed")[0].head.names == ("background", "WT")
+
+
+@pytest.mark.parametrize("channels", [{"a": (1, 2, 3)}, {"a": (0, 1), "b": (0, 2)}], ids=["T1 is missing", "others"])
+def test_images_are_known_by_their_channel_and_not_by_their_place(channels, tmp_path):
+    (images := tmp_path / "images").mkdir()
+    (maps := tmp_path / "maps").mkdir()
+    for case, numbers in channels.items():
+        image_file(maps / f"{case}.nii.gz", np.zeros((2, 2, 2), np.uint8))
+        for number in numbers:
+            image_file(images / f"{case}_{number:04d}.nii.gz", np.zeros((2, 2, 2), np.float32))
+    with pytest.raises(UserError, match="channel by channel, of"):
+        open_folders([maps], "ignored")[0].with_images(images, "look at images")

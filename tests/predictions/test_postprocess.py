@@ -452,7 +452,7 @@ def test_the_command_finds_images_and_their_t1ce(tmp_path, capsys):
     command = ["postprocess", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-np", "1", "--rule", "oedema-to-core"]
     assert main(command) == 1
     assert main([*command, "--images", str(tmp_path / "images")]) == 1
-    assert "lacks images CASE_0000.nii.gz and so on of a" in capsys.readouterr().err
+    assert "lacks images CASE_0000.nii.gz and so on, channel by channel, of a" in capsys.readouterr().err
     for channel, image in enumerate(images[[3, 0, 1, 2]]):
         write(tmp_path / "images" / f"a_{channel:04}.nii.gz", image)
     assert main([*command, "--images", str(tmp_path / "images")]) == 0
@@ -510,3 +510,8 @@ def test_the_rules_change_only_what_they_should_in_a_real_tumour():
     assert 0.1 < moved.sum() / (without_et == ED).sum() < 0.9
     np.testing.assert_array_equal(result > 0, labels > 0)
     np.testing.assert_array_equal(apply("lyu2020", labels), labels)  # 6,840 voxels of ET
+
+
+def test_a_scheme_without_a_rule_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="--scheme resected_2024: is for --rule"):
+        collect_rules(["lyu2020"], [], scheme_name="resected_2024")

@@ -165,7 +165,7 @@ def test_the_brain_is_where_any_sequence_has_signal(tmp_path, capsys):
     (images / "a_0001.nii.gz").unlink()
     (images / "a_0000.nii.gz").unlink()
     assert main([*command, "-o", str(tmp_path / "none"), "--images", str(images)]) == 1
-    assert "lacks images CASE_0000.nii.gz and so on of a" in capsys.readouterr().err
+    assert "lacks images CASE_0000.nii.gz and so on, channel by channel, of a" in capsys.readouterr().err
 
 
 def test_label_maps_as_released_are_refused_rather_than_called_certain(tmp_path, capsys):

@@ -270,6 +270,16 @@ def test_files_become_folds_of_one_model(tmp_path):
         imported(files[0], tmp_path / "other")
 
 
+def test_an_empty_folder_becomes_a_whole_model(tmp_path):
+    folder_of_v1("regions", tmp_path / "v1")
+    for name in ("model", "Dataset901_World/BraTSNNUNetV1Trainer__nnUNetPlansV1__3d_fullres"):
+        (tmp_path / name).mkdir(parents=True)
+        done = imported(tmp_path / "v1", tmp_path / name.split("/")[0])
+        assert done.folder == tmp_path / name
+        assert open_model(done.folder).folds == (0,)
+        assert {"plans.json", "dataset.json", "imported_from.json"} <= {path.name for path in done.folder.iterdir()}
+
+
 # ---- files that are not what they should be -------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ from nnunet_brats_ext.dataset_conversion.distillation.targets import SOFT_TARGET
 from nnunet_brats_ext.dataset_conversion.splits import PublishedFolds, group_patients, publish_splits
 from nnunet_brats_ext.predictions.heads import check_convertible
 from nnunet_brats_ext.storage.datasets import DatasetDescription
-from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.errors import UserError, shorten
 from nnunet_brats_ext.storage.images import read_grid, read_image, read_label_map, write_image, write_label_map
 from nnunet_brats_ext.storage.json_files import write_json
 from nnunet_brats_ext.storage.nnunet import (
@@ -273,6 +273,7 @@ def _plan(
     if not extra or len(extra) == len(kept):
         kind = "with manual labels" if extra else "to distill"
         raise UserError(nothing_left(kind, Counter(dropped.reason for dropped in selection.dropped)))
+    require_axes(labelled, kept, examined)
     patients = _patients(candidates, everything, selection)
     strata = {key: case.described.get("grade") or case.described.get("site") or "" for key, case in manual.items()}
     splits, folds_from = manual_splits(
@@ -286,6 +287,18 @@ def _plan(
 def nothing_left(kind: str, reasons: Mapping[str, int]) -> str:
     """What is wrong where no case of a kind stays. reasons: why cases were left out, and how many."""
     return f"no case {kind} is left: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def require_axes(labelled: RawDataset, kept: Mapping[str, Candidate], examined: Mapping[str, Examination]) -> None:
+    """An error where images have other axes than the labelled data set notes: they are linked as they are."""
+    noted = labelled.description.axes
+    others = {key: axes for key in kept if noted and (axes := examined[key].grid.axes) != noted}
+    if others:
+        shown = shorten([f"{kept[key].case} of {kept[key].source} has {axes}" for key, axes in others.items()], 5)
+        raise UserError(
+            f"{labelled.folder.name} has images with the axes {noted}, and these are not so: {shown}; turn them with "
+            "`nnunet_brats convert`, predict what was turned again, or leave them out with --exclude"
+        )
 
 
 def _require_convertible(cases: Iterable[Candidate], regions: Head | None) -> None:

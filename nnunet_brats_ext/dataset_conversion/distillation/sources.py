@@ -109,6 +109,8 @@ def labelled_cases(dataset: RawDataset, kind: str, wanted: RawDataset) -> list[C
         for what, attribute in (("labels", "declared"), ("regions_class_order", "paint"), ("file_ending", "ending"))
         if getattr(here, attribute) != getattr(there, attribute) and not (joined and attribute == "declared")
     ]
+    if here.axes and there.axes and here.axes != there.axes:
+        problems.append(f"axes {here.axes} differ from {there.axes} of {wanted.folder.name}")
     order: list[int] = []
     try:
         order = channel_order(channels_of(here), channels_of(there))
