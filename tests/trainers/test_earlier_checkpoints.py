@@ -80,7 +80,9 @@ def test_its_trainings_go_on_to_the_same_weights(model, monkeypatch):
     (model / "fold_0" / "checkpoint_final.pth").unlink(missing_ok=True)
     load(model, "latest", monkeypatch).run_training()
     with np.load(model / "logits.npz") as expected:
-        np.testing.assert_allclose(logits(model, "final"), expected["final"], atol=1e-3)
+        # Processors round differently; without the optimiser's state the largest difference is 5 to 100 times as large.
+        spread = max(1.0, float(expected["final"].std()))
+        np.testing.assert_allclose(logits(model, "final"), expected["final"], atol=1e-3 * spread)
 
 
 @pytest.mark.parametrize("model", ["BraTSDeepSupervisionTrainer"], indirect=True)
