@@ -1,8 +1,8 @@
 """Memory of a CPU: what one pass of a network frees, the next takes again.
 
 glibc maps every large tensor anew and unmaps it when it is freed, so that the system fills the same pages with zeros
-over and over: 15 to 20 % of the time of a 3-D network. Kept memory has gaps, for about a third more of it. Other C
-libraries are left as they are.
+over and over: 15 to 30 % of the time of a 3-D network. Kept memory has gaps, for a quarter to a third more of it. Other
+C libraries are left as they are.
 """
 
 import ctypes
