@@ -195,19 +195,13 @@ class _Work:
 
     def _require_same_files(self, case: SourceCase) -> None:
         """A UserError where the finished case of this name was made of other files, say of another patient's."""
-        noted = read_json(self._details(case)).get("files")
-        if noted is None:  # by an older version
-            return
-        before = {role: Path(path).resolve() for role, path in noted.items()}
-        now = {role: path.resolve() for role, path in case.files.items()}
-        for role in [*now, *(role for role in before if role not in now)]:
-            if before.get(role) != now.get(role):
-                by_name = "" if self.options.patients else "another --name, "
-                raise UserError(
-                    f"{self.options.out} has {case.name} already, of other files: {role} was "
-                    f"{before.get(role, 'missing')} and is {now.get(role, 'missing')}; choose another folder with -o, "
-                    f"{by_name}or replace it with --overwrite"
-                )
+        if differing := case.other_file(read_json(self._details(case)).get("files")):
+            role, before, now = differing
+            by_name = "" if self.options.patients else "another --name, "
+            raise UserError(
+                f"{self.options.out} has {case.name} already, of other files: {role} was {before} and is {now}; choose "
+                f"another folder with -o, {by_name}or replace it with --overwrite"
+            )
 
     def _clear(self, cases: Sequence[SourceCase], settings: RunSettings) -> None:
         """Remove what is to be overwritten, the label maps first, so that nothing of it is taken for a new result.
@@ -295,7 +289,7 @@ class _Work:
                     sorted(((self.names[label], self.numbers[label]) for label in self.names), key=itemgetter(1))
                 ),
                 "spacing_mm": grid.spacing_mm,
-                "files": {role: str(path.resolve()) for role, path in case.files.items()},
+                "files": case.noted_files,
             }
             picture = None
             if not self.options.challenge:

@@ -152,20 +152,14 @@ def _note(folder: Path) -> dict[str, Any]:
     return read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
 
 
-def _files_of(case: SourceCase) -> dict[str, str]:
-    """Role -> raw scan, as noted."""
-    return {role: str(path.resolve()) for role, path in case.files.items()}
-
-
 def _refuse_other_files(done: Sequence[SourceCase], notes: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """An error where a patient was prepared from other files: it may be another one of the same name."""
     for case in done:
-        now = _files_of(case)
-        before = notes[case.name].get("files", now)
-        if role := next((role for role in {**now, **before} if now.get(role) != before.get(role)), None):
+        if differing := case.other_file(notes[case.name].get("files")):
+            role, before, now = differing
             raise UserError(
-                f"{out} has {case.name}, prepared from other files ({role}: {before.get(role, 'none')}, now "
-                f"{now.get(role, 'none')}); choose another folder, or --overwrite"
+                f"{out} has {case.name}, prepared from other files ({role}: {before}, now {now}); choose another "
+                "folder, or --overwrite"
             )
 
 
@@ -215,7 +209,7 @@ def prepare_case(
             **settings,
             "center": center,
             "grid": images[center].grid.to_json(),
-            "files": _files_of(case),
+            "files": case.noted_files,
         }
         write_json(growing / NOTE, note)
         publish(growing, out / case.name, overwrite)

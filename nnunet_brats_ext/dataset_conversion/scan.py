@@ -46,6 +46,21 @@ class SourceCase:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def noted_files(self) -> dict[str, str]:
+        """Role -> file, as it is noted beside what was made of the case."""
+        return {role: str(path.resolve()) for role, path in self.files.items()}
+
+    def other_file(self, noted: Mapping[str, str] | None) -> tuple[str, str, str] | None:
+        """The first role whose file is not the noted one, with the file noted and that of now; nothing noted is none.
+
+        What is there under the name of the case may then be of another patient.
+        """
+        now = self.noted_files
+        before = now if noted is None else {role: str(Path(path).resolve()) for role, path in noted.items()}
+        role = next((role for role in {**now, **before} if now.get(role) != before.get(role)), None)
+        return None if role is None else (role, before.get(role, "missing"), now.get(role, "missing"))
+
+    @property
     def missing(self) -> list[str]:
         """The sequences that it lacks."""
         return [role for role in self.layout.sequences if role not in self.files] if STACK not in self.files else []

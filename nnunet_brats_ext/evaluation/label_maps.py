@@ -17,7 +17,7 @@ from nnunet_brats_ext.evaluation.reading import holds_channels
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import Notice, UserError, shorten
 from nnunet_brats_ext.storage.images import ENDINGS, ending
-from nnunet_brats_ext.storage.nnunet import read_splits
+from nnunet_brats_ext.storage.nnunet import fold_folders, read_splits
 
 _RELEASE_SUFFIX = re.compile(r"[-_.](seg|gtv)$", re.IGNORECASE)  # of the label files of a release
 _SERVER_ID = re.compile(r"\d{5}-\d{3}")  # by which the challenge's server of 2026 knows a case
@@ -109,7 +109,7 @@ def _validation_folders(source: Path) -> dict[str, Path]:
     """Fold -> the folder of its held-out predictions, of a model or of one fold; of fold `all` only if it is alone."""
     place = source.absolute()
     fold = place.parent if place.name == "validation" else place
-    folds = [fold] if fold.name.startswith("fold_") else sorted(source.glob("fold_*"))
+    folds = [fold] if fold.name.startswith("fold_") else fold_folders(source).values()
     found = {fold.name.removeprefix("fold_"): fold / "validation" for fold in folds if (fold / "validation").is_dir()}
     return {fold: folder for fold, folder in found.items() if fold != "all" or len(found) == 1}
 

@@ -30,7 +30,7 @@ from nnunet_brats_ext.predictions.rule_sets import CLUSTER, RuleSet, save_rules
 from nnunet_brats_ext.storage.errors import UserError, refuse, shorten
 from nnunet_brats_ext.storage.images import read_label_map
 from nnunet_brats_ext.storage.json_files import to_json
-from nnunet_brats_ext.storage.nnunet import read_splits
+from nnunet_brats_ext.storage.nnunet import fold_folders, read_splits
 from nnunet_brats_ext.storage.options import Options, argument, option
 from nnunet_brats_ext.storage.output import write_texts
 from nnunet_brats_ext.storage.parallel import for_each_case
@@ -133,8 +133,8 @@ def tune_rules(reference: Path | str, predictions: Path | str, out: Path | str, 
 def find_folds(predictions: Path, splits: Path | None, probabilities: str) -> dict[str, PredictionFolder]:
     """Fold -> its held-out predictions; a case in two folds is an error, as it would be tuned on."""
     if splits is None:
-        folders = sorted(predictions.glob("fold_[0-9]*/validation"))
-        if not folders:
+        folders = [folder / "validation" for fold, folder in fold_folders(predictions).items() if fold != "all"]
+        if not (folders := [folder for folder in folders if folder.is_dir()]):
             raise UserError(f"{predictions} has no fold_0/validation: give the folder of a trained model, or --splits")
         folds = {path.parent.name: open_folders([path], probabilities)[0] for path in folders}
     else:

@@ -135,13 +135,15 @@ class NextStageTarget:
     out: Path
     stage: str
     preprocessed: Path
-    passes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    passes: Mapping[str, Any] = field(hash=False)
 
     def unfinished(self, cases: Sequence[str]) -> list[str]:
         return missing_cases(self.out, cases)
 
     def prepare(self, model: TrainedModel, cases: Sequence[str]) -> list[str]:
-        """Remove the maps that other checkpoints or passes have made, say before a training anew; notes beside say so.
+        """Remove maps that other checkpoints or other passes have made, such as those before a training anew.
+
+        Notes beside the folder say which have made those that are there.
 
         The training of the next stage compares the digests; times of files, which need not be read, decide here.
         """

@@ -181,18 +181,18 @@ class BraTSPredictor(nnUNetPredictor):
             super().manual_initialization(
                 network, plans, configuration, None, dataset_json, name, first.get(MIRROR_AXES)
             )
-        self._give_fp32()
+        self._make_ready()
 
     def manual_initialization(self, network: nn.Module, *arguments: Any, **named: Any) -> None:
         """nnU-Net's own call: a network that is built already, its plans, and the name of its trainer."""
         super().manual_initialization(network, *arguments, **named)
-        self._give_fp32()
+        self._make_ready()
         self._adopt(papers.find_trainer(self.trainer_name).prediction if self.trainer_name else Prediction())
 
-    def _give_fp32(self) -> None:
-        """With bfloat16, have the network give its logits in fp32, so that mirror images are averaged in it."""
-        self._bytes_of_pass = cache(partial(bytes_of_pass, self.bare_network))
-        if self.precision == "bf16":
+    def _make_ready(self) -> None:
+        """What every network needs, whoever has built it."""
+        self._bytes_of_pass = cache(partial(bytes_of_pass, self.bare_network))  # by the shape of the input
+        if self.precision == "bf16":  # so that mirror images are averaged in fp32
             self.bare_network.register_forward_hook(lambda network, inputs, logits: logits.float())
 
     def _check(self, check: Callable[[Path], None]) -> None:

@@ -78,10 +78,10 @@ class Votes:
             voted = label_map == label
             known += np.count_nonzero(voted)
             votes[channel] += scale * voted  # a product takes a sixth of the time of an index
-            if probabilities is not None:
-                support[channel] += scale * probabilities[channel] * (1 if self.by_text else voted)
-            elif self.by_text:
-                support[channel] += scale * voted
+            if self.by_text:
+                support[channel] += scale * (voted if probabilities is None else probabilities[channel])
+            elif probabilities is not None:
+                support[channel] += scale * probabilities[channel] * voted
         if self._doubt is not None:
             self._doubt += scale * (background if probabilities is None else 1 - probabilities.sum(0))
         if known < label_map.size:

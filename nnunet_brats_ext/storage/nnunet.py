@@ -149,10 +149,17 @@ def names_of_model(folder: Path) -> tuple[str, str, str]:
     return trainer, plans, configuration
 
 
+def fold_folders(model: Path) -> dict[str, Path]:
+    """Fold -> its folder in that of a model: the numbered ones, then `all`. A copy, such as fold_0_old, is none."""
+    names = {path.name.removeprefix("fold_"): path for path in model.glob("fold_*") if path.is_dir()}
+    numbered = sorted(filter(str.isdecimal, names), key=int)
+    return {name: names[name] for name in [*numbered, *({"all"} & names.keys())]}
+
+
 def trained_folds(model: Path, checkpoint: str = FINAL) -> tuple[int, ...]:
-    """The numbered folds of a model's folder that hold a checkpoint of this name; `fold_0_old` is none."""
-    numbers = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_[0-9]*/{checkpoint}"))
-    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+    """The numbered folds of a model's folder that hold a checkpoint of this name."""
+    folds = fold_folders(model)
+    return tuple(int(fold) for fold, folder in folds.items() if fold != "all" and (folder / checkpoint).exists())
 
 
 def train_command(

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_brats_ext.storage.errors import UserError
+from nnunet_brats_ext.storage.nnunet import fold_folders
 from nnunet_brats_ext.weights.reading import find_state, read_pickle, read_torch
 
 CHECKPOINTS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
@@ -118,7 +119,7 @@ def _files(path: Path) -> tuple[Path, dict[str, Path]]:
         fold = path.parent.name.removeprefix("fold_")
         return path.parent.parent, {fold if fold.isdecimal() or fold == "all" else "": path} if of_v1 else {}
     found = {}
-    for inside in sorted([*path.glob("fold_[0-9]*"), *path.glob("all")]):
+    for inside in [*fold_folders(path).values(), *path.glob("all")]:
         files = [inside / name for name in CHECKPOINTS if (inside / name).is_file()]
         if files:
             found[inside.name.removeprefix("fold_")] = files[0]

@@ -47,7 +47,7 @@ from nnunet_brats_ext.storage.images import (
     turn,
     write_image,
 )
-from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits, trained_folds
+from nnunet_brats_ext.storage.nnunet import FOLDERS, find_splits, fold_folders, trained_folds
 
 FINAL = "checkpoint_final.pth"
 NAMES = ("-d", "901", "-p", "SmallPlans")
@@ -926,6 +926,7 @@ def test_a_copy_of_a_fold_is_no_fold(own_models, world, tmp_path):
     for folder in own_models.glob("*/fold_0"):
         shutil.copytree(folder, folder.with_name("fold_0_before"))
     assert trained_folds(folder_of(own_models)) == (0, 1)
+    assert list(fold_folders(folder_of(own_models))) == ["0", "1"]
 
 
 def test_a_profile_has_every_part_and_the_seconds_of_each_case_alone(models, world, tmp_path, monkeypatch):

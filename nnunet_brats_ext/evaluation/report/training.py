@@ -15,6 +15,7 @@ from nnunet_brats_ext.brats import BACKGROUND
 from nnunet_brats_ext.storage.datasets import DatasetDescription
 from nnunet_brats_ext.storage.errors import UserError
 from nnunet_brats_ext.storage.json_files import JsonEntry
+from nnunet_brats_ext.storage.nnunet import fold_folders
 
 _NUMBER = r"nan|-?inf|-?\d+(?:\.\d*)?(?:e[-+]?\d+)?"
 _LINE = re.compile(
@@ -81,7 +82,7 @@ def read_model(folder: Path) -> TrainingRecord:
     folder = folder.resolve()
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of a trained model")
-    folds = [folder] if folder.name.startswith("fold_") else sorted(folder.glob("fold_*"))
+    folds = [folder] if folder.name.startswith("fold_") else list(fold_folders(folder).values())
     model = folder.parent if folder.name.startswith("fold_") else folder
     if not folds:
         raise UserError(f"{folder} holds no fold_*; give the folder that nnUNetv2_train wrote, Trainer__Plans__...")
