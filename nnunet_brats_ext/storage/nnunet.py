@@ -157,9 +157,9 @@ def fold_folders(model: Path) -> dict[str, Path]:
 
 
 def trained_folds(model: Path, checkpoint: str = FINAL) -> tuple[int, ...]:
-    """The numbered folds of a model's folder that hold a checkpoint of this name."""
+    """The numbered folds of a model's folder that hold a checkpoint of this name, which may be a pattern."""
     folds = fold_folders(model)
-    return tuple(int(fold) for fold, folder in folds.items() if fold != "all" and (folder / checkpoint).exists())
+    return tuple(int(fold) for fold, folder in folds.items() if fold != "all" and any(folder.glob(checkpoint)))
 
 
 def train_command(
